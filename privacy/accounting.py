@@ -53,7 +53,7 @@ class Budget:
     delta: float
 
     def __post_init__(self) -> None:
-        if not _is_number(self.epsilon) or self.epsilon < 0:
+        if self.epsilon != math.inf and (not _is_number(self.epsilon) or self.epsilon < 0):
             raise AccountingError(f"epsilon: expected 0 <= epsilon, got {self.epsilon!r}")
         check_delta(self.delta)
 
@@ -119,8 +119,11 @@ def merge(events: Iterable[Event]) -> tuple[Segment, ...]:
 
 
 @lru_cache(maxsize=256)
-def calibrate(budget: Budget, *, rate: float, steps: int) -> float:
-    """The least sigma whose `steps` releases stay inside `budget`, to 0.1 % of its epsilon."""
+def calibrate(budget: Budget, *, rate: float, steps: int, beside: tuple[Event, ...] = ()) -> float:
+    """The least sigma whose `steps` releases stay inside `budget`, to 0.1 % of its epsilon.
+
+    `beside` are events that the same budget has to pay for as well.
+    """
     if budget.epsilon == 0:
         raise AccountingError("epsilon: expected 0 < epsilon to calibrate, got 0")
     if not _is_number(rate) or not 0 < rate <= 1:
@@ -128,8 +131,10 @@ def calibrate(budget: Budget, *, rate: float, steps: int) -> float:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise AccountingError(f"steps: expected a whole number >= 1, got {steps!r}")
 
+    others = merge(beside)
+
     def excess(log_sigma: float, interval: float = _COARSE) -> float:
-        segments = ((math.exp(log_sigma), rate, steps),)
+        segments = tuple(sorted((*others, (math.exp(log_sigma), rate, steps))))
         return _pld_epsilon(segments, budget.delta, 1, interval) / budget.epsilon - 1
 
     low, high = 0.0, 0.0
