@@ -1,0 +1,66 @@
+"""Handwritten digits, 8x8 pixels, embedded: scikit-learn's 1,797 images need no files."""
+
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from client.tasks.columns import Category, Columns, Number
+from client.tasks.learning import (
+    classification_metrics,
+    cross_entropy,
+    linear,
+    probabilities,
+    seeded,
+)
+from client.tasks.reading import batches
+from client.tasks.task import Rows, Task, check_part
+
+CLASSES: Final = tuple(str(digit) for digit in range(10))
+COLUMNS: Final = Columns(
+    tuple(Number(f"pixel-{i}", 0, 16) for i in range(64)), Category("digit", CLASSES)
+)
+
+
+@cache
+def _rows(part: str) -> Rows:
+    images, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy((images / 8 - 1).astype(np.float32))
+    rows = Rows(x, torch.from_numpy(labels.astype(np.int64)))
+    if part == "all":
+        return rows
+    train, test = train_test_split(
+        np.arange(len(rows)), test_size=0.2, random_state=0, stratify=labels
+    )
+    return rows.take(train if part == "train" else test)
+
+
+def load(path: Path | None, part: str) -> Rows:
+    """The embedded rows; `path` is not looked at. Test is a fixed, stratified fifth."""
+    check_part(part)
+    return _rows(part)
+
+
+def task() -> Task:
+    """Softmax regression of 64 pixels (0..16, mapped to -1..1)."""
+    return Task(
+        name="digits",
+        kind="classification",
+        classes=CLASSES,
+        inputs=COLUMNS.features,
+        label="digit",
+        shape=(64,),
+        model=seeded(lambda: linear(64, 10)),
+        load=load,
+        read=batches,
+        encode=COLUMNS.encode,
+        loss=cross_entropy,
+        metrics=classification_metrics,
+        decode=probabilities,
+        embedded=True,
+        features=COLUMNS.features,
+    )
