@@ -1,0 +1,288 @@
+"""The ClientApp: a message in; judge, spend, train, release; a message out.
+
+What the coordinator asks is a request. The order is the guarantee: weights are checked, the policy
+judges, the ledger is spent and on disk, and only then is a row looked at.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.metrics import paid_metrics
+from client.release import Field, Paid, Public, Trusted, release
+from client.site import Site
+from client.tasks import Task, TaskError, task
+from client.training import train
+from privacy import noise
+from privacy.accounting import within
+from privacy.events import Event
+from privacy.heads import Head, HeadError
+from privacy.ledger import Entry, Exhausted, LedgerError
+from privacy.loading import PlanError, from_json
+from privacy.plan import Plan
+from privacy.policy import Refusal, judge
+from privacy.wire import Arrays, WireError, decode, digest, encode
+
+ARRAYS: Final = "arrays"
+REQUEST: Final = "request"
+REPLY: Final = "reply"
+STYPE: Final = "safetensors"
+_MOST_NORM: Final = 1e6
+
+
+class _Refused(Exception):
+    """A request that this site declines, with a code and nothing else."""
+
+    def __init__(self, code: str, *, status: str = "declined") -> None:
+        super().__init__(code)
+        self.code = code
+        self.status = status
+
+
+def make_app(resolve: Callable[[Context], Site]) -> ClientApp:
+    """The ClientApp of one process; `resolve` says which site a context belongs to."""
+    app = ClientApp()
+
+    @app.train()
+    def on_train(message: Message, context: Context) -> Message:
+        site = resolve(context)
+        return Message(_answer(site, message.content), reply_to=message)
+
+    @app.query()
+    def on_query(message: Message, context: Context) -> Message:
+        fields = release(
+            {"site": Public(resolve(context).name)}, ledger=None, trust_coordinator=False
+        )
+        return Message(RecordDict({REPLY: ConfigRecord(fields)}), reply_to=message)
+
+    return app
+
+
+def _answer(site: Site, content: RecordDict) -> RecordDict:
+    """The reply to a TRAIN request; whatever goes wrong leaves as a code, never as a text."""
+    asked: Mapping[str, Any] = content.config_records.get(REQUEST) or {}
+    try:
+        return _trained(site, content, asked)
+    except _Refused as refusal:
+        code, status = refusal.code, refusal.status
+    except Exception as error:  # noqa: BLE001 - an exception's text may hold data: only a code leaves
+        site.on_event("failed", error=type(error).__name__, where=_where(error))
+        code, status = "failed", "failed"
+    if code != "failed":
+        site.on_event(status, reason=code, run=asked.get("run"), round=asked.get("round"))
+    return _refusal(site, asked, status, code)
+
+
+def _trained(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> RecordDict:
+    run, number, plan, blob = _request(site, content, asked)
+    if site.paused():
+        raise _Refused("paused")
+    learning = _task(plan)
+    model = learning.model(plan.seed)
+    weights = _weights(model, blob, plan)
+    key = f"{run}/{number}/{digest(blob)}"
+    kept = site.replies.get(key)
+    if kept is not None:
+        site.on_event("resent", run=run, round=number)
+        return _reply(site, _unpack(kept), asked)
+    site.on_model(plan, run, number - 1, weights)
+    event = _judged(site, plan, number, run)
+    entries = _spend(site, plan, event, run, number)
+    _load(model, weights)
+    began = time.perf_counter()
+    rows = site.rows(learning)
+    trained = train(
+        model, rows, learning, plan, site=site.name, event=event, round=number, device=site.device
+    )
+    fields = _fields(plan, trained.update, entries, asked)
+    if plan.metrics:
+        _load(model, weights)
+        sums = paid_metrics(model, rows, learning, plan, device=site.device)
+        fields["metrics"] = Paid(json.dumps(sums), entries[1].event, entries[1])
+    values = release(fields, ledger=site.ledger, trust_coordinator=site.policy.trust_coordinator)
+    if event is not None:
+        values["sigma"] = release(
+            {"sigma": Public(event.sigma)}, ledger=None, trust_coordinator=False
+        )["sigma"]
+    if plan.unit == "record":  # un-noised replies are never kept on disk
+        site.replies.put(key, _pack(values))
+    seconds = round(time.perf_counter() - began, 3)
+    site.on_event("trained", run=run, round=number, steps=trained.steps, seconds=seconds)
+    return _reply(site, values, asked)
+
+
+def _request(
+    site: Site, content: RecordDict, asked: Mapping[str, Any]
+) -> tuple[str, int, Plan, bytes]:
+    run, number, text = asked.get("run"), asked.get("round"), asked.get("plan")
+    record = content.array_records.get(ARRAYS)
+    array = record.get("weights") if record is not None else None
+    if not isinstance(run, str) or not 0 < len(run) <= 64 or not isinstance(text, str):
+        raise _Refused("bad-request")
+    if isinstance(number, bool) or not isinstance(number, int) or asked.get("site") != site.name:
+        raise _Refused("bad-request")
+    if array is None or array.stype != STYPE or array.dtype != "uint8":
+        raise _Refused("bad-weights")
+    try:
+        plan = from_json(text)
+    except PlanError:
+        raise _Refused("bad-request") from None
+    if not 1 <= number <= plan.rounds:
+        raise _Refused("bad-request")
+    return run, number, plan, array.data
+
+
+def _task(plan: Plan) -> Task:
+    try:
+        return task(plan.task, plan.schema)
+    except TaskError:
+        raise _Refused("task-not-allowed") from None
+
+
+def _weights(model: torch.nn.Module, blob: bytes, plan: Plan) -> Arrays:
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    try:
+        weights = decode(blob, shapes)
+    except WireError:
+        raise _Refused("bad-weights") from None
+    if not noise.norm(list(weights.values())) <= _MOST_NORM:
+        raise _Refused("bad-weights")
+    return weights
+
+
+def _load(model: torch.nn.Module, weights: Arrays) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(weights[name].copy()))
+
+
+def _judged(site: Site, plan: Plan, number: int, run: str) -> Event | None:
+    """The event that this site accepts for the round, maybe with more noise than asked."""
+    ledger = site.ledger
+    events = ledger.merged() if ledger is not None else ()
+    verdict = judge(plan, site.policy, events, site=site.name)
+    if isinstance(verdict, Refusal):
+        raise _Refused(verdict.code)
+    return verdict.event
+
+
+def _spend(site: Site, plan: Plan, event: Event | None, run: str, number: int) -> tuple[Entry, ...]:
+    """Everything that the round pays for, on disk before a row is looked at."""
+    if plan.unit != "record" or event is None:
+        return ()
+    if site.ledger is None:
+        raise _Refused("ledger-untrusted")
+    events = (event, *plan.events_of_round(site.name)[1:])
+    limit = plan.limit_of(site.name)
+    if limit is not None and not within((*site.ledger.events(run), *events), limit):
+        raise _Refused("budget-exhausted")
+    try:
+        return site.ledger.spend_all(
+            events,
+            site.policy.budget,
+            run=run,
+            round=number,
+            plan=plan.digest,
+            records=site.policy.records_per_subject,
+        )
+    except Exhausted:
+        raise _Refused("budget-exhausted") from None
+    except LedgerError as error:
+        site.on_event("ledger", message=str(error))
+        raise _Refused("ledger-untrusted") from None
+
+
+def _fields(
+    plan: Plan, update: Arrays, entries: tuple[Entry, ...], asked: Mapping[str, Any]
+) -> dict[str, Field]:
+    if plan.unit == "record":
+        return {"update": Paid(encode(update, plan.wire), entries[0].event, entries[0])}
+    if plan.unit == "none":
+        return {"update": Trusted(encode(update, plan.wire))}
+    clip = asked.get("clip")
+    if not isinstance(clip, float) or not 0 < clip < _MOST_NORM:
+        raise _Refused("bad-request")
+    clipped, norm = noise.clip(list(update.values()), clip)
+    update = dict(zip(update, clipped, strict=True))
+    below = 0.5 if norm <= clip else -0.5
+    return {"update": Trusted(encode(update, plan.wire)), "below": Trusted(below)}
+
+
+def _reply(site: Site, values: Mapping[str, Any], asked: Mapping[str, Any]) -> RecordDict:
+    update = values["update"]
+    array = Array(dtype="uint8", shape=(len(update),), stype=STYPE, data=update)
+    others = {name: value for name, value in values.items() if name != "update"}
+    fields = _about(site, asked, "trained", "") | others
+    return RecordDict({ARRAYS: ArrayRecord({"update": array}), REPLY: ConfigRecord(fields)})
+
+
+def _refusal(site: Site, asked: Mapping[str, Any], status: str, code: str) -> RecordDict:
+    return RecordDict({REPLY: ConfigRecord(_about(site, asked, status, code))})
+
+
+def _about(site: Site, asked: Mapping[str, Any], status: str, code: str) -> dict[str, Any]:
+    """What every reply says beside its payload: all of it public, and checked at the door."""
+    run, number = asked.get("run"), asked.get("round")
+    fields: dict[str, Field] = {
+        "run": Public(run if isinstance(run, str) else ""),
+        "round": Public(number if isinstance(number, int) else 0),
+        "site": Public(site.name),
+        "status": Public(status),
+        "reason": Public(code),
+    }
+    if site.ledger is not None and code != "ledger-untrusted":
+        events = _merged(site.ledger.events(run)) if isinstance(run, str) else []
+        fields["events"] = Public(json.dumps(events))
+        proof = _proof(site, asked.get("head"))
+        if proof is not None:
+            fields["head"] = Public(proof)
+    return release(fields, ledger=site.ledger, trust_coordinator=False)
+
+
+def _proof(site: Site, head: object) -> str | None:
+    if not isinstance(head, str) or site.ledger is None:
+        return None
+    try:
+        said = json.loads(head)
+        if not site.check_head(said):
+            return None
+        last = Head.from_dict({"n": said["n"], "digest": said["digest"]})
+        return json.dumps(site.ledger.proof(last).to_dict())
+    except (ValueError, KeyError, TypeError, HeadError, LedgerError):
+        return None
+
+
+def _merged(events: tuple[Event, ...]) -> list[dict[str, Any]]:
+    """Equal events counted together, in the order in which they first came."""
+    counts: dict[tuple[str, float, float, int], int] = {}
+    for e in events:
+        key = (e.unit, e.sigma, e.rate, e.steps)
+        counts[key] = counts.get(key, 0) + e.count
+    return [Event(*key, count=count).to_dict() for key, count in counts.items()]
+
+
+def _pack(values: Mapping[str, Any]) -> bytes:
+    head = json.dumps({name: v for name, v in values.items() if name != "update"}).encode()
+    update: bytes = values["update"]
+    return len(head).to_bytes(8, "little") + head + update
+
+
+def _unpack(data: bytes) -> dict[str, Any]:
+    size = int.from_bytes(data[:8], "little")
+    values: dict[str, Any] = json.loads(data[8 : 8 + size])
+    return values | {"update": data[8 + size :]}
+
+
+def _where(error: BaseException) -> str:
+    """The innermost place of an exception: file and line, never its text."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    return f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}"

@@ -1,0 +1,93 @@
+"""A site: its name, its rules, its ledger, its rows; what the resident process holds."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from client.tasks import Rows, Task
+from privacy.ledger import Ledger
+from privacy.policy import Policy
+
+
+class SiteError(ValueError):
+    """A site that cannot be set up: one line for its operator."""
+
+
+class Replies(Protocol):
+    """Stored replies: what was paid for once is sent again, never drawn again."""
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def put(self, key: str, reply: bytes) -> None: ...
+
+
+@dataclass(slots=True)
+class LastReply:
+    """Keeps the last reply in memory: enough where a killed process pays again (simulations)."""
+
+    key: str = ""
+    reply: bytes | None = None
+
+    def get(self, key: str) -> bytes | None:
+        """The reply to this very request, if it was the last."""
+        return self.reply if key == self.key else None
+
+    def put(self, key: str, reply: bytes) -> None:
+        """Replace the reply kept."""
+        self.key, self.reply = key, reply
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReplies:
+    """Keeps the last replies as files: a restarted client sends again and does not spend again."""
+
+    folder: Path
+    write: Callable[[Path, bytes], None]
+    most: int = 4
+
+    def get(self, key: str) -> bytes | None:
+        """The reply to this very request, whole, or None."""
+        try:
+            return self._path(key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def put(self, key: str, reply: bytes) -> None:
+        """Write a reply in one step, then drop the oldest."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.write(self._path(key), reply)
+        kept = sorted(self.folder.glob("*.reply"), key=lambda p: p.stat().st_mtime)
+        for old in kept[: -self.most]:
+            old.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.reply"
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+@dataclass(slots=True)
+class Site:
+    """One data owner, as its own process sees it.
+
+    `rows(task)` gives the training rows; `ledger` is None only where nothing private may be asked;
+    `on_event(what, facts)` hears what happened, for the log, never a value of a record;
+    `on_model(plan_json, run, round, weights)` is given each released model that arrives.
+    """
+
+    name: str
+    policy: Policy
+    ledger: Ledger | None
+    rows: Callable[[Task], Rows]
+    replies: Replies = field(default_factory=LastReply)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    on_event: Callable[..., None] = _nothing
+    on_model: Callable[..., None] = _nothing
+    paused: Callable[[], bool] = lambda: False
+    check_head: Callable[[Any], bool] = lambda head: True

@@ -1,0 +1,99 @@
+"""Arrays as bytes: safetensors on the wire and on disk, checked against what is expected.
+
+Nothing here can run code: no pickle, no np.load. Half and quarter encodings happen after the noise,
+so that they are post-processing and cost no privacy.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+"""Named float32 arrays: the weights of a model, or an update of them."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+KINDS: Final = ("float32", "bfloat16", "int8")
+_SCALE: Final = "/scale"
+
+
+class WireError(ValueError):
+    """Bytes that are not the arrays expected; never holds a value of them."""
+
+
+def encode(arrays: Mapping[str, npt.NDArray[np.float32]], kind: str = "float32") -> bytes:
+    """Float32 arrays as safetensors bytes, in 4, 2 or 1 bytes a number."""
+    packed: dict[str, npt.NDArray[np.generic]] = {}
+    for name, array in arrays.items():
+        values = np.ascontiguousarray(array, dtype=np.float32)
+        if kind == "float32":
+            packed[name] = values
+        elif kind == "bfloat16":
+            packed[name] = _to_bfloat16(values)
+        elif kind == "int8":
+            packed[name], packed[name + _SCALE] = _to_int8(values)
+        else:
+            raise WireError(f"wire: expected one of {', '.join(KINDS)}, got {kind!r}")
+    data: bytes = save(packed)
+    return data
+
+
+def decode(data: bytes, shapes: Shapes, kind: str = "float32") -> Arrays:
+    """The arrays in `data`; WireError unless names, shapes, dtypes and values are as expected."""
+    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    if len(data) > 4 * count + 512 * len(shapes) + 65536:
+        raise WireError(f"expected about {4 * count} bytes, got {len(data)}")
+    try:
+        packed = load(data)
+    except (SafetensorError, KeyError, ValueError, OverflowError):
+        raise WireError("expected safetensors") from None
+    scales = {n + _SCALE for n in shapes} if kind == "int8" else set()
+    if set(packed) != set(shapes) | scales:
+        raise WireError(f"expected {len(shapes)} arrays by the model's names")
+    dtype = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}[kind]
+    arrays: Arrays = {}
+    for name, shape in shapes.items():
+        values = packed[name]
+        if values.shape != tuple(shape) or values.dtype != dtype:
+            raise WireError(f"{name}: expected {kind} of shape {tuple(shape)}")
+        if kind == "bfloat16":
+            values = _from_bfloat16(values)
+        elif kind == "int8":
+            scale = packed[name + _SCALE]
+            if scale.shape != (1,) or scale.dtype != np.float32:
+                raise WireError(f"{name}: expected one float32 scale")
+            values = values.astype(np.float32) * scale[0]
+        if not np.isfinite(values).all():
+            raise WireError(f"{name}: expected finite numbers")
+        arrays[name] = values
+    return arrays
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of encoded arrays: what a request's weights are known by."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    bits = values.view(np.uint32)
+    rounded = bits + 0x7FFF + ((bits >> 16) & 1)  # to nearest, ties to even
+    return (rounded >> 16).astype(np.uint16)
+
+
+def _from_bfloat16(values: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+def _to_int8(
+    values: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Stochastic rounding to 255 levels, unbiased (QSGD, Alistarh et al. 2017)."""
+    scale = np.float32(np.abs(values).max(initial=0.0) / 127) or np.float32(1)
+    draws = np.random.default_rng().random(values.shape, dtype=np.float32)
+    levels = np.floor(values / scale + draws).clip(-127, 127)
+    return levels.astype(np.int8), np.array([scale], dtype=np.float32)

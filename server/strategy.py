@@ -1,0 +1,137 @@
+"""Flower's messages to values and back, nothing more."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from privacy.events import Event, EventError
+from privacy.wire import Arrays, Shapes, WireError, decode
+
+ARRAYS: Final = "arrays"
+REQUEST: Final = "request"
+REPLY: Final = "reply"
+STYPE: Final = "safetensors"
+
+
+class ReplyError(ValueError):
+    """A reply that is not what was asked for: the site is named, the others' round stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one site is asked in one round; `head` is its last counter-signed head."""
+
+    run: str
+    round: int
+    site: str
+    plan: str
+    clip: float | None = None
+    head: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one site answered: trained with arrays and what paid for them, or why not."""
+
+    site: str
+    status: str
+    reason: str | None
+    events: tuple[Event, ...] = ()
+    sigma: float | None = None
+    arrays: Arrays | None = None
+    below: float | None = None
+    metrics: Mapping[str, float] | None = None
+    proof: Mapping[str, Any] | None = None
+    size: int = 0
+
+
+def ask(grid: Grid, node: int, request: Request, weights: bytes) -> Message:
+    """The TRAIN message of one site: the weights as one array of safetensors bytes."""
+    fields: dict[str, Any] = {
+        "run": request.run,
+        "round": request.round,
+        "site": request.site,
+        "plan": request.plan,
+    }
+    if request.clip is not None:
+        fields["clip"] = request.clip
+    if request.head is not None:
+        fields["head"] = json.dumps(request.head)
+    array = Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
+    content = RecordDict({ARRAYS: ArrayRecord({"weights": array}), REQUEST: ConfigRecord(fields)})
+    return grid.create_message(content, "train", node, str(request.round))
+
+
+def read(message: Message, request: Request, shapes: Shapes, wire: str) -> Answer:
+    """What a reply says; ReplyError for anything but a whole answer to this very request."""
+    site = request.site
+    if message.has_error():
+        return Answer(site, "failed", "no-answer")
+    content = message.content
+    fields = content.config_records.get(REPLY)
+    if fields is None or set(content) - {REPLY, ARRAYS}:
+        raise ReplyError("bad-reply")
+    status, reason = fields.get("status"), fields.get("reason")
+    if status not in ("trained", "declined", "failed") or not isinstance(reason, str):
+        raise ReplyError("bad-reply")
+    if fields.get("run") != request.run or fields.get("round") != request.round:
+        raise ReplyError("old-reply")
+    events = _events(fields.get("events", "[]"))
+    proof = _json(fields["head"]) if "head" in fields else None
+    sigma = fields.get("sigma")
+    answer = Answer(
+        site,
+        status,
+        reason or None,
+        events,
+        float(sigma) if isinstance(sigma, float) else None,
+        proof=proof,
+    )
+    if status != "trained":
+        return answer
+    record = content.array_records.get(ARRAYS)
+    array = record.get("update") if record is not None else None
+    if array is None or array.stype != STYPE or array.dtype != "uint8":
+        raise ReplyError("bad-update")
+    try:
+        arrays = decode(array.data, shapes, wire)
+    except WireError:
+        raise ReplyError("bad-update") from None
+    below = fields.get("below")
+    return replace(
+        answer,
+        arrays=arrays,
+        below=float(below) if isinstance(below, float) else None,
+        metrics=_metrics(fields.get("metrics", "{}")),
+        size=len(array.data),
+    )
+
+
+def _json(text: object) -> Any:
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        raise ReplyError("bad-reply") from None
+
+
+def _events(text: object) -> tuple[Event, ...]:
+    found = _json(text)
+    if not isinstance(found, list):
+        raise ReplyError("bad-reply")
+    try:
+        return tuple(Event.from_dict(one) for one in found)
+    except EventError:
+        raise ReplyError("bad-reply") from None
+
+
+def _metrics(text: object) -> dict[str, float]:
+    found = _json(text)
+    if not isinstance(found, dict) or not all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in found.values()
+    ):
+        raise ReplyError("bad-reply")
+    return {str(name): float(value) for name, value in found.items()}

@@ -1,0 +1,109 @@
+"""tacit-simulate: a whole federation in one process, from one command."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from privacy.environment import prepare
+
+EXIT = {"done": 0, "failed": 1, "budget": 3}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def simulate(
+    plan: Annotated[str, typer.Argument(help="A shipped plan's name, or the path of a TOML file.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the plan (repeatable)."),
+    ] = None,
+    sites: Annotated[int | None, typer.Option(help="The number of sites.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Fixes split and first weights, never the noise.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Where the task's files are.")] = None,
+    runs: Annotated[Path, typer.Option(help="Where run folders are kept.")] = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run --name.")] = False,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-reproducible", help="Noise from the seed: for debugging, NOT private."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+    ] = False,
+) -> None:
+    """Simulate a private federation: train, account and keep a run folder."""
+    from privacy.loading import load_plan
+    from server.folder import FolderError
+    from simulations.run import simulate as play
+    from simulations.showing import RunView, sentence
+
+    console = Console(quiet=as_json, stderr=False)
+    if resume and name is None:
+        raise FolderError("--resume: expected --name NAME beside it")
+    overrides = list(set_ or [])
+    overrides += [f"sites={sites}"] if sites is not None else []
+    overrides += [f"seed={seed}"] if seed is not None else []
+    chosen = load_plan(plan, overrides)
+    label = name or f"{chosen.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    _check_name(label)
+    with RunView(console) as view:
+        result = play(
+            chosen,
+            runs / label,
+            data=data,
+            resume=resume,
+            insecure=insecure,
+            on_start=view.start,
+            on_round=view.round,
+        )
+    told = sentence(result.summary)
+    if as_json:
+        typer.echo(json.dumps({**result.summary, "run": str(result.folder), "sentence": told}))
+    else:
+        console.print(told, highlight=False, soft_wrap=True)
+        console.print(f"The run is kept in {result.folder}", highlight=False, soft_wrap=True)
+        console.print("Its ledgers began with this run: they say nothing of earlier ones.")
+    raise typer.Exit(EXIT[result.outcome.reason])
+
+
+def _check_name(name: str) -> None:
+    from server.folder import FolderError
+
+    if not name or name.startswith(".") or "/" in name or len(name) > 100 or not name.isprintable():
+        raise FolderError(f"--name: expected a plain file name, got {name!r}")
+
+
+def main() -> Any:
+    """The command: bad input is one line and exit 2, a failure one line and exit 1."""
+    prepare()
+    from client.tasks import TaskError
+    from privacy.accounting import AccountingError
+    from privacy.ledger import LedgerError
+    from privacy.plan import PlanError
+    from server.checkpoint import CheckpointError
+    from server.folder import FolderError
+    from simulations.split import SplitError
+
+    bad_input = (PlanError, TaskError, SplitError, FolderError, AccountingError)
+    try:
+        app(prog_name="tacit-simulate")
+    except bad_input as error:
+        print(f"tacit-simulate: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (CheckpointError, LedgerError) as error:
+        print(f"tacit-simulate: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
