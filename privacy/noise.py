@@ -67,7 +67,7 @@ def uniform(shape: int | Sequence[int]) -> NDArray[np.float64]:
     """Independent uniform draws from [0, 1), multiples of 2^-53."""
     total = math.prod(shape) if isinstance(shape, Sequence) else shape
     bits: NDArray[np.uint64] = _bits(total, np.uint64) >> np.uint64(11)
-    return (bits * 2.0**-53).reshape(shape)
+    return np.asarray(bits * 2.0**-53, dtype=np.float64).reshape(shape)
 
 
 def norm(arrays: Sequence[NDArray[Any]]) -> float:
@@ -94,7 +94,7 @@ def clip(arrays: Sequence[NDArray[Any]], bound: float) -> tuple[list[NDArray[Any
         clipped = [(a * factor).astype(a.dtype) for a in arrays]
         if norm(clipped) <= bound:
             return clipped, before
-        factor *= 1 - 2.0**-20
+        factor *= 1 - 2.0**-23
 
 
 def grid(std: float) -> float:
@@ -156,11 +156,15 @@ def _stream() -> CipherContext:
 
 def _bits(count: int, dtype: type[Any]) -> NDArray[Any]:
     out = np.empty(count, dtype=dtype)
-    view, stream = memoryview(out).cast("B") if count else memoryview(b""), _stream()
+    view, stream = _bytes(out), _stream()
     for at in range(0, len(view), len(_ZEROS)):
         part = view[at : at + len(_ZEROS)]
         stream.update_into(memoryview(_ZEROS)[: len(part)], part)
     return out
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return array.view(np.uint8).data
 
 
 def _box_muller(out: NDArray[np.float32], std: float) -> None:
@@ -170,7 +174,7 @@ def _box_muller(out: NDArray[np.float32], std: float) -> None:
     for at in range(0, len(out), _CHUNK):
         part = out[at : at + _CHUNK]
         pairs = (len(part) + 1) // 2
-        stream.update_into(_ZEROS[: 16 * pairs], memoryview(bits)[: 2 * pairs].cast("B"))
+        stream.update_into(memoryview(_ZEROS)[: 16 * pairs], _bytes(bits)[: 16 * pairs])
         # 64 bits of u keep the tail: -2 ln(2^-65) = 9.5^2.
         radius = np.sqrt(-2 * np.log((bits[:pairs] + 0.5) * 2.0**-64)) * std
         angle = bits[pairs : 2 * pairs] * (2 * math.pi * 2.0**-64)

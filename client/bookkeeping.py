@@ -1,0 +1,130 @@
+"""Per-example clipping by book-keeping: one forward, one backward, one weighted sum a layer.
+
+Book-keeping (Bu et al., ICML 2023) keeps each layer's input a and output gradient g; from these
+pairs come the per-example norms and then, with the clip factors known, the clipped sum. Parameters
+carry no gradient meanwhile, so the backward is cheaper than that of ordinary training.
+
+Norms are taken of exactly what is summed. The "ghost norm" of sequences and images, which forms
+<a a', g g'>, is not used: crafted records whose terms cancel would make it too small.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from opacus.grad_sample import AbstractGradSampleModule
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
+
+from client.layers import Layer, ModelError, Part, layer_of, parts
+
+_log = logging.getLogger(__name__)
+
+
+class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
+    """A model that adds the clipped sum of its examples' gradients to `p.grad`.
+
+    It takes the place of Opacus' GradSampleModule before a DPOptimizerFastGradientClipping. An
+    example whose gradient is not finite contributes exactly zero.
+    """
+
+    def __init__(self, model: nn.Module, *, clip: float) -> None:
+        model.train()
+        errors = ModuleValidator.validate(model, strict=False)
+        if errors:
+            raise ModelError(f"model: expected one that Opacus supports: {errors[0]}")
+        super().__init__(model, batch_first=True, loss_reduction="sum")
+        self._clip = clip
+        self._tape: list[tuple[Layer, Tensor, Tensor, int]] = []
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        if not self._trained:
+            raise ModelError("model: expected parameters to train, got none")
+        self._layers: list[Layer] = []
+        self._attach(model)
+
+    def _attach(self, module: nn.Module) -> None:
+        if not any(p.requires_grad for p in module.parameters()):
+            return
+        own = any(p.requires_grad for p in module.parameters(recurse=False))
+        if not own:
+            for child in module.children():
+                self._attach(child)
+            return
+        layer = layer_of(module)
+        if layer.fallback:
+            _log.info("%s: per-example gradients by Opacus", type(module).__name__)
+        self._layers.append(layer)
+
+        def forward(x: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                out = layer.forward(x)
+                if not out.requires_grad:
+                    out.requires_grad_()
+                self._tape.append((layer, x.detach(), out, out._version))
+                return out
+            return layer.forward(x)
+
+        module.forward = forward
+
+    def remove_hooks(self) -> None:
+        """Give the model its own forward back."""
+        for layer in self._layers:
+            vars(layer.module).pop("forward", None)
+            vars(layer.module).pop("ft_compute_sample_grad", None)
+        self._layers.clear()
+
+    def accumulate(self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Add sum_i clip(gradient of loss_i) to `p.grad` of every trained parameter.
+
+        `loss` gives a loss per example [B]. Calling it for the parts of a batch adds up.
+        """
+        for p in self._trained:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if not len(x):
+            return
+        made = self._parts(x, y, loss)
+        square = torch.stack([part.square for part in made]).sum(0)
+        fine = torch.isfinite(square)
+        factors = torch.where(fine, self._clip / (square.sqrt() + 1e-6), 0.0).clamp(max=1.0)
+        broken = None if bool(fine.all()) else ~fine
+        for part in made:
+            for p, total in part.total(factors, broken):
+                p.grad.add_(total)  # type: ignore[union-attr]
+
+    def _parts(self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> list[Part]:
+        with self._recording():
+            losses = loss(self(x), y)
+            if losses.shape != (len(x),):
+                raise ModelError(f"loss: expected shape ({len(x)},), got {tuple(losses.shape)}")
+            tape = list(self._tape)
+            for layer, _, out, version in tape:
+                if out._version != version:
+                    raise ModelError(f"model: in-place operation on the output of {layer.name}")
+            if not tape:
+                raise ModelError("model: expected trained parameters to be used, got none")
+            gradients = torch.autograd.grad(
+                losses.sum(), [out for _, _, out, _ in tape], allow_unused=True
+            )
+        uses: dict[Layer, list[tuple[Tensor, Tensor]]] = {}
+        for (layer, a, _, _), g in zip(tape, gradients, strict=True):
+            if g is not None:
+                if len(a) != len(x) or len(g) != len(x):
+                    raise ModelError(f"model: expected the batch first in {layer.name}")
+                uses.setdefault(layer, []).append((a, g))
+        with torch.no_grad():
+            return parts(uses)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        self._tape.clear()
+        for p in self._trained:
+            p.requires_grad_(False)
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for p in self._trained:
+                p.requires_grad_(True)
+            self._tape.clear()

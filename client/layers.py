@@ -1,0 +1,304 @@
+"""Per-example gradients of each kind of layer, from its inputs and its output gradients.
+
+A `Part` is one layer's (or a group of layers' that share weights) share of the batch: the squared
+norms of its examples' gradients, then their weighted sum. Norm and sum are taken of the same
+numbers, in the same rounding, so that a factor made from the norm bounds what is summed.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+import torch
+from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
+from opacus.layers.dp_rnn import RNNLinear
+from torch import Tensor, nn
+from torch.nn import functional
+
+Uses = Sequence[tuple[Tensor, Tensor]]
+"""(input, output gradient) of every call of a layer in one forward, batch first."""
+
+_MOST: Final = 1 << 24
+"""Per-example gradients held at a time, in numbers; more are made again in chunks of examples."""
+_HUGE: Final = 1e30
+"""A factor of a product of squares above this counts as infinite, so that none can underflow."""
+
+
+class ModelError(ValueError):
+    """A model whose per-example gradients cannot be told apart, or that mixes examples."""
+
+
+class Layer(ABC):
+    """A module with trained parameters of its own."""
+
+    fallback: ClassVar[bool] = False
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module: Any = module
+        self.name = type(module).__name__
+        self.trained = [p for p in module.parameters() if p.requires_grad]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The module's own forward."""
+        out: Tensor = type(self.module).forward(self.module, x)
+        return out
+
+    @abstractmethod
+    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Each trained parameter's gradient per example [B, ...]."""
+
+    def part(self, uses: Uses) -> "Part":
+        """The part of a batch that this layer alone answers for."""
+        return Sampled([(self, a, g) for a, g in uses])
+
+
+class Part(ABC):
+    """Some parameters' share of a batch's per-example gradients."""
+
+    square: Tensor
+
+    @abstractmethod
+    def total(
+        self, factors: Tensor, broken: Tensor | None
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """sum_i factors_i * gradient_i; rows where `broken` count as zero whatever they hold."""
+
+
+class Sampled(Part):
+    """Per-example gradients as they are, in chunks of examples where they are many."""
+
+    def __init__(self, uses: Sequence[tuple[Layer, Tensor, Tensor]]) -> None:
+        self._uses = uses
+        self._rows = len(uses[0][1])
+        width = sum(p.numel() for p in {p for layer, _, _ in uses for p in layer.trained})
+        self._chunk = max(1, _MOST // width)
+        self._kept: Mapping[nn.Parameter, Tensor] | None = None
+        squares = []
+        for at in self._chunks():
+            made = self._made(at)
+            squares.append(
+                torch.stack([torch.linalg.vector_norm(s.flatten(1), dim=1) for s in made.values()])
+                .square_()
+                .sum(0)
+            )
+            if self._rows <= self._chunk:
+                self._kept = made
+        self.square = torch.cat(squares)
+
+    def _chunks(self) -> Iterator[slice]:
+        for start in range(0, self._rows, self._chunk):
+            yield slice(start, start + self._chunk)
+
+    def _made(self, at: slice) -> dict[nn.Parameter, Tensor]:
+        made: dict[nn.Parameter, Tensor] = {}
+        for layer, a, g in self._uses:
+            for p, sample in layer.samples(a[at], g[at]):
+                made[p] = made[p] + sample if p in made else sample
+        return made
+
+    def total(
+        self, factors: Tensor, broken: Tensor | None
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        totals: dict[nn.Parameter, Tensor] = {}
+        for at in self._chunks():
+            for p, sample in (self._kept or self._made(at)).items():
+                flat = sample.flatten(1)
+                if broken is not None:
+                    flat = flat.masked_fill(broken[at, None], 0)
+                part = (factors[at] @ flat).view_as(p)
+                totals[p] = totals[p] + part if p in totals else part
+        yield from totals.items()
+
+
+class Outer(Part):
+    """A Linear on vectors: the gradient is the outer product g a', of norm |g| |a|."""
+
+    def __init__(self, layer: Layer, a: Tensor, g: Tensor) -> None:
+        self._layer, self._a, self._g = layer, a, g
+        module = layer.module
+        self._weight: nn.Parameter = module.weight
+        self._bias: nn.Parameter | None = module.bias
+        length = torch.linalg.vector_norm(g, dim=1).square_()
+        width = torch.zeros_like(length)
+        if self._weight.requires_grad:
+            width += torch.linalg.vector_norm(a, dim=1).square_()
+        width = torch.where(width <= _HUGE, width, math.inf)
+        if self._bias is not None and self._bias.requires_grad:
+            width += 1
+        self.square = torch.where(length <= _HUGE, length, math.inf) * width
+
+    def total(
+        self, factors: Tensor, broken: Tensor | None
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        a, g = self._a, self._g
+        if broken is not None:
+            a, g = a.masked_fill(broken[:, None], 0), g.masked_fill(broken[:, None], 0)
+        if self._weight.requires_grad:
+            yield self._weight, (g * factors[:, None]).t() @ a
+        if self._bias is not None and self._bias.requires_grad:
+            yield self._bias, factors @ g
+
+
+class Lookup(Part):
+    """An Embedding: gradients of an example's equal tokens add up before the norm is taken."""
+
+    def __init__(self, layer: Layer, tokens: Tensor, g: Tensor) -> None:
+        self._weight: nn.Parameter = layer.module.weight
+        tokens, g = tokens.flatten(1), g.flatten(1, -2)
+        rows, vocabulary = len(tokens), len(self._weight)
+        keys = tokens + vocabulary * torch.arange(rows, device=tokens.device)[:, None]
+        found, place = torch.unique(keys, return_inverse=True)
+        self._g = g.new_zeros(len(found), g.shape[-1]).index_add_(
+            0, place.flatten(), g.flatten(0, 1)
+        )
+        self._row, self._token = found // vocabulary, found % vocabulary
+        if layer.module.padding_idx is not None:
+            self._g[self._token == layer.module.padding_idx] = 0
+        square = torch.linalg.vector_norm(self._g, dim=1).square_()
+        self.square = square.new_zeros(rows).index_add_(0, self._row, square)
+
+    def total(
+        self, factors: Tensor, broken: Tensor | None
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        g = self._g
+        if broken is not None:
+            g = g.masked_fill(broken[self._row, None], 0)
+        g = g * factors[self._row, None]
+        yield self._weight, torch.zeros_like(self._weight).index_add_(0, self._token, g)
+
+
+class Linear(Layer):
+    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        a, g = a.reshape(len(a), -1, a.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
+        yield from _affine(self.module, g.transpose(1, 2) @ a, g.sum(1))
+
+    def part(self, uses: Uses) -> Part:
+        if len(uses) == 1 and uses[0][0].dim() == 2:
+            return Outer(self, *uses[0])
+        if len(uses) > 1 and all(a.dim() == 2 for a, _ in uses):  # a recurrent cell: over time
+            uses = [(torch.stack([a for a, _ in uses], 1), torch.stack([g for _, g in uses], 1))]
+        return super().part(uses)
+
+
+class Convolution(Layer):
+    """Conv1d and Conv2d, by unfolding the input to one column an output pixel."""
+
+    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        conv, rows = self.module, len(a)
+        a = functional.pad(
+            a, conv._reversed_padding_repeated_twice, mode=_PADDING[conv.padding_mode]
+        )
+        kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
+        if a.dim() == 3:
+            a, kernel, stride, dilation = a[:, :, None], (1, *kernel), (1, *stride), (1, *dilation)
+        columns = functional.unfold(a, kernel, dilation=dilation, stride=stride)
+        g = g.reshape(rows, conv.groups, -1, columns.shape[-1])
+        columns = columns.view(rows, conv.groups, -1, columns.shape[-1])
+        weight = (g @ columns.transpose(2, 3)).view(rows, *conv.weight.shape)
+        yield from _affine(conv, weight, g.sum(3).flatten(1))
+
+
+_PADDING: Final = {
+    "zeros": "constant",
+    "reflect": "reflect",
+    "replicate": "replicate",
+    "circular": "circular",
+}
+
+
+class Embedding(Layer):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        if self.module.scale_grad_by_freq or self.module.max_norm is not None:
+            raise ModelError("model: expected an Embedding without max_norm or scale_grad_by_freq")
+
+    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        weight: nn.Parameter = self.module.weight
+        rows, (vocabulary, width) = len(a), weight.shape
+        keys = a.flatten(1) + vocabulary * torch.arange(rows, device=a.device)[:, None]
+        sample = g.new_zeros(rows * vocabulary, width)
+        sample.index_add_(0, keys.flatten(), g.reshape(-1, width))
+        sample = sample.view(rows, vocabulary, width)
+        if self.module.padding_idx is not None:
+            sample[:, self.module.padding_idx] = 0
+        yield weight, sample
+
+    def part(self, uses: Uses) -> Part:
+        return Lookup(self, *uses[0]) if len(uses) == 1 else super().part(uses)
+
+
+class Norm(Layer):
+    """LayerNorm and GroupNorm: the scale's gradient is g times the normalised input."""
+
+    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        norm = self.module
+        if isinstance(norm, nn.GroupNorm):
+            normal = functional.group_norm(a, norm.num_groups, None, None, norm.eps)
+            shape = (len(a), norm.num_channels, -1)
+            scaled, plain = (g * normal).reshape(shape).sum(2), g.reshape(shape).sum(2)
+        else:
+            normal = functional.layer_norm(a, norm.normalized_shape, None, None, norm.eps)
+            shape = (len(a), -1, *norm.normalized_shape)
+            scaled, plain = (g * normal).reshape(shape).sum(1), g.reshape(shape).sum(1)
+        yield from _affine(norm, scaled, plain)
+
+
+class ByOpacus(Layer):
+    """Any other layer, through Opacus' own samplers or else torch.func."""
+
+    fallback = True
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        if isinstance(module, nn.EmbeddingBag):  # Opacus drops its repeated tokens
+            raise ModelError("model: expected no EmbeddingBag (use Embedding and mean)")
+        self._sampler = GradSampleModule.GRAD_SAMPLERS.get(type(module))
+        if self._sampler is None:
+            try:
+                prepare_layer(module, batch_first=True)
+            except NotImplementedError as error:
+                raise ModelError(f"model: expected no {self.name}: {error}") from None
+            self._sampler = ft_compute_per_sample_gradient
+
+    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        for p, sample in self._sampler(self.module, [a], g).items():
+            if p.requires_grad:
+                yield p, sample
+
+
+def _affine(module: Any, weight: Tensor, bias: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    if module.weight.requires_grad:
+        yield module.weight, weight
+    if module.bias is not None and module.bias.requires_grad:
+        yield module.bias, bias
+
+
+_KINDS: Final[Mapping[type[nn.Module], type[Layer]]] = {
+    nn.Linear: Linear,
+    RNNLinear: Linear,
+    nn.Conv1d: Convolution,
+    nn.Conv2d: Convolution,
+    nn.Embedding: Embedding,
+    nn.LayerNorm: Norm,
+    nn.GroupNorm: Norm,
+}
+
+
+def layer_of(module: nn.Module) -> Layer:
+    """The layer that knows `module`; ModelError where there is none."""
+    return _KINDS.get(type(module), ByOpacus)(module)
+
+
+def parts(uses: Mapping[Layer, Uses]) -> list[Part]:
+    """The parts of a batch: a layer each, but those that share a parameter together."""
+    owners: dict[nn.Parameter, int] = {}
+    for layer in uses:
+        for p in layer.trained:
+            owners[p] = owners.get(p, 0) + 1
+    shared = [layer for layer in uses if any(owners[p] > 1 for p in layer.trained)]
+    made = [layer.part(pairs) for layer, pairs in uses.items() if layer not in shared]
+    if shared:
+        made.append(Sampled([(layer, a, g) for layer in shared for a, g in uses[layer]]))
+    return made

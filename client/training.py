@@ -1,0 +1,182 @@
+"""One round of learning at a site: exactly the noisy steps that were paid for, on Opacus' parts.
+
+A step draws every row with probability `rate`, sums the clipped gradients of the rows drawn, adds
+noise from `privacy.noise`, rounds to a public grid and divides by a public number (DP-SGD: Abadi et
+al. 2016). An empty batch takes its noisy step too. What the inner optimizer does with the noisy
+mean (weight decay, FedProx, momentum, Adam) depends on no row.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.optimizers import DPOptimizerFastGradientClipping
+from torch import Tensor, nn
+
+from client.bookkeeping import BookKeeping
+from client.tasks.task import Rows, Task
+from privacy import noise
+from privacy.events import Event
+from privacy.plan import Plan
+
+
+class TrainingError(ValueError):
+    """A round that cannot be trained as asked."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """What a round changed: new minus old weights by name, and the steps that were taken."""
+
+    update: dict[str, NDArray[np.float32]]
+    steps: int
+
+
+class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
+    """Opacus' optimizer of clipped sums, its noise from the system's entropy, on a public grid.
+
+    After `pre_step()`, `p.grad` is the noisy mean; `pull` is added only after it.
+    """
+
+    def __init__(self, *args: Any, pull: Callable[[], None] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pull = pull
+
+    def accumulate(self) -> None:
+        """Take the clipped sum that the model left in `p.grad`."""
+        for p in self.params:
+            p.summed_grad = p.grad if p.summed_grad is None else p.summed_grad + p.grad
+
+    def add_noise(self) -> None:
+        """Put each clipped sum, noised and rounded to the grid, into `p.grad`."""
+        std = self.noise_multiplier * self.max_grad_norm
+        step = noise.grid(std)
+        for p in self.params:
+            drawn = torch.from_numpy(noise.normal(tuple(p.shape), std)).to(p.device, p.dtype)
+            drawn += p.summed_grad
+            if step:
+                drawn.div_(step).round_().mul_(step)
+            p.grad = drawn
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One noisy step; then `pull`, which sees no row."""
+        if not self.pre_step():
+            return None
+        if self._pull is not None:
+            self._pull()
+        result: float | None = self.original_optimizer.step(closure)
+        return result
+
+
+def train(
+    model: nn.Module,
+    rows: Rows,
+    task: Task,
+    plan: Plan,
+    *,
+    site: str,
+    event: Event | None,
+    round: int,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int, NDArray[np.int64], Any], None] | None = None,
+) -> Trained:
+    """Train `model` in place for one round (from 1) and return what changed.
+
+    `event` is what was paid: its sigma, rate and steps are used, not the plan's; without an event
+    the steps are plain. `on_step(step, drawn rows, optimizer)` is called after every step, for
+    tests and audits.
+    """
+    if event is not None and event.unit != "record":
+        raise TrainingError(f"event: expected the unit record, got {event.unit}")
+    rate = plan.rate if event is None else event.rate
+    steps = plan.steps if event is None else event.steps * event.count
+    model.to(device).train()
+    x, y = rows.x.to(device), rows.y.to(device)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    old = {name: p.detach().clone() for name, p in named.items()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    inner = _optimizer(trained, plan)
+    optimizer = NoisyOptimizer(
+        inner,
+        noise_multiplier=0.0 if event is None else event.sigma,
+        max_grad_norm=1.0 if plan.clip is None else plan.clip,
+        expected_batch_size=rate * plan.rows_of(site),
+        pull=_proximal(trained, plan.mu) if plan.aggregation == "fedprox" else None,
+    )
+    with _summed(model, plan, event) as add:
+        for step in range(steps):
+            for group in inner.param_groups:
+                group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
+            drawn = noise.poisson(len(rows), rate)
+            optimizer.zero_grad(set_to_none=True)
+            batch = torch.from_numpy(drawn).to(device)
+            for part in torch.split(batch, plan.micro_batch or len(x) + 1):
+                add(x[part], y[part], task.loss)
+            optimizer.step()
+            if on_step is not None:
+                on_step(step, drawn, optimizer)
+    update = {
+        name: (value - old[name] if name in old else torch.zeros_like(value)).cpu().numpy()
+        for name, value in model.state_dict().items()
+    }
+    return Trained(update, steps)
+
+
+def rate_of(plan: Plan, step: int, steps: int) -> float:
+    """The learning rate of the run's global `step` (from 0) of `steps`."""
+    if plan.schedule == "cosine":
+        return plan.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return plan.lr
+
+
+def _optimizer(trained: list[nn.Parameter], plan: Plan) -> torch.optim.Optimizer:
+    if plan.optimizer == "adam":
+        return torch.optim.Adam(trained, lr=plan.lr, weight_decay=plan.l2)
+    momentum = plan.momentum if plan.optimizer == "momentum" else 0.0
+    return torch.optim.SGD(trained, lr=plan.lr, momentum=momentum, weight_decay=plan.l2)
+
+
+def _proximal(trained: list[nn.Parameter], mu: float) -> Callable[[], None]:
+    """FedProx (Li et al. 2020): the gradient of mu/2 |w - w_0|^2, which depends on no row."""
+    start = [p.detach().clone() for p in trained]
+
+    def pull() -> None:
+        with torch.no_grad():
+            for p, at in zip(trained, start, strict=True):
+                p.grad.add_(p - at, alpha=mu)  # type: ignore[union-attr]
+
+    return pull
+
+
+Add = Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], None]
+
+
+@contextmanager
+def _summed(model: nn.Module, plan: Plan, event: Event | None) -> Iterator[Add]:
+    """How a batch's gradient is added to `p.grad`: clipped by example; plainly without an event."""
+    if event is None:
+        yield partial(_plain, model)
+        return
+    if plan.clip is None:
+        raise TrainingError("clip: expected a value in a private plan, got nothing")
+    wrapped = BookKeeping(model, clip=plan.clip)
+    try:
+        yield wrapped.accumulate
+    finally:
+        wrapped.to_standard_module()
+
+
+def _plain(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    for p in model.parameters():
+        if p.requires_grad and p.grad is None:
+            p.grad = torch.zeros_like(p)
+    if len(x):
+        torch.autograd.backward(loss(model(x), y).sum())
