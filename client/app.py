@@ -7,6 +7,7 @@ judges, the ledger is spent and on disk, and only then is a row looked at.
 import json
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import torch
@@ -19,7 +20,6 @@ from client.site import Site
 from client.tasks import Task, TaskError, task
 from client.training import train
 from privacy import noise
-from privacy.accounting import within
 from privacy.events import Event
 from privacy.heads import Head, HeadError
 from privacy.ledger import Entry, Exhausted, LedgerError
@@ -91,8 +91,9 @@ def _trained(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Recor
         site.on_event("resent", run=run, round=number)
         return _reply(site, _unpack(kept), asked)
     site.on_model(plan, run, number - 1, weights)
-    event = _judged(site, plan, number, run)
-    entries = _spend(site, plan, event, run, number)
+    events = _judged(site, plan, number, run)
+    entries = _spend(site, plan, events, run, number)
+    event = events[0] if events else None
     _load(model, weights)
     began = time.perf_counter()
     rows = site.rows(learning)
@@ -161,26 +162,36 @@ def _load(model: torch.nn.Module, weights: Arrays) -> None:
             parameter.copy_(torch.from_numpy(weights[name].copy()))
 
 
-def _judged(site: Site, plan: Plan, number: int, run: str) -> Event | None:
-    """The event that this site accepts for the round, maybe with more noise than asked."""
+def _judged(site: Site, plan: Plan, number: int, run: str) -> tuple[Event, ...]:
+    """The events that this site accepts for the round, maybe with more noise than asked."""
     ledger = site.ledger
-    events = ledger.merged() if ledger is not None else ()
-    verdict = judge(plan, site.policy, events, site=site.name)
-    if isinstance(verdict, Refusal):
-        raise _Refused(verdict.code)
-    return verdict.event
-
-
-def _spend(site: Site, plan: Plan, event: Event | None, run: str, number: int) -> tuple[Entry, ...]:
-    """Everything that the round pays for, on disk before a row is looked at."""
-    if plan.unit != "record" or event is None:
-        return ()
-    if site.ledger is None:
+    if plan.unit == "record" and ledger is None:
         raise _Refused("ledger-untrusted")
-    events = (event, *plan.events_of_round(site.name)[1:])
-    limit = plan.limit_of(site.name)
-    if limit is not None and not within((*site.ledger.events(run), *events), limit):
-        raise _Refused("budget-exhausted")
+    try:
+        verdict = judge(
+            plan,
+            site.policy,
+            ledger.merged() if ledger is not None else (),
+            site=site.name,
+            round=number,
+            run=ledger.events(run) if ledger is not None else (),
+            rounds_today=ledger.rounds_on(_today()) if ledger is not None else 0,
+        )
+    except LedgerError as error:
+        site.on_event("ledger", message=str(error))
+        raise _Refused("ledger-untrusted") from None
+    if isinstance(verdict, Refusal):
+        site.on_event("judged", code=verdict.code, message=verdict.message)
+        raise _Refused(verdict.code)
+    return verdict.events
+
+
+def _spend(
+    site: Site, plan: Plan, events: tuple[Event, ...], run: str, number: int
+) -> tuple[Entry, ...]:
+    """Everything that the round pays for, on disk before a row is looked at."""
+    if not events or site.ledger is None:
+        return ()
     try:
         return site.ledger.spend_all(
             events,
@@ -195,6 +206,10 @@ def _spend(site: Site, plan: Plan, event: Event | None, run: str, number: int) -
     except LedgerError as error:
         site.on_event("ledger", message=str(error))
         raise _Refused("ledger-untrusted") from None
+
+
+def _today() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def _fields(

@@ -68,7 +68,7 @@ class KeptReplies:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.reply"
 
 
-def _nothing(*_: Any) -> None:
+def _nothing(*_: Any, **facts: Any) -> None:
     return None
 
 

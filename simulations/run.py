@@ -149,8 +149,7 @@ def summarise(
 
 def _site(plan: Plan, world: World, folder: Path, name: str) -> Site:
     """A simulated site: a ledger that starts fresh with the run, and the plan's limit as policy."""
-    limit = plan.limit_of(name)
-    policy = Policy.simulated(plan, limit)
+    policy = Policy.simulated(plan, plan.limit_of(name))
     ledger = _ledger(folder, name) if plan.unit == "record" else None
     return Site(name, policy, ledger, rows=lambda _: world.rows(name))
 

@@ -1,0 +1,111 @@
+"""The house keeps its walls: who imports what, who knows private names, how long files are."""
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("privacy", "client", "server", "simulations")
+MAY_IMPORT = {
+    "privacy": set(),
+    "client": {"privacy"},
+    "server": {"privacy"},
+    "simulations": {"privacy", "client", "server"},
+}
+NEVER = {
+    "privacy": {"torch", "opacus", "flwr"},
+    "client": set(),
+    "server": {"torch", "opacus"},
+    "simulations": set(),
+}
+ONLY_IN = {
+    "dp_accounting": {"privacy/accounting.py"},
+    "cryptography": {"privacy/identity.py", "privacy/certificates.py", "privacy/noise.py"},
+}
+PRIVATE_FLOWER = ("flwr.supercore", "flwr.superlink", "flwr.supernode", "flwr.common", "flwr.proto")
+MAY_KNOW_FLOWER = {"server/link.py", "client/agent.py", "simulations/grid.py"}
+COMPOSITION_ROOT = "server/app.py"
+
+
+def sources(package: str) -> Iterator[Path]:
+    yield from sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Every imported module of a file, and whether it stands at the top level."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in top
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or "", id(node) in top
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_what_its_trust_boundary_allows(package: str) -> None:
+    wrong = []
+    for path in sources(package):
+        where = path.relative_to(ROOT).as_posix()
+        for module, at_top in imports(path):
+            root = module.split(".")[0]
+            if root in PACKAGES and root != package and root not in MAY_IMPORT[package]:
+                lazy = where == COMPOSITION_ROOT and root == "client" and not at_top
+                if not lazy:
+                    wrong.append(f"{where} imports {module}")
+            if root in NEVER[package] and not (where == COMPOSITION_ROOT and not at_top):
+                wrong.append(f"{where} imports {module}")
+    assert not wrong
+
+
+def test_a_library_with_sharp_edges_is_known_by_its_own_files_only() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for package in PACKAGES
+        for path in sources(package)
+        for module, _ in imports(path)
+        if module.split(".")[0] in ONLY_IN
+        and path.relative_to(ROOT).as_posix() not in ONLY_IN[module.split(".")[0]]
+    ]
+    assert not wrong
+
+
+def test_flowers_private_names_are_known_in_one_file_a_side() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for package in PACKAGES
+        for path in sources(package)
+        for module, _ in imports(path)
+        if module.startswith(PRIVATE_FLOWER)
+        and path.relative_to(ROOT).as_posix() not in MAY_KNOW_FLOWER
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_package_that_python_finds_is_the_one_in_this_tree(package: str) -> None:
+    found = importlib.import_module(package).__file__
+    assert found is not None
+    assert Path(found).resolve().is_relative_to(ROOT)
+
+
+def test_no_helper_drawer_and_no_file_over_400_lines() -> None:
+    drawers = {"utils", "common", "config", "cli", "helpers", "misc"}
+    files = [p for package in (*PACKAGES, "tests", "benchmarks") for p in sources(package)]
+    assert not [p for p in files if p.stem in drawers or p.parent.name in drawers]
+    assert not [p for p in files if len(p.read_text(encoding="utf-8").splitlines()) > 400]
+
+
+def test_no_assertion_stands_in_the_product() -> None:
+    wrong = [
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in sources(package)
+        if any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(path.read_text("utf-8"))))
+    ]
+    assert not wrong
