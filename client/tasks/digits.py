@@ -22,7 +22,7 @@ from client.tasks.task import Rows, Task, check_part
 
 CLASSES: Final = tuple(str(digit) for digit in range(10))
 COLUMNS: Final = Columns(
-    tuple(Number(f"pixel-{i}", 0, 16) for i in range(64)), Category("digit", CLASSES)
+    tuple(Number(f"pixel_{i // 8}_{i % 8}", 0, 16) for i in range(64)), Category("target", CLASSES)
 )
 
 
@@ -52,7 +52,7 @@ def task() -> Task:
         kind="classification",
         classes=CLASSES,
         inputs=COLUMNS.features,
-        label="digit",
+        label=COLUMNS.label.name,
         shape=(64,),
         model=seeded(lambda: linear(64, 10)),
         load=load,

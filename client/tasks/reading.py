@@ -133,6 +133,20 @@ def folder_file(path: Path | None, task: str, *names: str) -> Path:
     raise TaskError(f"{path / names[0]}: expected a file of {task}, found none")
 
 
+def headed(path: Path, names: Sequence[str], comment: str | None = None) -> bool:
+    """Whether a text file begins with a header line (of some of `names`) or with a comment."""
+    if not path.is_file() or ".parquet" in path.suffixes:
+        return comment is None
+    try:
+        with _text(path) as file:
+            line = next(file, "")
+    except BROKEN:
+        return False
+    if comment is not None and line.startswith(comment):
+        return True
+    return bool({field.strip() for field in line.split(",")} & set(names))
+
+
 def _header(path: Path, delimiter: str, skip: int) -> list[str]:
     try:
         with _text(path) as file:

@@ -109,13 +109,13 @@ class Task:
 
 
 def builtin(rows: Rows, part: int, parts: int) -> Rows:
-    """Part 1..`parts` of an embedded task's rows: disjoint parts, which together are all rows."""
+    """Part 0..`parts`-1 of an embedded task's rows: disjoint parts, which together are all rows."""
     if not 1 <= parts <= len(rows):
         raise TaskError(f"builtin: expected 1 <= parts <= {len(rows)}, got {parts}")
-    if not 1 <= part <= parts:
-        raise TaskError(f"builtin: expected 1 <= part <= {parts}, got {part}")
+    if not 0 <= part < parts:
+        raise TaskError(f"builtin: expected 0 <= part < {parts}, got {part}")
     order = np.random.default_rng(0).permutation(len(rows))
-    return rows.take(np.array_split(order, parts)[part - 1])
+    return rows.take(np.array_split(order, parts)[part])
 
 
 def cap(rows: Rows, most: int) -> Rows:

@@ -1,0 +1,127 @@
+"""Adult census income (UCI): 14 columns of 48,842 people, who earns more than 50,000 dollars."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+
+from client.tasks.columns import Category, Columns, Number
+from client.tasks.learning import (
+    classification_metrics,
+    cross_entropy,
+    linear,
+    probabilities,
+    seeded,
+)
+from client.tasks.reading import batches, folder_file, headed, whole
+from client.tasks.task import Rows, Task, check_part
+
+NAMES: Final = (
+    *("age", "workclass", "fnlwgt", "education", "education-num", "marital-status"),
+    *("occupation", "relationship", "race", "sex", "capital-gain", "capital-loss"),
+    *("hours-per-week", "native-country", "income"),
+)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+COLUMNS: Final = Columns(
+    (
+        Number("age", 17, 90, knots=(22, 25, 28, 31, 35, 40, 45, 50, 55, 60, 65)),
+        Category(
+            "workclass",
+            _words(
+                "Private Self-emp-not-inc Self-emp-inc Federal-gov Local-gov State-gov "
+                "Without-pay Never-worked ?"
+            ),
+            other=True,
+        ),
+        Number("education-num", 1, 16, knots=(9, 10, 11, 13, 14, 15)),
+        Category(
+            "marital-status",
+            _words(
+                "Married-civ-spouse Divorced Never-married Separated Widowed "
+                "Married-spouse-absent Married-AF-spouse"
+            ),
+            other=True,
+        ),
+        Category(
+            "occupation",
+            _words(
+                "Tech-support Craft-repair Other-service Sales Exec-managerial Prof-specialty "
+                "Handlers-cleaners Machine-op-inspct Adm-clerical Farming-fishing "
+                "Transport-moving Priv-house-serv Protective-serv Armed-Forces ?"
+            ),
+            other=True,
+        ),
+        Category(
+            "relationship",
+            _words("Wife Own-child Husband Not-in-family Other-relative Unmarried"),
+            other=True,
+        ),
+        Category(
+            "race",
+            _words("White Asian-Pac-Islander Amer-Indian-Eskimo Other Black"),
+            other=True,
+        ),
+        Category("sex", ("Female", "Male"), other=True),
+        Number("capital-gain", 0, 100_000, log=True, knots=(5_100, 7_000)),
+        Number("capital-loss", 0, 5_000, log=True, knots=(1_800, 2_000)),
+        Number("hours-per-week", 1, 99, knots=(30, 40, 41, 50)),
+        Category("native-country", ("United-States", "?"), other=True),
+    ),
+    Category(
+        "income", ("<=50K", ">50K"), aliases=MappingProxyType({"<=50K.": "<=50K", ">50K.": ">50K"})
+    ),
+)
+"""Bounds and knots that common knowledge of ages, school years, hours and tax brackets gives."""
+
+
+def load(path: Path | None, part: str) -> Rows:
+    """The rows of a folder with adult.data and adult.test, or of one file (all of it, any part)."""
+    check_part(part)
+    if path is not None and path.is_file():
+        return _rows(path)
+    files = [
+        folder_file(path, "adult", name, f"{name}.gz")
+        for name in {"train": ["adult.data"], "test": ["adult.test"]}.get(
+            part, ["adult.data", "adult.test"]
+        )
+    ]
+    parts = [_rows(file) for file in files]
+    return Rows(torch.cat([rows.x for rows in parts]), torch.cat([rows.y for rows in parts]))
+
+
+def _rows(file: Path) -> Rows:
+    return whole(file, COLUMNS, read(file), first=1 + headed(file, NAMES, comment="|"))
+
+
+def read(path: Path) -> Iterator[Any]:
+    """Raw columns of a UCI file (whose first line may be a comment), of a CSV or Parquet file."""
+    if headed(path, NAMES):
+        return batches(path)
+    return batches(path, names=NAMES, skip=headed(path, NAMES, comment="|"))
+
+
+def task() -> Task:
+    """Logistic regression on the public categories and on numbers with public knots."""
+    return Task(
+        name="adult",
+        kind="classification",
+        classes=("<=50K", ">50K"),
+        inputs=tuple(column.name for column in COLUMNS.inputs),
+        label=COLUMNS.label.name,
+        shape=(COLUMNS.width,),
+        model=seeded(lambda: linear(COLUMNS.width, 2)),
+        load=load,
+        read=read,
+        encode=COLUMNS.encode,
+        loss=cross_entropy,
+        metrics=classification_metrics,
+        decode=probabilities,
+        features=COLUMNS.features,
+    )

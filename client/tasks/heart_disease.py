@@ -1,0 +1,126 @@
+"""Heart disease (UCI): 10 clinical values of 4 hospitals' patients, healthy or not.
+
+FLamby's protocol (Ogier du Terrail et al., NeurIPS 2022): without the columns slope, ca and thal,
+without rows that miss a value, and its split of each hospital's rows into train and test.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+
+from client.tasks.columns import Category, Columns, Number
+from client.tasks.learning import (
+    classification_metrics,
+    cross_entropy,
+    linear,
+    probabilities,
+    seeded,
+)
+from client.tasks.reading import batches, headed, whole
+from client.tasks.task import Rows, Task, TaskError, check_part
+
+HOSPITALS: Final = ("cleveland", "hungarian", "switzerland", "va")
+NAMES: Final = (
+    *("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak"),
+    *("slope", "ca", "thal", "num"),
+)
+COLUMNS: Final = Columns(
+    (
+        Number("age", 20, 90),
+        Number("sex", 0, 1),
+        Category("cp", ("1", "2", "3", "4")),
+        Number("trestbps", 80, 220),
+        Number("chol", 0, 600),
+        Number("fbs", 0, 1),
+        Category("restecg", ("0", "1", "2")),
+        Number("thalach", 60, 210),
+        Number("exang", 0, 1),
+        Number("oldpeak", -3, 7),
+    ),
+    Category(
+        "num",
+        ("healthy", "disease"),
+        aliases=MappingProxyType(
+            {"0": "healthy"} | {str(degree): "disease" for degree in range(1, 5)}
+        ),
+    ),
+)
+"""Ranges that clinicians would write down without seeing a patient of these hospitals."""
+
+
+def load(path: Path | None, part: str) -> Rows:
+    """The rows of a folder with all four hospitals' files or one of them, or of one such file."""
+    check_part(part)
+    hospitals = [_hospital(file, name, part) for name, file in _files(path)]
+    return Rows(
+        torch.cat([rows.x for rows in hospitals]),
+        torch.cat([rows.y for rows in hospitals]),
+        tuple(name for rows in hospitals for name in rows.site or ()),
+    )
+
+
+def _files(path: Path | None) -> list[tuple[str, Path]]:
+    if path is None:
+        raise TaskError("data: expected the folder of processed.<hospital>.data files, got none")
+    if path.is_file():
+        known = [name for name in HOSPITALS if name in path.name]
+        return [(known[0] if known else path.stem, path)]
+    files = [(name, path / f"processed.{name}.data") for name in HOSPITALS]
+    found = [(name, file) for name, file in files if file.is_file()]
+    if len(found) in (1, len(files)):
+        return found
+    missing = next(file for name, file in files if (name, file) not in found)
+    raise TaskError(
+        f"{missing}: expected the files of all four hospitals, or of one alone; found none"
+    )
+
+
+def _hospital(file: Path, name: str, part: str) -> Rows:
+    rows = whole(file, COLUMNS, read(file), first=1 + headed(file, NAMES), drop_missing=True)
+    rows = replace(rows, site=(name,) * len(rows))
+    if part == "all":
+        return rows
+    counts = np.bincount(rows.y.numpy(), minlength=2)
+    try:
+        train, test = train_test_split(
+            np.arange(len(rows)),
+            train_size=0.66,
+            test_size=1 - 0.66,
+            random_state=43,
+            shuffle=True,
+            stratify=rows.y.numpy() if counts.min() > 2 else None,
+        )
+    except ValueError as error:
+        raise TaskError(f"{file}: expected at least 2 complete rows to split") from error
+    return rows.take(train if part == "train" else test)
+
+
+def read(path: Path) -> Iterator[Any]:
+    """Raw columns of one hospital's file, or of a CSV file with a header or a Parquet file."""
+    return batches(path, names=None if headed(path, NAMES) else NAMES)
+
+
+def task() -> Task:
+    """Logistic regression on clinical values scaled by public bounds."""
+    return Task(
+        name="heart-disease",
+        kind="classification",
+        classes=("healthy", "disease"),
+        inputs=tuple(column.name for column in COLUMNS.inputs),
+        label=COLUMNS.label.name,
+        shape=(COLUMNS.width,),
+        model=seeded(lambda: linear(COLUMNS.width, 2)),
+        load=load,
+        read=read,
+        encode=COLUMNS.encode,
+        loss=cross_entropy,
+        metrics=classification_metrics,
+        decode=probabilities,
+        features=COLUMNS.features,
+    )
