@@ -9,11 +9,13 @@ Norms are taken of exactly what is summed. The "ghost norm" of sequences and ima
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from opacus.grad_sample import AbstractGradSampleModule
+from opacus.layers.dp_rnn import DPRNNBase
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
@@ -42,12 +44,16 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
             raise ModelError("model: expected parameters to train, got none")
         self._layers: list[Layer] = []
         self._attach(model)
+        # An in-place activation would overwrite the output whose gradient is asked for.
+        self._inplace = [m for m in model.modules() if getattr(m, "inplace", False) is True]
+        for module in self._inplace:
+            module.inplace = False
 
     def _attach(self, module: nn.Module) -> None:
         if not any(p.requires_grad for p in module.parameters()):
             return
         own = any(p.requires_grad for p in module.parameters(recurse=False))
-        if not own:
+        if not own or isinstance(module, DPRNNBase):  # which shows its cells' parameters as its own
             for child in module.children():
                 self._attach(child)
             return
@@ -73,6 +79,30 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
             vars(layer.module).pop("forward", None)
             vars(layer.module).pop("ft_compute_sample_grad", None)
         self._layers.clear()
+        for module in self._inplace:
+            module.inplace = True
+
+    def examine(self, like: Tensor) -> None:
+        """Refuse a model that mixes examples or moves them from the first dimension.
+
+        Opacus' validator knows modules by type; this runs the model on two made-up batches shaped
+        like `like`, of which no value is looked at, and compares what should not differ.
+        """
+        training = self.training
+        self.eval()
+        outs = []
+        for rows in (2, 3):
+            with self._recording():
+                try:
+                    outs.append(self(_made_up(rows, like)).detach())
+                except RuntimeError as error:
+                    raise ModelError(f"model: {str(error).splitlines()[0]}") from error
+                for layer, a, _, _ in self._tape:
+                    if len(a) != rows:
+                        raise ModelError(f"model: expected the batch first in {layer.name}")
+        self.train(training)
+        if not torch.allclose(outs[0], outs[1][:2], rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise ModelError("model: expected one that keeps examples apart, got one that mixes")
 
     def accumulate(self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Add sum_i clip(gradient of loss_i) to `p.grad` of every trained parameter.
@@ -128,3 +158,11 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
             for p in self._trained:
                 p.requires_grad_(True)
             self._tape.clear()
+
+
+def _made_up(rows: int, like: Tensor) -> Tensor:
+    row = torch.arange(rows).view(-1, *[1] * (like.dim() - 1))
+    if not like.is_floating_point():
+        return (row % 2).expand(rows, *like.shape[1:]).to(like.device, like.dtype)
+    values = torch.linspace(-1, 1, math.prod(like.shape[1:])).view(like.shape[1:])
+    return (values * (row + 0.5) * (-1) ** row).to(like.device, like.dtype)

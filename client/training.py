@@ -109,7 +109,7 @@ def train(
         expected_batch_size=rate * plan.rows_of(site),
         pull=_proximal(trained, plan.mu) if plan.aggregation == "fedprox" else None,
     )
-    with _summed(model, plan, event) as add:
+    with _summed(model, x, plan, event) as add:
         for step in range(steps):
             for group in inner.param_groups:
                 group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
@@ -158,7 +158,7 @@ Add = Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], None]
 
 
 @contextmanager
-def _summed(model: nn.Module, plan: Plan, event: Event | None) -> Iterator[Add]:
+def _summed(model: nn.Module, x: Tensor, plan: Plan, event: Event | None) -> Iterator[Add]:
     """How a batch's gradient is added to `p.grad`: clipped by example; plainly without an event."""
     if event is None:
         yield partial(_plain, model)
@@ -167,6 +167,7 @@ def _summed(model: nn.Module, plan: Plan, event: Event | None) -> Iterator[Add]:
         raise TrainingError("clip: expected a value in a private plan, got nothing")
     wrapped = BookKeeping(model, clip=plan.clip)
     try:
+        wrapped.examine(x)
         yield wrapped.accumulate
     finally:
         wrapped.to_standard_module()
