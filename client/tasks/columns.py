@@ -174,7 +174,7 @@ def _numbers(column: Any) -> tuple[Floats, Mask]:
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         values = np.asarray(pc.cast(column, pa.float64()).to_numpy(), dtype=np.float64)
         return np.where(np.isinf(values), np.nan, values), np.isinf(values)
-    texts, index = _distinct(column)
+    texts, index = distinct(column)
     read = np.array([_number(text) for text in texts], dtype=np.float64)
     values = read[index]
     wrong = np.isinf(values)
@@ -195,7 +195,7 @@ def _number(text: str | None) -> float:
 def _coded(
     column: Any, position: Callable[[str], int | None], unknown: int
 ) -> tuple[NDArray[np.int64], Mask]:
-    texts, index = _distinct(column)
+    texts, index = distinct(column)
     found = [None if text is None else position(text.strip()) for text in texts]
     codes = np.array([unknown if code is None else code for code in found], dtype=np.int64)
     gone = np.array(
@@ -219,7 +219,7 @@ def _position(known: Mapping[str, int], text: str) -> int | None:
     return known.get(str(int(value))) if math.isfinite(value) and value == int(value) else None
 
 
-def _distinct(column: Any) -> tuple[Sequence[str | None], NDArray[np.int64]]:
+def distinct(column: Any) -> tuple[Sequence[str | None], NDArray[np.int64]]:
     """The distinct values of a column as texts, and for each row the position of its value."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()

@@ -86,6 +86,7 @@ def whole(
     *,
     first: int = 2,
     drop_missing: bool = False,
+    delimiter: str = ",",
 ) -> Rows:
     """All rows of a file, whose first row is on line `first`; the first misfit refuses the file.
 
@@ -95,8 +96,10 @@ def whole(
     for table, batch in encoded(path, columns, tables):
         for misfit in batch.misfits:
             if not (drop_missing and misfit.absent):
-                where = place(path, done + misfit.row, first)
-                raise TaskError(f"{path}: {where}, column {misfit.column}: {misfit.expected}")
+                where = place(path, done + misfit.row, first, delimiter)
+                raise TaskError(
+                    f"{path}: {where}, column {misfit.column}: expected {misfit.expected}"
+                )
         if batch.y is None:
             raise TaskError(f"{path}: expected a column named {columns.label.name!r}, found none")
         xs.append(batch.x)
@@ -107,14 +110,14 @@ def whole(
     return Rows(torch.cat(xs), torch.cat(ys))
 
 
-def place(path: Path, row: int, first: int = 2) -> str:
+def place(path: Path, row: int, first: int = 2, delimiter: str = ",") -> str:
     """Where row `row` (from 0) of a file stands, in words; `first` is the line of row 0."""
     if ".parquet" in path.suffixes:
         return f"row {row + 1}"
     with _text(path) as file:
         for _ in range(first - 1):
             next(file, None)
-        reader = csv.reader(file)
+        reader = csv.reader(file, delimiter=delimiter)
         for number, _fields in enumerate(fields for fields in reader if fields):
             if number == row:
                 return f"line {reader.line_num + first - 1}"
