@@ -1,0 +1,373 @@
+"""Counts again what a run spent, from ledgers or counter-signed heads, and compares what was said.
+
+Pure. An account is one ledger's spending in one run: a site's, or the coordinator's where the unit
+is the client. Whatever the history claims, the figures here come from the events.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from privacy.accounting import spent
+from privacy.events import Event, EventError
+from privacy.plan import Plan, PlanError
+from privacy.reading import FEDERATION, SITE, Problem, Source
+
+TOLERANCE: Final = 1e-3
+"""How far a stated epsilon may lie from the recomputed one, and RDP below PLD."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One account after one round: what the round cost and what the run cost so far."""
+
+    round: int
+    status: str
+    reason: str | None
+    events: tuple[Event, ...]
+    epsilon_round: float
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What one ledger shows for one run; `derived` says what from: itself, or plan and heads."""
+
+    name: str
+    covers: tuple[str, ...]
+    derived: str
+    rows: tuple[Row, ...]
+    past: tuple[Event, ...]
+    run: tuple[Event, ...]
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The whole life of the ledger, other runs included."""
+        return self.past + self.run
+
+
+@dataclass(frozen=True, slots=True)
+class Reckoning:
+    """One run recounted, with everything that does not fit."""
+
+    accounts: tuple[Account, ...]
+    delta: float | None
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+
+def reckon(source: Source) -> Reckoning:
+    """Recount a run folder's accounts and hold the history, the ledgers and the plan together."""
+    plan = source.plan
+    problems = [*source.damage, *_chains(source)]
+    if plan is None:
+        return Reckoning((), None, tuple(problems), ())
+    problems += _digests(source)
+    if not plan.private:
+        return Reckoning((), None, tuple(problems), ())
+    notes: list[str] = []
+    if source.kind == FEDERATION and plan.unit == "record":
+        accounts = [_from_heads(source, plan, s, problems) for s in _sites(source)]
+    else:
+        accounts = [
+            _from_book(source, plan, name, covers, problems)
+            for name, covers in _payers(source, plan)
+        ]
+    for account in accounts:
+        problems += _against_history(source, plan, account, notes)
+        problems += _two_accountants(source, account, plan.delta_())
+    problems += _federation(source, accounts)
+    return Reckoning(tuple(accounts), plan.delta_(), tuple(problems), tuple(dict.fromkeys(notes)))
+
+
+def grouped(events: Iterable[Event], rounds: int = 1) -> tuple[Event, ...]:
+    """The same events `rounds` times over."""
+    return tuple(replace(event, count=event.count * rounds) for event in events)
+
+
+def _chains(source: Source) -> list[Problem]:
+    return [
+        Problem("ledger-broken", f"{source.name}/ledgers/{site}.jsonl", book.error)
+        for site, book in sorted(source.books.items())
+        if book.error is not None
+    ]
+
+
+def _digests(source: Source) -> list[Problem]:
+    """The plan that was read must be the one that the run and its ledgers name."""
+    found: list[Problem] = []
+    claimed = source.run.get("plan")
+    if isinstance(claimed, str) and claimed != source.plan_digest:
+        message = f"its digest is not {claimed[:16]}, which run.json names"
+        found.append(Problem("plan-changed", f"{source.name}/plan.toml", message))
+    for site, book in sorted(source.books.items()):
+        other = {e.plan for e in book.entries if e.run == source.run_id} - {source.plan_digest}
+        if other:
+            names = ", ".join(sorted(digest[:16] for digest in other))
+            message = f"spent under a plan of digest {names}, not under this run's plan.toml"
+            found.append(Problem("plan-changed", f"{source.name}/ledgers/{site}.jsonl", message))
+    return found
+
+
+def _sites(source: Source) -> list[str]:
+    """Every site that the history names or that has a ledger or heads here."""
+    return sorted(
+        {site for row in source.history for site in row["sites"]}
+        | set(source.heads)
+        | set(source.books)
+    )
+
+
+def _payers(source: Source, plan: Plan) -> list[tuple[str, tuple[str, ...]]]:
+    """Which ledger paid for whom: each site's for itself, or the coordinator's for all."""
+    sites = _sites(source)
+    if plan.unit == "record":
+        return [(site, (site,)) for site in sites]
+    named = {site for row in source.history for site in row["sites"]}
+    own = [name for name in source.books if name not in named] or ["coordinator"]
+    return [(name, tuple(s for s in sites if s in named)) for name in own[:1]]
+
+
+def _from_book(
+    source: Source, plan: Plan, name: str, covers: tuple[str, ...], problems: list[Problem]
+) -> Account:
+    book = source.books.get(name)
+    where = f"{source.name}/ledgers/{name}.jsonl"
+    entries = book.entries if book is not None else ()
+    mine = [e for e in entries if e.run == source.run_id]
+    said = {r["round"]: _said(r, covers) for r in source.history}
+    trained = {number for number, status in said.items() if status["status"] == "trained"}
+    if book is None and trained:
+        problems.append(Problem("ledger-missing", where, "there is no such ledger"))
+    if book is None or book.error is None:
+        for number in sorted(trained - {e.round for e in mine}):
+            message = f"round {number} was trained, but the ledger has no entry for it"
+            problems.append(Problem("entry-missing", where, message))
+    planned = plan.events_of_round(name)
+    rows: list[Row] = []
+    before: tuple[Event, ...] = ()
+    for number in sorted({*said, *(e.round for e in mine)}):
+        paid = tuple(e.event for e in mine if e.round == number)
+        status = said.get(number, {"status": "unfinished", "reason": None})
+        if status["status"] == "trained" and paid:
+            problems += _weaker(paid, planned, f"{where} round {number}")
+        rows.append(_row(number, status, before, paid, plan.delta_()))
+        before += paid
+    past = tuple(e.event for e in entries if e.run != source.run_id)
+    return Account(name, covers, "ledger", tuple(rows), past, before)
+
+
+def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) -> Account:
+    """The coordinator's side: the plan's events a round trained, and a head that grew by them."""
+    where = f"{source.name}/heads/{site}.jsonl"
+    heads = source.heads.get(site, ())
+    rows: list[Row] = []
+    before: tuple[Event, ...] = ()
+    reached, known = 0, {h["round"]: h["n"] for h in heads if h.get("run") == source.run_id}
+    for line in source.history:
+        if site not in line["sites"]:
+            continue
+        status, number = _said(line, (site,)), line["round"]
+        paid: tuple[Event, ...] = ()
+        if status["status"] == "trained":
+            paid = _claimed(plan, site, line["sites"][site], f"{where} round {number}", problems)
+            if number not in known:
+                message = f"round {number} was trained, but no head was counter-signed for it"
+                problems.append(Problem("entry-missing", where, message))
+            elif known[number] <= reached:
+                message = f"the head of round {number} holds no entry more than the one before"
+                problems.append(Problem("entry-missing", where, message))
+            reached = max(reached, known.get(number, reached))
+        rows.append(_row(number, status, before, paid, plan.delta_()))
+        before += paid
+    return Account(site, (site,), "plan and counter-signed heads", tuple(rows), (), before)
+
+
+def _claimed(
+    plan: Plan, site: str, said: Mapping[str, Any], where: str, problems: list[Problem]
+) -> tuple[Event, ...]:
+    """What a round released by the plan, or with the greater noise that the site chose."""
+    try:
+        first, *rest = plan.events_of_round(site)
+        if all(said.get(key) is not None for key in ("sigma", "rate", "steps")):
+            told = replace(
+                first, sigma=said["sigma"], rate=float(said["rate"]), steps=said["steps"]
+            )
+            problems += _weaker((told, *rest), (first, *rest), where)
+            first = told
+    except (PlanError, EventError) as error:
+        problems.append(Problem("event-unknown", where, str(error)))
+        return ()
+    return (first, *rest)
+
+
+def _weaker(paid: Sequence[Event], planned: Sequence[Event], where: str) -> list[Problem]:
+    """A ledger may show more noise than the plan asks, never another or a smaller release."""
+    for event in planned:
+        fits = any(
+            e.unit == event.unit
+            and e.rate <= event.rate * (1 + 1e-12)
+            and e.steps == event.steps
+            and e.sigma >= event.sigma * (1 - 1e-9)
+            for e in paid
+        )
+        if not fits:
+            got = "; ".join(f"sigma {e.sigma:g}, rate {e.rate:g}, {e.steps} steps" for e in paid)
+            message = (
+                f"the plan's release is sigma {event.sigma:g}, rate {event.rate:g}, "
+                f"{event.steps} steps; recorded: {got}"
+            )
+            return [Problem("event-differs", where, message)]
+    return []
+
+
+def _row(
+    number: int,
+    status: Mapping[str, Any],
+    before: tuple[Event, ...],
+    paid: tuple[Event, ...],
+    delta: float,
+) -> Row:
+    epsilon = spent(before + paid, delta)
+    return Row(
+        number,
+        str(status["status"]),
+        status.get("reason"),
+        paid,
+        max(0.0, epsilon - spent(before, delta)) if math.isfinite(epsilon) else epsilon,
+        epsilon,
+    )
+
+
+def _said(line: Mapping[str, Any], covers: Sequence[str]) -> Mapping[str, Any]:
+    """What the history says of an account in a round; of several sites, trained if any was."""
+    found = [line["sites"][site] for site in covers if site in line["sites"]]
+    if not found:
+        return {"status": "absent", "reason": None}
+    return next((one for one in found if one["status"] == "trained"), found[0])
+
+
+def _against_history(
+    source: Source, plan: Plan, account: Account, notes: list[str]
+) -> list[Problem]:
+    """Every epsilon that the history states, against the one recounted for that round."""
+    if account.name in source.books and source.books[account.name].error is not None:
+        return []  # said already, and nothing to compare with
+    found: list[Problem] = []
+    recounted = {row.round: row for row in account.rows}
+    once: tuple[Event, ...] = ()
+    for index, line in enumerate(source.history, start=1):
+        row = recounted.get(line["round"])
+        if row is None:
+            continue
+        if row.status == "trained":
+            once += row.events[: len(plan.events_of_round(account.name))]
+        for site in account.covers:
+            said = line["sites"].get(site)
+            if said is None:
+                continue
+            place = f"{source.name}/history.jsonl line {index}, {site}"
+            stated = said.get("epsilon")
+            if stated is None:
+                if said["status"] == "trained":
+                    found.append(Problem("epsilon-differs", place, "no epsilon is stated"))
+                continue
+            if abs(stated - row.epsilon) <= TOLERANCE:
+                pass
+            elif abs(stated - spent(once, plan.delta_())) <= TOLERANCE:
+                notes.append(
+                    f"{account.name}: rounds that were paid for and never completed are in the "
+                    "ledger and in this report's totals, not in the history's"
+                )
+            else:
+                message = f"epsilon {stated:.6g} is stated, recomputed is {row.epsilon:.6g}"
+                found.append(Problem("epsilon-differs", place, message))
+            found += _stated(said, row, plan, place)
+    return found
+
+
+def _stated(said: Mapping[str, Any], row: Row, plan: Plan, place: str) -> list[Problem]:
+    """The other figures of a trained site's line: cost of the round, delta, and the mechanism."""
+    if row.status != "trained" or not row.events:
+        return []
+    found: list[Problem] = []
+    marginal = said.get("epsilon_round")
+    alone = spent(row.events[: len(plan.events_of_round(place))], plan.delta_())
+    if marginal is not None and marginal > alone + TOLERANCE:
+        message = f"epsilon_round {marginal:.6g} is stated, the round by itself costs {alone:.6g}"
+        found.append(Problem("epsilon-differs", place, message))
+    if said.get("delta") is not None and said["delta"] != plan.delta_():
+        message = f"delta {said['delta']:g} is stated, the plan's is {plan.delta_():g}"
+        found.append(Problem("epsilon-differs", place, message))
+    for key in ("sigma", "rate", "steps"):
+        stated = said.get(key)
+        if stated is None or any(
+            math.isclose(stated, getattr(event, key), rel_tol=1e-9) for event in row.events
+        ):
+            continue
+        message = f"{key} {stated:g} is stated, paid for was {getattr(row.events[0], key):g}"
+        found.append(Problem("event-differs", place, message))
+    return found
+
+
+def _two_accountants(source: Source, account: Account, delta: float) -> list[Problem]:
+    pld, rdp = spent(account.run, delta), spent(account.run, delta, accountant="rdp")
+    if rdp >= pld - TOLERANCE:
+        return []
+    message = f"RDP gives {rdp:.6g}, less than PLD's {pld:.6g}: one of the two accountants is wrong"
+    return [Problem("accountants-disagree", f"{source.name}, {account.name}", message)]
+
+
+def _federation(source: Source, accounts: Sequence[Account]) -> list[Problem]:
+    """The history's federation total is the largest over the sites, never an average."""
+    found: list[Problem] = []
+    for index, line in enumerate(source.history, start=1):
+        stated = [s["epsilon"] for s in line["sites"].values() if s.get("epsilon") is not None]
+        total = line.get("epsilon")
+        if not stated or any(
+            source.books[a.name].error for a in accounts if a.name in source.books
+        ):
+            continue
+        so_far = [r.epsilon for a in accounts for r in a.rows if r.round == line["round"]]
+        most = max([*stated, *so_far], default=0.0)
+        if total is None or (
+            abs(total - most) > TOLERANCE and abs(total - max(stated)) > TOLERANCE
+        ):
+            message = f"epsilon {total} is stated, the largest over the sites is {most:.6g}"
+            place = f"{source.name}/history.jsonl line {index}"
+            found.append(Problem("epsilon-differs", place, message))
+    return found
+
+
+def lives(sources: Sequence[Source]) -> dict[str, tuple[Any, ...]]:
+    """Each ledger's entries over all sources: a grown copy takes the place of the shorter one.
+
+    Ledgers of one name that share no history (each simulation starts fresh ones) follow each other,
+    as the same people's data used twice.
+    """
+    books: dict[str, list[tuple[Any, ...]]] = {}
+    for source in sources:
+        for site, book in source.books.items():
+            chains = books.setdefault(site, [])
+            chain = tuple(book.entries)
+            for index, other in enumerate(chains):
+                short, long = sorted((chain, other), key=len)
+                if short == long[: len(short)]:
+                    chains[index] = long
+                    break
+            else:
+                chains.append(chain)
+    return {site: tuple(e for chain in chains for e in chain) for site, chains in books.items()}
+
+
+__all__ = [
+    "SITE",
+    "TOLERANCE",
+    "Account",
+    "Reckoning",
+    "Row",
+    "grouped",
+    "lives",
+    "reckon",
+]
