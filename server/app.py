@@ -1,18 +1,25 @@
-"""The ServerApp: the composition root, where values, files and Flower meet.
+"""The ServerApps: the composition root, where values, files and Flower meet.
 
 `client` is imported here alone, lazily: for the first weights and for evaluation on public data.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from flwr.app import Context
+from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from privacy.ledger import Ledger
 from privacy.plan import Plan
 from privacy.wire import Arrays
+from server.child import Child
 from server.federation import Job, Outcome, federate
+from server.folder import RunFolder
+from server.heads import HeadBook
+from server.summary import summarise
 
 Evaluate = Callable[[Arrays], Mapping[str, float]]
 
@@ -26,6 +33,65 @@ def make_app(job: Job, done: Callable[[Outcome], None]) -> ServerApp:
         done(federate(grid, job))
 
     return app
+
+
+def coordinate(
+    grid: Grid,
+    plan: Plan,
+    run: RunFolder,
+    *,
+    home: Path,
+    sign: Callable[[bytes], bytes],
+    sign_model: Callable[[Path], None] | None = None,
+    data: Path | None = None,
+    evaluates: bool = True,
+    timeout: float | None = None,
+    attempts: int = 3,
+    gather: Callable[[], None] = lambda: None,
+    on_round: Callable[[Mapping[str, Any]], None] = lambda line: None,
+    on_answer: Callable[[int, Any], None] = lambda number, answer: None,
+) -> tuple[Outcome, dict[str, Any]]:
+    """Play a plan with the sites of `grid` and write the run folder; this process stays lean.
+
+    `home` is the coordinator's folder (heads, its own ledger), `sign` its Ed25519 signature,
+    `gather` waits until enough sites are connected, `data` holds public test rows.
+    """
+    began = time.perf_counter()
+    ledger = None
+    if plan.unit == "client":
+        ledger = _own_ledger(home / "ledgers" / "coordinator.jsonl")
+    outcomes: list[Outcome] = []
+    with Child(plan, data, evaluates=evaluates) as child:
+        job = Job(
+            plan,
+            run,
+            child.initial(),
+            evaluate=child.evaluate if evaluates else None,
+            heads=HeadBook(home / "heads", run.id, run.path / "heads", sign),
+            ledger=ledger,
+            sign=sign_model,
+            gather=gather,
+            on_round=on_round,
+            on_answer=on_answer,
+            timeout=timeout,
+            attempts=attempts,
+        )
+        context = Context(
+            run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}
+        )
+        make_app(job, outcomes.append)(grid=grid, context=context)
+    (outcome,) = outcomes
+    summary = summarise(plan, outcome, time.perf_counter() - began)
+    run.write_summary(summary)
+    return outcome, summary
+
+
+def _own_ledger(path: Path) -> Ledger:
+    """The coordinator's own ledger, which pays where it adds the noise (unit "client")."""
+    if path.exists():
+        return Ledger.open(path)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Ledger.create(path, population="the sites of this coordinator")
 
 
 def initial_weights(plan: Plan) -> Arrays:
@@ -61,7 +127,7 @@ def evaluate_on(plan: Plan, rows: object) -> Evaluate:
         with torch.inference_mode():
             for name, parameter in model.named_parameters():
                 parameter.copy_(torch.from_numpy(weights[name]))
-            outputs = torch.cat([model(part) for part in rows.x.split(4096)])
+            outputs = torch.cat([model(part) for part in torch.split(rows.x, 4096)])
             return learning.metrics(outputs, rows.y)
 
     return evaluate

@@ -10,12 +10,11 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from privacy.loading import PlanError, load_plan
-from privacy.plan import Plan
+from privacy.loading import load_plan
+from privacy.plan import Plan, PlanError
 from server import checkpoint
 from server.checkpoint import CheckpointError, write_whole
 
@@ -132,14 +131,3 @@ class RunFolder:
         """Replace summary.json in one step."""
         text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
         write_whole(self.path / "summary.json", text.encode())
-
-
-def versions() -> dict[str, str]:
-    """The versions of what took part, for the record."""
-    found = {}
-    for name in ("tacit", "flwr", "torch", "opacus", "dp-accounting", "numpy", "cryptography"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found

@@ -112,11 +112,14 @@ def _moved(state: State, step: Arrays, plan: Plan) -> State:
     moving = velocity if velocity is not None else step
     rate = np.float32(plan.server_lr)
     weights = {name: a + rate * moving[name] for name, a in state.weights.items()}
-    mean = None
+    mean: Arrays | None = None
     if plan.average and state.mean is not None:
         # A running mean whose memory grows with the rounds and forgets the start.
         keep = np.float32(min(0.98, (state.round + 1) / (state.round + 10)))
-        mean = {name: keep * state.mean[name] + (1 - keep) * weights[name] for name in weights}
+        old = state.mean
+        mean = {
+            n: np.asarray(keep * old[n] + (1 - keep) * a, np.float32) for n, a in weights.items()
+        }
     return State(state.round + 1, weights, velocity, mean, state.clip)
 
 

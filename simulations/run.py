@@ -21,7 +21,8 @@ from privacy.policy import Policy
 from server.app import evaluate_on, initial_weights
 from server.app import make_app as server_app
 from server.federation import Job, Outcome
-from server.folder import FolderError, RunFolder, versions
+from server.folder import FolderError, RunFolder
+from server.summary import summarise
 from simulations.grid import LocalGrid
 from simulations.split import split
 
@@ -118,33 +119,6 @@ def simulate(
     summary = summarise(plan, outcome, time.perf_counter() - began, insecure=insecure)
     run.write_summary(summary)
     return Result(outcome, folder, summary)
-
-
-def summarise(
-    plan: Plan, outcome: Outcome, seconds: float, *, insecure: bool = False
-) -> dict[str, Any]:
-    """What a run reached and what it cost, for summary.json."""
-    last = outcome.history[-1] if outcome.history else None
-    epsilons: dict[str, float | None] = {}
-    for line in outcome.history:
-        epsilons |= {name: said["epsilon"] for name, said in line["sites"].items()}
-    private = plan.private and not insecure
-    return {
-        "task": plan.task,
-        "unit": plan.unit,
-        "private": private,
-        "insecure": insecure,
-        "rounds": last["round"] if last else 0,
-        "planned_rounds": plan.rounds,
-        "metrics": last["metrics"] if last else {},
-        "epsilon": (last["epsilon"] if last else 0.0) if plan.private else None,
-        "delta": plan.delta,
-        "sites": {name: {"epsilon": epsilon} for name, epsilon in sorted(epsilons.items())},
-        "seconds": round(seconds, 3),
-        "versions": versions(),
-        "reason": outcome.reason,
-        "detail": outcome.detail,
-    }
 
 
 def _site(plan: Plan, world: World, folder: Path, name: str) -> Site:
