@@ -52,7 +52,7 @@ class Request:
 def request(site: str, key: bytes, signing: bytes) -> bytes:
     """A certificate request in PEM, signed by both of the site's private keys."""
     check_name(site)
-    private = privateprivate_key(key)
+    private = private_key(key)
     der = spki(private.public_key())
     proof = sign(signing, _ENROL + site.encode() + b"\0" + der)
     value = bytes.fromhex(signing_public(signing)) + proof
@@ -122,7 +122,7 @@ class Certificate:
     @property
     def public_pem(self) -> bytes:
         """The public key in the form in which Flower registers a node."""
-        return serialization.load_der_publicprivate_key(self.key).public_bytes(
+        return serialization.load_der_public_key(self.key).public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
 

@@ -69,12 +69,6 @@ def public_of(key: bytes) -> bytes:
     return spki(private_key(key).public_key())
 
 
-def node_keys(key: bytes) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]:
-    """The key pair with which Flower authenticates a node."""
-    private = private_key(key)
-    return private, private.public_key()
-
-
 def private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     """The P-384 key in a PEM; IdentityError for anything else."""
     key = _load(pem)
@@ -83,7 +77,7 @@ def private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _signingprivate_key(pem: bytes) -> ed25519.Ed25519PrivateKey:
+def _signing_key(pem: bytes) -> ed25519.Ed25519PrivateKey:
     key = _load(pem)
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise IdentityError("key: expected an Ed25519 private key in PEM")
@@ -92,7 +86,7 @@ def _signingprivate_key(pem: bytes) -> ed25519.Ed25519PrivateKey:
 
 def _load(pem: bytes) -> object:
     try:
-        return serialization.load_pem_privateprivate_key(pem, password=None)
+        return serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise IdentityError("key: expected an unencrypted private key in PEM") from None
 
