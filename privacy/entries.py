@@ -7,7 +7,7 @@ A ledger holds spends and nothing else, `{"v", "n", "run", "round", "plan", "eve
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,7 +73,15 @@ def verify(path: Path | str) -> Verified:
     log = log_chain(log_path(path))
     with suppress(LedgerMissing), locked(log.path, write=False) as fd:
         log.refresh(fd)
-    return Verified(tuple(chain.rows), chain.head, tuple(log.rows) or None)
+    if log.rows and (lost := check_anchors(path, chain.rows, log.rows)):
+        raise LedgerError(path, lost, line=len(chain.rows) + 1)
+    return Verified(tuple(chain.rows), chain.head, told(log.rows) or None)
+
+
+def told(log: list[Note]) -> tuple[Note, ...]:
+    """The log without the salt, which guards what the entries' leaves tell outside."""
+    shown = [{k: v for k, v in note.details.items() if k != "salt"} for note in log]
+    return tuple(replace(note, details=kept) for note, kept in zip(log, shown, strict=True))
 
 
 def check_anchors(path: Path, entries: list[Entry], log: list[Note]) -> str | None:

@@ -27,6 +27,7 @@ from privacy.entries import (
     log_chain,
     log_path,
     note_body,
+    told,
     verify,
 )
 from privacy.events import Event
@@ -121,7 +122,7 @@ class Ledger:
     def notes(self) -> tuple[Note, ...]:
         """The log: created, contents, tail-dropped, acknowledged, recovered, policy, day."""
         with self._reading():
-            return tuple(self._log.rows)
+            return told(self._log.rows)
 
     def merged(self) -> tuple[Event, ...]:
         """All events, equal ones counted together: the same account as `events()`, and shorter."""

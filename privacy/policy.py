@@ -16,6 +16,7 @@ from privacy.rules import ANY, BUILTIN, UPDATE, Policy, PolicyError, load_policy
 
 __all__ = [
     "BUILTIN",
+    "EXHAUSTED",
     "Accepted",
     "Policy",
     "PolicyError",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 
+EXHAUSTED: Final = "budget-exhausted"
 _MOST_NOISE: Final = 10.0
 
 
@@ -77,7 +79,7 @@ def judge(
     try:
         events = _offer(plan, policy, spent, site, plan.rounds - round + 1)
     except (AccountingError, PlanError) as error:
-        return Refusal("budget-exhausted", f"no noise keeps the rounds left inside: {error}")
+        return Refusal(EXHAUSTED, f"no noise keeps the rounds left inside: {error}")
     if refusal := _bounded(policy, events):
         return refusal
     for past, limit, records in (
@@ -85,7 +87,7 @@ def judge(
         (run, plan.limit_of(site), 1),
     ):
         if limit is not None and not within((*past, *events), limit, records=records):
-            return Refusal("budget-exhausted", _over(past, events, limit, records))
+            return Refusal(EXHAUSTED, _over(past, events, limit, records))
     return Accepted(events[0], events)
 
 

@@ -1,0 +1,181 @@
+"""`tacit-privacy plan`: before a run, what it will cost each site and what will leave it."""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from privacy.accounting import Budget, spent
+from privacy.entries import verify
+from privacy.events import Event
+from privacy.forecast import Forecast, epsilons, forecast, sites_of
+from privacy.loading import load_plan
+from privacy.plan import Plan, SitePlan
+from privacy.policy import Policy, load_policy
+
+_SHOWN: Final = 20
+_COUNTED: Final = 1000
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("plan")(show)
+
+
+def show(
+    plan: Annotated[str, typer.Argument(help="A shipped plan's name, or the path of a TOML file.")],
+    policy: Annotated[Path | None, typer.Option(help="A site's policy to judge it by.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="A site's ledger to go on from.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the plan (repeatable)."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+    ] = False,
+) -> None:
+    """Epsilon after each round at each site, the round that would be refused, and what leaves."""
+    chosen = load_plan(plan, set_ or [])
+    rules = load_policy(policy) if policy is not None else None
+    past = verify(ledger).events if ledger is not None else ()
+    groups = _groups(chosen)
+    found = {own: forecast(chosen, sites[0], rules, past) for own, sites in groups.items()}
+    rounds = _rounds(chosen, _COUNTED if as_json else _SHOWN, list(found.values()))
+    work = [(own, number) for own in found for number in rounds] if chosen.private else []
+    counted: dict[SitePlan, list[tuple[int, float]]] = defaultdict(list)
+    for own, number in track(
+        work, "counting", console=Console(stderr=True), disable=not sys.stderr.isatty()
+    ):
+        counted[own] += epsilons(found[own], chosen.delta_(), [number])
+    if as_json:
+        sites = {
+            name: _facts(chosen, found[own], counted[own], rules, past)
+            for own, names in groups.items()
+            for name in names
+        }
+        typer.echo(json.dumps(_about(chosen) | {"sites": sites, "leaves": _leaves(found)}))
+    else:
+        _print(Console(), chosen, groups, found, counted, rules)
+
+
+def _groups(plan: Plan) -> dict[SitePlan, tuple[str, ...]]:
+    """Sites of the same terms share one account."""
+    groups: dict[SitePlan, tuple[str, ...]] = {}
+    for name in sites_of(plan):
+        own = SitePlan(None, plan.at(name).epsilon, plan.at(name).limit)
+        groups[own] = (*groups.get(own, ()), name)
+    return groups
+
+
+def _rounds(plan: Plan, most: int, found: list[Forecast]) -> list[int]:
+    """Every round, or, of a long run, so many of them with the last and those before a refusal."""
+    step = max(1, -(-plan.rounds // most))
+    chosen = set(range(step, plan.rounds + 1, step)) | {1, plan.rounds}
+    return sorted(chosen | {f.fits for f in found if f.fits})
+
+
+def _about(plan: Plan) -> dict[str, Any]:
+    return {
+        "plan": plan.digest,
+        "task": plan.task,
+        "unit": plan.unit,
+        "rounds": plan.rounds,
+        "delta": plan.delta,
+    }
+
+
+def _facts(
+    plan: Plan,
+    found: Forecast,
+    counted: list[tuple[int, float]],
+    rules: Policy | None,
+    past: tuple[Event, ...],
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "sigma": found.events[0].sigma if found.events else None,
+        "events": [event.to_dict() for event in found.events],
+        "rounds": [{"round": number, "epsilon": value} for number, value in counted],
+        "epsilon": counted[-1][1] if counted else None,
+        "limit": _limit(plan.limit_of(found.site)),
+        "refused": None,
+    }
+    if found.refusal is not None:
+        facts["refused"] = {
+            "round": found.refused,
+            "code": found.refusal.code,
+            "message": found.refusal.message,
+        }
+    if rules is not None and rules.budget is not None:
+        before = spent(past, rules.delta, records=rules.records_per_subject)
+        facts["policy"] = {**_limit(rules.budget), "spent": before}
+    return facts
+
+
+def _limit(budget: Budget | None) -> Any:
+    return None if budget is None else {"epsilon": budget.epsilon, "delta": budget.delta}
+
+
+def _leaves(found: dict[SitePlan, Forecast]) -> list[dict[str, Any]]:
+    first = next(iter(found.values()))
+    return [
+        {
+            "field": one.name,
+            "paid_by": None if one.event is None else one.event.to_dict(),
+            "data_independent": one.event is None and one.protected,
+            "why": one.why,
+        }
+        for one in first.leaves
+    ]
+
+
+def _print(
+    console: Console,
+    plan: Plan,
+    groups: dict[SitePlan, tuple[str, ...]],
+    found: dict[SitePlan, Forecast],
+    counted: dict[SitePlan, list[tuple[int, float]]],
+    rules: Policy | None,
+) -> None:
+    console.print(f"plan {plan.digest}", highlight=False, soft_wrap=True)
+    for own, names in groups.items():
+        one = found[own]
+        label = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} like it"
+        if plan.private:
+            title = f"{escape(label)}: sigma {one.events[0].sigma:.4g}"
+            console.print(title, highlight=False, soft_wrap=True)
+            table = Table(box=None, header_style="bold", pad_edge=False)
+            table.add_column("round", justify="right")
+            table.add_column(f"epsilon at delta {plan.delta:g}", justify="right")
+            for number, value in counted[own]:
+                if number <= one.fits:
+                    table.add_row(str(number), f"{value:.4f}")
+            console.print(table, highlight=False)
+        else:
+            console.print(f"{escape(label)}: no privacy is claimed; epsilon has no value")
+        if one.refusal is not None:
+            console.print(
+                f"round {one.refused} would be refused: {one.refusal.code} "
+                f"({escape(one.refusal.message)})",
+                highlight=False,
+                soft_wrap=True,
+            )
+        elif rules is not None:
+            console.print("the policy would accept every round", highlight=False)
+    console.print("what leaves in each round")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("field", "paid by", "what it is"):
+        table.add_column(name, overflow="fold")
+    for output in next(iter(found.values())).leaves:
+        event = output.event
+        paid = "data-independent" if output.protected else "NOT PROTECTED from the coordinator"
+        if event is not None:
+            paid = f"{event.steps} x Gaussian, sigma {event.sigma:.4g}, rate {event.rate:g}"
+        table.add_row(output.name, paid, output.why)
+    console.print(table, highlight=False)
