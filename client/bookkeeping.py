@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from opacus.grad_sample import AbstractGradSampleModule
@@ -45,7 +46,9 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         self._layers: list[Layer] = []
         self._attach(model)
         # An in-place activation would overwrite the output whose gradient is asked for.
-        self._inplace = [m for m in model.modules() if getattr(m, "inplace", False) is True]
+        self._inplace: list[Any] = [
+            m for m in model.modules() if getattr(m, "inplace", False) is True
+        ]
         for module in self._inplace:
             module.inplace = False
 
