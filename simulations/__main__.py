@@ -1,14 +1,14 @@
 """tacit-simulate: a whole federation in one process, from one command."""
 
 import json
-import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from privacy.command import run
 from privacy.environment import prepare
 
 EXIT = {"done": 0, "failed": 1, "budget": 3}
@@ -83,8 +83,8 @@ def _check_name(name: str) -> None:
         raise FolderError(f"--name: expected a plain file name, got {name!r}")
 
 
-def main() -> Any:
-    """The command: bad input is one line and exit 2, a failure one line and exit 1."""
+def main() -> None:
+    """Run the command."""
     prepare()
     from client.tasks import TaskError
     from privacy.accounting import AccountingError
@@ -94,15 +94,12 @@ def main() -> Any:
     from server.folder import FolderError
     from simulations.split import SplitError
 
-    bad_input = (PlanError, TaskError, SplitError, FolderError, AccountingError)
-    try:
-        app(prog_name="tacit-simulate")
-    except bad_input as error:
-        print(f"tacit-simulate: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (CheckpointError, LedgerError) as error:
-        print(f"tacit-simulate: {error}", file=sys.stderr)
-        sys.exit(1)
+    run(
+        app,
+        "tacit-simulate",
+        bad_input=(PlanError, TaskError, SplitError, FolderError, AccountingError),
+        failed=(CheckpointError, LedgerError),
+    )
 
 
 if __name__ == "__main__":

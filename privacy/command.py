@@ -1,0 +1,39 @@
+"""How every command ends: bad input is one line and exit 2, a failure one line and exit 1."""
+
+import os
+import sys
+from typing import NoReturn
+
+import click
+import typer
+
+
+def run(
+    app: typer.Typer,
+    name: str,
+    *,
+    bad_input: tuple[type[Exception], ...],
+    failed: tuple[type[Exception], ...] = (),
+) -> NoReturn:
+    """Run a Typer app as the command `name` and exit; the families of errors become one line."""
+    try:
+        code = app(prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        _end(name, error.format_message(), 2)
+    except click.Abort:
+        _end(name, "interrupted", 130)
+    except bad_input as error:
+        _end(name, str(error), 2)
+    except failed as error:
+        _end(name, str(error), 1)
+    except KeyboardInterrupt:
+        _end(name, "interrupted", 130)
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(name: str, message: str, code: int) -> NoReturn:
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
