@@ -77,13 +77,15 @@ class Number:
 class Category:
     """One of the public `values`, as one feature each; any other becomes the last one ("other").
 
-    `aliases` are further spellings. Without `other` an unknown or missing value does not fit.
+    `aliases` are further spellings. Without `other` an unknown or missing value does not fit. A
+    feature is 1 or 0, or where `signed` 1 or -1.
     """
 
     name: str
     values: tuple[str, ...]
     other: bool = False
     aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    signed: bool = False
 
     @property
     def width(self) -> int:
@@ -101,6 +103,8 @@ class Category:
         codes, gone = self.codes(column)
         unknown = codes == len(self.values)
         features = np.eye(len(self.values) + 1, dtype=np.float32)[codes][:, : self.width]
+        if self.signed:
+            features = 2 * features - 1
         if self.other:
             none = np.zeros_like(unknown)
             return features, none, none

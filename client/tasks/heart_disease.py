@@ -32,16 +32,16 @@ NAMES: Final = (
 )
 COLUMNS: Final = Columns(
     (
-        Number("age", 20, 90),
+        Number("age", 30, 80),
         Number("sex", 0, 1),
-        Category("cp", ("1", "2", "3", "4")),
-        Number("trestbps", 80, 220),
-        Number("chol", 0, 600),
+        Category("cp", ("1", "2", "3", "4"), signed=True),
+        Number("trestbps", 90, 200),
+        Number("chol", 100, 400),
         Number("fbs", 0, 1),
-        Category("restecg", ("0", "1", "2")),
-        Number("thalach", 60, 210),
+        Category("restecg", ("0", "1", "2"), signed=True),
+        Number("thalach", 80, 200),
         Number("exang", 0, 1),
-        Number("oldpeak", -3, 7),
+        Number("oldpeak", 0, 4),
     ),
     Category(
         "num",
