@@ -62,20 +62,23 @@ def log_path(path: Path) -> Path:
     return path.with_name(path.name + ".log")
 
 
-def verify(path: Path | str) -> Verified:
-    """Read and check a ledger file, which needs no log for it; LedgerError says line and field."""
+def verify(path: Path | str, *, log: bool = True) -> Verified:
+    """Check a ledger file, and its log where there is one; LedgerError says line and field."""
     path = Path(path)
     chain = ledger_chain(path)
     with locked(path, write=False) as fd:
         chain.refresh(fd)
     if chain.incomplete:
         raise LedgerError(path, chain.incomplete, line=len(chain.rows) + 1)
-    log = log_chain(log_path(path))
-    with suppress(LedgerMissing), locked(log.path, write=False) as fd:
-        log.refresh(fd)
-    if log.rows and (lost := check_anchors(path, chain.rows, log.rows)):
+    notes: list[Note] = []
+    if log:
+        beside = log_chain(log_path(path))
+        with suppress(LedgerMissing), locked(beside.path, write=False) as fd:
+            beside.refresh(fd)
+        notes = beside.rows
+    if notes and (lost := check_anchors(path, chain.rows, notes)):
         raise LedgerError(path, lost, line=len(chain.rows) + 1)
-    return Verified(tuple(chain.rows), chain.head, told(log.rows) or None)
+    return Verified(tuple(chain.rows), chain.head, told(notes) or None)
 
 
 def told(log: list[Note]) -> tuple[Note, ...]:

@@ -77,17 +77,17 @@ class Ledger:
     def create(cls, path: Path | str, *, population: str, durable: bool = True) -> "Ledger":
         """Start the ledger of a population that never released anything; never over another."""
         path = Path(path)
-        if not isinstance(population, str) or not 0 < len(population) <= 200:
-            raise LedgerError(path, f"population: expected 1 to 200 characters, got {population!r}")
         for taken in (path, log_path(path)):
             if taken.exists() or taken.is_symlink():
                 raise LedgerError(taken, "exists already; a ledger is never started again")
-        create_file(log_path(path), durable=durable)
-        details = {"population": population, "salt": secrets.token_hex(32)}
-        with locked(log_path(path), write=True) as fd:
-            body = note_body("created", _now(), 0, ZERO, details)
-            log_chain(log_path(path)).append(fd, [body], durable=durable)
+        _create_log(path, population, durable=durable)
         create_file(path, durable=durable)
+        return cls.open(path, durable=durable)
+
+    @classmethod
+    def with_new_log(cls, path: Path, *, population: str, durable: bool = True) -> "Ledger":
+        """The same entries under a new log and salt, where the old log is lost: for recovery."""
+        _create_log(path, population, durable=durable)
         return cls.open(path, durable=durable)
 
     @classmethod
@@ -239,8 +239,7 @@ class Ledger:
         """Mark everything as spent: an entry without noise, whose epsilon is infinite."""
         unit = self._chain.rows[0].event.unit if self._chain.rows else "record"
         event = Event(unit, 0.0, 1.0, 1, 1)
-        self.spend(event, None, run=FULLY_SPENT, round=0, plan=FULLY_SPENT)
-        self.note("recovered", reason=reason, result=FULLY_SPENT)
+        self.spend(event, None, run=FULLY_SPENT, round=0, plan=reason)
 
     def _supports(self, head: Head) -> bool:
         return head.n < len(self._heads) and self._heads[head.n] == head
@@ -296,6 +295,16 @@ class Ledger:
         except ValueError as error:
             raise LedgerError(self._log.path, str(error)) from error
         self._log.append(log_fd, [body], durable=self.durable)
+
+
+def _create_log(path: Path, population: str, *, durable: bool) -> None:
+    if not isinstance(population, str) or not 0 < len(population) <= 200:
+        raise LedgerError(path, f"population: expected 1 to 200 characters, got {population!r}")
+    log = log_chain(log_path(path))
+    create_file(log.path, durable=durable)
+    details = {"population": population, "salt": secrets.token_hex(32)}
+    with locked(log.path, write=True) as fd:
+        log.append(fd, [note_body("created", _now(), 0, ZERO, details)], durable=durable)
 
 
 def _now() -> str:

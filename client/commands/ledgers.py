@@ -1,0 +1,214 @@
+"""`data`, `ledger` and `budget`: the people in the data, what was spent of them, what is left."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from client import populations
+from client.asked import asked
+from client.populations import Population, PopulationError, choose
+from privacy.accounting import Budget, spent
+from privacy.forecast import rounds_that_fit
+from privacy.identity import verify
+from privacy.ledger import Ledger
+from privacy.loading import load_plan
+from privacy.plan import Plan
+from privacy.policy import Accepted, Policy, judge, load_policy
+from privacy.recovery import Known, RecoveryError, known_events, recover
+
+Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", help="The policy, if it is not DIR/policy.toml.")
+]
+Name = Annotated[
+    str | None, typer.Option("--population", help="Which population, where there are several.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+HERE = Path()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    data = typer.Typer(help="The people in this site's data.", no_args_is_help=True)
+    data.command("add")(add)
+    data.command("list")(list_)
+    app.add_typer(data, name="data")
+    ledger = typer.Typer(help="Repair what happened to a ledger.", no_args_is_help=True)
+    ledger.command("acknowledge")(acknowledge)
+    ledger.command("recover")(recover_)
+    app.add_typer(ledger, name="ledger")
+    app.command()(budget)
+
+
+def add(
+    name: Annotated[str, typer.Argument(help="A name for the people in the data, for good.")],
+    ledger: Annotated[Path, typer.Option(help="Where their ledger is, or is to be made.")],
+    data: Annotated[Path | None, typer.Option(help="Where their rows lie.")] = None,
+    directory: Dir = HERE,
+) -> None:
+    """Give the people in the data their name and their ledger, once and for all runs."""
+    opened, found = populations.add(directory, name, ledger, data)
+    what = f"found, with {opened.head.n} entries" if found else "made; nothing was spent yet"
+    typer.echo(f"{name}: ledger {opened.path} {what}")
+
+
+def list_(directory: Dir = HERE, as_json: Json = False) -> None:
+    """Show the populations of this site."""
+    kept = populations.known(directory)
+    if as_json:
+        facts = [{"name": p.name, "ledger": p.ledger, "data": p.data} for p in kept]
+        typer.echo(json.dumps({"populations": facts}))
+        return
+    for one in kept:
+        typer.echo(f"{one.name}: ledger {one.ledger}, data {one.data or 'as given at run'}")
+
+
+def acknowledge(
+    directory: Dir = HERE,
+    name: Name = None,
+    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "by the operator",
+) -> None:
+    """Go on with a ledger that lost entries, such as a restored copy: logged, for good."""
+    ledger = Ledger.open(Path(choose(directory, name=name).ledger))
+    head = ledger.acknowledge(reason)
+    typer.echo(
+        f"{ledger.path}: goes on from {head.n} entries. What a lost copy spent after them is "
+        "not counted here; the log says so."
+    )
+
+
+def recover_(
+    directory: Dir = HERE,
+    name: Name = None,
+    record: Annotated[
+        list[Path] | None,
+        typer.Option(help="A coordinator's heads/SITE.jsonl of this site (repeatable)."),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="A further coordinator's verifying key: its hex, or a file with it."),
+    ] = None,
+) -> None:
+    """Rebuild a lost ledger from the coordinators' records, or open one marked fully spent."""
+    population = choose(directory, name=name)
+    found = _known(directory, record or [], key or [])
+    ledger = recover(Path(population.ledger), population=population.name, known=found)
+    notes = [note for note in ledger.notes() if note.what == "recovered"]
+    typer.echo(f"{ledger.path}: {notes[-1].details['result']}")
+
+
+def budget(
+    directory: Dir = HERE,
+    policy: PolicyFile = None,
+    plan: Annotated[
+        str | None, typer.Option(help="A plan's name or file; else every plan that was asked.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What was spent of each population, what is left, how many more rounds of a plan fit."""
+    rules = load_policy(policy or directory / "policy.toml")
+    plans = [load_plan(plan)] if plan is not None else [one.plan for one in asked(directory)]
+    kept = populations.known(directory)
+    if not kept:
+        raise PopulationError(f"{directory}: knows no data yet; expected `tacit-client data add`")
+    facts = [_balance(one, rules, plans, directory) for one in kept]
+    if as_json:
+        typer.echo(json.dumps({"populations": facts}))
+    else:
+        _print(Console(), facts)
+
+
+def _known(directory: Path, records: Sequence[Path], keys: Sequence[str]) -> Known | None:
+    if not records:
+        return None
+    from client.trust import OWN, known_keys  # imports torch, which nothing else here needs
+
+    trusted = [key for key, whose in known_keys(directory, keys).keys.items() if whose != OWN]
+    if not trusted:
+        raise RecoveryError("expected --key with the coordinator's verifying key")
+
+    def signed(payload: bytes, signature: bytes) -> bool:
+        return any(verify(key, payload, signature) for key in trusted)
+
+    return known_events([_lines(path) for path in records], signed)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise RecoveryError(f"{path}: expected a JSON object a line ({error})") from None
+    if not all(isinstance(line, dict) for line in lines):
+        raise RecoveryError(f"{path}: expected a JSON object a line")
+    return lines
+
+
+def _balance(
+    population: Population, rules: Policy, plans: Sequence[Plan], directory: Path
+) -> dict[str, Any]:
+    ledger = populations.open_ledger(population)
+    past, records = ledger.merged(), rules.records_per_subject
+    used = spent(past, rules.delta, records=records)
+    site = directory.absolute().name
+    return {
+        "population": population.name,
+        "ledger": population.ledger,
+        "entries": ledger.head.n,
+        "trusted": ledger.trusted(),
+        "epsilon": rules.epsilon,
+        "delta": rules.delta,
+        "records": records,
+        "spent": used,
+        "left": max(0.0, rules.epsilon - used),
+        "plans": [_fit(one, rules, ledger, site) for one in plans if one.unit == "record"],
+    }
+
+
+def _fit(plan: Plan, rules: Policy, ledger: Ledger, site: str) -> dict[str, Any]:
+    past = ledger.merged()
+    verdict = judge(plan, rules, past, site=site)
+    taken = isinstance(verdict, Accepted)
+    events = verdict.events if isinstance(verdict, Accepted) else plan.events_of_round(site)
+    limit = rules.budget or Budget(rules.epsilon, rules.delta)
+    rounds = rounds_that_fit(
+        past, events, limit, records=rules.records_per_subject, most=max(plan.rounds, 1000)
+    )
+    return {
+        "plan": plan.digest,
+        "task": plan.task,
+        "rounds": plan.rounds,
+        "rounds_left": rounds,
+        "sigma": events[0].sigma,
+        "accepted": taken,
+        "code": "" if isinstance(verdict, Accepted) else verdict.code,
+    }
+
+
+def _print(console: Console, facts: Sequence[dict[str, Any]]) -> None:
+    for one in facts:
+        group = f" for {one['records']} records of a person" if one["records"] > 1 else ""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in ("population", "entries", "spent", "of", "left", "delta"):
+            table.add_column(name, justify="left" if name == "population" else "right")
+        table.add_row(
+            escape(one["population"]),
+            str(one["entries"]),
+            f"{one['spent']:.4f}",
+            f"{one['epsilon']:g}",
+            f"{one['left']:.4f}",
+            f"{one['delta']:g}{group}",
+        )
+        console.print(table, highlight=False)
+        if not one["trusted"]:
+            console.print("its log remembers more than it holds: `tacit-client ledger acknowledge`")
+        for plan in one["plans"]:
+            more = f"{plan['rounds_left']} more rounds of {plan['task']} {plan['plan'][:12]} fit"
+            state = "" if plan["accepted"] else f"; as it stands: {plan['code']}"
+            console.print(f"{more} (it has {plan['rounds']}){state}", highlight=False)

@@ -1,0 +1,233 @@
+"""`policy new`, `plans`, `approve`, `deny`: what is asked of a site, and what its owner allows."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from client import asked, populations
+from client.store import write
+from privacy.accounting import spent
+from privacy.events import Event
+from privacy.forecast import Forecast, epsilons, forecast
+from privacy.plan import Plan
+from privacy.policy import Policy, PolicyError, load_policy, parse_policy
+
+Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", help="The policy, if it is not DIR/policy.toml.")
+]
+Hash = Annotated[str, typer.Argument(metavar="HASH", help="The plan's hash, or its beginning.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+HERE = Path()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help="This site's own limits.", no_args_is_help=True)
+    group.command("new")(new)
+    app.add_typer(group, name="policy")
+    app.command("plans")(plans)
+    app.command("approve")(approve)
+    app.command("deny")(deny)
+
+
+def new(
+    directory: Dir = HERE,
+    epsilon: Annotated[float, typer.Option(help="The most that may ever be spent.")] = 1.0,
+    delta: Annotated[float, typer.Option(help="At which delta epsilon is counted.")] = 1e-5,
+    min_sigma: Annotated[float, typer.Option(help="The least noise of a release.")] = 0.5,
+    max_rate: Annotated[float, typer.Option(help="The largest sampling rate.")] = 1.0,
+    max_steps: Annotated[int, typer.Option(help="The most steps a round.")] = 1000,
+    max_rounds_per_day: Annotated[int, typer.Option(help="The most rounds a day.")] = 10_000,
+    min_rows: Annotated[int, typer.Option(help="The least rows to start with.")] = 1,
+    records_per_subject: Annotated[
+        int, typer.Option(help="The records of one person that the limit binds together.")
+    ] = 1,
+    task: Annotated[list[str] | None, typer.Option(help="An allowed task (repeatable).")] = None,
+    output: Annotated[
+        list[str] | None, typer.Option(help="An allowed paid metric (repeatable).")
+    ] = None,
+    approval: Annotated[
+        str, typer.Option("--approve", help="list: each plan by its hash; or within-limits.")
+    ] = "list",
+    more_noise: Annotated[
+        bool, typer.Option("--more-noise", help="Answer with more noise rather than decline.")
+    ] = False,
+    trust_coordinator: Annotated[
+        bool, typer.Option("--trust-coordinator", help="Allow un-noised updates to be shown.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Where, if not DIR/policy.toml.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing policy.")] = False,
+) -> None:
+    """Write a policy, each key with its meaning; unless told more, it allows little."""
+    path = out or directory / "policy.toml"
+    if path.exists() and not force:
+        raise PolicyError(f"{path}: exists already, expected --force to replace it")
+    policy = Policy(
+        epsilon=epsilon,
+        delta=delta,
+        min_sigma=min_sigma,
+        max_rate=max_rate,
+        max_steps=max_steps,
+        max_rounds_per_day=max_rounds_per_day,
+        min_rows=min_rows,
+        tasks=tuple(task or ["*"]),
+        approve=approval,
+        outputs=("update", *(name for name in output or [] if name != "update")),
+        more_noise=more_noise,
+        trust_coordinator=trust_coordinator,
+        records_per_subject=records_per_subject,
+    )
+    text = policy.to_toml()
+    parse_policy(text)
+    write(path, text.encode())
+    _log_change(directory, policy)
+    typer.echo(f"{path}: epsilon {epsilon:g} at delta {delta:g} for life; read it, and change it")
+
+
+def plans(directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = False) -> None:
+    """The plans that were asked, what each would cost, and what was said to it."""
+    rules = load_policy(policy or directory / "policy.toml")
+    found = [
+        _facts(directory, rules, one.plan) | {"since": one.since} for one in asked.asked(directory)
+    ]
+    if as_json:
+        typer.echo(json.dumps({"plans": found}))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("hash", "task", "unit", "first asked", "state", "asks", "left"):
+        table.add_column(name)
+    for facts in found:
+        since = datetime.fromtimestamp(facts["since"], UTC).strftime("%Y-%m-%d %H:%M")
+        table.add_row(
+            facts["plan"][:16],
+            escape(facts["task"]),
+            facts["unit"],
+            since,
+            facts["state"],
+            _number(facts["asks"]),
+            _number(facts["left"]),
+        )
+    console = Console()
+    if found:
+        console.print(table, highlight=False)
+    else:
+        console.print("no coordinator has asked for a plan yet")
+
+
+def approve(
+    hash_: Hash, directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = False
+) -> None:
+    """Allow a plan: how it differs from the last approved one, and what it asks of the balance."""
+    _answer(directory, policy or directory / "policy.toml", hash_, as_json, allowed=True)
+
+
+def deny(
+    hash_: Hash, directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = False
+) -> None:
+    """Refuse a plan for good, until it is approved."""
+    _answer(directory, policy or directory / "policy.toml", hash_, as_json, allowed=False)
+
+
+def _answer(directory: Path, policy: Path, text: str, as_json: bool, *, allowed: bool) -> None:
+    rules = load_policy(policy)
+    digest = asked.find(directory, text)
+    plan = next((a.plan for a in asked.asked(directory) if a.plan.digest == digest), None)
+    facts: dict[str, Any] = {"plan": digest}
+    if plan is not None:
+        before = asked.last_approved(directory, rules, but=digest)
+        changes = asked.difference(before, plan) if before is not None else {}
+        facts |= {"since_plan": before.digest if before is not None else None}
+        facts |= {"changes": {key: list(pair) for key, pair in changes.items()}}
+    after = (asked.approve if allowed else asked.deny)(policy, digest)
+    if plan is not None:
+        facts = _facts(directory, after, plan) | facts
+    facts["state"] = "approved" if allowed else "denied"
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        _print(Console(), facts)
+
+
+def _facts(directory: Path, rules: Policy, plan: Plan) -> dict[str, Any]:
+    """A plan, what it asks of each population's balance, and whether it may."""
+    site, past = directory.absolute().name, _past(directory)
+    found = forecast(plan, site, rules, past)
+    state = "denied" if plan.digest in rules.denied else "asked"
+    if plan.digest in rules.plans:
+        state = "approved"
+    elif state == "asked" and rules.approve == "within-limits":
+        state = "within limits" if found.refusal is None else "asked"
+    used = spent(past, rules.delta, records=rules.records_per_subject)
+    return {
+        "plan": plan.digest,
+        "task": plan.task,
+        "unit": plan.unit,
+        "rounds": plan.rounds,
+        "purpose": plan.purpose,
+        "state": state,
+        "asks": _asks(plan, found, rules),
+        "epsilon_run": None
+        if not plan.private
+        else next(iter(epsilons(found, plan.delta_(), [plan.rounds])))[1],
+        "left": max(0.0, rules.epsilon - used),
+        "refused": None if found.refusal is None else found.refused,
+        "code": "" if found.refusal is None else found.refusal.code,
+        "message": "" if found.refusal is None else found.refusal.message,
+    }
+
+
+def _asks(plan: Plan, found: Forecast, rules: Policy) -> float | None:
+    """Epsilon of the whole run by itself at the policy's delta; None where the site spends none."""
+    if plan.unit != "record":
+        return None
+    whole = [Event(e.unit, e.sigma, e.rate, e.steps, e.count * plan.rounds) for e in found.events]
+    return spent(whole, rules.delta, records=rules.records_per_subject)
+
+
+def _past(directory: Path) -> tuple[Event, ...]:
+    """What was spent of the population that has spent most entries, of those here."""
+    ledgers = [populations.open_ledger(one) for one in populations.known(directory)]
+    return max((one.merged() for one in ledgers), key=_releases, default=())
+
+
+def _releases(events: tuple[Event, ...]) -> int:
+    return sum(event.steps * event.count for event in events)
+
+
+def _log_change(directory: Path, policy: Policy) -> None:
+    """The ledgers' logs hear of every new limit."""
+    for one in populations.known(directory):
+        ledger = populations.open_ledger(one)
+        ledger.note("policy", epsilon=repr(policy.epsilon), delta=repr(policy.delta))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _print(console: Console, facts: dict[str, Any]) -> None:
+    def say(line: str) -> None:
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+    say(f"{facts['plan']}: {facts['state']}")
+    if "task" not in facts:
+        say("it was not asked yet; it may be, from now on")
+        return
+    say(f"{facts['task']}, {facts['rounds']} rounds, unit {facts['unit']}. {facts['purpose']}")
+    if facts["asks"] is not None:
+        say(f"it asks epsilon {facts['asks']:.4f}, and {facts['left']:.4f} is left")
+    if facts["refused"] is not None:
+        say(f"round {facts['refused']} would be refused: {facts['code']} ({facts['message']})")
+    if facts["since_plan"] is None:
+        say("no plan was approved before it")
+        return
+    say(f"since {facts['since_plan'][:16]}, approved last:")
+    for key, (old, now) in facts["changes"].items():
+        say(f"  {key}: {old!r} -> {now!r}")
