@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ VERSION: Final = 1
 ZERO: Final = "0" * 64
 """What the first line names as its predecessor."""
 LONGEST_LINE: Final = 1 << 16
+_CUT_DIGEST: Final = re.compile(rb'([0-9a-f]{0,63}|[0-9a-f]{64}"?)\Z')
 _CHUNK: Final = 1 << 20
 _SETTLED_NS: Final = 2_000_000_000
 
@@ -215,8 +217,8 @@ def _could_be_torn(tail: bytes) -> bool:
     """Whether a cut write may have left these bytes; a changed whole line must not pass for it."""
     if not tail.startswith(b"{") or not all(0x20 <= byte < 0x7F for byte in tail):
         return False
-    _, _, after = tail.rpartition(b'"digest": "')
-    return not (tail.endswith(b'"}') or (len(after) >= 64 and after != tail))
+    _, begun, digest = tail.rpartition(b'"digest": "')
+    return bool(_CUT_DIGEST.match(digest)) if begun else not tail.endswith(b'"}')
 
 
 def _stamp(info: os.stat_result) -> tuple[int, ...]:
