@@ -1,0 +1,308 @@
+"""`predict`, `evaluate`, `export`, `serve`, `adapt`: a released model where the data is."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from client import predicting
+from client.models import Model, ModelError, find, load
+from client.origin import Trust
+from client.predicting import Tally
+from client.reading import chunks
+from client.store import write
+from client.tasks.task import Rows
+from client.trust import known_keys, sign_beside, site_name
+
+Name = Annotated[
+    str,
+    typer.Option("--model", help="A run folder, a checkpoint, an exported file, or latest."),
+]
+Data = Annotated[Path, typer.Option("--data", help="The rows: CSV, Parquet, npz, idx, a folder.")]
+Directory = Annotated[
+    Path | None, typer.Option("--dir", help="The site's folder: whom it knows, what it keeps.")
+]
+Key = Annotated[
+    list[str] | None,
+    typer.Option("--key", help="A further signer's public key: its hex, or a file with it."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that do not fit.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, or a GPU such as cuda.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the client's."""
+    for command in (predict, evaluate, export, serve, adapt):
+        app.command()(command)
+
+
+def predict(
+    model: Name,
+    data: Data,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A .csv, .parquet or .jsonl file.")
+    ] = None,
+    explain: Annotated[
+        int, typer.Option("--explain", min=0, max=1000, help="Explain the first N rows.")
+    ] = 0,
+    json_: Json = False,
+    skip_bad: SkipBad = False,
+    device: Device = "cpu",
+    directory: Directory = None,
+    key: Key = None,
+) -> None:
+    """Predict every row of a file with a released model; nothing leaves this machine."""
+    from client.inference import predictor
+
+    opened = _open(model, directory, key, quiet=json_)
+    ready = predictor(opened, device)
+    if json_ and out is None:
+        sys.stdout.write('{"predictions": ')
+    with _progress("predicting") as tell:
+        tally = predicting.run(
+            ready,
+            data,
+            out,
+            sys.stdout,
+            skip_bad=skip_bad,
+            explain=explain,
+            as_json=json_,
+            tell=tell,
+        )
+    explained = _explained(opened, tally, out) if explain else []
+    _tell_faults(tally)
+    facts = predicting.side_card(ready, data, tally) | {"out": str(out) if out else None}
+    if explain:
+        facts["explanations"] = explained
+    if json_ and out is None:
+        sys.stdout.write(", " + json.dumps(facts)[1:] + "\n")
+    elif json_:
+        typer.echo(json.dumps(facts))
+    else:
+        for line in explained if out is None else ():
+            typer.echo(json.dumps(line), err=True)
+        where = f" -> {out} (card: {predicting.card_path(out).name})" if out else ""
+        typer.echo(f"{tally.rows} rows predicted, {tally.skipped} skipped{where}", err=True)
+
+
+def evaluate(
+    model: Name,
+    data: Data,
+    group: Annotated[str | None, typer.Option("--group", help="A column to compare by.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="An .html page.")] = None,
+    smallest: Annotated[
+        int, typer.Option("--smallest", min=1, help="Rows of the smallest group shown.")
+    ] = 20,
+    json_: Json = False,
+    skip_bad: SkipBad = False,
+    device: Device = "cpu",
+    directory: Directory = None,
+    key: Key = None,
+) -> None:
+    """Measure a released model on this site's own labelled rows; the figures stay here."""
+    from client.evaluating import evaluate as measured
+    from client.inference import predict as predicted
+    from client.inference import predictor
+    from client.pages import evaluation_page
+
+    opened = _open(model, directory, key, quiet=json_)
+    ready, tally = predictor(opened, device), Tally()
+    with _progress("evaluating") as tell:
+        source = chunks(opened.task, data, labels=True, group=group)
+        found = measured(
+            opened.task, predicted(ready, tally.watch(source, skip_bad, tell)), smallest=smallest
+        )
+    if out is not None:
+        write(out, evaluation_page(opened, found).encode())
+    _tell_faults(tally)
+    if json_:
+        facts = {"model": opened.digest, "origin": opened.origin.words, **found.to_dict()}
+        typer.echo(json.dumps(facts | {"page": str(out) if out else None}))
+        return
+    typer.echo(f"{found.rows} rows ({found.skipped} skipped)")
+    for name, value in found.metrics.items():
+        typer.echo(f"  {name:<10} {value:.4f}")
+    for one in found.groups:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in one.metrics.items())
+        mark = "  BEHIND the others" if one.behind else ""
+        typer.echo(f"  {one.name} ({one.rows} rows): {figures}{mark}")
+    if found.suppressed:
+        typer.echo(f"  {found.suppressed} small groups are not shown")
+    if out is not None:
+        typer.echo(f"page: {out} (for this site alone)")
+
+
+def export(
+    model: Name,
+    format_: Annotated[str, typer.Option("--format", help="safetensors, onnx or onnx-int8.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Labelled rows to compare on, as well.")
+    ] = None,
+    json_: Json = False,
+    directory: Directory = None,
+    key: Key = None,
+) -> None:
+    """Write a released model in another form, its card inside, compared on the spot."""
+    from client.exporting import export as exported
+
+    opened = _open(model, directory, key, quiet=json_)
+    private = None if data is None else _rows(opened, data)
+    found = exported(opened, format_, private)
+    name = f"{opened.task.name}-{opened.card.round:06d}{'-int8' * (format_ == 'onnx-int8')}"
+    path = out or Path(name + found.suffix)
+    if path.suffix != found.suffix:
+        raise ModelError(f"out: expected a name that ends with {found.suffix}, got {path}")
+    write(path, found.content)
+    sign_beside(path, found.content, opened.card.run, opened.card.round, directory)
+    facts: dict[str, Any] = {
+        "out": str(path),
+        "format": format_,
+        "bytes": len(found.content),
+        "agreement": [asdict(agreement) for agreement in found.agreements],
+    }
+    if json_:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"{path}: {len(found.content)} bytes, signed beside it")
+    for agreement in found.agreements:
+        lost = "" if agreement.lost is None else f", {agreement.lost:.2f} points of accuracy lost"
+        typer.echo(
+            f"  {agreement.rows} {agreement.source}: probabilities within "
+            f"{agreement.difference:.2g}, {100 * agreement.same:.2f} % same predictions{lost}"
+        )
+
+
+def serve(
+    model: Name,
+    listen: Annotated[str, typer.Option("--listen", help="HOST:PORT.")] = "127.0.0.1:8080",
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="A file with the token to ask for.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--max-batch", min=1, help="Rows a request.")] = 1024,
+    body: Annotated[int, typer.Option("--max-body", min=1, help="Bytes a request.")] = 4_194_304,
+    refresh: Annotated[
+        float, typer.Option("--refresh", min=0.1, help="Seconds between looks for a newer model.")
+    ] = 5.0,
+    directory: Directory = None,
+    key: Key = None,
+) -> None:
+    """Answer predictions over HTTP on this machine, always with the newest released model."""
+    from client.hosting import run
+    from client.listening import Limits, listening
+
+    trust = _trust(directory, key)
+    where = listening(listen, token_file)
+    path = find(model, directory)
+    opened = load(path, trust)
+    _say_origin(opened)
+    run(
+        opened,
+        where,
+        Limits(body=body, rows=batch),
+        newest=lambda: find(model, directory),
+        trust=trust,
+        refresh=refresh,
+    )
+
+
+def adapt(
+    model: Name,
+    data: Data,
+    out: Annotated[Path | None, typer.Option("--out", help="A .safetensors file.")] = None,
+    json_: Json = False,
+    skip_bad: SkipBad = False,
+    directory: Directory = None,
+    key: Key = None,
+) -> None:
+    """Fit the last layer to this site's own rows: a model for this site alone, never shared."""
+    from client.adapting import adapt as adapted
+
+    opened = _open(model, directory, key, quiet=json_)
+    site = site_name(directory)
+    found = adapted(opened, _rows(opened, data, skip_bad), site)
+    path = out or Path(f"{opened.task.name}-{opened.card.round:06d}-private.safetensors")
+    if path.suffix != ".safetensors":
+        raise ModelError(f"out: expected a name that ends with .safetensors, got {path}")
+    write(path, found.content)
+    sign_beside(path, found.content, opened.card.run, opened.card.round, directory)
+    if json_:
+        facts = {"out": str(path), "private_to": site, "rows": found.rows}
+        typer.echo(json.dumps(facts | {"before": found.before, "after": found.after}))
+        return
+    typer.echo(f"{path}: private to {site}, fitted to {found.rows} rows")
+    for name, value in found.after.items():
+        typer.echo(f"  {name:<10} {found.before[name]:.4f} -> {value:.4f} (held-out rows)")
+    if not found.better:
+        typer.echo("  the held-out loss did not fall: the released model is the better one")
+
+
+def _trust(directory: Path | None, keys: list[str] | None) -> Trust:
+    return known_keys(directory, keys or ())
+
+
+def _open(name: str, directory: Path | None, keys: list[str] | None, *, quiet: bool) -> Model:
+    model = load(find(name, directory), _trust(directory, keys))
+    if not quiet:
+        _say_origin(model)
+    return model
+
+
+def _say_origin(model: Model) -> None:
+    card = model.card
+    typer.echo(
+        f"model {model.digest[:16]} ({card.task}, run {card.run}, round {card.round}): "
+        f"{model.origin.words}; {card.privacy}",
+        err=True,
+    )
+
+
+def _rows(model: Model, data: Path, skip_bad: bool = False) -> Rows:
+    """All labelled rows of a file at once."""
+    tally = Tally()
+    found = list(tally.watch(chunks(model.task, data, labels=True), skip_bad, lambda done: None))
+    labels = [chunk.y for chunk in found if chunk.y is not None]
+    _tell_faults(tally)
+    return Rows(torch.cat([chunk.x for chunk in found]), torch.cat(labels))
+
+
+def _explained(model: Model, tally: Tally, out: Path | None) -> list[dict[str, Any]]:
+    from client.explaining import explain
+    from client.pages import explanation_page
+
+    if not tally.first:
+        return []
+    found = explain(model, torch.cat(tally.first), tally.numbers)
+    lines = [one.to_dict() for one in found]
+    if out is not None:
+        numbers = "".join(json.dumps(line) + "\n" for line in lines)
+        write(out.with_name(out.name + ".explained.jsonl"), numbers.encode())
+        write(out.with_name(out.name + ".explained.html"), explanation_page(model, found).encode())
+    return lines
+
+
+def _tell_faults(tally: Tally) -> None:
+    for fault in tally.faults[: predicting.SHOWN]:
+        typer.echo(f"skipped: {fault}", err=True)
+    if tally.skipped > 0 and len(tally.faults) > predicting.SHOWN:
+        typer.echo(f"skipped: {tally.skipped} rows in all", err=True)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[predicting.Progress]:
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda done: bar.update(task, completed=done)

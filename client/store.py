@@ -1,0 +1,72 @@
+"""A site's released models, kept under the names of their own digests: `DIR/models/`.
+
+Each model is one file `<sha256>.safetensors` with its signature beside it; `index.jsonl` says in
+which order they came. A file is complete or absent, and one that is there already is not written.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+
+def folder(directory: Path) -> Path:
+    """Where a site's models lie."""
+    return directory / "models"
+
+
+def keep(directory: Path, content: bytes, signature: bytes | None, *, run: str, round: int) -> Path:
+    """Keep a released model of this site; the same model again changes nothing."""
+    digest = hashlib.sha256(content).hexdigest()
+    path = folder(directory) / f"{digest}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if signature is not None:
+        write(path.with_name(path.name + ".sig"), signature)
+    if not path.exists():
+        write(path, content)
+    index = folder(directory) / "index.jsonl"
+    line = {"model": digest, "run": run, "round": round}
+    if not any(entry == line for entry in _entries(index)):
+        with index.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    return path
+
+
+def latest(directory: Path) -> Path | None:
+    """The model that came last of those that are still there."""
+    for entry in reversed(_entries(folder(directory) / "index.jsonl")):
+        path = folder(directory) / f"{entry['model']}.safetensors"
+        if path.is_file():
+            return path
+    return None
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that it is complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _entries(index: Path) -> list[dict[str, object]]:
+    """The index's lines; a line that a crash cut off is passed over."""
+    if not index.is_file():
+        return []
+    entries = []
+    for line in index.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and str(entry.get("model", "")).isalnum():
+            entries.append(entry)
+    return entries

@@ -1,0 +1,82 @@
+"""The keys that a site knows, and the key with which it signs what it makes of a model itself."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from client.models import ModelError
+from client.origin import Trust, signature_path
+from client.store import folder, write
+from privacy.identity import IdentityError, new_signing_key, signing_public
+from privacy.signing import sign_model
+
+OWN: Final = "own signature of this site"
+COORDINATOR: Final = "signed by this site's coordinator"
+_KEY: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def known_keys(directory: Path | None, further: Iterable[str] = ()) -> Trust:
+    """Whom a site knows: its coordinator, itself, and the keys given (hex, or a file with it)."""
+    keys = {_public(key): "signed by a key given by --key" for key in further}
+    if directory is None:
+        return Trust(keys, strict=bool(keys))
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: expected the folder of a site, found none")
+    own = _own_path(directory)
+    if own.is_file():
+        keys[_signing_public(own)] = OWN
+    for path in sorted((folder(directory) / "signers").glob("*.pub")):
+        keys[_public(str(path))] = COORDINATOR
+    return Trust(keys, strict=True)
+
+
+def own_signing_key(directory: Path) -> bytes:
+    """The private key of the site's own models, made when first needed, readable by its owner."""
+    path = _own_path(directory)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(opened, "wb") as file:
+            file.write(new_signing_key())
+        part.replace(path)
+    return path.read_bytes()
+
+
+def sign_beside(path: Path, content: bytes, run: str, round: int, directory: Path | None) -> None:
+    """Sign a file that this machine made: as the site, or by a key that nobody keeps.
+
+    The latter proves that the file is whole and says nothing of its origin.
+    """
+    key = new_signing_key() if directory is None else own_signing_key(directory)
+    write(signature_path(path), sign_model(content, run, round, key).to_bytes())
+
+
+def site_name(directory: Path | None) -> str:
+    """The name of the site whose folder this is."""
+    return "this site" if directory is None else directory.absolute().name
+
+
+def _own_path(directory: Path) -> Path:
+    return folder(directory) / "signing.pem"
+
+
+def _signing_public(path: Path) -> str:
+    try:
+        return signing_public(path.read_bytes())
+    except (OSError, IdentityError) as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _public(text: str) -> str:
+    """A public key: 64 hexadecimal digits, or a file that holds them."""
+    if not _KEY.fullmatch(text):
+        try:
+            text = Path(text).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise ModelError("key: expected 64 hexadecimal digits, or a file with them") from error
+    if not _KEY.fullmatch(text):
+        raise ModelError("key: expected 64 hexadecimal digits, or a file with them")
+    return text
