@@ -198,8 +198,8 @@ def _pld_epsilon(
     cannot fall when a longer history takes a coarser grid. The error is about
     releases * interval^2.
     """
-    many = len(segments) > _FINE_SEGMENTS or records > 1
-    finest = max(least, 4 * _FINEST if many else _FINEST)
+    finest = 4 * _FINEST if len(segments) > _FINE_SEGMENTS else _FINEST
+    finest = max(least, finest, _COARSE if records > 1 else 0.0)  # mixtures are slow to discretise
     size = _rdp_epsilon(tuple((s / records, q, n) for s, q, n in segments), delta)
     if size > _BEYOND:
         return size
