@@ -117,11 +117,12 @@ class Chain(Generic[Row]):
 
     def append(self, fd: int, bodies: Sequence[Mapping[str, Any]], *, durable: bool) -> None:
         """Write the next lines in one write, after a `refresh` under the same lock."""
-        data, n, prev = b"\n" if self._open_end else b"", len(self.rows), self.head
+        parts, n, prev = [b"\n"] if self._open_end else [], len(self.rows), self.head
         for body in bodies:
             n += 1
             line, prev = seal(n, body, prev)
-            data += line + b"\n"
+            parts += [line, b"\n"]
+        data = b"".join(parts)
         try:
             if self.torn:
                 os.ftruncate(fd, self._size)
