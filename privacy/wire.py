@@ -30,7 +30,7 @@ def encode(arrays: Mapping[str, npt.NDArray[np.float32]], kind: str = "float32")
     """Float32 arrays as safetensors bytes, in 4, 2 or 1 bytes a number."""
     packed: dict[str, npt.NDArray[np.generic]] = {}
     for name, array in arrays.items():
-        values = np.ascontiguousarray(array, dtype=np.float32)
+        values = np.asarray(array, dtype=np.float32, order="C")
         if kind == "float32":
             packed[name] = values
         elif kind == "bfloat16":
@@ -82,11 +82,11 @@ def digest(data: bytes) -> str:
 def _to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     bits = values.view(np.uint32)
     rounded = bits + 0x7FFF + ((bits >> 16) & 1)  # to nearest, ties to even
-    return (rounded >> 16).astype(np.uint16)
+    return np.asarray(rounded >> 16, dtype=np.uint16)
 
 
 def _from_bfloat16(values: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    return (values.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(values.astype(np.uint32) << 16, dtype=np.uint32).view(np.float32)
 
 
 def _to_int8(
@@ -96,4 +96,4 @@ def _to_int8(
     scale = np.float32(np.abs(values).max(initial=0.0) / 127) or np.float32(1)
     draws = np.random.default_rng().random(values.shape, dtype=np.float32)
     levels = np.floor(values / scale + draws).clip(-127, 127)
-    return levels.astype(np.int8), np.array([scale], dtype=np.float32)
+    return np.asarray(levels, dtype=np.int8), np.array([scale], dtype=np.float32)
