@@ -201,12 +201,12 @@ def _group_norm(graph: _Graph, name: str, module: nn.GroupNorm, x: str) -> str:
     ones = graph.constant(np.ones(groups, dtype))
     zeros = graph.constant(np.zeros(groups, dtype))
     scaled = graph.add("InstanceNormalization", split, ones, zeros, epsilon=module.eps)
-    out = graph.add("Reshape", scaled, graph.add("Shape", x))
+    out = graph.add("Reshape", scaled, graph.whole(0, module.num_channels, -1))
     if module.affine:
         for field, kind in (("weight", "Mul"), ("bias", "Add")):
-            values = getattr(module, field).detach().numpy().reshape(-1, 1, 1)
+            values = getattr(module, field).detach().numpy().reshape(-1, 1)
             out = graph.add(kind, out, graph.constant(values, f"{name}.{field}"))
-    return out
+    return graph.add("Reshape", out, graph.add("Shape", x))
 
 
 def _layer_norm(graph: _Graph, name: str, module: nn.LayerNorm, x: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import multiclass_auroc
+from torchmetrics.functional.classification import binary_auroc
 
 from client.inference import Predictions, Scores
 from client.tasks.task import Task
@@ -161,8 +161,9 @@ def metrics(task: Task, scores: Scores, labels: NDArray[Any]) -> dict[str, float
     # A class that no row has, or every row has, has no curve.
     present = torch.unique(y)
     if len(present) > 1:
-        each = multiclass_auroc(decoded, y, num_classes=decoded.shape[1], average=None)
-        values["auc"] = float(each[1]) if decoded.shape[1] == 2 else float(each[present].mean())
+        classes = [1] if decoded.shape[1] == 2 else present.tolist()
+        each = [float(binary_auroc(decoded[:, c], (y == c).long())) for c in classes]
+        values["auc"] = sum(each) / len(each)
     values["ece"] = calibration_error(reliability(task, scores, labels))
     return values
 

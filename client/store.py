@@ -7,7 +7,11 @@ which order they came. A file is complete or absent, and one that is there alrea
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def folder(directory: Path) -> Path:
@@ -32,6 +36,24 @@ def keep(directory: Path, content: bytes, signature: bytes | None, *, run: str, 
             file.flush()
             os.fsync(file.fileno())
     return path
+
+
+def pack(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> bytes:
+    """Float32 tensors as safetensors whose bytes, and so whose digest, depend on the values alone.
+
+    (The library's own writer orders the metadata at random.)
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    parts, end = [], 0
+    for name in sorted(tensors):
+        part = np.ascontiguousarray(tensors[name], dtype="<f4").tobytes()
+        where = [end, end := end + len(part)]
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": where}
+        parts.append(part)
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head + b"".join(parts)
 
 
 def latest(directory: Path) -> Path | None:

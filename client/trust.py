@@ -1,18 +1,24 @@
 """The keys that a site knows, and the key with which it signs what it makes of a model itself."""
 
-import os
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from client.enrolled import Enrolled
+from client.enrolled import write as write_private
 from client.models import ModelError
 from client.origin import Trust, signature_path
-from client.store import folder, write
+from client.store import folder, keep, pack, write
 from privacy.identity import IdentityError, new_signing_key, signing_public
+from privacy.plan import Plan
 from privacy.signing import sign_model
 
-OWN: Final = "own signature of this site"
+OWN: Final = "vouched for by this site, which made it or received it from its coordinator"
 COORDINATOR: Final = "signed by this site's coordinator"
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -27,8 +33,9 @@ def known_keys(directory: Path | None, further: Iterable[str] = ()) -> Trust:
     own = _own_path(directory)
     if own.is_file():
         keys[_signing_public(own)] = OWN
-    for path in sorted((folder(directory) / "signers").glob("*.pub")):
-        keys[_public(str(path))] = COORDINATOR
+    site = Enrolled(directory)
+    if site.about.is_file() and site.verify:
+        keys[site.verify] = COORDINATOR
     return Trust(keys, strict=True)
 
 
@@ -37,11 +44,7 @@ def own_signing_key(directory: Path) -> bytes:
     path = _own_path(directory)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(opened, "wb") as file:
-            file.write(new_signing_key())
-        part.replace(path)
+        write_private(path, new_signing_key())
     return path.read_bytes()
 
 
@@ -54,13 +57,44 @@ def sign_beside(path: Path, content: bytes, run: str, round: int, directory: Pat
     write(signature_path(path), sign_model(content, run, round, key).to_bytes())
 
 
+def receive(
+    directory: Path,
+    plan: Plan,
+    run: str,
+    round: int,
+    weights: Mapping[str, NDArray[np.float32]],
+    history: Mapping[str, Any],
+) -> Path:
+    """Keep a released model that came from the coordinator over its own authenticated connection.
+
+    The site signs it itself, since the connection proves who sent it. `history` is what the site
+    knows of that round: `{"epsilon", "sites": {name: {"epsilon", "delta"}}, "metrics"}`.
+    """
+    metadata = {
+        "run": run,
+        "round": str(round),
+        "plan": plan.digest,
+        "plan_json": plan.to_json(),
+        "task": plan.task,
+        "history": json.dumps(dict(history)),
+    }
+    content = pack(weights, metadata)
+    signature = sign_model(content, run, round, own_signing_key(directory)).to_bytes()
+    return keep(directory, content, signature, run=run, round=round)
+
+
 def site_name(directory: Path | None) -> str:
     """The name of the site whose folder this is."""
-    return "this site" if directory is None else directory.absolute().name
+    if directory is None:
+        return "this site"
+    site = Enrolled(directory)
+    return site.name if site.about.is_file() else directory.absolute().name
 
 
 def _own_path(directory: Path) -> Path:
-    return folder(directory) / "signing.pem"
+    """An enrolled site's own signing key, else one for its models alone."""
+    enrolled = Enrolled(directory).signing_key
+    return enrolled if enrolled.is_file() else folder(directory) / "signing.pem"
 
 
 def _signing_public(path: Path) -> str:

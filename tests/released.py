@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from safetensors.torch import save_file
 from torch import nn
+from typer.testing import CliRunner
 
+from client.commands.models import register
 from client.tasks import task as find_task
 from client.tasks.task import Task
 from privacy.identity import new_signing_key, signing_public
@@ -118,6 +121,43 @@ def own_key(folder: Path) -> bytes:
 
 def know(directory: Path, key: bytes) -> None:
     """Let a site know a coordinator's key."""
-    signers = directory / "models" / "signers"
-    signers.mkdir(parents=True, exist_ok=True)
-    (signers / "coordinator.pub").write_text(signing_public(key))
+    directory.mkdir(parents=True, exist_ok=True)
+    facts = {"v": 1, "site": directory.name, "verify": signing_public(key)}
+    (directory / "site.json").write_text(json.dumps(facts))
+
+
+def digits_csv(path: Path, rows: int | None = None, *, labels: bool = True) -> Path:
+    """scikit-learn's digits as a CSV file, with its own column names."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    x, y = data.data[:rows].astype(int), data.target[:rows]
+    lines = [",".join([*data.feature_names, "target"] if labels else data.feature_names)]
+    for values, label in zip(x.tolist(), y.tolist(), strict=True):
+        lines.append(",".join(str(v) for v in ([*values, label] if labels else values)))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class Answer:
+    """What a command printed, and how it ended."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def command(*arguments: object) -> Answer:
+    """Run one of the model commands in this process, as `tacit-client` does."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    register(app)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    error = result.exception
+    if isinstance(error, ValueError):
+        return Answer(2, result.stdout, f"{result.stderr}tacit-client: {error}\n")
+    if error is not None and not isinstance(error, SystemExit):
+        raise error
+    return Answer(result.exit_code, result.stdout, result.stderr)
