@@ -7,6 +7,7 @@ judges, the ledger is spent and on disk, and only then is a row looked at.
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -18,13 +19,13 @@ from client.metrics import paid_metrics
 from client.release import Field, Paid, Public, Trusted, release
 from client.site import Site
 from client.tasks import Task, TaskError, task
-from client.training import train
+from client.training import Trained, train
 from privacy import noise
 from privacy.events import Event
 from privacy.heads import Head, HeadError
 from privacy.ledger import Entry, Exhausted, LedgerError
-from privacy.loading import PlanError, from_json
-from privacy.plan import Plan
+from privacy.loading import from_json
+from privacy.plan import Plan, PlanError
 from privacy.policy import Refusal, judge
 from privacy.wire import Arrays, WireError, decode, digest, encode
 
@@ -51,7 +52,7 @@ def make_app(resolve: Callable[[Context], Site]) -> ClientApp:
     @app.train()
     def on_train(message: Message, context: Context) -> Message:
         site = resolve(context)
-        return Message(_answer(site, message.content), reply_to=message)
+        return Message(answer(site, message.content), reply_to=message)
 
     @app.query()
     def on_query(message: Message, context: Context) -> Message:
@@ -63,28 +64,91 @@ def make_app(resolve: Callable[[Context], Site]) -> ClientApp:
     return app
 
 
-def _answer(site: Site, content: RecordDict) -> RecordDict:
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A round that was accepted and paid for: everything is settled but the training itself."""
+
+    site: Site
+    asked: Mapping[str, Any]
+    run: str
+    number: int
+    plan: Plan
+    task: Task
+    model: torch.nn.Module
+    weights: Arrays
+    event: Event | None
+    entries: tuple[Entry, ...]
+    key: str
+    began: float
+
+    def train(self) -> Trained:
+        """Look at the rows: exactly the steps that were paid for."""
+        return train(
+            self.model,
+            self.site.rows(self.task),
+            self.task,
+            self.plan,
+            site=self.site.name,
+            event=self.event,
+            round=self.number,
+            device=self.site.device,
+        )
+
+
+def answer(site: Site, content: RecordDict) -> RecordDict:
     """The reply to a TRAIN request; whatever goes wrong leaves as a code, never as a text."""
+    begun = begin(site, content)
+    return finish(begun, begun.train) if isinstance(begun, Begun) else begun
+
+
+def begin(site: Site, content: RecordDict) -> Begun | RecordDict:
+    """Check, judge and spend; a reply at once where it is refused, or was given before."""
     asked: Mapping[str, Any] = content.config_records.get(REQUEST) or {}
-    try:
-        return _trained(site, content, asked)
-    except _Refused as refusal:
-        code, status = refusal.code, refusal.status
-    except Exception as error:  # noqa: BLE001 - an exception's text may hold data: only a code leaves
-        site.on_event("failed", error=type(error).__name__, where=_where(error))
-        code, status = "failed", "failed"
-    if code != "failed":
-        site.on_event(status, reason=code, run=asked.get("run"), round=asked.get("round"))
-    return _refusal(site, asked, status, code)
+    with _Coded(site, asked) as coded:
+        return _begin(site, content, asked)
+    return coded.reply()
 
 
-def _trained(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> RecordDict:
+def finish(begun: Begun, training: Callable[[], Trained]) -> RecordDict:
+    """Train, and release what was paid for."""
+    with _Coded(begun.site, begun.asked) as coded:
+        return _finish(begun, training())
+    return coded.reply()
+
+
+class _Coded:
+    """Turns whatever is raised into a code: an exception's text may hold data."""
+
+    def __init__(self, site: Site, asked: Mapping[str, Any]) -> None:
+        self._site, self._asked = site, asked
+        self._status, self._code = "failed", "failed"
+
+    def __enter__(self) -> "_Coded":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> bool:
+        if isinstance(error, _Refused):
+            self._status, self._code = error.status, error.code
+            run, number = self._asked.get("run"), self._asked.get("round")
+            self._site.on_event(error.status, reason=error.code, run=run, round=number)
+        elif isinstance(error, Exception):
+            self._site.on_event("failed", error=type(error).__name__, where=_where(error))
+        return isinstance(error, Exception)
+
+    def reply(self) -> RecordDict:
+        """The refusal: a code and nothing else."""
+        return _refusal(self._site, self._asked, self._status, self._code)
+
+
+def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun | RecordDict:
     run, number, plan, blob = _request(site, content, asked)
     if site.paused():
         raise _Refused("paused")
     learning = _task(plan)
     model = learning.model(plan.seed)
-    weights = _weights(model, blob, plan)
+    weights = _weights(model, blob)
     key = f"{run}/{number}/{digest(blob)}"
     kept = site.replies.get(key)
     if kept is not None:
@@ -96,25 +160,29 @@ def _trained(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Recor
     event = events[0] if events else None
     _load(model, weights)
     began = time.perf_counter()
-    rows = site.rows(learning)
-    trained = train(
-        model, rows, learning, plan, site=site.name, event=event, round=number, device=site.device
+    return Begun(
+        site, asked, run, number, plan, learning, model, weights, event, entries, key, began
     )
-    fields = _fields(plan, trained.update, entries, asked)
+
+
+def _finish(begun: Begun, trained: Trained) -> RecordDict:
+    site, plan, entries = begun.site, begun.plan, begun.entries
+    fields = _fields(plan, trained.update, entries, begun.asked)
     if plan.metrics:
-        _load(model, weights)
-        sums = paid_metrics(model, rows, learning, plan, device=site.device)
+        _load(begun.model, begun.weights)
+        rows = site.rows(begun.task)
+        sums = paid_metrics(begun.model, rows, begun.task, plan, device=site.device)
         fields["metrics"] = Paid(json.dumps(sums), entries[1].event, entries[1])
+    if begun.event is not None:
+        fields["sigma"] = Public(begun.event.sigma)
     values = release(fields, ledger=site.ledger, trust_coordinator=site.policy.trust_coordinator)
-    if event is not None:
-        values["sigma"] = release(
-            {"sigma": Public(event.sigma)}, ledger=None, trust_coordinator=False
-        )["sigma"]
     if plan.unit == "record":  # un-noised replies are never kept on disk
-        site.replies.put(key, _pack(values))
-    seconds = round(time.perf_counter() - began, 3)
-    site.on_event("trained", run=run, round=number, steps=trained.steps, seconds=seconds)
-    return _reply(site, values, asked)
+        site.replies.put(begun.key, _pack(values))
+    seconds = round(time.perf_counter() - begun.began, 3)
+    site.on_event(
+        "trained", run=begun.run, round=begun.number, steps=trained.steps, seconds=seconds
+    )
+    return _reply(site, values, begun.asked)
 
 
 def _request(
@@ -145,7 +213,7 @@ def _task(plan: Plan) -> Task:
         raise _Refused("task-not-allowed") from None
 
 
-def _weights(model: torch.nn.Module, blob: bytes, plan: Plan) -> Arrays:
+def _weights(model: torch.nn.Module, blob: bytes) -> Arrays:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     try:
         weights = decode(blob, shapes)

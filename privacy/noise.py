@@ -115,6 +115,11 @@ def round_to_grid(arrays: Sequence[NDArray[Any]], step: float) -> list[NDArray[A
     return [(np.rint(a / step) * step).astype(a.dtype) for a in arrays]
 
 
+@cache
+def _warn_once() -> None:
+    _log.warning("insecure: noise and sampling are reproducible, so nothing here is private")
+
+
 @contextmanager
 def insecure(seed: str | int) -> Iterator[None]:
     """Draw reproducibly from `seed` in this context: NOT PRIVATE, whatever the noise looks like.
@@ -122,7 +127,7 @@ def insecure(seed: str | int) -> Iterator[None]:
     For `--insecure-reproducible` simulations only. It holds for the current thread or task and its
     own calls; anywhere else the draws stay unpredictable.
     """
-    _log.warning("insecure: noise and sampling are reproducible, so nothing here is private")
+    _warn_once()
     token = _insecure.set(_Seeded(seed))
     try:
         yield

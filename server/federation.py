@@ -60,6 +60,7 @@ class Job:
     on_answer: Callable[[int, Answer], None] = lambda number, answer: None
     timeout: float | None = None
     attempts: int = 1
+    insecure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,7 @@ def _line(
     sites = {}
     for site, answer in sorted(found.answers.items()):
         sites[site] = _said(job, answer, totals)
-    return {
+    line: dict[str, Any] = {
         "round": state.round,
         "metrics": metrics,
         "sites": sites,
@@ -255,6 +256,7 @@ def _line(
         "bytes_up": sum(a.size for a in found.answers.values()),
         "bytes_down": found.bytes_down,
     }
+    return line | {"insecure": True} if job.insecure else line
 
 
 def _said(job: Job, answer: Answer, totals: dict[str, float]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""A Grid in one process: the shipped ServerApp and ClientApp, without sockets and without Ray."""
+"""A Grid in one process: Flower's messages to the shipped ClientApp, without sockets."""
 
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -13,8 +13,18 @@ from flwr.supercore.task_identity import TaskIdentity
 _FIRST_NODE = 1000
 
 
+class Engine(Protocol):
+    """What runs the clients: `submit` takes a message, `collect` gives one reply back."""
+
+    def submit(self, number: str, site: str, message: Message) -> None: ...
+
+    def collect(self) -> tuple[str, Message] | None: ...
+
+    def close(self) -> None: ...
+
+
 class LocalGrid(Grid):
-    """Runs a message's client when its reply is pulled, so that one reply is in memory at a time.
+    """The Grid of a simulation: whatever the engine, one reply at a time is handed on.
 
     `drops(site, round)` says whether a site stays silent (it is never asked), `late(site, round)`
     whether its reply comes too late to count: then it has trained and spent.
@@ -22,18 +32,18 @@ class LocalGrid(Grid):
 
     def __init__(
         self,
-        app: ClientApp,
+        engine: Engine,
         sites: Sequence[str],
         *,
         drops: Callable[[str, str], bool] = lambda site, number: False,
         late: Callable[[str, str], bool] = lambda site, number: False,
     ) -> None:
-        self._app = app
+        self._engine = engine
         self._run = Run.create_empty(run_id=secrets.randbits(63))
-        # Flower's messages take their run and their sender from this global of the process.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, self._run.run_id, 1
+        identify(self._run.run_id)
         self._names = {_FIRST_NODE + i: name for i, name in enumerate(sites)}
-        self._waiting: dict[str, Message] = {}
+        self._asked: dict[str, Message] = {}
+        self._silent: list[str] = []
         self._drops = drops
         self._late = late
 
@@ -62,7 +72,7 @@ class LocalGrid(Grid):
         return list(self._names)
 
     def wait(self, seconds: float) -> None:
-        """Nothing can arrive by itself: every reply is made when it is pulled."""
+        """Nothing arrives by itself: `pull_messages` waits for the engine."""
         time.sleep(0)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -70,38 +80,52 @@ class LocalGrid(Grid):
         for message in messages:
             number = secrets.token_hex(8)
             message.metadata.__dict__["_message_id"] = number
-            self._waiting[number] = message
+            self._asked[number] = message
+            site = self._names[message.metadata.dst_node_id]
+            if self._drops(site, message.metadata.group_id):
+                self._silent.append(number)
+            else:
+                self._engine.submit(number, site, message)
             ids.append(number)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        for number in message_ids:
-            message = self._waiting.pop(number, None)
-            if message is not None:
-                return [self._reply(message)]
-        return []
+        """One reply, of whichever asked site answers next."""
+        if self._silent:
+            number = self._silent.pop()
+            return [Message(Error(code=0, reason="no answer"), reply_to=self._asked.pop(number))]
+        collected = self._engine.collect()
+        if collected is None:
+            return []
+        number, reply = collected
+        asked = self._asked.pop(number)
+        if self._late(self._names[asked.metadata.dst_node_id], asked.metadata.group_id):
+            return [Message(Error(code=0, reason="too late"), reply_to=asked)]
+        return [reply]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        return [m for number in self.push_messages(messages) for m in self.pull_messages([number])]
+        ids = set(self.push_messages(messages))
+        replies: list[Message] = []
+        while ids:
+            for reply in self.pull_messages(ids):
+                ids.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return replies
 
-    def _reply(self, message: Message) -> Message:
-        site = self._names[message.metadata.dst_node_id]
-        number = message.metadata.group_id
-        if self._drops(site, number):
-            return Message(Error(code=0, reason="no answer"), reply_to=message)
-        reply = self._app(message=message, context=self._context(message))
-        if self._late(site, number):
-            return Message(Error(code=0, reason="too late"), reply_to=message)
-        return reply
 
-    def _context(self, message: Message) -> Context:
-        node = message.metadata.dst_node_id
-        return Context(
-            run_id=self._run.run_id,
-            node_id=node,
-            node_config={"site": self._names[node]},
-            state=RecordDict({"site": ConfigRecord({})}),
-            run_config={},
-        )
+def identify(run: int) -> None:
+    """Flower's messages take their run and their sender from this global of the process."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run, 1
+
+
+def context(message: Message, site: str) -> Context:
+    """The context of one site's client."""
+    return Context(
+        run_id=message.metadata.run_id,
+        node_id=message.metadata.dst_node_id,
+        node_config={"site": site},
+        state=RecordDict({"site": ConfigRecord({})}),
+        run_config={},
+    )

@@ -10,21 +10,15 @@ from typing import Any
 import numpy as np
 from flwr.app import Context, RecordDict
 
-from client.app import make_app as client_app
-from client.site import Site
-from client.tasks import Rows, Task, task
 from privacy import noise
-from privacy.ledger import Ledger
-from privacy.loading import with_rows
-from privacy.plan import Plan, PlanError
-from privacy.policy import Policy
-from server.app import evaluate_on, initial_weights
-from server.app import make_app as server_app
+from privacy.plan import Plan
+from server.app import evaluate_on, initial_weights, make_app
 from server.federation import Job, Outcome
 from server.folder import FolderError, RunFolder
 from server.summary import summarise
-from simulations.grid import LocalGrid
-from simulations.split import split
+from simulations.engines import Processes, Serial
+from simulations.grid import Engine, LocalGrid
+from simulations.world import Place, World, own_ledger, prepare
 
 COORDINATOR = "coordinator"
 
@@ -36,37 +30,6 @@ class Result:
     outcome: Outcome
     folder: Path
     summary: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """The data of a simulated federation: loaded once, and who holds which rows."""
-
-    task: Task
-    train: Rows
-    test: Rows
-    parts: Mapping[str, np.ndarray[Any, np.dtype[np.int64]]]
-
-    def rows(self, site: str) -> Rows:
-        """One site's rows, taken out of the whole when they are needed."""
-        return self.train.take(self.parts[site])
-
-
-def prepare(plan: Plan, data: Path | None) -> tuple[Plan, World]:
-    """Load the data, split it, write the sites' row counts into the plan; TaskError, PlanError."""
-    learning = task(plan.task, plan.schema)
-    train, test = learning.load(data, "train"), learning.load(data, "test")
-    sites = plan.sites
-    if plan.split == "natural":
-        sites = sites or len(set(train.site or ()))
-    parts = split(plan.split, train.y.numpy(), train.site, sites or 1, plan.seed)
-    unknown = sorted(set(plan.site) - set(parts))
-    if unknown:
-        raise PlanError(f"site.{unknown[0]}: expected one of {', '.join(parts)}")
-    counts = {name: len(rows) for name, rows in parts.items()}
-    if plan.rows == "actual":
-        plan = with_rows(plan, counts)
-    return replace(plan, sites=sites), World(learning, train, test, parts)
 
 
 def simulate(
@@ -95,8 +58,8 @@ def simulate(
     else:
         run = RunFolder.create(folder, plan, kind="simulation", insecure=insecure)
     run = replace(run, durable=False)
-    sites = {name: _site(plan, world, folder, name) for name in world.parts}
-    ledger = _ledger(folder, COORDINATOR) if plan.unit == "client" else None
+    place = Place(plan, world.train, world.parts, folder, insecure)
+    ledger = own_ledger(folder, COORDINATOR) if plan.unit == "client" else None
     on_start(plan, len(run.history()))
     job = Job(
         plan,
@@ -105,50 +68,53 @@ def simulate(
         evaluate=_evaluator(plan, world),
         ledger=ledger,
         on_round=on_round,
+        insecure=insecure,
     )
     outcomes: list[Outcome] = []
     with ExitStack() as stack:
         if insecure:
-            stack.enter_context(noise.insecure(f"{plan.seed}/{len(run.history())}"))
-        grid = _grid(plan, sites)
+            stack.enter_context(noise.insecure(f"{plan.seed}/{COORDINATOR}/{len(run.history())}"))
+        engine = _engine(place)
+        stack.callback(engine.close)
+        grid = _grid(plan, engine, list(world.parts))
         context = Context(
             run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}
         )
-        server_app(job, outcomes.append)(grid=grid, context=context)
+        make_app(job, outcomes.append)(grid=grid, context=context)
     (outcome,) = outcomes
     summary = summarise(plan, outcome, time.perf_counter() - began, insecure=insecure)
     run.write_summary(summary)
     return Result(outcome, folder, summary)
 
 
-def _site(plan: Plan, world: World, folder: Path, name: str) -> Site:
-    """A simulated site: a ledger that starts fresh with the run, and the plan's limit as policy."""
-    policy = Policy.simulated(plan, plan.limit_of(name))
-    ledger = _ledger(folder, name) if plan.unit == "record" else None
-    return Site(name, policy, ledger, rows=lambda _: world.rows(name))
+def _engine(place: Place) -> Engine:
+    """What runs the clients, by the plan's `[simulation] engine`."""
+    options = place.plan.simulation
+    if options.engine == "processes":
+        return Processes(place, options.workers)
+    if options.engine == "vector":
+        from simulations.vector_engine import Vector
+
+        return Vector(place)
+    if options.engine == "ray":
+        from simulations.ray_engine import RayActors
+
+        return RayActors(place, options.workers)
+    return Serial(place)
 
 
-def _ledger(folder: Path, name: str) -> Ledger:
-    path = folder / "ledgers" / f"{name}.jsonl"
-    if path.exists():
-        return Ledger.open(path, durable=False)
-    path.parent.mkdir(exist_ok=True)
-    return Ledger.create(path, population=f"simulated {name}", durable=False)
+def _grid(plan: Plan, engine: Engine, sites: Sequence[str]) -> LocalGrid:
+    order = {name: i for i, name in enumerate(sites)}
 
-
-def _grid(plan: Plan, sites: Mapping[str, Site]) -> LocalGrid:
     def drawn(share: float, what: int) -> Callable[[str, str], bool]:
-        order = {name: i for i, name in enumerate(sites)}
-
         def draw(site: str, number: str) -> bool:
             seed = [plan.seed, what, int(number), order[site]]
             return bool(share) and bool(np.random.default_rng(seed).random() < share)
 
         return draw
 
-    app = client_app(lambda context: sites[str(context.node_config["site"])])
     options = plan.simulation
-    return LocalGrid(app, list(sites), drops=drawn(options.dropout, 1), late=drawn(options.slow, 2))
+    return LocalGrid(engine, sites, drops=drawn(options.dropout, 1), late=drawn(options.slow, 2))
 
 
 def _evaluator(plan: Plan, world: World) -> Callable[[Any], Mapping[str, float]]:

@@ -1,0 +1,82 @@
+"""The data of a simulated federation, loaded once, and the sites that share it."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.site import Site
+from client.tasks import Rows, task
+from privacy import noise
+from privacy.ledger import Ledger
+from privacy.loading import with_rows
+from privacy.plan import Plan, PlanError
+from privacy.policy import Policy
+from simulations.split import split
+
+Parts = Mapping[str, np.ndarray[Any, np.dtype[np.int64]]]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All training rows, who holds which of them, and the held-out rows."""
+
+    train: Rows
+    test: Rows
+    parts: Parts
+
+    def rows(self, site: str) -> Rows:
+        """One site's rows, taken out of the whole when they are needed."""
+        return self.train.take(self.parts[site])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and how a simulated site lives: enough to make it again in another process."""
+
+    plan: Plan
+    train: Rows
+    parts: Parts
+    folder: Path
+    insecure: bool
+
+    def site(self, name: str) -> Site:
+        """A simulated site: a ledger that begins with the run, and the plan's limit as policy."""
+        policy = Policy.simulated(self.plan, self.plan.limit_of(name))
+        ledger = own_ledger(self.folder, name) if self.plan.unit == "record" else None
+        part = self.parts[name]
+        return Site(name, policy, ledger, rows=lambda _: self.train.take(part))
+
+    def draws(self, site: str, number: str) -> AbstractContextManager[None]:
+        """Where one site's noise of one round comes from: the system, unless marked insecure."""
+        if not self.insecure:
+            return nullcontext()
+        return noise.insecure(f"{self.plan.seed}/{site}/{number}")
+
+
+def prepare(plan: Plan, data: Path | None) -> tuple[Plan, World]:
+    """Load the data, split it, write the sites' row counts into the plan; TaskError, PlanError."""
+    learning = task(plan.task, plan.schema)
+    train, test = learning.load(data, "train"), learning.load(data, "test")
+    sites = plan.sites
+    if plan.split == "natural":
+        sites = sites or len(set(train.site or ()))
+    parts = split(plan.split, train.y.numpy(), train.site, sites or 1, plan.seed)
+    unknown = sorted(set(plan.site) - set(parts))
+    if unknown:
+        raise PlanError(f"site.{unknown[0]}: expected one of {', '.join(parts)}")
+    if plan.rows == "actual":
+        plan = with_rows(plan, {name: len(rows) for name, rows in parts.items()})
+    return replace(plan, sites=sites), World(train, test, parts)
+
+
+def own_ledger(folder: Path, name: str) -> Ledger:
+    """A simulation's ledger: the production code without fsync, safe against a kill."""
+    path = folder / "ledgers" / f"{name}.jsonl"
+    if path.exists():
+        return Ledger.open(path, durable=False)
+    path.parent.mkdir(exist_ok=True)
+    return Ledger.create(path, population=f"simulated {name}", durable=False)

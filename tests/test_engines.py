@@ -1,0 +1,62 @@
+"""Whatever runs the clients, a simulation is the same: the same numbers, the same ledgers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privacy.loading import load_plan
+from simulations.run import simulate
+
+
+def played(folder: Path, engine: str, *overrides: str) -> tuple[list[Any], dict[str, bytes]]:
+    """The rounds' metrics and every ledger of a reproducible run."""
+    sets = ["rounds=3", "sites=4", "sigma=2", "rate=0.2", f"simulation.engine={engine}"]
+    result = simulate(load_plan("digits", [*sets, *overrides]), folder, insecure=True)
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    ledgers = {p.name: p.read_bytes() for p in (folder / "ledgers").glob("*.jsonl")}
+    assert result.outcome.reason == "done"
+    events = {
+        name: b"\n".join(json.dumps(json.loads(x)["event"]).encode() for x in text.splitlines())
+        for name, text in ledgers.items()
+    }
+    return [line["metrics"] for line in lines], events
+
+
+def test_a_pool_of_processes_gives_the_numbers_of_one(tmp_path: Path) -> None:
+    serial = played(tmp_path / "serial", "serial")
+    pool = played(tmp_path / "pool", "processes")
+    assert pool[1] == serial[1]
+    for one, other in zip(serial[0], pool[0], strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_numbers_of_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    serial = played(tmp_path / "serial", "serial")
+    cluster = played(tmp_path / "ray", "ray")
+    assert cluster[1] == serial[1]
+    for one, other in zip(serial[0], cluster[0], strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_reproducible_run_says_everywhere_that_it_is_not_private(tmp_path: Path) -> None:
+    first, _ = played(tmp_path / "one", "serial")
+    second, _ = played(tmp_path / "two", "serial")
+    assert first == second
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert summary["insecure"] and not summary["private"]
+    line = json.loads((tmp_path / "one" / "history.jsonl").read_text().splitlines()[0])
+    assert line["insecure"]
+    assert json.loads((tmp_path / "one" / "run.json").read_text())["insecure"]
+
+
+def test_the_seed_fixes_the_split_but_never_the_noise(tmp_path: Path) -> None:
+    plan = load_plan("digits", ["rounds=1", "sites=4", "sigma=2", "rate=0.2", "seed=7"])
+    first = simulate(plan, tmp_path / "one").outcome.history[0]
+    second = simulate(plan, tmp_path / "two").outcome.history[0]
+    assert first["metrics"]["loss"] != second["metrics"]["loss"]
+    toml = [(tmp_path / name / "plan.toml").read_text() for name in ("one", "two")]
+    assert toml[0] == toml[1]
