@@ -54,7 +54,7 @@ def simulate(
     overrides += [f"sites={sites}"] if sites is not None else []
     overrides += [f"seed={seed}"] if seed is not None else []
     chosen = load_plan(plan, overrides)
-    label = name or f"{chosen.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    label = name if name is not None else f"{chosen.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_name(label)
     with RunView(console) as view:
         result = play(
