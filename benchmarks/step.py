@@ -1,0 +1,245 @@
+"""What a DP-SGD step costs, relative to a step of plain eager SGD on the same shapes.
+
+Ours is the product's own `client.training.train`, with Poisson sampling, book-keeping clipping and
+noise from the system's entropy; the plain step gets ready-made batches. Opacus' two modes run
+beside them on the same batches with `torch.normal`.
+
+    python benchmarks/step.py [--models mlp,mnist-cnn] [--turns 15] [--threads 2] [--no-opacus]
+"""
+
+import argparse
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from opacus.grad_sample import prepare_module
+from opacus.optimizers import get_optimizer_class
+from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+from table import interleaved, ratios, save, show, versions
+from torch import Tensor, nn
+from torch.nn import functional
+
+from client.tasks.digits import task as digits
+from client.tasks.task import Rows, Task
+from client.training import train
+from privacy import noise
+from privacy.events import Event
+from privacy.plan import Plan
+
+
+class Text(nn.Module):
+    """Mean of embeddings, as in fastText."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(10_000, 64), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of tokens [B, 32]."""
+        return self.head(self.table(x).mean(1))
+
+
+class Sequence(nn.Module):
+    """An LSTM over embedded tokens, Opacus' own or torch's."""
+
+    def __init__(self, private: bool) -> None:
+        super().__init__()
+        from opacus.layers import DPLSTM
+
+        self.table = nn.Embedding(1000, 32)
+        self.cell = (DPLSTM if private else nn.LSTM)(32, 64, batch_first=True)
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of tokens [B, 32]."""
+        return self.head(self.cell(self.table(x))[0][:, -1])
+
+
+def mlp(_: bool) -> nn.Module:
+    """One hidden layer."""
+    return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
+
+
+def logistic(_: bool) -> nn.Module:
+    """Softmax regression."""
+    return nn.Linear(784, 10)
+
+
+def mnist_cnn(_: bool) -> nn.Module:
+    """The network of Opacus' and TensorFlow Privacy's MNIST tutorials."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 8, 2, padding=3), nn.Tanh(), nn.MaxPool2d(2, 1)),
+        *(nn.Conv2d(16, 32, 4, 2), nn.Tanh(), nn.MaxPool2d(2, 1)),
+        *(nn.Flatten(), nn.Linear(32 * 4 * 4, 32), nn.Tanh(), nn.Linear(32, 10)),
+    )
+
+
+def cifar_cnn(_: bool) -> nn.Module:
+    """Six convolutions with GroupNorm, 550,000 parameters."""
+    layers: list[nn.Module] = []
+    for i, o, pool in [
+        (3, 32, 0),
+        (32, 32, 1),
+        (32, 64, 0),
+        (64, 64, 1),
+        (64, 128, 0),
+        (128, 128, 1),
+    ]:
+        layers += [nn.Conv2d(i, o, 3, padding=1), nn.GroupNorm(min(32, o // 4), o), nn.ReLU()]
+        layers += [nn.AvgPool2d(2)] * pool
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(128 * 4 * 4, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    build: Callable[[bool], nn.Module]
+    batch: int
+    shape: tuple[int, ...]
+    rows: int
+    steps: int
+    target: float | None
+    tokens: int = 0
+    classes: int = 10
+
+
+CASES = {
+    "mlp": Case(mlp, 256, (784,), 60_000, 20, 1.3),
+    "logistic": Case(logistic, 256, (784,), 60_000, 20, None),
+    "mnist-cnn": Case(mnist_cnn, 256, (1, 28, 28), 60_000, 5, 1.4),
+    "text": Case(lambda _: Text(), 256, (32,), 60_000, 20, 2.0, tokens=10_000, classes=4),
+    "cifar-cnn": Case(cifar_cnn, 64, (3, 32, 32), 10_000, 2, 2.0),
+    "lstm": Case(Sequence, 64, (32,), 10_000, 2, None, tokens=1000, classes=4),
+}
+
+
+def main() -> None:
+    """Measure the models asked for and print their table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default=",".join(CASES))
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--opacus", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False)
+    asked = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    result: dict[str, Any] = {"versions": versions("torch", "opacus", "numpy"), "models": {}}
+    result["versions"]["threads"] = str(torch.get_num_threads())
+    result["versions"]["noise"] = kernel()
+    lines = []
+    for name in asked.models.split(","):
+        case = CASES[name]
+        runs = contenders(case, opacus=asked.opacus, compiled=asked.compile)
+        times = interleaved(runs, asked.turns)
+        found = ratios(times, "plain")
+        result["models"][name] = {"seconds": times, "ratios": found, "steps": case.steps}
+        base = sorted(times["plain"])[len(times["plain"]) // 2] / case.steps * 1e3
+        cells = [
+            f"{found[k][1]:.2f} ({found[k][0]:.2f}-{found[k][2]:.2f})" if k in found else "-"
+            for k in ("tacit", "tacit compiled", "opacus hooks", "opacus ghost")
+        ]
+        lines.append([name, str(case.batch), f"{base:.2f}", *cells, str(case.target or "-")])
+    show(
+        "A DP-SGD step relative to plain SGD",
+        ["model", "B", "plain ms", "tacit", "compiled", "Opacus hooks", "Opacus ghost", "target"],
+        lines,
+        "medians (quartiles) of interleaved turns; " + str(result["versions"]),
+    )
+    print(save("step", result))
+
+
+def kernel() -> str:
+    """Which noise transform this machine uses."""
+    return "numpy" if noise._transform() is noise._box_muller else "native"
+
+
+def contenders(case: Case, *, opacus: bool, compiled: bool) -> dict[str, Callable[[], None]]:
+    """Each contender's turn: `case.steps` steps."""
+    generator = torch.Generator().manual_seed(0)
+    if case.tokens:
+        x = torch.randint(0, case.tokens, (case.rows, *case.shape), generator=generator)
+    else:
+        x = torch.randn(case.rows, *case.shape, generator=generator)
+    y = torch.randint(0, case.classes, (case.rows,), generator=generator)
+    batches = [
+        (x[i * case.batch : (i + 1) * case.batch], y[i * case.batch : (i + 1) * case.batch])
+        for i in range(case.steps)
+    ]
+    runs = {"plain": plain(case, batches), "tacit": tacit(case, Rows(x, y), compiled=False)}
+    if compiled:
+        runs["tacit compiled"] = tacit(case, Rows(x, y), compiled=True)
+    if opacus:
+        runs["opacus hooks"] = by_opacus(case, batches, "hooks")
+        runs["opacus ghost"] = by_opacus(case, batches, "ghost")
+    return runs
+
+
+def plain(case: Case, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], None]:
+    """Eager SGD."""
+    model = case.build(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def turn() -> None:
+        for x, y in batches:
+            optimizer.zero_grad(set_to_none=True)
+            functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    return turn
+
+
+def tacit(case: Case, rows: Rows, *, compiled: bool) -> Callable[[], None]:
+    """The product's own training, one round of `case.steps` steps."""
+    rate = case.batch / case.rows
+    plan = Plan(
+        task="",
+        rounds=1,
+        rate=rate,
+        rows=case.rows,
+        lr=0.01,
+        steps=case.steps,
+        clip=1.0,
+        sigma=1.0,
+        delta=1e-6,
+        compile=compiled,
+    )
+    task: Task = replace(digits(), shape=case.shape)
+    model = case.build(True)
+    event = Event("record", 1.0, rate, case.steps)
+    return lambda: void(train(model, rows, task, plan, site="site", event=event, round=1))
+
+
+def by_opacus(case: Case, batches: list[tuple[Tensor, Tensor]], mode: str) -> Callable[[], None]:
+    """Opacus' steps, without its loader and its accounting."""
+    limit = {"max_grad_norm": 1.0} if mode == "ghost" else {}
+    model = prepare_module(case.build(True), mode, batch_first=True, loss_reduction="mean", **limit)
+    optimizer = get_optimizer_class("flat", False, mode)(
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        expected_batch_size=case.batch,
+    )
+    loss: Any = nn.CrossEntropyLoss()
+    if mode == "ghost":
+        loss = DPLossFastGradientClipping(model, optimizer, loss)
+
+    def turn() -> None:
+        for x, y in batches:
+            optimizer.zero_grad(set_to_none=True)
+            loss(model(x), y).backward()
+            optimizer.step()
+
+    return turn
+
+
+def void(_: object) -> None:
+    """Forget a result."""
+
+
+if __name__ == "__main__":
+    main()
