@@ -1,0 +1,111 @@
+"""What accuracy costs: every shipped plan at its epsilons, the mean of several seeds.
+
+    TACIT_DATA=FOLDER python benchmarks/utility.py [--seeds 5] [--first 0] [--only adult]
+
+Each run is a whole simulation, as `tacit-simulate PLAN --set epsilon=E --seed S` makes it;
+the metric is the last round's on the held-out rows (heart-disease: the mean of the hospitals').
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from privacy.environment import prepare
+
+prepare()
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from privacy.loading import load_plan
+from server.summary import versions
+from simulations.run import simulate
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: a plan at an epsilon, and what it ought to reach."""
+
+    plan: str
+    folder: str | None
+    epsilon: float
+    target: float
+
+
+CASES = (
+    Case("digits", None, 3.0, 0.91),
+    Case("digits-best", None, 3.0, 0.91),
+    Case("digits-best", None, 1.0, 0.86),
+    Case("heart-disease", "heart_disease", 1.0, 0.78),
+    Case("heart-disease", "heart_disease", 5.0, 0.80),
+    Case("adult", "adult", 1.0, 0.845),
+    Case("fashion-mnist", "fashion_mnist", 3.0, 0.84),
+)
+
+
+def measure(case: Case, seeds: range, sets: list[str], data: Path | None) -> dict[str, object]:
+    """The accuracies of one case."""
+    found = []
+    seconds = []
+    for seed in seeds:
+        plan = load_plan(case.plan, [f"epsilon={case.epsilon}", f"seed={seed}", *sets])
+        with tempfile.TemporaryDirectory() as runs:
+            result = simulate(plan, Path(runs) / "run", data=data)
+        found.append(float(result.summary["metrics"]["accuracy"]))
+        seconds.append(float(result.summary["seconds"]))
+    return {
+        "plan": case.plan,
+        "epsilon": case.epsilon,
+        "delta": plan.delta,
+        "target": case.target,
+        "mean": float(np.mean(found)),
+        "sd": float(np.std(found, ddof=1)) if len(found) > 1 else 0.0,
+        "seconds": float(np.median(seconds)),
+        "accuracies": found,
+    }
+
+
+def main() -> None:
+    """Print the table and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--set", action="append", default=[], dest="sets")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    torch.set_num_threads(2)
+    root = os.environ.get("TACIT_DATA")
+    table = Table("plan", "epsilon", "delta", "target", "mean", "sd", "s a run", box=None)
+    rows = []
+    for case in CASES:
+        if not case.plan.startswith(chosen.only):
+            continue
+        if case.folder is not None and root is None:
+            print(f"{case.plan}: skipped, TACIT_DATA names no folder", file=sys.stderr)
+            continue
+        data = Path(root) / case.folder if root and case.folder else None
+        row = measure(case, range(chosen.first, chosen.first + chosen.seeds), chosen.sets, data)
+        rows.append(row)
+        table.add_row(
+            case.plan,
+            f"{case.epsilon:g}",
+            f"{row['delta']:.3g}",
+            f"{case.target:.3f}",
+            f"{row['mean']:.4f}",
+            f"{row['sd']:.4f}",
+            f"{row['seconds']:.1f}",
+        )
+    Console().print(table)
+    if chosen.json:
+        chosen.json.write_text(json.dumps({"rows": rows, "versions": versions()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
