@@ -31,13 +31,16 @@ def oriented(images: Tensor) -> Tensor:
     framed = functional.pad(grey, (1, 1, 1, 1))
     across = framed[:, :, 1:-1, 2:] - framed[:, :, 1:-1, :-2]
     down = framed[:, :, 2:, 1:-1] - framed[:, :, :-2, 1:-1]
-    # strength * cos(angle - direction)^3 without an angle, whose gradient is NaN where all is flat.
-    square = across**2 + down**2 + 1e-8
-    turns = [2 * math.pi * k / DIRECTIONS for k in range(DIRECTIONS)]
-    along = [(across * math.cos(turn) + down * math.sin(turn)).clamp(min=0) for turn in turns]
-    edges = torch.cat([part**3 / square for part in along], dim=1)
-    pooled = functional.avg_pool2d(functional.pad(edges, (2, 2, 2, 2)), 8, 4)
-    pooled = pooled.clamp(min=1e-12).sqrt()
+    strength = (across**2 + down**2 + 1e-8).sqrt()
+    angle = torch.atan2(down, across)
+    edges = torch.cat(
+        [
+            strength * torch.cos(angle - 2 * math.pi * k / DIRECTIONS).clamp(min=0) ** 3
+            for k in range(DIRECTIONS)
+        ],
+        dim=1,
+    )
+    pooled = functional.avg_pool2d(functional.pad(edges, (2, 2, 2, 2)), 8, 4).sqrt()
     mean = pooled.mean(1, keepdim=True)
     directed = _evened(torch.cat([pooled - mean, mean], dim=1))
     bright = _evened(functional.avg_pool2d(functional.pad(grey, (1, 1, 1, 1)), 4, 2))

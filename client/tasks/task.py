@@ -64,13 +64,15 @@ class Misfit:
 class Encoded:
     """Raw columns encoded: `x` and `y` (None without a label column) of the rows that fit.
 
-    `kept` are the positions of these rows in the raw table; `misfits` says why others are absent.
+    `kept` are the positions of these rows in the raw table; `misfits` says why others are absent;
+    `raw` are the scaled columns (-1..1) that a task's `front` turns into x.
     """
 
     x: Tensor
     y: Tensor | None
     kept: NDArray[np.int64]
     misfits: tuple[Misfit, ...] = ()
+    raw: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +90,8 @@ class Task:
     * `loss(outputs, y)`: a loss per row [B];
     * `metrics(outputs, y)`: accuracy, precision, recall, f1, loss; or mse, r2, loss;
     * `decode(outputs)`: probabilities [B, classes], or values in the label's unit [B];
-    * `features`: where x is flat, the raw column behind each of its features.
+    * `features`: where x is flat, the raw column behind each of its features;
+    * `front`: where x is computed from scaled columns, that step, differentiable, for explanations.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Task:
     decode: Callable[[Tensor], Tensor]
     embedded: bool = False
     features: tuple[str, ...] = ()
+    front: Callable[[Tensor], Tensor] | None = None
 
 
 def builtin(rows: Rows, part: int, parts: int) -> Rows:
