@@ -93,17 +93,30 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         """
         training = self.training
         self.eval()
+        try:
+            self._lay_out(channels_last=like.dim() == 4)
+            try:
+                self._compare(like)
+            except RuntimeError:  # perhaps a view that channels_last does not have
+                self._lay_out(channels_last=False)
+                self._compare(like)
+        except RuntimeError as error:
+            raise ModelError(f"model: {str(error).splitlines()[0]}") from error
+        finally:
+            self.train(training)
+
+    def _lay_out(self, *, channels_last: bool) -> None:
+        for layer in self._layers:
+            layer.channels_last = channels_last
+
+    def _compare(self, like: Tensor) -> None:
         outs = []
         for rows in (2, 3):
             with self._recording():
-                try:
-                    outs.append(self(_made_up(rows, like)).detach())
-                except RuntimeError as error:
-                    raise ModelError(f"model: {str(error).splitlines()[0]}") from error
+                outs.append(self(_made_up(rows, like)).detach())
                 for layer, a, _, _ in self._tape:
                     if len(a) != rows:
                         raise ModelError(f"model: expected the batch first in {layer.name}")
-        self.train(training)
         if not torch.allclose(outs[0], outs[1][:2], rtol=1e-3, atol=1e-5, equal_nan=True):
             raise ModelError("model: expected one that keeps examples apart, got one that mixes")
 
@@ -112,10 +125,8 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
 
         `loss` gives a loss per example [B]. Calling it for the parts of a batch adds up.
         """
-        for p in self._trained:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
         if not len(x):
+            self._fill()
             return
         made = self._parts(x, y, loss)
         square = torch.stack([part.square for part in made]).sum(0)
@@ -124,7 +135,13 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         broken = None if bool(fine.all()) else ~fine
         for part in made:
             for p, total in part.total(factors, broken):
-                p.grad.add_(total)  # type: ignore[union-attr]
+                p.grad = total if p.grad is None else p.grad.add_(total)
+        self._fill()
+
+    def _fill(self) -> None:
+        for p in self._trained:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
 
     def _parts(self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> list[Part]:
         with self._recording():

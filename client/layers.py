@@ -7,7 +7,7 @@ numbers, in the same rounding, so that a factor made from the norm bounds what i
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import torch
@@ -22,6 +22,8 @@ Uses = Sequence[tuple[Tensor, Tensor]]
 
 _MOST: Final = 1 << 24
 """Per-example gradients held at a time, in numbers; more are made again in chunks of examples."""
+_CACHED: Final = 1 << 17
+"""Numbers that fit a core's cache."""
 _HUGE: Final = 1e30
 """A factor of a product of squares above this counts as infinite, so that none can underflow."""
 
@@ -38,6 +40,7 @@ class Layer(ABC):
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module
         self.name = type(module).__name__
+        self.channels_last = False
         self.trained = [p for p in module.parameters() if p.requires_grad]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,11 +81,8 @@ class Sampled(Part):
         squares = []
         for at in self._chunks():
             made = self._made(at)
-            squares.append(
-                torch.stack([torch.linalg.vector_norm(s.flatten(1), dim=1) for s in made.values()])
-                .square_()
-                .sum(0)
-            )
+            norms = [torch.linalg.vector_norm(_flat(x)[0], dim=1) for x in made.values()]
+            squares.append(torch.stack(norms).square_().sum(0))
             if self._rows <= self._chunk:
                 self._kept = made
         self.square = torch.cat(squares)
@@ -104,12 +104,21 @@ class Sampled(Part):
         totals: dict[nn.Parameter, Tensor] = {}
         for at in self._chunks():
             for p, sample in (self._kept or self._made(at)).items():
-                flat = sample.flatten(1)
+                flat, restored = _flat(sample)
                 if broken is not None:
                     flat = flat.masked_fill(broken[at, None], 0)
-                part = (factors[at] @ flat).view_as(p)
+                part = restored(factors[at] @ flat)
                 totals[p] = totals[p] + part if p in totals else part
         yield from totals.items()
+
+
+def _flat(sample: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """[B, ...] as [B, n] in memory order, without copying; and the way back for one row."""
+    strides = sample.stride()
+    order = sorted(range(1, sample.dim()), key=lambda dim: -strides[dim])
+    laid = sample.permute(0, *order)
+    back = [order.index(dim) for dim in range(1, sample.dim())]
+    return laid.flatten(1), lambda row: row.view(laid.shape[1:]).permute(back)
 
 
 class Outer(Part):
@@ -146,27 +155,38 @@ class Lookup(Part):
 
     def __init__(self, layer: Layer, tokens: Tensor, g: Tensor) -> None:
         self._weight: nn.Parameter = layer.module.weight
-        tokens, g = tokens.flatten(1), g.flatten(1, -2)
-        rows, vocabulary = len(tokens), len(self._weight)
-        keys = tokens + vocabulary * torch.arange(rows, device=tokens.device)[:, None]
-        found, place = torch.unique(keys, return_inverse=True)
-        self._g = g.new_zeros(len(found), g.shape[-1]).index_add_(
-            0, place.flatten(), g.flatten(0, 1)
-        )
-        self._row, self._token = found // vocabulary, found % vocabulary
-        if layer.module.padding_idx is not None:
-            self._g[self._token == layer.module.padding_idx] = 0
-        square = torch.linalg.vector_norm(self._g, dim=1).square_()
-        self.square = square.new_zeros(rows).index_add_(0, self._row, square)
+        self._padding = -1 if layer.module.padding_idx is None else layer.module.padding_idx
+        self._tokens = tokens.flatten(1)
+        self._g = g = g.flatten(1, -2)
+        ordered, order = self._tokens.sort(1)  # token j's gradient is g[i, order[i, j]]
+        again = torch.zeros_like(ordered, dtype=torch.bool)
+        again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+        if bool(again.any()):
+            place = torch.arange(again.shape[1], device=g.device).expand_as(again)
+            first = torch.where(again, 0, place).cummax(1).values
+            self._g = g = g.clone(memory_format=torch.contiguous_format)
+            where = again.nonzero(as_tuple=True)
+            source = order[where]
+            target = order[where[0], first[where]]
+            extra = g[where[0], source]
+            g[where[0], source] = 0
+            g.view(-1, g.shape[-1]).index_add_(0, where[0] * g.shape[1] + target, extra)
+        if self._padding >= 0:
+            self._g = g = g.masked_fill((self._tokens == self._padding)[..., None], 0)
+        self.square = torch.linalg.vector_norm(g, dim=(1, 2)).square_()
 
     def total(
         self, factors: Tensor, broken: Tensor | None
     ) -> Iterator[tuple[nn.Parameter, Tensor]]:
         g = self._g
         if broken is not None:
-            g = g.masked_fill(broken[self._row, None], 0)
-        g = g * factors[self._row, None]
-        yield self._weight, torch.zeros_like(self._weight).index_add_(0, self._token, g)
+            g = g.masked_fill(broken[:, None, None], 0)
+        yield (
+            self._weight,
+            torch.ops.aten.embedding_dense_backward(
+                g * factors[:, None, None], self._tokens, len(self._weight), self._padding, False
+            ),
+        )
 
 
 class Linear(Layer):
@@ -183,21 +203,56 @@ class Linear(Layer):
 
 
 class Convolution(Layer):
-    """Conv1d and Conv2d, by unfolding the input to one column an output pixel."""
+    """Conv1d and Conv2d, by the patches of the input that each output pixel sees."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.channels_last or x.dim() != 4:
+            return super().forward(x)
+        out = super().forward(x.contiguous(memory_format=torch.channels_last))
+        return out.contiguous(memory_format=torch.channels_last)
 
     def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        conv, rows = self.module, len(a)
+        conv = self.module
         a = functional.pad(
             a, conv._reversed_padding_repeated_twice, mode=_PADDING[conv.padding_mode]
         )
-        kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
         if a.dim() == 3:
-            a, kernel, stride, dilation = a[:, :, None], (1, *kernel), (1, *stride), (1, *dilation)
+            weight = _patched(a[:, :, None], g[:, :, None], conv).squeeze(3)
+        else:
+            weight = _patched(a, g, conv)
+        yield from _affine(conv, weight, g.flatten(2).sum(2))
+
+
+def _patched(a: Tensor, g: Tensor, conv: Any) -> Tensor:
+    """Weight gradients [B, P, C / groups, height, width] of a convolution of padded images."""
+    kernel, stride, dilation = (
+        (1, *x) if len(x) == 1 else x for x in (conv.kernel_size, conv.stride, conv.dilation)
+    )
+    rows, pixels = len(a), g.shape[2] * g.shape[3]
+    if conv.groups > 1:
         columns = functional.unfold(a, kernel, dilation=dilation, stride=stride)
-        g = g.reshape(rows, conv.groups, -1, columns.shape[-1])
-        columns = columns.view(rows, conv.groups, -1, columns.shape[-1])
-        weight = (g @ columns.transpose(2, 3)).view(rows, *conv.weight.shape)
-        yield from _affine(conv, weight, g.sum(3).flatten(1))
+        columns = columns.view(rows, conv.groups, -1, pixels).transpose(2, 3)
+        made = g.reshape(rows, conv.groups, -1, pixels) @ columns
+        return made.view(rows, g.shape[1], -1, *kernel)
+    # With the channels innermost a patch is a few long runs, which copy several times faster than
+    # unfold does; a few examples at a time, so that their patches stay in the cache.
+    a = a.permute(0, 2, 3, 1).contiguous()
+    example, row, pixel, channel = a.stride()
+    patches = a.as_strided(
+        (rows, *g.shape[2:], *kernel, a.shape[3]),
+        (
+            *(example, row * stride[0], pixel * stride[1]),
+            *(row * dilation[0], pixel * dilation[1], channel),
+        ),
+    )
+    size = math.prod(kernel) * a.shape[3]
+    chunk = max(1, _CACHED // (pixels * size))
+    g = g.permute(0, 2, 3, 1).reshape(rows, pixels, -1).transpose(1, 2)
+    made = a.new_empty(rows, g.shape[1], size)
+    for at in range(0, rows, chunk):
+        part = slice(at, at + chunk)
+        torch.bmm(g[part], patches[part].reshape(-1, pixels, size), out=made[part])
+    return made.view(rows, -1, *kernel, a.shape[3]).permute(0, 1, 4, 2, 3)
 
 
 _PADDING: Final = {

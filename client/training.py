@@ -58,11 +58,12 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         std = self.noise_multiplier * self.max_grad_norm
         step = noise.grid(std)
         for p in self.params:
+            if std == 0:
+                p.grad = p.summed_grad
+                continue
             drawn = torch.from_numpy(noise.normal(tuple(p.shape), std)).to(p.device, p.dtype)
-            drawn += p.summed_grad
-            if step:
-                drawn.div_(step).round_().mul_(step)
-            p.grad = drawn
+            # The step is a power of two, so that dividing by it is exact.
+            p.grad = drawn.add_(p.summed_grad).mul_(1 / step).round_().mul_(step)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One noisy step; then `pull`, which sees no row."""
@@ -117,7 +118,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             batch = torch.from_numpy(drawn).to(device)
             for part in torch.split(batch, plan.micro_batch or len(x) + 1):
-                add(x[part], y[part], task.loss)
+                add(x.index_select(0, part), y.index_select(0, part), task.loss)
             optimizer.step()
             if on_step is not None:
                 on_step(step, drawn, optimizer)
