@@ -1,12 +1,14 @@
-"""Why this prediction: integrated gradients of the predicted class's score, by Captum.
+"""Why this prediction: what each column added to the predicted class's score, by Captum.
 
-An attribution is additive: over all features it sums to the score less the score of the baseline
-(Sundararajan et al. 2017, Proposition 1). The baseline is the middle of the task's public bounds,
-never a mean of anybody's rows. What such numbers cannot tell stands in docs/explanations.md.
+Integrated gradients (Sundararajan et al. 2017); where the task computes features of its own, whose
+gradients jump, sampled Shapley values of picture cells (Castro et al. 2009). Both are additive:
+together they make the score less the score of a baseline. The baseline is public: a blank picture, or the middle of
+a table's bounds, never a mean of anybody's rows. What such numbers cannot tell stands in docs/explanations.md.
 """
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,8 +19,11 @@ from torch import Tensor, nn
 
 from client.inference import decode
 from client.models import Model, ModelError
+from client.tasks.task import Task
 
 STEPS: Final = 64
+PERMUTATIONS: Final = 20
+CELLS: Final = 7
 MOST: Final = 1000
 """Rows that are explained at once, at most."""
 
@@ -52,7 +57,10 @@ class Explanation:
 
 
 def explain(model: Model, x: Tensor, rows: Sequence[int]) -> list[Explanation]:
-    """Explain the prediction of each encoded row of x [rows, ...]; `rows` are their numbers."""
+    """Explain the prediction of each row; `rows` are their numbers.
+
+    x [rows, ...] is encoded, or scaled columns where the task computes its features from them.
+    """
     if model.network is None:
         raise ModelError(
             f"{model.path}: explanations need gradients: expected a checkpoint or .safetensors file"
@@ -63,12 +71,15 @@ def explain(model: Model, x: Tensor, rows: Sequence[int]) -> list[Explanation]:
         raise ModelError(f"explain: expected at most {MOST} rows, got {len(x)}")
     if not len(x):
         return []
+    network = _whole(model.network, model.task)
     with torch.inference_mode():
-        scores = model.network(x)
+        scores = network(x)
     prediction, probability = decode(model.task, scores.numpy())
     target = scores.argmax(1) if scores.shape[1] > 1 else None
-    found, missed = _integrated(model.network, x, target)
-    names = model.task.features or _pixels(tuple(x.shape[1:]))
+    baseline = -1.0 if pictured(model.task) else 0.0
+    ask = _integrated if model.task.front is None else _sampled
+    found, missed = ask(network, x, target, baseline)
+    names = _names(model.task, tuple(x.shape[1:]))
     return [
         Explanation(
             row,
@@ -83,14 +94,45 @@ def explain(model: Model, x: Tensor, rows: Sequence[int]) -> list[Explanation]:
     ]
 
 
-def _integrated(network: nn.Module, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+def pictured(task: Task) -> bool:
+    """Whether the task's columns are the pixels of a square picture."""
+    count = len(task.inputs)
+    square = math.isqrt(count) ** 2 == count
+    return square and all(name.startswith("pixel") for name in task.inputs)
+
+
+def _whole(network: nn.Module, task: Task) -> nn.Module:
+    """The network behind the task's own public first step, where it has one."""
+    return network if task.front is None else _Fronted(task.front, network)
+
+
+class _Fronted(nn.Module):
+    def __init__(self, front: Callable[[Tensor], Tensor], network: nn.Module) -> None:
+        super().__init__()
+        self.front, self.network = front, network
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.network(self.front(x))
+        return found
+
+
+def _names(task: Task, shape: tuple[int, ...]) -> Sequence[str]:
+    """The column behind each number of a row."""
+    if task.front is not None:
+        return task.inputs
+    return task.features or ["_".join(str(i) for i in index) for index in np.ndindex(*shape)]
+
+
+def _integrated(
+    network: nn.Module, x: Tensor, target: Tensor | None, baseline: float
+) -> tuple[Tensor, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from captum.attr import IntegratedGradients  # costs seconds: loaded where it is asked for
     method = IntegratedGradients(network)
     found, missed = method.attribute(
         x,
-        baselines=torch.zeros_like(x),
+        baselines=torch.full_like(x, baseline),
         target=target,
         n_steps=STEPS,
         internal_batch_size=max(len(x), 1024),
@@ -99,12 +141,42 @@ def _integrated(network: nn.Module, x: Tensor, target: Tensor | None) -> tuple[T
     return found.detach().float(), missed.detach().float()
 
 
+def _sampled(
+    network: nn.Module, x: Tensor, target: Tensor | None, baseline: float
+) -> tuple[Tensor, Tensor]:
+    """Shapley values of cells, a cell's shared out evenly over its pixels; nothing is missed."""
+    from captum.attr import ShapleyValueSampling
+
+    cells = _cells(x.shape[1])
+    sizes = torch.bincount(cells)[cells].float()
+    method = ShapleyValueSampling(network)
+    found = []
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for i in range(len(x)):
+            values = method.attribute(
+                x[i : i + 1],
+                baselines=baseline,
+                target=None if target is None else target[i : i + 1],
+                feature_mask=cells[None],
+                n_samples=PERMUTATIONS,
+                perturbations_per_eval=64,
+            )
+            found.append(values / sizes)
+    return torch.cat(found).float(), torch.zeros(len(x))
+
+
+def _cells(columns: int) -> Tensor:
+    """The cell of each column: squares of a picture, CELLS by CELLS of them; else its own."""
+    side = math.isqrt(columns)
+    if side * side != columns or side <= CELLS:
+        return torch.arange(columns)
+    place = torch.arange(side) * CELLS // side
+    return (place[:, None] * CELLS + place[None]).reshape(-1)
+
+
 def _by_column(names: Sequence[str], found: Tensor) -> dict[str, float]:
     sums: dict[str, float] = {}
     for name, value in zip(names, found.reshape(-1).tolist(), strict=True):
         sums[name] = sums.get(name, 0.0) + value
     return sums
-
-
-def _pixels(shape: tuple[int, ...]) -> list[str]:
-    return ["_".join(str(i) for i in index) for index in np.ndindex(*shape)]

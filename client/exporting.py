@@ -6,6 +6,7 @@ Figures of private rows are never written into the file: it may be passed on, an
 
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,11 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional
 
 from client.conversion import ConversionError, to_onnx
-from client.inference import Scores, decode, input_type, session
+from client.inference import Scores, input_type, session
 from client.models import Model, ModelError
 from client.tasks.task import Rows, Task
 from privacy.cards import POST_PROCESSING
@@ -115,19 +118,38 @@ def source_of(task: Task) -> str:
 def public_rows(task: Task) -> Rows:
     """Rows that are nobody's secret: the embedded test rows, or rows drawn from the bounds alone.
 
-    A synthetic row has uniform features in -1..1, the range that tasks map their bounds to; its
-    label is 0 and says nothing.
+    A synthetic row has uniform features in -1..1, the range that tasks map their bounds to; where
+    the task computes features from pictures, these are made of blots of many sizes. Its label is 0
+    and says nothing.
     """
     if task.embedded:
         return task.load(None, "test")
     generator = torch.Generator().manual_seed(0)
     shape = (SYNTHETIC, *task.shape)
-    if input_type(task) == torch.float32:
+    if task.front is not None:
+        with torch.inference_mode():
+            x = task.front(_blots(len(task.inputs), generator))
+    elif input_type(task) == torch.float32:
         x = 2 * torch.rand(shape, generator=generator) - 1
     else:
         x = torch.randint(0, 2, shape, generator=generator).to(input_type(task))
     y = torch.zeros(SYNTHETIC, dtype=torch.int64)
     return Rows(x, y if task.kind == "classification" else y.float())
+
+
+def _blots(columns: int, generator: torch.Generator) -> Tensor:
+    """Rows in -1..1: square pictures of random blots, smooth ones and fine ones; else uniform."""
+    side = math.isqrt(columns)
+    if side * side != columns:
+        return 2 * torch.rand(SYNTHETIC, columns, generator=generator) - 1
+    scales = [2 ** (row % 5) + 1 for row in range(SYNTHETIC)]
+    pictures = [
+        functional.interpolate(
+            torch.randn(1, 1, scale, scale, generator=generator), (side, side), mode="bilinear"
+        )
+        for scale in scales
+    ]
+    return torch.cat(pictures).reshape(SYNTHETIC, columns).mul(2).clamp(-1, 1)
 
 
 def quantized(graph: onnx.ModelProto, rows: NDArray[Any]) -> onnx.ModelProto:
@@ -208,7 +230,8 @@ def _safetensors(model: Model) -> bytes:
     if model.network is None:
         raise ModelError(f"{model.path}: expected a checkpoint, got ONNX")
     card = model.card.changed("the coordinator's own state left out", format="safetensors")
-    return save(model.network.state_dict(), metadata=_metadata(model, card.to_json()))
+    content: bytes = save(model.network.state_dict(), metadata=_metadata(model, card.to_json()))
+    return content
 
 
 def _describe(
@@ -225,8 +248,3 @@ def _metadata(model: Model, card: str) -> dict[str, str]:
     """What every command needs to know a model again."""
     kept = ("run", "round", "plan", "task", "plan_json", "history", "insecure")
     return {k: v for k, v in model.metadata.items() if k in kept} | {"card": card}
-
-
-def probabilities(task: Task, scores: Scores) -> list[str] | list[float]:
-    """The predictions alone."""
-    return decode(task, scores)[0]

@@ -46,8 +46,8 @@ These figures come from private rows and are not protected: this page is for the
 <p class="note">On the diagonal, a stated probability is the true frequency; below it, the model is
 surer than it is right. ECE {{ "%.3f"|format(found.metrics.ece) }}.</p>{% endif %}{% endblock %}"""
 _EXPLANATIONS: Final = """{% extends "base" %}{% block body %}
-<p class="note">Blue speaks for the prediction, red against it, compared with a row in the middle of
-the task's public bounds. Attributions describe the model, not the world: see docs/explanations.md.
+<p class="note">Blue speaks for the prediction, red against it, compared with a blank picture, or a
+row in the middle of the task's public bounds. Attributions describe the model, not the world: see docs/explanations.md.
 </p>{% for one, picture in found %}<h2>Row {{ one.row }}: {{ one.prediction }}
 {%- if one.probability is not none %} ({{ "%.1f"|format(100 * one.probability) }} %){% endif %}</h2>
 {{ picture }}{% endfor %}{% endblock %}"""
@@ -158,7 +158,7 @@ def _image_side(one: Explanation) -> tuple[int, int] | None:
     if len(shape) == 2:
         return shape[0], shape[1]
     side = math.isqrt(one.x.size)
-    pixels = all(name.lower().startswith(("pixel", "0_")) for name in one.columns)
+    pixels = all(name.startswith("pixel") for name in one.columns)
     return (side, side) if side * side == one.x.size and side > 3 and pixels else None
 
 

@@ -43,7 +43,8 @@ class Tally:
                 raise PredictingError(refusal(self.faults))
             wanted = self.explain - len(self.numbers)
             if wanted > 0:
-                self.first.append(chunk.x[:wanted].clone())
+                shown = chunk.x if chunk.raw is None else chunk.raw
+                self.first.append(shown[:wanted].clone())
                 self.numbers += chunk.rows[:wanted].tolist()
             yield chunk
             tell(chunk.done)

@@ -55,6 +55,7 @@ class Chunk:
     groups: list[str] | None
     faults: tuple[Fault, ...]
     done: float
+    raw: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +110,7 @@ def _encoded(task: Task, piece: _Piece, labels: bool, group: str | None) -> Chun
         faults.append(Fault(number, piece.place(number), misfit.column, misfit.expected))
     faults.sort(key=lambda fault: fault.row)
     rows = piece.numbers[encoded.kept]
-    return Chunk(encoded.x, encoded.y, rows, groups, tuple(faults), piece.done)
+    return Chunk(encoded.x, encoded.y, rows, groups, tuple(faults), piece.done, encoded.raw)
 
 
 def _pieces(task: Task, path: Path, group: str | None) -> Iterator[_Piece]:
@@ -247,28 +248,26 @@ def _parsed(
         ragged.append((row.number - 1, row.expected_columns, row.actual_columns))
         return "skip"
 
-    def parse(content: bytes) -> Any:
-        ragged.clear()
-        return pacsv.read_csv(
-            io.BytesIO(content),
-            read_options=pacsv.ReadOptions(
-                column_names=list(names), use_threads=False, block_size=2 * len(content) + 1
-            ),
-            parse_options=pacsv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note
-            ),
-            convert_options=pacsv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), include_columns=list(columns)
-            ),
-        )
-
     if not block.strip():
         return pa.table({name: pa.array([], pa.string()) for name in columns}), []
     try:
-        return parse(block), ragged
-    except pa.ArrowInvalid:
-        # Bytes that are no UTF-8: the values they stand in will not fit, the others still do.
-        return parse(block.decode("utf-8", "replace").encode()), ragged
+        block.decode("utf-8")
+    except UnicodeDecodeError:
+        # Values with bytes that are no UTF-8 will not fit; the others still do.
+        block = block.decode("utf-8", "replace").encode()
+    table = pacsv.read_csv(
+        io.BytesIO(block),
+        read_options=pacsv.ReadOptions(
+            column_names=list(names), use_threads=False, block_size=2 * len(block) + 1
+        ),
+        parse_options=pacsv.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note
+        ),
+        convert_options=pacsv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), include_columns=list(columns)
+        ),
+    )
+    return table, ragged
 
 
 class _Lines:

@@ -7,6 +7,7 @@ batches exactly as much as the load asks for. A newer released model takes over 
 import asyncio
 import hmac
 import json
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from client.exporting import refuse_private
-from client.inference import Predictor, Scores, decode, predictor
+from client.inference import Predictor, Scores, decode, input_type, predictor
 from client.listening import Limits, Listening, say
 from client.models import Model, ModelError, load
 from client.origin import Trust
@@ -27,6 +28,7 @@ from client.requests import Encode, RequestError, encoder
 PATIENCE: Final = 10.0
 """Seconds in which a request's body has to arrive, and in which a stop waits for answers."""
 MOST_ROWS: Final = 4096
+QUICK: Final = 1e-3
 _LARGE: Final = 65536
 
 Scope = MutableMapping[str, Any]
@@ -36,20 +38,27 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ready:
-    """A model ready to answer: nothing of it changes; a newer one replaces all of it."""
+    """A model ready to answer: nothing of it changes; a newer one replaces all of it.
+
+    Up to `quick` rows take less time than it costs to hand them to another thread and back.
+    """
 
     ready: Predictor
     encode: Encode
     model: Model
     stamp: tuple[Path, int]
+    quick: int
 
     @classmethod
     def of(cls, model: Model, limits: Limits) -> "Ready":
         """Load, warm up once, and describe."""
         found = predictor(model, threads=1)
-        shape = (1, *model.task.shape)
-        found.outputs(np.zeros(shape, np.float32 if model.network is None else _kind(model)))
-        return cls(found, encoder(model.task, limits.rows), model, _stamp(model.path))
+        quick = 0
+        for rows in (1, 8, 64, 512):
+            x = np.zeros((rows, *model.task.shape), _kind(model))
+            began = min(_seconds(found, x) for _ in range(4))
+            quick = rows if began < QUICK else quick
+        return cls(found, encoder(model.task, limits.rows), model, _stamp(model.path), quick)
 
     def card(self) -> dict[str, Any]:
         """What `/model` says."""
@@ -57,10 +66,26 @@ class Ready:
         return facts | {"card": self.model.card.to_dict()}
 
 
-def _kind(model: Model) -> Any:
-    from client.inference import input_type
-
+def _kind(model: Model) -> str:
     return str(input_type(model.task)).removeprefix("torch.")
+
+
+def _seconds(found: Predictor, x: NDArray[Any]) -> float:
+    began = time.perf_counter()
+    found.outputs(x)
+    return time.perf_counter() - began
+
+
+def _at_once(
+    loop: asyncio.AbstractEventLoop, run: Callable[[NDArray[Any]], Scores], x: NDArray[Any]
+) -> "asyncio.Future[Scores]":
+    """A future that is done already."""
+    future: asyncio.Future[Scores] = loop.create_future()
+    try:
+        future.set_result(run(x))
+    except RuntimeError as error:
+        future.set_exception(error)
+    return future
 
 
 def _stamp(path: Path) -> tuple[Path, int]:
@@ -149,6 +174,9 @@ class Service:
         own, self.waiting = self.waiting[:taken], self.waiting[taken:]
         ready = self.current
         joined = own[0][0] if taken == 1 else np.concatenate([x for x, _ in own])
+        if len(joined) <= ready.quick:
+            self._finish(loop, own, ready, _at_once(loop, ready.ready.outputs, joined))
+            return
         running = loop.run_in_executor(self.thread, ready.ready.outputs, joined)
         running.add_done_callback(lambda done: self._finish(loop, own, ready, done))
 
@@ -169,7 +197,7 @@ class Service:
                 future.set_result((done.result()[start : start + len(x)], ready))
             start += len(x)
         if self.waiting:
-            self._start(loop)
+            loop.call_soon(self._start, loop)
         else:
             self.busy = False
 

@@ -26,13 +26,13 @@ def test_contributions_add_up_to_the_score_less_the_baselines(run: Path) -> None
     x = find_task("digits").load(None, "test").x[:5]
     assert model.network is not None
     with torch.inference_mode():
-        scores, base = model.network(x), model.network(torch.zeros_like(x))
+        scores, base = model.network(x), model.network(-torch.ones_like(x))
     for i, one in enumerate(explain(model, x, range(1, 6))):
         best = int(scores[i].argmax())
         expected = float(scores[i, best] - base[i, best])
         assert float(one.contributions.sum()) == pytest.approx(expected, abs=1e-3)
         # A linear model's integrated gradients are weight times input, exactly.
-        exact = model.network.state_dict()["weight"][best] * x[i]
+        exact = model.network.state_dict()["weight"][best] * (x[i] + 1)
         assert np.abs(one.contributions - exact.numpy()).max() < 1e-4
 
 
