@@ -19,7 +19,7 @@ from privacy.tradeoff import LEAST_SIGMA, Curve, curve
 Vector: TypeAlias = npt.NDArray[np.float64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
-CONFIDENCE: Final = 0.95
+CONFIDENCE: Final = 0.99
 """Of the lower bounds that are reported."""
 
 ALPHA: Final = 1e-7

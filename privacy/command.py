@@ -14,8 +14,12 @@ def run(
     *,
     bad_input: tuple[type[Exception], ...],
     failed: tuple[type[Exception], ...] = (),
+    unsound: tuple[type[Exception], ...] = (),
 ) -> NoReturn:
-    """Run a Typer app as the command `name` and exit; the families of errors become one line."""
+    """Run a Typer app as the command `name` and exit; the families of errors become one line.
+
+    `unsound` is evidence that does not hold: exit 4.
+    """
     try:
         code = app(prog_name=name, standalone_mode=False)
     except click.ClickException as error:
@@ -24,6 +28,8 @@ def run(
         _end(name, "interrupted", 130)
     except bad_input as error:
         _end(name, str(error), 2)
+    except unsound as error:
+        _end(name, str(error), 4)
     except failed as error:
         _end(name, str(error), 1)
     except KeyboardInterrupt:

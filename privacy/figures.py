@@ -27,8 +27,13 @@ def number(value: float | None) -> float | str | None:
     return "infinite" if math.isinf(value) else value
 
 
-def guarantee(plan: Plan, reckoning: Reckoning, rows: int | None) -> dict[str, Any] | None:
-    """D: the promise, per account and for the federation; None where none is made."""
+def guarantee(
+    plan: Plan, reckoning: Reckoning, rows: int | None, *, subject: int = 1
+) -> dict[str, Any] | None:
+    """D: the promise, per account and for the federation; None where none is made.
+
+    `rows` is a public number of records, `subject` the most records of one person at a site.
+    """
     if not plan.private or reckoning.delta is None:
         return None
     delta = reckoning.delta
@@ -37,10 +42,12 @@ def guarantee(plan: Plan, reckoning: Reckoning, rows: int | None) -> dict[str, A
     worst = max((spent(a.run, delta) for a in reckoning.accounts), default=0.0)
     composed = spent(together, delta) if len(reckoning.accounts) > 1 else worst
     dearest = max(reckoning.accounts, key=lambda a: spent(a.run, delta), default=None)
-    groups = GROUPS if plan.unit == "record" and 0 < worst < math.inf else ()
+    several = sorted({*GROUPS, subject} - {1})
+    groups = several if plan.unit == "record" and 0 < worst < math.inf else ()
     return {
         "variant": "(epsilon, delta)-differential privacy",
         "unit": plan.unit,
+        "records_per_person": subject,
         "neighbours": "two data sets that differ by one unit added or removed",
         "delta": delta,
         "delta_times_rows": number(delta * rows) if rows is not None else None,

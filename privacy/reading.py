@@ -121,7 +121,8 @@ def kind_of(folder: Path) -> str:
     if (folder / "plan.toml").is_file():
         heads = (folder / "heads").is_dir()
         return FEDERATION if heads else SIMULATION
-    if (folder / "policy.toml").is_file() or any((folder / "ledgers").glob("*.jsonl")):
+    marks = ("policy.toml", "populations.json", "site.json")
+    if any((folder / mark).is_file() for mark in marks) or (folder / "ledgers").is_dir():
         return SITE
     raise ReportError(
         f"{folder}: expected a run folder (with plan.toml) or a site's folder (with policy.toml)"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from privacy.accounting import spent
+from privacy.accounting import AccountingError, spent
 from privacy.events import Event, EventError
 from privacy.plan import Plan, PlanError
 from privacy.reading import FEDERATION, SITE, Problem, Source
@@ -64,6 +64,9 @@ def reckon(source: Source) -> Reckoning:
     if plan is None:
         return Reckoning((), None, tuple(problems), ())
     problems += _digests(source)
+    if source.run.get("insecure") or source.summary.get("insecure"):
+        message = "the noise of this run can be reproduced from its seed: it protects nobody"
+        problems.append(Problem("noise-reproducible", source.name, message))
     if not plan.private:
         return Reckoning((), None, tuple(problems), ())
     notes: list[str] = []
@@ -77,6 +80,7 @@ def reckon(source: Source) -> Reckoning:
     for account in accounts:
         problems += _against_history(source, plan, account, notes)
         problems += _two_accountants(source, account, plan.delta_())
+        problems += _within_limit(source, plan, account)
     problems += _federation(source, accounts)
     return Reckoning(tuple(accounts), plan.delta_(), tuple(problems), tuple(dict.fromkeys(notes)))
 
@@ -87,11 +91,15 @@ def grouped(events: Iterable[Event], rounds: int = 1) -> tuple[Event, ...]:
 
 
 def _chains(source: Source) -> list[Problem]:
-    return [
-        Problem("ledger-broken", f"{source.name}/ledgers/{site}.jsonl", book.error)
-        for site, book in sorted(source.books.items())
-        if book.error is not None
-    ]
+    found: list[Problem] = []
+    for site, book in sorted(source.books.items()):
+        where = f"{source.name}/ledgers/{site}.jsonl"
+        if book.error is not None:
+            found.append(Problem("ledger-broken", where, book.error))
+        for note in book.notes:
+            if note["what"] == "untrusted":
+                found.append(Problem("ledger-untrusted", where, str(note["lost"])))
+    return found
 
 
 def _digests(source: Source) -> list[Problem]:
@@ -149,7 +157,8 @@ def _from_book(
     before: tuple[Event, ...] = ()
     for number in sorted({*said, *(e.round for e in mine)}):
         paid = tuple(e.event for e in mine if e.round == number)
-        status = said.get(number, {"status": "unfinished", "reason": None})
+        alone = "spent" if source.kind == SITE else "unfinished"
+        status = said.get(number, {"status": alone, "reason": None})
         if status["status"] == "trained" and paid:
             problems += _weaker(paid, planned, f"{where} round {number}")
         rows.append(_row(number, status, before, paid, plan.delta_()))
@@ -159,47 +168,58 @@ def _from_book(
 
 
 def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) -> Account:
-    """The coordinator's side: the plan's events a round trained, and a head that grew by them."""
+    """The coordinator's side: what each head was said to hold, which is at least the plan's."""
     where = f"{source.name}/heads/{site}.jsonl"
-    heads = source.heads.get(site, ())
+    heads = [h for h in source.heads.get(site, ()) if h.get("run") == source.run_id]
     rows: list[Row] = []
     before: tuple[Event, ...] = ()
-    reached, known = 0, {h["round"]: h["n"] for h in heads if h.get("run") == source.run_id}
+    reached = -1
     for line in source.history:
         if site not in line["sites"]:
             continue
         status, number = _said(line, (site,)), line["round"]
         paid: tuple[Event, ...] = ()
         if status["status"] == "trained":
-            paid = _claimed(plan, site, line["sites"][site], f"{where} round {number}", problems)
-            if number not in known:
+            head = next((h for h in reversed(heads) if h.get("round") == number), None)
+            place = f"{where} round {number}"
+            if head is None:
                 message = f"round {number} was trained, but no head was counter-signed for it"
                 problems.append(Problem("entry-missing", where, message))
-            elif known[number] <= reached:
-                message = f"the head of round {number} holds no entry more than the one before"
-                problems.append(Problem("entry-missing", where, message))
-            reached = max(reached, known.get(number, reached))
+                paid = _planned(plan, site, place, problems)
+            else:
+                paid = _told(head, before, place, problems)
+                problems += _weaker(paid, _planned(plan, site, place, problems), place)
+                grown = head["n"] - (reached if reached >= 0 else head["n"] - len(head["leaves"]))
+                if grown < len(paid):
+                    message = f"the ledger grew by {grown} entries, {len(paid)} were spent"
+                    problems.append(Problem("entry-missing", place, message))
+                reached = head["n"]
         rows.append(_row(number, status, before, paid, plan.delta_()))
         before += paid
     return Account(site, (site,), "plan and counter-signed heads", tuple(rows), (), before)
 
 
-def _claimed(
-    plan: Plan, site: str, said: Mapping[str, Any], where: str, problems: list[Problem]
-) -> tuple[Event, ...]:
-    """What a round released by the plan, or with the greater noise that the site chose."""
+def _planned(plan: Plan, site: str, where: str, problems: list[Problem]) -> tuple[Event, ...]:
     try:
-        first, *rest = plan.events_of_round(site)
-        if all(said.get(key) is not None for key in ("sigma", "rate", "steps")):
-            told = replace(
-                first, sigma=said["sigma"], rate=float(said["rate"]), steps=said["steps"]
-            )
-            problems += _weaker((told, *rest), (first, *rest), where)
-            first = told
-    except (PlanError, EventError) as error:
+        return plan.events_of_round(site)
+    except (PlanError, AccountingError) as error:
         problems.append(Problem("event-unknown", where, str(error)))
         return ()
-    return (first, *rest)
+
+
+def _told(
+    head: Mapping[str, Any], before: tuple[Event, ...], where: str, problems: list[Problem]
+) -> tuple[Event, ...]:
+    """The run's events that a head adds to those before; a head tells all of the run so far."""
+    try:
+        told = tuple(Event.from_dict(event) for event in head["events"])
+    except (EventError, KeyError, TypeError):
+        problems.append(Problem("event-unknown", where, "expected the run's events in the head"))
+        return ()
+    if told[: len(before)] != before:
+        message = "the events told no longer hold those told before"
+        problems.append(Problem("event-differs", where, message))
+    return told[len(before) :]
 
 
 def _weaker(paid: Sequence[Event], planned: Sequence[Event], where: str) -> list[Problem]:
@@ -257,6 +277,7 @@ def _against_history(
     found: list[Problem] = []
     recounted = {row.round: row for row in account.rows}
     once: tuple[Event, ...] = ()
+    latest = 0.0
     for index, line in enumerate(source.history, start=1):
         row = recounted.get(line["round"])
         if row is None:
@@ -274,7 +295,9 @@ def _against_history(
                     found.append(Problem("epsilon-differs", place, "no epsilon is stated"))
                 continue
             if abs(stated - row.epsilon) <= TOLERANCE:
-                pass
+                latest = row.epsilon
+            elif said["status"] != "trained" and abs(stated - latest) <= TOLERANCE:
+                pass  # what was spent on a reply that never came shows with the next one
             elif abs(stated - spent(once, plan.delta_())) <= TOLERANCE:
                 notes.append(
                     f"{account.name}: rounds that were paid for and never completed are in the "
@@ -283,19 +306,23 @@ def _against_history(
             else:
                 message = f"epsilon {stated:.6g} is stated, recomputed is {row.epsilon:.6g}"
                 found.append(Problem("epsilon-differs", place, message))
-            found += _stated(said, row, plan, place)
+            found += _stated(said, row, plan, account.name, place)
     return found
 
 
-def _stated(said: Mapping[str, Any], row: Row, plan: Plan, place: str) -> list[Problem]:
+def _stated(said: Mapping[str, Any], row: Row, plan: Plan, name: str, place: str) -> list[Problem]:
     """The other figures of a trained site's line: cost of the round, delta, and the mechanism."""
     if row.status != "trained" or not row.events:
         return []
     found: list[Problem] = []
     marginal = said.get("epsilon_round")
-    alone = spent(row.events[: len(plan.events_of_round(place))], plan.delta_())
-    if marginal is not None and marginal > alone + TOLERANCE:
-        message = f"epsilon_round {marginal:.6g} is stated, the round by itself costs {alone:.6g}"
+    once = row.events[: len(plan.events_of_round(name))]
+    alone = spent(once, plan.delta_())
+    if marginal is None or (
+        abs(marginal - row.epsilon_round) > TOLERANCE
+        and not 0 <= marginal <= spent(row.events, plan.delta_()) + TOLERANCE
+    ):
+        message = f"epsilon_round {marginal} is stated, the round by itself costs {alone:.6g}"
         found.append(Problem("epsilon-differs", place, message))
     if said.get("delta") is not None and said["delta"] != plan.delta_():
         message = f"delta {said['delta']:g} is stated, the plan's is {plan.delta_():g}"
@@ -317,6 +344,18 @@ def _two_accountants(source: Source, account: Account, delta: float) -> list[Pro
         return []
     message = f"RDP gives {rdp:.6g}, less than PLD's {pld:.6g}: one of the two accountants is wrong"
     return [Problem("accountants-disagree", f"{source.name}, {account.name}", message)]
+
+
+def _within_limit(source: Source, plan: Plan, account: Account) -> list[Problem]:
+    """A limit that the plan sets for this run must have held."""
+    limit = plan.limit_of(account.covers[0] if account.covers else account.name)
+    if limit is None:
+        return []
+    epsilon = spent(account.run, limit.delta)
+    if epsilon <= limit.epsilon + TOLERANCE:
+        return []
+    message = f"epsilon {epsilon:.6g} was spent, the limit is {limit.epsilon:g}"
+    return [Problem("limit-passed", f"{source.name}, {account.name}", message)]
 
 
 def _federation(source: Source, accounts: Sequence[Account]) -> list[Problem]:

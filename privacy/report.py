@@ -109,7 +109,8 @@ def _run(source: Source, reckoning: Reckoning) -> dict[str, Any]:
     if plan is None:
         return common | {"plan": None, "guarantee": None}
     rows = plan.rows if isinstance(plan.rows, int) and source.kind != FEDERATION else None
-    promise = figures.guarantee(plan, reckoning, rows)
+    subject = int((source.policy or {}).get("records_per_subject", 1))
+    promise = figures.guarantee(plan, reckoning, rows, subject=subject)
     audited = source.audit is not None
     return common | {
         "plan": plan.to_json() if source.kind != FEDERATION else None,

@@ -14,13 +14,13 @@ Item = Mapping[str, str]
 GLOSSARY: Final = (
     (
         "Differential privacy",
-        "a promise about a computation: its result would have been almost as likely if any one "
-        "record had been left out. Random noise makes it true.",
+        "a promise: the result would have been almost as likely without any one record. Random "
+        "noise makes it true.",
     ),
     (
         "Epsilon (ε)",
-        "how much more likely, at most, any result can become through one record: by the factor "
-        "e^ε. Smaller protects better; 0 means that nothing can be learnt of the record.",
+        "the most that one record can change the odds of any result: by the factor e^ε (2.7 for "
+        "ε = 1). Smaller protects better; at 0 nothing can be learnt.",
     ),
     (
         "Delta (δ)",
@@ -28,19 +28,19 @@ GLOSSARY: Final = (
     ),
     (
         "Round",
-        "one exchange: every site improves the shared model on its own data and sends back a "
-        "noisy improvement.",
+        "every site improves the shared model on its own data and sends back the improvement.",
     ),
     (
         "Budget",
-        "the most ε that the owner of the data allows over the whole life of the data. Every "
-        "round spends a part of it; spent budget never comes back.",
+        "the most ε that the owner of the data allows over their whole life. Every round spends "
+        "some; what is spent never comes back.",
     ),
     (
         "Ledger",
-        "the site's own account book: each expense is written down before the data are touched, "
-        "and each line seals the one before, so that a later change shows.",
+        "the account book of the data: each expense is written before the data are touched, each "
+        "line seals the one before, so that a later change shows.",
     ),
+    ("Record", "one row of a site's data, for instance one visit of one person."),
     ("Site", "an organisation that holds data and trains on them; the data never leave it."),
     ("Coordinator", "who runs the federation: sends the model out and adds up what comes back."),
 )
@@ -49,8 +49,8 @@ GLOSSARY: Final = (
 def unit_words(unit: str) -> str:
     """Whom the guarantee protects, as the subject of a sentence."""
     return {
-        "record": "one record (one row of one site's data)",
-        "client": "one whole site with all its records",
+        "record": "one record",
+        "client": "one whole site",
         "none": "nobody",
     }[unit]
 

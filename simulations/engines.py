@@ -48,7 +48,7 @@ class Processes:
     def __init__(self, place: Place, workers: int) -> None:
         for tensor in (place.train.x, place.train.y, place.train.subject):
             if tensor is not None:
-                tensor.share_memory_()  # type: ignore[no-untyped-call]
+                tensor.share_memory_()
         self._waiting: deque[tuple[str, str, Message]] = deque()
         self._idle: list[Connection] = []
         self._busy: dict[Connection, str] = {}
