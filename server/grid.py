@@ -1,0 +1,133 @@
+"""The coordinator's Grid over the link: who is there, messages out, replies in, one at a time."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from server.door import Door
+
+if TYPE_CHECKING:
+    from server.link import Fleet
+
+_NO_REPLY: Final = 4  # Flower's code for a reply that cannot be had
+
+
+@dataclass(slots=True)
+class Letter:
+    """One message to one site, from push to pull."""
+
+    message: Message  # without content
+    node: int
+    site: str
+    objects: frozenset[str]
+    limit: int
+    reply: str | None = None
+    missing: set[str] = field(default_factory=set)
+    size: int = 0
+    ready: bool = False
+    failure: str = ""
+
+    @property
+    def expired(self) -> bool:
+        """Whether the message's time to live is over."""
+        meta = self.message.metadata
+        return meta.created_at + meta.ttl <= time.time()
+
+
+class LinkGrid(Grid):
+    """Flower's Grid over the fleet; replies come one at a time, as soon as each is whole.
+
+    A message that cannot be answered any more (its time to live is over, its site is revoked or
+    has been away for `patience` seconds, its reply was too large) is answered with an error.
+    """
+
+    def __init__(self, fleet: Fleet, door: Door, patience: float) -> None:
+        self._fleet, self._door, self._patience = fleet, door, patience
+        self.reply_limit: int | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where sites connect."""
+        return self._door.address
+
+    def set_run(self, run: Any) -> None:
+        raise NotImplementedError("a link has one run")
+
+    @property
+    def run(self) -> Any:
+        return self._fleet.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def names(self) -> Mapping[int, str]:
+        """Which site each connected node is: the name in the certificate that holds its key."""
+        fleet = self._fleet
+        with fleet.news:
+            return {fleet.nodes[s]: s for s in sorted(fleet.active) if not fleet.silent(s)}
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.names())
+
+    def wait(self, seconds: float) -> None:
+        """Until something may have arrived, but no longer than so many seconds."""
+        with self._fleet.news:
+            if not any(one.ready or one.failure for one in self._fleet.letters.values()):
+                self._fleet.news.wait(seconds)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return [self._fleet.post(message, self.reply_limit) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        fleet = self._fleet
+        for number in message_ids:
+            with fleet.news:
+                letter = fleet.letters.get(number)
+                if letter is None:
+                    continue
+                if not letter.ready and not letter.failure:
+                    if letter.expired:
+                        fleet.fail(letter, "too late")
+                    elif fleet.silent(letter.site) > self._patience:
+                        fleet.fail(letter, "away")
+                if not letter.ready and not letter.failure:
+                    continue
+            reply = self._read(letter)
+            fleet.forget(number)
+            return [reply]
+        return []
+
+    def _read(self, letter: Letter) -> Message:
+        if not letter.failure:
+            try:
+                return self._fleet.open(letter)
+            except Exception as error:  # noqa: BLE001 - hostile bytes: that site's reply failed, no more
+                self._fleet.log("bad reply", site=letter.site, why=type(error).__name__)
+        why = letter.failure or "unreadable"
+        return Message(Error(_NO_REPLY, why), reply_to=letter.message)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        pending = set(self.push_messages(messages))
+        end = time.monotonic() + timeout if timeout is not None else None
+        found = []
+        while pending and (end is None or time.monotonic() < end):
+            for reply in self.pull_messages(list(pending)):
+                pending.discard(reply.metadata.reply_to_message_id)
+                found.append(reply)
+            self.wait(0.2)
+        for number in pending:
+            self._fleet.forget(number)
+        return found
