@@ -21,6 +21,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 FEWEST: Final = 40
 HELD_OUT: Final = 0.25
 STEPS: Final = 300
+PULLS: Final = (100.0, 1.0, 0.1, 0.01, 0.001)
+"""How strongly the weights are held near the released ones, from hardly moved to free."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,10 +40,11 @@ class Adapted:
         return self.after["loss"] < self.before["loss"]
 
 
-def adapt(model: Model, rows: Rows, site: str, *, pull: float = 1e-3) -> Adapted:
-    """Fit the last linear layer to `rows`; `pull` holds it near the released weights.
+def adapt(model: Model, rows: Rows, site: str) -> Adapted:
+    """Fit the last linear layer to `rows`, as near to the released weights as suits them.
 
-    A quarter of the rows is held out to say what it brought; the model is fitted to the others.
+    A quarter of the rows is held out to say what it brought. How strongly the weights are pulled
+    back is chosen on a quarter of the others, to which the model is fitted in the end.
     """
     if model.network is None:
         raise ModelError(
@@ -56,6 +59,7 @@ def adapt(model: Model, rows: Rows, site: str, *, pull: float = 1e-3) -> Adapted
     test, train = rows.take(order[:held]), rows.take(order[held:])
     before = _measured(model, test)
     features = _inputs_of(network, last, train.x)
+    pull = _best_pull(last, features, train.y, task.loss)
     _fit(last, features, train.y, task.loss, pull)
     after = _measured(model, test)
     changes = [*model.card.changes, "last layer fitted to one site's rows, without privacy"]
@@ -82,6 +86,19 @@ def _inputs_of(network: nn.Module, layer: nn.Linear, x: Tensor) -> Tensor:
     finally:
         hook.remove()
     return torch.cat(seen)
+
+
+def _best_pull(layer: nn.Linear, features: Tensor, y: Tensor, loss: Loss) -> float:
+    """The pull with the least loss on rows that the layer was not fitted to."""
+    held = int(len(y) * HELD_OUT)
+    released = {name: value.clone() for name, value in layer.state_dict().items()}
+    losses = {}
+    for pull in PULLS:
+        _fit(layer, features[held:], y[held:], loss, pull)
+        with torch.inference_mode():
+            losses[pull] = float(loss(layer(features[:held]), y[:held]).mean())
+        layer.load_state_dict(released)
+    return min(losses, key=lambda pull: losses[pull])
 
 
 def _fit(layer: nn.Linear, features: Tensor, y: Tensor, loss: Loss, pull: float) -> None:

@@ -157,7 +157,7 @@ def _idx(task: Task, path: Path, rows: int) -> Iterator[Piece]:
 
 
 def _idx_open(opened: ExitStack, path: Path) -> tuple[IO[bytes], tuple[int, ...]]:
-    file: IO[bytes] = opened.enter_context(path.open("rb"))
+    file: Any = opened.enter_context(path.open("rb"))
     packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     if packed:

@@ -22,7 +22,8 @@ from client.store import latest
 from client.tasks import task as find_task
 from client.tasks.task import Task, TaskError
 from privacy.cards import Card, CardError, of_checkpoint
-from privacy.loading import PlanError, from_json
+from privacy.loading import from_json
+from privacy.plan import PlanError
 
 LARGEST: Final = 4 * 2**30
 """Bytes of the largest model file that is read."""

@@ -27,6 +27,7 @@ BLOCK: Final = 4 * 2**20
 """Bytes of a text file parsed at once."""
 LONGEST: Final = 64 * 2**20
 """Bytes of the longest record, quoted line breaks included."""
+DELIMITERS: Final = (",", ";", "\t", "|")
 ROWS: Final = 16384
 """Rows of a binary file encoded at once."""
 _BROKEN: Final = (OSError, EOFError, zlib.error, pa.ArrowException)
@@ -124,13 +125,15 @@ def _pieces(task: Task, path: Path, group: str | None) -> Iterator[_Piece]:
     if path.suffix == ".parquet":
         yield from _parquet(task, path, group)
         return
-    delimiter = "\t" if path.suffix == ".tsv" else ","
     with _open(path) as file:
-        names = _header(file, delimiter)
-    wanted = [name for name in names if name in task.inputs]
-    if not wanted and len(task.inputs) > 0:
+        line = file.readline(LONGEST).decode("utf-8-sig", "replace")
+    names, delimiter = _header(line, task.inputs)
+    if not set(names) & set(task.inputs):
         yield from _own(task, path, names)
         return
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise TaskError(f"expected distinct column names, got {doubled[0]!r} twice")
     missing = [name for name in task.inputs if name not in names]
     if missing:
         more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
@@ -179,19 +182,20 @@ def _open(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
 
 
-def _header(file: BinaryIO, delimiter: str) -> list[str]:
-    line = file.readline(LONGEST).decode("utf-8-sig", "replace")
-    try:
-        names = next(csv.reader([line], delimiter=delimiter), [])
-    except csv.Error as error:
-        raise TaskError("expected a header line of column names, got another text") from error
-    names = [name.strip() for name in names]
-    doubled = sorted({name for name in names if names.count(name) > 1 and name})
-    if doubled:
-        raise TaskError(f"expected distinct column names, got {doubled[0]!r} twice")
-    if not any(names) or "\x00" in line:
+def _header(line: str, wanted: Sequence[str]) -> tuple[list[str], str]:
+    """The names of a header line and the delimiter by which most of them are wanted ones."""
+    found: list[tuple[int, list[str], str]] = []
+    for delimiter in DELIMITERS:
+        try:
+            names = next(csv.reader([line], delimiter=delimiter), [])
+        except csv.Error as error:
+            raise TaskError("expected a header line of column names, got another text") from error
+        names = [name.strip() or f"unnamed {i}" for i, name in enumerate(names)]
+        found.append((len(set(names) & set(wanted)), names, delimiter))
+    _, names, delimiter = max(found, key=lambda one: one[0])
+    if not line.strip() or "\x00" in line:
         raise TaskError("expected a header line of column names, found none")
-    return [name or f"unnamed {i}" for i, name in enumerate(names)]
+    return names, delimiter
 
 
 def _text(

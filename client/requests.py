@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
-from client.tasks.columns import Columns, Number
+from client.tasks.columns import Number
 from client.tasks.task import Task, TaskError
 
 LONGEST: Final = 10_000
@@ -88,8 +89,8 @@ def _values(rows: Sequence[Any], names: Sequence[str]) -> list[Sequence[Any]]:
 
 def _short_way(task: Task) -> Callable[[list[Sequence[Any]]], NDArray[Any] | None] | None:
     """One vectorised step for columns that are plain bounded numbers; None where others are."""
-    columns = getattr(task.encode, "__self__", None)
-    if not isinstance(columns, Columns):
+    columns, front = task.columns, task.front
+    if columns is None:
         return None
     numbers = [column for column in columns.inputs if isinstance(column, Number)]
     plain = all(not column.log and not column.knots for column in numbers)
@@ -109,8 +110,14 @@ def _short_way(task: Task) -> Callable[[list[Sequence[Any]]], NDArray[Any] | Non
             return None
         if not np.isfinite(values).all():
             return None
-        mapped: NDArray[Any] = 2 * (np.clip(values, low, high) - low) / (high - low) - 1
-        return mapped.astype(np.float32)
+        scaled: NDArray[Any] = (2 * (np.clip(values, low, high) - low) / (high - low) - 1).astype(
+            np.float32
+        )
+        if front is None:
+            return scaled
+        with torch.inference_mode():
+            x: NDArray[Any] = front(torch.from_numpy(scaled)).numpy()
+        return x
 
     return encode
 

@@ -58,6 +58,7 @@ def task() -> Task:
         load=load,
         read=batches,
         encode=COLUMNS.encode,
+        columns=COLUMNS,
         loss=cross_entropy,
         metrics=classification_metrics,
         decode=probabilities,

@@ -84,6 +84,7 @@ def task() -> Task:
         load=load,
         read=batches,
         encode=encode,
+        columns=COLUMNS,
         loss=cross_entropy,
         metrics=classification_metrics,
         decode=probabilities,

@@ -119,6 +119,7 @@ def task() -> Task:
         load=load,
         read=read,
         encode=COLUMNS.encode,
+        columns=COLUMNS,
         loss=cross_entropy,
         metrics=classification_metrics,
         decode=probabilities,

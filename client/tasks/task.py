@@ -7,12 +7,15 @@ from more than one row at a time, so nothing here has to be paid for.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from client.tasks.columns import Columns
 
 PARTS: Final = ("train", "test", "all")
 """The parts of a data set that `Task.load` knows."""
@@ -91,6 +94,7 @@ class Task:
     * `metrics(outputs, y)`: accuracy, precision, recall, f1, loss; or mse, r2, loss;
     * `decode(outputs)`: probabilities [B, classes], or values in the label's unit [B];
     * `features`: where x is flat, the raw column behind each of its features;
+    * `columns`: the public columns that are scaled first, where the task has such;
     * `front`: where x is computed from scaled columns, that step, differentiable, for explanations.
     """
 
@@ -109,6 +113,7 @@ class Task:
     decode: Callable[[Tensor], Tensor]
     embedded: bool = False
     features: tuple[str, ...] = ()
+    columns: "Columns | None" = None
     front: Callable[[Tensor], Tensor] | None = None
 
 
