@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from privacy import native
 
-_PAIRS: Final = 1 << 14
+_PAIRS: Final = 1 << 15
 _ZEROS: Final = bytes(12 * _PAIRS)
 _IV: Final = bytes(16)
 _GRID_BITS: Final = 12
@@ -60,10 +60,11 @@ def poisson(n: int, rate: float) -> NDArray[np.int64]:
     scaled = rate * 2**16
     threshold = int(scaled)
     words = _bits(n, np.uint16)
-    drawn = words < threshold
-    tied = np.flatnonzero(words == threshold)
-    drawn[tied] = _bits(len(tied), np.uint64) < np.uint64((scaled - threshold) * 2**64)
-    return np.flatnonzero(drawn)
+    drawn = np.flatnonzero(words <= threshold)
+    tied = words[drawn] == threshold
+    kept = ~tied
+    kept[tied] = _bits(int(tied.sum()), np.uint64) < np.uint64((scaled - threshold) * 2**64)
+    return drawn[kept]
 
 
 def uniform(shape: int | Sequence[int]) -> NDArray[np.float64]:

@@ -73,7 +73,7 @@ def test_the_native_transform_equals_the_slow_one_and_exact_arithmetic() -> None
 def test_a_kernel_that_disagrees_is_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = native._SOURCE.read_text().replace("sqrt(square", "0.5 * sqrt(square")
+    source = native._SOURCE.read_text().replace("sqrtf(square", "0.5f * sqrtf(square")
     wrong = tmp_path / "transform.c"
     wrong.write_text(source)
     monkeypatch.setattr(native, "_SOURCE", wrong)

@@ -104,10 +104,13 @@ def _bind(library: Path) -> Transform:
         sines: NDArray[np.float32],
         std: float,
     ) -> None:
-        arrays = (radii, angles, cosines, sines)
-        if any(len(a) != len(radii) or not a.flags.c_contiguous for a in arrays):
-            raise ValueError("expected contiguous arrays of one length")
-        function(*(a.ctypes.data for a in arrays), len(radii), std)
+        pairs = len(radii)
+        if not len(angles) == len(cosines) == len(sines) == pairs:
+            raise ValueError("expected arrays of one length")
+        function(
+            *(radii.ctypes.data, angles.ctypes.data, cosines.ctypes.data, sines.ctypes.data),
+            *(pairs, std),
+        )
 
     return transform
 

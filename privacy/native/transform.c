@@ -7,33 +7,37 @@
 void transform(const uint64_t *radii, const uint32_t *angles, float *restrict cosines,
                float *restrict sines, long pairs, double std)
 {
+    const float scale = (float)std;
     for (long i = 0; i < pairs; i++) {
-        /* -2 ln u for u = (bits + 1/2) / 2^64, through 2 atanh((m - 1) / (m + 1)). */
-        double u = (double)radii[i] + 0.5;
-        uint64_t b;
-        memcpy(&b, &u, 8);
-        int64_t up = (b & 0xfffffffffffffULL) > 0x6a09e667f3bcdULL;   /* mantissa above sqrt 2 */
-        int64_t exponent = (int64_t)(b >> 52) - 1023 - 64 + up;
-        uint64_t mantissa = (b & 0xfffffffffffffULL) | ((uint64_t)(1023 - up) << 52);
-        double m;
-        memcpy(&m, &mantissa, 8);
-        double s = (m - 1) / (m + 1), z = s * s;
-        double log_m = 2 * s * (1 + z * (1. / 3 + z * (1. / 5 + z * (1. / 7 + z * (1. / 9
-                       + z * (1. / 11 + z * (1. / 13 + z / 15)))))));
-        double square = -2 * ((double)(int32_t)exponent * 0.69314718055994530942 + log_m);
-        double radius = sqrt(square > 0 ? square : 0) * std;
+        /* ln u for u = (bits + 1/2) / 2^64 = 2^exponent (1 + d): where u is near 1, d is taken from
+           1 - u, which float32 holds as finely as it holds a small u. */
+        float u = (float)radii[i] + 0.5f, w = (float)~radii[i] * -5.4210108624275222e-20f;
+        uint32_t b, above, mantissa;
+        memcpy(&b, &u, 4);
+        above = (b & 0x7fffff) > 0x3504f3;                      /* the mantissa exceeds sqrt 2 */
+        mantissa = (b & 0x7fffff) | ((127 - above) << 23);
+        float m;
+        memcpy(&m, &mantissa, 4);
+        int32_t exponent = (int32_t)(b >> 23) - 127 - 64 + (int32_t)above;
+        int near = exponent >= 0;
+        float d = near ? w : m - 1;
+        float e = near ? 0.0f : (float)exponent;
+        /* ln (1 + d) = 2 atanh(d / (2 + d)) */
+        float s = d / (2 + d), z = s * s;
+        float log_m = 2 * s * (1 + z * (1.f / 3 + z * (1.f / 5 + z * (1.f / 7 + z * (1.f / 9
+                      + z * (1.f / 11))))));
+        float square = -2 * (e * 0.69314718055994530942f + log_m);
+        float radius = sqrtf(square > 0 ? square : 0) * scale;
 
         /* The angle: two bits of quadrant, thirty of the offset from its middle axis. */
         uint32_t a = angles[i];
-        double t = (double)(int32_t)(a << 2) * 3.6572951981906436e-10;   /* pi / 2 / 2^32 */
-        double w = t * t;
-        double c = 1 - w * (1. / 2 - w * (1. / 24 - w * (1. / 720 - w * (1. / 40320
-                   - w * (1. / 3628800 - w / 479001600)))));
-        double d = t * (1 - w * (1. / 6 - w * (1. / 120 - w * (1. / 5040 - w * (1. / 362880
-                   - w / 39916800)))));
-        int odd = (a >> 30) & 1, high = (a >> 31) & 1;
-        double x = odd ? d : c, y = odd ? c : d;
-        cosines[i] = (float)(radius * (odd ^ high ? -x : x));
-        sines[i] = (float)(radius * (high ? -y : y));
+        float t = (float)(int32_t)(a << 2) * 3.6572951981906436e-10f;   /* pi / 2 / 2^32 */
+        float v = t * t;
+        float c = 1 - v * (1.f / 2 - v * (1.f / 24 - v * (1.f / 720 - v * (1.f / 40320))));
+        float o = t * (1 - v * (1.f / 6 - v * (1.f / 120 - v * (1.f / 5040 - v * (1.f / 362880)))));
+        uint32_t odd = (a >> 30) & 1, high = a >> 31;
+        float x = odd ? o : c, y = odd ? c : o;
+        cosines[i] = radius * (odd ^ high ? -x : x);
+        sines[i] = radius * (high ? -y : y);
     }
 }
