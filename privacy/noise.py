@@ -64,7 +64,8 @@ def poisson(n: int, rate: float) -> NDArray[np.int64]:
     tied = words[drawn] == threshold
     kept = ~tied
     kept[tied] = _bits(int(tied.sum()), np.uint64) < np.uint64((scaled - threshold) * 2**64)
-    return drawn[kept]
+    chosen: NDArray[np.int64] = drawn[kept]
+    return chosen
 
 
 def uniform(shape: int | Sequence[int]) -> NDArray[np.float64]:
