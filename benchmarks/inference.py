@@ -23,6 +23,8 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from table import save, versions  # noqa: E402
+
 from client.conversion import to_onnx  # noqa: E402
 from client.exporting import quantized  # noqa: E402
 from client.inference import session  # noqa: E402
@@ -191,6 +193,7 @@ def main() -> None:
         "in process (microseconds a call)": in_process(options.rounds),
         "served": served([1000, 2000], options.seconds),
     }
+    save("inference", results | {"versions": versions("torch", "onnxruntime", "uvicorn")})
     if options.json:
         print(json.dumps(results))
         return

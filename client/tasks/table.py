@@ -272,6 +272,7 @@ def task(text: str) -> Task:
         "load": lambda path, part: load(plan, path, part),
         "read": lambda path: batches(path, delimiter=plan.delimiter),
         "encode": columns.encode,
+        "columns": columns,
         "features": columns.features,
     }
     if isinstance(label, Category):
