@@ -107,10 +107,10 @@ class Case:
 
 
 CASES = {
-    "mlp": Case(mlp, 256, (784,), 60_000, 20, 1.3),
+    "mlp": Case(mlp, 256, (784,), 60_000, 50, 1.3),
     "logistic": Case(logistic, 256, (784,), 60_000, 20, None),
     "mnist-cnn": Case(mnist_cnn, 256, (1, 28, 28), 60_000, 5, 1.4),
-    "text": Case(lambda _: Text(), 256, (32,), 60_000, 20, 2.0, tokens=10_000, classes=4),
+    "text": Case(lambda _: Text(), 256, (32,), 60_000, 50, 2.0, tokens=10_000, classes=4),
     "cifar-cnn": Case(cifar_cnn, 64, (3, 32, 32), 10_000, 2, 2.0),
     "lstm": Case(Sequence, 64, (32,), 10_000, 2, None, tokens=1000, classes=4),
 }
@@ -123,7 +123,6 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--opacus", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False)
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
     if asked.threads:
@@ -134,19 +133,19 @@ def main() -> None:
     lines = []
     for name in asked.models.split(","):
         case = CASES[name]
-        runs = contenders(case, opacus=asked.opacus, compiled=asked.compile)
+        runs = contenders(case, opacus=asked.opacus)
         times = interleaved(runs, asked.turns)
         found = ratios(times, "plain")
         result["models"][name] = {"seconds": times, "ratios": found, "steps": case.steps}
         base = sorted(times["plain"])[len(times["plain"]) // 2] / case.steps * 1e3
         cells = [
             f"{found[k][1]:.2f} ({found[k][0]:.2f}-{found[k][2]:.2f})" if k in found else "-"
-            for k in ("tacit", "tacit compiled", "opacus hooks", "opacus ghost")
+            for k in ("tacit", "opacus hooks", "opacus ghost")
         ]
         lines.append([name, str(case.batch), f"{base:.2f}", *cells, str(case.target or "-")])
     show(
         "A DP-SGD step relative to plain SGD",
-        ["model", "B", "plain ms", "tacit", "compiled", "Opacus hooks", "Opacus ghost", "target"],
+        ["model", "B", "plain ms", "tacit", "Opacus hooks", "Opacus ghost", "target"],
         lines,
         "medians (quartiles) of interleaved turns; " + str(result["versions"]),
     )
@@ -158,7 +157,7 @@ def kernel() -> str:
     return "numpy" if noise._transform() is noise._box_muller else "native"
 
 
-def contenders(case: Case, *, opacus: bool, compiled: bool) -> dict[str, Callable[[], None]]:
+def contenders(case: Case, *, opacus: bool) -> dict[str, Callable[[], None]]:
     """Each contender's turn: `case.steps` steps."""
     generator = torch.Generator().manual_seed(0)
     if case.tokens:
@@ -170,9 +169,7 @@ def contenders(case: Case, *, opacus: bool, compiled: bool) -> dict[str, Callabl
         (x[i * case.batch : (i + 1) * case.batch], y[i * case.batch : (i + 1) * case.batch])
         for i in range(case.steps)
     ]
-    runs = {"plain": plain(case, batches), "tacit": tacit(case, Rows(x, y), compiled=False)}
-    if compiled:
-        runs["tacit compiled"] = tacit(case, Rows(x, y), compiled=True)
+    runs = {"plain": plain(case, batches), "tacit": tacit(case, Rows(x, y))}
     if opacus:
         runs["opacus hooks"] = by_opacus(case, batches, "hooks")
         runs["opacus ghost"] = by_opacus(case, batches, "ghost")
@@ -193,7 +190,7 @@ def plain(case: Case, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], None
     return turn
 
 
-def tacit(case: Case, rows: Rows, *, compiled: bool) -> Callable[[], None]:
+def tacit(case: Case, rows: Rows) -> Callable[[], None]:
     """The product's own training, one round of `case.steps` steps."""
     rate = case.batch / case.rows
     plan = Plan(
@@ -206,7 +203,6 @@ def tacit(case: Case, rows: Rows, *, compiled: bool) -> Callable[[], None]:
         clip=1.0,
         sigma=1.0,
         delta=1e-6,
-        compile=compiled,
     )
     task: Task = replace(digits(), shape=case.shape)
     model = case.build(True)
