@@ -26,7 +26,6 @@ from privacy import noise
 from privacy.events import Event
 from privacy.plan import Plan
 
-
 _log = logging.getLogger(__name__)
 
 
