@@ -56,7 +56,8 @@ def _part(path: Path | None, part: str) -> Rows:
 
 def _seen(pixels: torch.Tensor) -> torch.Tensor:
     """Images [n, 28, 28] of bytes to features [n, filters.WIDTH], some at a time."""
-    return torch.cat([filters.oriented(some.float() / 255) for some in pixels.split(2000)])
+    starts = range(0, len(pixels), 2000)
+    return torch.cat([filters.oriented(pixels[i : i + 2000].float() / 255) for i in starts])
 
 
 def encode(table: object) -> Encoded:

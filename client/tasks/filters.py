@@ -50,13 +50,15 @@ def oriented(images: Tensor) -> Tensor:
 def _evened(maps: Tensor) -> Tensor:
     """The cosine transform of maps [n, c, s, s], higher frequencies raised."""
     cosine, gain = _basis(maps.shape[-1])
-    return (cosine @ maps @ cosine.T) * gain
+    evened: Tensor = (cosine @ maps @ cosine.T) * gain
+    return evened
 
 
 def _length(maps: Tensor, norm: float) -> Tensor:
     """Maps as one vector an image, of length `norm` (shorter only where there is nothing)."""
     flat = maps.flatten(1)
-    return norm * flat / (flat.norm(dim=1, keepdim=True) + 1e-3)
+    lengths: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    return norm * flat / (lengths + 1e-3)
 
 
 @cache
