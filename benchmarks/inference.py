@@ -23,12 +23,12 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from table import save, versions  # noqa: E402
+from table import save, versions
 
-from client.conversion import to_onnx  # noqa: E402
-from client.exporting import quantized  # noqa: E402
-from client.inference import session  # noqa: E402
-from tests.released import own_key, release  # noqa: E402
+from client.conversion import to_onnx
+from client.exporting import quantized
+from client.inference import session
+from tests.released import own_key, release
 
 
 def mlp() -> nn.Module:

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
+from privacy.accounting import spent
+from privacy.events import Event
+
 LIMITS: Final = (
     "Its guarantee covers the rows of training, each site's against all others; it says nothing of "
     "the rows that it predicts.",
@@ -121,12 +124,16 @@ def of_checkpoint(
 ) -> Card:
     """The card of a checkpoint, from its plan, its round's history line and its metadata.
 
-    `described` holds what the task says of itself: kind, classes, inputs, label, shape.
+    A site's line holds its epsilon, or the events from which it is computed. `described` holds what
+    the task says of itself: kind, classes, inputs, label, shape.
     """
     sites = {
-        name: {"epsilon": line.get("epsilon"), "delta": line.get("delta")}
-        for name, line in dict(history.get("sites") or {}).items()
+        name: {"epsilon": _epsilon(line), "delta": line.get("delta")}
+        for name, line in _table(history, "sites").items()
+        if isinstance(line, dict)
     }
+    known = [found["epsilon"] for found in sites.values() if found["epsilon"] is not None]
+    epsilon = history.get("epsilon", max(known, default=None))
     unit = str(plan.get("unit", "none"))
     return Card(
         task=str(plan.get("task")),
@@ -142,12 +149,37 @@ def of_checkpoint(
         purpose=str(plan.get("purpose", "")),
         unit=unit,
         delta=plan.get("delta") if unit != "none" else None,
-        epsilon=history.get("epsilon") if unit != "none" else None,
+        epsilon=epsilon if unit != "none" else None,
         sites=sites,
-        metrics=dict(history.get("metrics") or {}),
+        metrics=_table(history, "metrics"),
         model=digest,
         signer=signer,
         private_to=metadata.get("private_to"),
-        changes=tuple(json.loads(metadata.get("changes", "[]"))),
+        changes=_changes(metadata.get("changes", "[]")),
         insecure=metadata.get("insecure") == "true",
     )
+
+
+def _table(history: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = history.get(name) or {}
+    if not isinstance(found, dict):
+        raise CardError(f"history: expected a table of {name}")
+    return found
+
+
+def _epsilon(line: Mapping[str, Any]) -> float | None:
+    """A site's epsilon as its line states it, or as its events make it."""
+    if "events" not in line:
+        stated: float | None = line.get("epsilon")
+        return stated
+    try:
+        return spent([Event.from_dict(event) for event in line["events"]], line["delta"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise CardError("history: expected a site's events and delta") from error
+
+
+def _changes(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(change) for change in json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CardError("changes: expected a list in JSON") from error

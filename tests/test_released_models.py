@@ -8,12 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from client.keeping import keeper
 from client.models import ModelError, find, load
 from client.origin import SELF_SIGNED, UNSIGNED, Trust
 from client.store import keep
-from client.trust import COORDINATOR, OWN, known_keys, receive, sign_beside
+from client.trust import COORDINATOR, OWN, known_keys, sign_beside
 from privacy.cards import Card
 from privacy.identity import new_signing_key
+from privacy.ledger import Ledger
+from server.signing import own_key as own_key_of
+from server.signing import signer
 from tests.released import RUN, know, own_key, plan_for, release, sign
 
 
@@ -79,6 +83,16 @@ def test_a_model_without_privacy_says_so(tmp_path: Path) -> None:
     assert model.card.epsilon is None
 
 
+def test_a_run_signs_its_own_rounds(tmp_path: Path) -> None:
+    path = release(tmp_path / "run")
+    signer(own_key_of(tmp_path / "run"))(path)
+    assert opened(path) == SELF_SIGNED
+    assert own_key_of(tmp_path / "run").stat().st_mode & 0o077 == 0
+    signer(new_signing_key())(path)
+    with pytest.raises(ModelError, match="another key's"):
+        opened(path)
+
+
 def test_a_changed_byte_is_noticed(run: Path) -> None:
     path = find(str(run))
     content = bytearray(path.read_bytes())
@@ -137,6 +151,9 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
         ({"plan_json": "{}"}, "expected"),
         ({"round": "-1"}, "round: expected a number"),
         ({"history": "[]"}, "expected a JSON object"),
+        ({"history": '{"sites": 3}'}, "table of sites"),
+        ({"history": '{"sites": {"a": {"events": [1]}}}'}, "events and delta"),
+        ({"changes": "3"}, "changes"),
     ],
 )
 def test_metadata_that_contradict_each_other_are_refused(
@@ -182,12 +199,16 @@ def test_a_site_keeps_each_released_model_once_and_finds_the_latest(tmp_path: Pa
 
 def test_a_model_received_from_the_coordinator_is_kept_and_used(tmp_path: Path) -> None:
     plan = plan_for("digits")
-    said = {"epsilon": 0.5, "sites": {"site": {"epsilon": 0.5, "delta": 1e-4}}}
+    book = Ledger.create(tmp_path / "ledger.jsonl", population="people", durable=False)
+    for number in (1, 2, 3):
+        book.spend_all(plan.events_of_round(""), None, run=RUN, round=number, plan=plan.digest)
     weights = {"weight": np.ones((10, 64), np.float32), "bias": np.zeros(10, np.float32)}
-    for _ in range(2):
-        kept = receive(tmp_path, plan, RUN, 3, weights, said)
+    keep_model = keeper(tmp_path, "site", book)
+    for number in (0, 3, 3):
+        keep_model(plan, RUN, number, weights)
     model = load(find("latest", tmp_path), known_keys(tmp_path))
-    assert (model.path, model.card.round, model.card.epsilon) == (kept, 3, 0.5)
+    assert model.card.round == 3
+    assert model.card.epsilon == pytest.approx(plan.epsilon_after("site", 3))
     assert model.network is not None
     assert torch.equal(model.network.state_dict()["weight"], torch.ones(10, 64))
     assert len(list((tmp_path / "models").glob("*.safetensors"))) == 1
