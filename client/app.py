@@ -54,6 +54,10 @@ def make_app(resolve: Callable[[Context], Site]) -> ClientApp:
         site = resolve(context)
         return Message(answer(site, message.content), reply_to=message)
 
+    @app.evaluate()
+    def on_release(message: Message, context: Context) -> Message:
+        return Message(received(resolve(context), message.content), reply_to=message)
+
     @app.query()
     def on_query(message: Message, context: Context) -> Message:
         fields = release(
@@ -99,6 +103,17 @@ def answer(site: Site, content: RecordDict) -> RecordDict:
     """The reply to a TRAIN request; whatever goes wrong leaves as a code, never as a text."""
     begun = begin(site, content)
     return finish(begun, begun.train) if isinstance(begun, Begun) else begun
+
+
+def received(site: Site, content: RecordDict) -> RecordDict:
+    """Take the released model that a coordinator hands out; nothing is computed from rows."""
+    asked: Mapping[str, Any] = content.config_records.get(REQUEST) or {}
+    with _Coded(site, asked) as coded:
+        run, number, plan, blob = _request(site, content, asked)
+        weights = _weights(_task(plan).model(plan.seed), blob)
+        site.on_model(plan, run, number, weights)
+        return RecordDict({REPLY: ConfigRecord(_about(site, asked, "received", ""))})
+    return coded.reply()
 
 
 def begin(site: Site, content: RecordDict) -> Begun | RecordDict:
@@ -154,7 +169,6 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
     if kept is not None:
         site.on_event("resent", run=run, round=number)
         return _reply(site, _unpack(kept), asked)
-    site.on_model(plan, run, number - 1, weights)
     events = _judged(site, plan, number, run)
     entries = _spend(site, plan, events, run, number)
     event = events[0] if events else None

@@ -78,7 +78,7 @@ class Site:
 
     `rows(task)` gives the training rows; `ledger` is None only where nothing private may be asked;
     `on_event(what, facts)` hears what happened, for the log, never a value of a record;
-    `on_model(plan_json, run, round, weights)` is given each released model that arrives.
+    `on_model(plan, run, round, weights)` is given each released model that arrives.
     """
 
     name: str

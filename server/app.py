@@ -75,6 +75,7 @@ def coordinate(
             on_answer=on_answer,
             timeout=timeout,
             attempts=attempts,
+            hands_out=True,
         )
         context = Context(
             run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}

@@ -26,6 +26,7 @@ from server.strategy import Answer, ReplyError, Request, ask, read
 
 NO_ANSWER: Final = "no-answer"
 BUDGET: Final = "budget-exhausted"
+_HAND_OUT_SECONDS: Final = 30.0
 
 
 class Named(Protocol):
@@ -60,6 +61,7 @@ class Job:
     on_answer: Callable[[int, Answer], None] = lambda number, answer: None
     timeout: float | None = None
     attempts: int = 1
+    hands_out: bool = False
     insecure: bool = False
 
 
@@ -84,7 +86,33 @@ class _Round:
 
 
 def federate(grid: Grid, job: Job) -> Outcome:
-    """Run the plan from the last complete round to its end, or to where nobody can go on."""
+    """Run the plan to its end, or to where nobody can go on; then hand the model to the sites."""
+    outcome = _federate(grid, job)
+    if job.hands_out and outcome.history:
+        _hand_out(grid, job)
+    return outcome
+
+
+def _hand_out(grid: Grid, job: Job) -> None:
+    """Send the released model to every site that is there; who is not, does without."""
+    last = checkpoint.latest(job.folder.checkpoints)
+    if last is None:
+        return
+    arrays, metadata = checkpoint.read(last)
+    number = int(metadata["round"])
+    released = encode(State.from_arrays(arrays, number).released())
+    text = job.plan.to_json()
+    messages, requests = [], []
+    for node, site in names(grid).items():
+        request = Request(job.folder.id, number, site, text)
+        requests.append(request)
+        messages.append(ask(grid, node, request, released, kind="evaluate"))
+    pending = dict(zip(grid.push_messages(messages), requests, strict=True))
+    for _ in _replies(grid, pending, _HAND_OUT_SECONDS):
+        continue
+
+
+def _federate(grid: Grid, job: Job) -> Outcome:
     history: list[Mapping[str, Any]] = list(job.folder.history())
     state = _resume(job, len(history))
     totals = _totals(history)

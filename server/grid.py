@@ -45,7 +45,7 @@ class LinkGrid(Grid):
     has been away for `patience` seconds, its reply was too large) is answered with an error.
     """
 
-    def __init__(self, fleet: Fleet, door: Door, patience: float) -> None:
+    def __init__(self, fleet: "Fleet", door: Door, patience: float) -> None:
         self._fleet, self._door, self._patience = fleet, door, patience
         self.reply_limit: int | None = None
 

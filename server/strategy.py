@@ -49,8 +49,11 @@ class Answer:
     size: int = 0
 
 
-def ask(grid: Grid, node: int, request: Request, weights: bytes) -> Message:
-    """The TRAIN message of one site: the weights as one array of safetensors bytes."""
+def ask(grid: Grid, node: int, request: Request, weights: bytes, *, kind: str = "train") -> Message:
+    """The message to one site: the weights as one array of safetensors bytes.
+
+    `kind` is "train", or "evaluate" to hand out a released model.
+    """
     fields: dict[str, Any] = {
         "run": request.run,
         "round": request.round,
@@ -63,7 +66,7 @@ def ask(grid: Grid, node: int, request: Request, weights: bytes) -> Message:
         fields["head"] = json.dumps(request.head)
     array = Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
     content = RecordDict({ARRAYS: ArrayRecord({"weights": array}), REQUEST: ConfigRecord(fields)})
-    return grid.create_message(content, "train", node, str(request.round))
+    return grid.create_message(content, kind, node, str(request.round))
 
 
 def read(message: Message, request: Request, shapes: Shapes, wire: str) -> Answer:

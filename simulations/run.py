@@ -15,6 +15,7 @@ from privacy.plan import Plan
 from server.app import evaluate_on, initial_weights, make_app
 from server.federation import Job, Outcome
 from server.folder import FolderError, RunFolder
+from server.signing import own_key, signer
 from server.summary import summarise
 from simulations.engines import Processes, Serial
 from simulations.grid import Engine, LocalGrid
@@ -67,6 +68,7 @@ def simulate(
         initial_weights(plan),
         evaluate=_evaluator(plan, world),
         ledger=ledger,
+        sign=signer(own_key(run.path)),
         on_round=on_round,
         insecure=insecure,
     )

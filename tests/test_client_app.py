@@ -73,6 +73,7 @@ class Desk:
         under: Plan = PLAN,
         weights: bytes | None = None,
         stype: str = "safetensors",
+        kind: str = "train",
         **asked: Any,
     ) -> Message:
         fields = {"run": "r1", "round": 1, "site": "north", "plan": under.to_json()} | asked
@@ -81,7 +82,7 @@ class Desk:
         content = RecordDict(
             {"arrays": ArrayRecord({"weights": array}), "request": ConfigRecord(fields)}
         )
-        message = self.grid.create_message(content, "train", 1000, "1")
+        message = self.grid.create_message(content, kind, 1000, "1")
         (reply,) = self.grid.send_and_receive([message])
         return reply
 
@@ -226,6 +227,17 @@ def test_an_error_leaves_as_a_code_and_never_as_its_text(desk: Desk) -> None:
     assert desk.said(reply) == ("failed", "failed")
     assert "4711" not in str(reply.content) + str(desk.heard)
     assert len(desk.ledger.entries()) == 1
+
+
+def test_a_released_model_is_taken_and_nothing_is_spent_or_looked_at(desk: Desk) -> None:
+    kept: list[tuple[str, int, list[str]]] = []
+    desk.site.on_model = lambda plan, run, round, weights: kept.append((run, round, [*weights]))
+    assert desk.said(desk.ask(kind="evaluate", round=5)) == ("received", "")
+    assert kept == [("r1", 5, ["weight", "bias"])]
+    assert desk.said(desk.ask(weights=huge(np.nan), kind="evaluate"))[0] == "declined"
+    assert len(kept) == 1
+    assert desk.looked == 0
+    assert desk.ledger.entries() == ()
 
 
 def test_a_paused_site_declines(desk: Desk) -> None:

@@ -17,7 +17,7 @@ from server import checkpoint
 from server.folder import FolderError, RunFolder
 from simulations.run import simulate
 
-QUICK = ("rounds=3", "sites=3", "sigma=2.0", "rate=0.2")
+QUICK = ("rounds=3", "sites=3", "sigma=2.0", "rate=0.2", "delta=3e-4")
 
 
 def quick(*overrides: str) -> Plan:
@@ -36,7 +36,7 @@ def ledger_events(folder: Path, site: str) -> list[Event]:
 def test_a_run_leaves_the_folder_that_it_promises(tmp_path: Path) -> None:
     result = simulate(quick(), tmp_path / "run")
     assert result.outcome.reason == "done"
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == [
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("*.safetensors")) == [
         "000001.safetensors",
         "000002.safetensors",
         "000003.safetensors",

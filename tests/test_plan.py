@@ -117,7 +117,15 @@ def test_a_calibrated_run_costs_what_was_asked_and_no_more() -> None:
 
 def test_the_adaptive_clip_is_paid_from_the_same_epsilon() -> None:
     plan = load_plan(
-        "digits", ["unit=client", "epsilon=8", "clip_quantile=0.5", "clip_sigma=20.0", "rounds=10"]
+        "digits",
+        [
+            "unit=client",
+            "delta=3e-4",
+            "epsilon=8",
+            "clip_quantile=0.5",
+            "clip_sigma=20.0",
+            "rounds=10",
+        ],
     )
     events = [e for e in plan.events_of_round("") for _ in range(10)]
     assert len(plan.events_of_round("")) == 2
