@@ -105,3 +105,31 @@ def test_the_mark_cannot_be_taken_off(run: Path, tmp_path: Path) -> None:
 def test_too_few_rows_are_not_adapted_to(run: Path, tmp_path: Path) -> None:
     answer = command("adapt", "--model", run, "--data", digits_csv(tmp_path / "d.csv", 5))
     assert (answer.code, "at least 40" in answer.err) == (2, True)
+
+
+def test_a_picture_is_explained_through_its_tasks_own_filters(tmp_path: Path) -> None:
+    task = find_task("fashion-mnist")
+    release(tmp_path / "run", plan=plan_for("fashion-mnist"), network=shaken(task))
+    model = load(find(str(tmp_path / "run")), Trust())
+    pixels = torch.rand(2, 784, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert model.network is not None
+    assert task.front is not None
+    with torch.inference_mode():
+        scores = model.network(task.front(pixels))
+        base = model.network(task.front(-torch.ones_like(pixels)))
+    for i, one in enumerate(explain(model, pixels, [1, 2])):
+        best = int(scores[i].argmax())
+        expected = float(scores[i, best] - base[i, best])
+        assert float(one.contributions.sum()) == pytest.approx(expected, abs=1e-3)
+        assert len(one.columns) == 784
+
+
+def test_real_pictures_with_their_labels_beside_are_evaluated(
+    real_data: Path, tmp_path: Path
+) -> None:
+    plan = plan_for("fashion-mnist")
+    release(tmp_path / "run", plan=plan, network=shaken(find_task("fashion-mnist")))
+    data = real_data / "fashion_mnist" / "t10k-images-idx3-ubyte.gz"
+    answer = command("evaluate", "--model", tmp_path / "run", "--data", data, "--json")
+    assert (answer.code, answer.json["rows"]) == (0, 10_000)
+    assert sum(map(sum, answer.json["confusion"])) == 10_000
