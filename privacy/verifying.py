@@ -68,14 +68,17 @@ def _recomputed(
     except (OSError, ReportError) as error:
         return [*found, Problem("evidence-unreadable", "evidence", str(error))], 0
     count = 0
+    found += [Problem(**problem) for problem in again["verdict"]["problems"]]
+    different: list[Problem] = []
     for path, one, other in _leaves(stated, json.loads(json.dumps(again)), "report.json"):
         count += isinstance(one, int | float)
         if not _same(one, other, exactly=exactly):
             message = f"{_show(one)} is stated, recomputed is {_show(other)}"
-            found.append(Problem("figure-differs", path, message))
-    for problem in again["verdict"]["problems"]:
-        found.append(Problem(**problem))
-    return found[: _SHOWN + len(again["verdict"]["problems"])], count
+            different.append(Problem("figure-differs", path, message))
+    if len(different) > _SHOWN:
+        more = f"and {len(different) - _SHOWN} more values differ"
+        different[_SHOWN:] = [Problem("figure-differs", "report.json", more)]
+    return found + different, count
 
 
 def _with(
