@@ -157,7 +157,7 @@ class Agent:
                     failures = 0
                     self._log("connected", server=self._server)
                     self._serve(link)
-            except (_Lost, httpx.HTTPError, ValueError, OSError) as error:
+            except (_Lost, httpx.HTTPError, RuntimeError, ValueError, OSError) as error:
                 why = self._why(error)
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311
                 failures += 1
@@ -197,13 +197,11 @@ class Agent:
             code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
             return Message(Error(code, "the client failed"), reply_to=message)
 
-    @contextmanager
-    def _connected(self) -> Iterator[_Link]:
+    def _dial(self) -> FleetHttpClient:
         key = private_key(self._site.key.read_bytes())
-        public = key.public_key()
         client = FleetHttpClient(
             f"https://{self._server}",
-            interceptors=[NodeAuthHttpInterceptor(key, public)],
+            interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
             verify=self._site.tls(),
         )
         client.close()  # its own would follow redirects and drop idle connections
@@ -212,12 +210,15 @@ class Agent:
             timeout=httpx.Timeout(30.0, connect=10.0),
             limits=httpx.Limits(keepalive_expiry=60.0),
         )
-        self._client = client
-        with client, ThreadPoolExecutor(3) as pool:
+        return client
+
+    @contextmanager
+    def _connected(self) -> Iterator[_Link]:
+        public = public_key_to_bytes(private_key(self._site.key.read_bytes()).public_key())
+        with self._dial() as client, ThreadPoolExecutor(3) as pool:
+            self._client = client
             answer = client.ActivateNode(
-                fleet_pb2.ActivateNodeRequest(
-                    public_key=public_key_to_bytes(public), heartbeat_interval=_HEARTBEAT
-                )
+                fleet_pb2.ActivateNodeRequest(public_key=public, heartbeat_interval=_HEARTBEAT)
             )
             node = node_pb2.Node(node_id=answer.node_id)
             over = threading.Event()
@@ -227,9 +228,10 @@ class Agent:
                 yield _Link(client, node, pool)
             finally:
                 over.set()
-                with contextlib.suppress(httpx.HTTPError, ValueError):
-                    if self._stop.is_set():
-                        client.DeactivateNode(fleet_pb2.DeactivateNodeRequest(node_id=node.node_id))
+                if self._stop.is_set():
+                    with contextlib.suppress(httpx.HTTPError, ValueError), self._dial() as last:
+                        request = fleet_pb2.DeactivateNodeRequest(node_id=node.node_id)
+                        last.DeactivateNode(request)
                 beat.join(_BEAT_SECONDS)
 
     def _beat(self, client: FleetHttpClient, node: node_pb2.Node, over: threading.Event) -> None:

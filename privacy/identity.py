@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-])?\Z")
@@ -60,6 +60,18 @@ def verify(public: str, payload: bytes, signature: bytes) -> bool:
         key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
         key.verify(signature, payload)
     except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def verify_ec(public: bytes, payload: bytes, signature: bytes) -> bool:
+    """Whether the holder of an EC key (SubjectPublicKeyInfo, DER) signed this, ECDSA, SHA-256."""
+    try:
+        key = serialization.load_der_public_key(public)
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            return False
+        key.verify(signature, payload, ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, ValueError, UnsupportedAlgorithm):
         return False
     return True
 

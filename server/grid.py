@@ -1,41 +1,22 @@
 """The coordinator's Grid over the link: who is there, messages out, replies in, one at a time."""
 
+import logging
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from server.door import Door
-
-if TYPE_CHECKING:
-    from server.link import Fleet
+from server.guard import Log
+from server.letter import Letter
+from server.link import Fleet
+from server.members import Home
 
 _NO_REPLY: Final = 4  # Flower's code for a reply that cannot be had
-
-
-@dataclass(slots=True)
-class Letter:
-    """One message to one site, from push to pull."""
-
-    message: Message  # without content
-    node: int
-    site: str
-    objects: frozenset[str]
-    limit: int
-    reply: str | None = None
-    missing: set[str] = field(default_factory=set)
-    size: int = 0
-    ready: bool = False
-    failure: str = ""
-
-    @property
-    def expired(self) -> bool:
-        """Whether the message's time to live is over."""
-        meta = self.message.metadata
-        return meta.created_at + meta.ttl <= time.time()
 
 
 class LinkGrid(Grid):
@@ -69,7 +50,9 @@ class LinkGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+        message = Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+        self._fleet.sent_by_us(message)
+        return message
 
     def names(self) -> Mapping[int, str]:
         """Which site each connected node is: the name in the certificate that holds its key."""
@@ -131,3 +114,31 @@ class LinkGrid(Grid):
         for number in pending:
             self._fleet.forget(number)
         return found
+
+
+@contextmanager
+def serve(
+    folder: Path, listen: tuple[str, int], *, log: Log, patience: float = 90.0
+) -> Iterator[LinkGrid]:
+    """The coordinator's link, open while the block runs: its only port, and a Grid over it."""
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)  # `log` says what there is to say
+    home = Home(folder).check()
+    fleet = Fleet(log)
+    door = Door(
+        home,
+        listen,
+        fleet.handle,
+        log=log,
+        seen=fleet.presence.seen,
+        gone=fleet.gone,
+        changed=fleet.register,
+        tick=fleet.tick,
+    )
+    fleet.loop = door.loop
+    fleet.register(home.members())
+    door.open()
+    try:
+        yield LinkGrid(fleet, door, patience)
+    finally:
+        door.close()
+        fleet.close()

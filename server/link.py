@@ -6,18 +6,12 @@ certificate whose key is that node's key, and touch nothing but that node's own 
 """
 
 import asyncio
-import base64
-import binascii
 import contextlib
-import datetime
-import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from flwr.app import Error, Message, RecordDict
@@ -48,31 +42,25 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.servicer.fleet import fleet_handlers
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from server.door import PREFIX, Answer, Door, Headers
-from server.grid import Letter, LinkGrid
+from server.authentication import Denied, authenticate
+from server.door import PREFIX, Answer, Headers
 from server.guard import Log
-from server.members import Home, Member, Members
+from server.letter import Letter
+from server.members import Member, Members
+from server.presence import Presence
 
 POLL_SECONDS: Final = 20.0
-_CLOCK_SECONDS: Final = 305.0
 _MOST_OBJECTS: Final = 20_000
-_GONE_SECONDS: Final = 5.0
-_SILENT_SECONDS: Final = 45.0
-
-
-class _Denied(Exception):
-    """A request of a known site that it may not make."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
+_NODE_HEADERS: Final = tuple(
+    name.lower().encode()
+    for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
+)
 
 
 class Fleet:
@@ -98,7 +86,7 @@ class Fleet:
         self.nodes: dict[str, int] = {}
         self.sites: dict[int, str] = {}
         self.active: set[str] = set()
-        self.last_seen: dict[str, float] = {}
+        self.presence = Presence()
         self._keys: dict[str, str] = {}
         self._sessions: dict[str, Letter] = {}
         self._polls: dict[str, int] = {}
@@ -152,7 +140,7 @@ class Fleet:
         """Answer one request of a known site."""
         name = path.removeprefix(PREFIX)
         try:
-            _authenticate(member, headers)
+            authenticate(member, *(headers.get(one, b"") for one in _NODE_HEADERS))
             if name == "activate-node":
                 asked = fleet_pb2.ActivateNodeRequest.FromString(body)
                 return await self._in_thread(partial(self._activate, member, asked))
@@ -167,7 +155,7 @@ class Fleet:
             return await self._in_thread(partial(route, member, node, request))
         except DecodeError:
             return 400, b""
-        except _Denied as denied:
+        except Denied as denied:
             self.log("denied", site=member.name, why=str(denied))
             return denied.status, b""
         except FlowerError as error:
@@ -186,15 +174,15 @@ class Fleet:
         said = request.node.node_id if hasattr(request, "node") else request.node_id
         node = self.nodes.get(member.name)
         if node is None or said != node:
-            raise _Denied(401, "another node's id, or one of before a restart")
+            raise Denied(401, "another node's id, or one of before a restart")
         if member.name not in self.active:
-            raise _Denied(401, "not activated")
+            raise Denied(401, "not activated")
         return node
 
     def _activate(self, member: Member, request: Any) -> Any:
         """A (re)started client: whatever it had been given and did not answer is given again."""
         if request.public_key != member.certificate.public_pem:
-            raise _Denied(401, "another site's key")
+            raise Denied(401, "another site's key")
         node = self.nodes[member.name]
         with self.news:
             self._polls[member.name] = self._polls.get(member.name, 0) + 1
@@ -214,17 +202,12 @@ class Fleet:
         """A site's last connection closed: a poll that still waits for it must take nothing."""
         with self.news:
             self._polls[site] = self._polls.get(site, 0) + 1
-            self.last_seen[site] = time.monotonic() - _SILENT_SECONDS + _GONE_SECONDS
+        self.presence.gone(site)
         self.ring(site)
-
-    def seen(self, site: str) -> None:
-        """A site made a request."""
-        self.last_seen[site] = time.monotonic()
 
     def silent(self, site: str) -> float:
         """For how long a site has been away: 0 while it is there."""
-        away = time.monotonic() - self.last_seen.get(site, -1e9) - _SILENT_SECONDS
-        return max(0.0, away) if site in self.active else 1e9
+        return self.presence.silent(site) if site in self.active else 1e9
 
     def tick(self) -> None:
         """Keep Flower's run alive."""
@@ -279,29 +262,29 @@ class Fleet:
     def _push(self, member: Member, node: int, request: Any) -> Any:
         """A reply's head: it must answer a message of this very node, once."""
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
-            raise _Denied(400, "expected one reply")
+            raise Denied(400, "expected one reply")
         meta, tree = request.messages_list[0].metadata, request.message_object_trees[0]
         if meta.src_node_id != node or meta.run_id != self.run_id:
-            raise _Denied(401, "a reply in another node's name")
+            raise Denied(401, "a reply in another node's name")
         with self.news:
             letter = self.letters.get(meta.reply_to_message_id)
             if letter is None or letter.failure:
                 self.log("late", site=member.name, what="a reply that nobody waits for")
                 return fleet_pb2.PushMessagesResponse()
             if letter.node != node:
-                raise _Denied(401, "a reply to another node's message")
+                raise Denied(401, "a reply to another node's message")
             if letter.ready:
                 if letter.reply != tree.object_id:
                     self.log("twice", site=member.name, what="a second reply")
                 return fleet_pb2.PushMessagesResponse()
             count = sum(1 for _ in iterate_object_tree(tree))
             if tree.object_id != meta.message_id or count > _MOST_OBJECTS:
-                raise _Denied(400, "a reply of another form")
+                raise Denied(400, "a reply of another form")
             if letter.reply != tree.object_id:
                 self._drop_reply(letter)
             answer = fleet_handlers.push_messages(request, self.state)
             if self.state.message_ins_id_to_message_res_id.get(meta.reply_to_message_id) is None:
-                raise _Denied(400, "a reply that Flower's state refuses")
+                raise Denied(400, "a reply that Flower's state refuses")
             letter.reply, letter.missing = tree.object_id, set(answer.objects_to_push)
             self._sessions[answer.session_id] = letter
             if not letter.missing:
@@ -316,7 +299,7 @@ class Fleet:
             letter.size += len(request.object_content)
             if letter.size > letter.limit:
                 self.fail(letter, "oversized")
-                raise _Denied(413, f"a reply of more than {letter.limit} bytes")
+                raise Denied(413, f"a reply of more than {letter.limit} bytes")
         answer = fleet_handlers.push_object(request, self.state)
         if answer.stored:
             with self.news:
@@ -359,6 +342,12 @@ class Fleet:
         # Under the lock of the uploads: equal objects of another site's upload must not vanish.
         with self.state._lock_object_push_sessions:
             self.state.object_store.delete(root)
+
+    def sent_by_us(self, message: Message) -> None:
+        """Flower takes run and sender from a global of the process; here they are this link's."""
+        message.metadata.__dict__.update(
+            _run_id=self.run_id, _src_node_id=SUPERLINK_NODE_ID, _src_task_id=self.task
+        )
 
     def post(self, message: Message, limit: int | None) -> str:
         """Store a message for its node; earlier ones to the same node are not waited for."""
@@ -413,49 +402,3 @@ class Fleet:
         if found.has_error():
             return Message(Error(found.error.code, "the client failed"), reply_to=letter.message)
         return Message(RecordDict(dict(found.content)), reply_to=letter.message)
-
-
-@contextmanager
-def serve(
-    folder: Path, listen: tuple[str, int], *, log: Log, patience: float = 90.0
-) -> Iterator[LinkGrid]:
-    """The coordinator's link, open while the block runs: its only port, and a Grid over it."""
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)  # `log` says what there is to say
-    home = Home(folder).check()
-    fleet = Fleet(log)
-    door = Door(
-        home,
-        listen,
-        fleet.handle,
-        log=log,
-        seen=fleet.seen,
-        gone=fleet.gone,
-        changed=fleet.register,
-        tick=fleet.tick,
-    )
-    fleet.loop = door.loop
-    fleet.register(home.members())
-    door.open()
-    try:
-        yield LinkGrid(fleet, door, patience)
-    finally:
-        door.close()
-        fleet.close()
-
-
-def _authenticate(member: Member, headers: Headers) -> None:
-    """Flower's node authentication, by the very key of the TLS certificate."""
-    try:
-        public = base64.b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER.encode()], validate=True)
-        signature = base64.b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER.encode()], validate=True)
-        stamp = headers[TIMESTAMP_HEADER.encode()]
-        signed = datetime.datetime.fromisoformat(stamp.decode("ascii"))
-        age = (datetime.datetime.now(datetime.UTC) - signed).total_seconds()
-    except (KeyError, ValueError, TypeError, binascii.Error):
-        raise _Denied(401, "no node authentication") from None
-    if public != member.certificate.public_pem:
-        raise _Denied(401, "another site's key")
-    if abs(age) > _CLOCK_SECONDS:
-        raise _Denied(401, f"its clock is off by {age:.0f} s")
-    if not verify_signature(bytes_to_public_key(public), stamp, signature):
-        raise _Denied(401, "node authentication does not hold")
