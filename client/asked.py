@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from client.enrolled import Enrolled
 from client.store import write
 from privacy.loading import from_json
 from privacy.plan import Plan, PlanError
@@ -25,6 +26,12 @@ class Asked:
 
     plan: Plan
     since: float
+
+
+def site_of(directory: Path) -> str:
+    """The site's name, as it was enrolled; else the folder's."""
+    here = Enrolled(directory)
+    return here.name if here.about.is_file() else directory.absolute().name
 
 
 def remember(directory: Path, plan: Plan) -> Path:

@@ -1,7 +1,7 @@
 """The one door out: a field leaves a site only if it tells nothing of the data, or is paid for.
 
-Every reply is built here. A field is `Public` by a name that this file declares independent of the
-data and says why, `Paid` by entries of this site's own ledger, or `Trusted` where the site's policy
+Every reply is built here. A field is `Public` by a name that privacy/outputs.py declares independent
+of the data and says why, `Paid` by entries of this site's own ledger, or `Trusted` where the site's policy
 trusts the coordinator with un-noised updates. Anything else raises before it is sent.
 """
 
@@ -11,18 +11,7 @@ from typing import Any, Final
 
 from privacy.events import Event
 from privacy.ledger import Entry, Ledger
-
-PUBLIC: Final[Mapping[str, str]] = {
-    "run": "the coordinator's own id of the run",
-    "round": "the coordinator's own number of the round",
-    "site": "the site's name, known since enrolment",
-    "status": "what was done: decided from plan, policy and ledger before training",
-    "reason": "a code from a fixed list",
-    "events": "this run's events: they follow from the plan",
-    "sigma": "the noise multiplier used: the plan's, or the policy's where that is more",
-    "head": "the ledger's length and salted digests: how often was spent, never on what",
-}
-"""The fields that tell nothing of any record, each with the reason why."""
+from privacy.outputs import PUBLIC
 
 REASONS: Final = frozenset(
     {

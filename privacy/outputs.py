@@ -11,7 +11,7 @@ PUBLIC: Final[Mapping[str, str]] = {
     "run": "the coordinator's own id of the run",
     "round": "the coordinator's own number of the round",
     "site": "the site's name, known since enrolment",
-    "status": "trained, declined or failed: decided from plan, policy and ledger before training",
+    "status": "what was done: decided from plan, policy and ledger before training",
     "reason": "a code from a fixed list",
     "events": "this run's events: they follow from the plan",
     "sigma": "the noise multiplier used: the plan's, or the policy's where that is more",

@@ -1,9 +1,10 @@
 """`data`, `ledger` and `budget`: the people in the data, what was spent of them, what is left."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -11,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from client import populations
-from client.asked import asked
+from client.asked import asked, site_of
+from client.enrolled import Enrolled
 from client.populations import Population, PopulationError, choose
 from privacy.accounting import Budget, spent
 from privacy.forecast import rounds_that_fit
@@ -31,6 +33,7 @@ Name = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 HERE = Path()
+_KEY: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def register(app: typer.Typer) -> None:
@@ -127,9 +130,9 @@ def budget(
 def _known(directory: Path, records: Sequence[Path], keys: Sequence[str]) -> Known | None:
     if not records:
         return None
-    from client.trust import OWN, known_keys  # imports torch, which nothing else here needs
-
-    trusted = [key for key, whose in known_keys(directory, keys).keys.items() if whose != OWN]
+    trusted = [_key(text) for text in keys]
+    if (directory / "site.json").is_file() and (own := Enrolled(directory).verify):
+        trusted.append(own)
     if not trusted:
         raise RecoveryError("expected --key with the coordinator's verifying key")
 
@@ -137,6 +140,17 @@ def _known(directory: Path, records: Sequence[Path], keys: Sequence[str]) -> Kno
         return any(verify(key, payload, signature) for key in trusted)
 
     return known_events([_lines(path) for path in records], signed)
+
+
+def _key(text: str) -> str:
+    """A verifying key: its 64 hexadecimal digits, or a file that holds them."""
+    try:
+        key = text if _KEY.fullmatch(text) else Path(text).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError, ValueError):
+        key = ""
+    if not _KEY.fullmatch(key):
+        raise RecoveryError(f"--key: expected 64 hexadecimal digits or a file of them, got {text}")
+    return key
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -156,7 +170,7 @@ def _balance(
     ledger = populations.open_ledger(population)
     past, records = ledger.merged(), rules.records_per_subject
     used = spent(past, rules.delta, records=records)
-    site = directory.absolute().name
+    site = site_of(directory)
     return {
         "population": population.name,
         "ledger": population.ledger,

@@ -157,7 +157,7 @@ def _answer(directory: Path, policy: Path, text: str, as_json: bool, *, allowed:
 
 def _facts(directory: Path, rules: Policy, plan: Plan) -> dict[str, Any]:
     """A plan, what it asks of each population's balance, and whether it may."""
-    site, past = directory.absolute().name, _past(directory)
+    site, past = asked.site_of(directory), _past(directory)
     found = forecast(plan, site, rules, past)
     state = "denied" if plan.digest in rules.denied else "asked"
     if plan.digest in rules.plans:
