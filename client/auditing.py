@@ -1,138 +1,177 @@
-"""The whole audit of an installation: conformance, then canaries, then an attack to picture it."""
+"""The audit of an installation: conformance, canaries, and an attack for the reader's intuition.
+
+Everything is made up and paid from a throw-away ledger, so an audit costs no one's budget. Its
+verdict is "no violation found", never "private".
+"""
 
 import math
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import numpy as np
 import torch
 
-from client.canary import bounds, score
+from client.canary import Scored, bounds, score, summary
 from client.conformance import Check, conform
-from client.membership import Attack, attack
+from client.membership import attack
 from client.probes import made_up
 from client.tasks.learning import cross_entropy, layered, seeded
-from client.tasks.task import Rows
+from client.tasks.task import Rows, Task
 from privacy.accounting import Budget, calibrate
 from privacy.audit import ALPHA, Bound
 from privacy.events import Event
 from privacy.ledger import Ledger
 from privacy.plan import Plan
 
-FINE: Final = "no violation found"
-VIOLATION: Final = "violation found"
+CLEAN: Final = "no violation found"
+FOUND: Final = "violation found"
+
 DELTA: Final = 1e-5
-_CANARIES: Final = 20_000
-_ROUNDS: Final = 4
-_STEPS: Final = 25
-_RATE: Final = 0.25
+_ROUNDS, _STEPS, _RATE, _ROWS = 4, 25, 0.25, 1000
+_LEAST, _MOST, _PER_SECOND = 4_000, 200_000, 700  # canaries
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """What an audit found; `claimed` is the epsilon that the canaries' training was paid for."""
-
-    claimed: float
-    delta: float
-    checks: tuple[Check, ...]
-    bounds: tuple[Bound, ...]
-    private: Attack
-    open: Attack
-    seconds: float
-
-    @property
-    def violated(self) -> bool:
-        """Whether a check, or a canary's claim, cannot be explained by chance."""
-        return not all(check.passed for check in self.checks) or any(
-            bound.p < ALPHA for bound in self.bounds
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The audit as JSON: what a report reads."""
-        return {
-            "claimed": self.claimed,
-            "delta": self.delta,
-            "verdict": VIOLATION if self.violated else FINE,
-            "bounds": [_finite(asdict(bound)) for bound in self.bounds],
-            "checks": [
-                _finite(asdict(check) | {"passed": bool(check.passed)}) for check in self.checks
-            ],
-            "membership": {
-                "with privacy": asdict(self.private),
-                "without privacy": asdict(self.open),
-            },
-            "seconds": round(self.seconds, 2),
-        }
-
-
-def audit(
+def audit_installation(
     epsilon: float,
     *,
     seconds: float = 60.0,
     device: str = "cpu",
-    heard: Callable[[str], None] = lambda what: None,
-) -> Audit:
-    """Audit this installation at a claimed `epsilon`; costs no budget: rows and ledger are made up.
+    on_check: Callable[[Check], None] = lambda check: None,
+) -> dict[str, Any]:
+    """Audit the trainer of this process at a claimed `epsilon`, in about `seconds` at most.
 
-    `seconds` is how long it may take: with less time there are fewer canaries, so weaker bounds.
-    `heard(what)` is told what is being done.
+    The number of canaries follows from the time that is left once conformance has been checked; all
+    else is fixed. The result is what `audit.json` holds.
     """
-    began = time.perf_counter()
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"epsilon: expected 0 < epsilon, got {epsilon!r}")
+    began = time.monotonic()
     checks = []
     for check in conform(device):
-        heard(check.name)
         checks.append(check)
-    heard("canaries")
-    left = max(1.0, seconds - (time.perf_counter() - began))
-    found, event = canaries(epsilon, min(_CANARIES, int(1000 * left)), device)
-    heard("membership inference")
-    private, exposed = attack(event, device=device), attack(None, device=device)
-    taken = time.perf_counter() - began
-    return Audit(epsilon, DELTA, tuple(checks), found, private, exposed, taken)
-
-
-def canaries(epsilon: float, count: int, device: str) -> tuple[tuple[Bound, ...], Event]:
-    """The lower bounds of one training with `count` canaries among made-up rows."""
+        on_check(check)
     sigma = calibrate(Budget(epsilon, DELTA), rate=_RATE, steps=_ROUNDS * _STEPS)
-    source = torch.Generator().manual_seed(0)
-    centres = torch.randn(10, 64, generator=source)
-    y = torch.randint(10, (1000,), generator=source)
-    x = centres[y] * 0.3 + torch.randn(1000, 64, generator=source) * 0.5
-    rows = Rows(x, y)
-    task = made_up("audit", seeded(lambda: layered(64, (32,), 10)), rows, cross_entropy)
     plan = Plan(
         task="audit",
         rounds=_ROUNDS,
         steps=_STEPS,
         rate=_RATE,
-        rows=1000,
+        rows=_ROWS,
         lr=0.5,
         clip=1.0,
         sigma=sigma,
         delta=DELTA,
+        optimizer="sgd",
     )
-    claimed = plan.event("audit")
-    if claimed is None:
-        raise ValueError("event: expected a private plan")
-    with TemporaryDirectory(prefix="tacit-audit-") as folder:
-        path = Path(folder) / "throw-away.jsonl"
-        ledger = Ledger.create(path, population="made up for an audit", durable=False)
+    left = seconds - (time.monotonic() - began)
+    count = int(np.clip(left * _PER_SECOND, _LEAST, _MOST))
+    task, rows = _made_up()
+    scored, event = through_ledger(task, rows, plan, site="audit", count=count, device=device)
+    found = bounds(scored, event, epsilon, DELTA)
+    plain = attack(None, device=device)
+    private = attack(replace(event, steps=_STEPS * _ROUNDS, count=1), device=device)
+    return result(
+        what="installation",
+        epsilon=epsilon,
+        delta=DELTA,
+        event=event,
+        checks=(*checks, *tested(found, on_check)),
+        bounds=found,
+        seconds=time.monotonic() - began,
+        canaries=summary(scored),
+        membership={"without_privacy": asdict(plain), "private": asdict(private)},
+    )
+
+
+def through_ledger(
+    task: Task,
+    rows: Rows,
+    plan: Plan,
+    *,
+    site: str,
+    count: int,
+    rounds: int | None = None,
+    device: str = "cpu",
+    coins: np.random.Generator | None = None,
+) -> tuple[Scored, Event]:
+    """Score canaries of a plan whose rounds are paid, before each, from a throw-away ledger.
+
+    Returns the scores and, as one event, everything that the ledger holds in the end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger.create(Path(folder) / "audit.jsonl", population="audit", durable=False)
 
         def pay(event: Event, number: int) -> Event:
             return ledger.spend(event, None, run="audit", round=number, plan=plan.digest).event
 
-        scored = score(task, rows, plan, site="audit", count=count, pay=pay, device=device)
-        spent = ledger.events()
-    together = replace(claimed, steps=sum(e.steps * e.count for e in spent))
-    return bounds(scored, together, epsilon, DELTA), together
+        scored = score(
+            task,
+            rows,
+            plan,
+            site=site,
+            count=count,
+            rounds=rounds,
+            pay=pay,
+            device=device,
+            coins=coins,
+        )
+        (paid,) = ledger.merged()
+    return scored, paid
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinities: what is not finite is said by its name."""
+def tested(
+    found: Sequence[Bound], on_check: Callable[[Check], None] = lambda check: None
+) -> tuple[Check, ...]:
+    """The canaries' bounds as checks: how likely the claim makes these scores."""
+    checks = tuple(
+        Check(f"canaries: {bound.name}", bound.epsilon, bound.p, "lower bound on epsilon")
+        for bound in found
+    )
+    for check in checks:
+        on_check(check)
+    return checks
+
+
+def result(
+    *,
+    what: str,
+    epsilon: float,
+    delta: float,
+    event: Event,
+    checks: Sequence[Check],
+    bounds: Sequence[Bound],
+    seconds: float,
+    **more: Any,
+) -> dict[str, Any]:
+    """An audit as JSON; a violation is any check that chance does not explain."""
     return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
+        "v": 1,
+        "what": what,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "claimed": epsilon,
+        "delta": delta,
+        "event": event.to_dict(),
+        "bounds": [asdict(bound) for bound in bounds],
+        "checks": [asdict(check) | {"passed": check.passed} for check in checks],
+        "alpha": ALPHA,
+        **more,
+        "verdict": CLEAN if all(check.passed for check in checks) else FOUND,
+        "seconds": round(seconds, 1),
+        "versions": {name: version(name) for name in ("torch", "opacus", "numpy", "scipy")},
     }
+
+
+def _made_up() -> tuple[Task, Rows]:
+    """Ten clouds in 64 dimensions: ordinary records among which the canaries hide."""
+    source = torch.Generator().manual_seed(0)
+    centres = torch.randn((10, 64), generator=source)
+    y = torch.randint(10, (_ROWS,), generator=source)
+    rows = Rows(0.3 * centres[y] + 0.5 * torch.randn((_ROWS, 64), generator=source), y)
+    model = seeded(lambda: layered(64, (32,), 10))
+    return made_up("audit", model, rows, cross_entropy), rows

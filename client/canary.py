@@ -8,7 +8,7 @@ weight is its score. Whatever is wrong with noise, clip, sampling or steps shows
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from client import training
 from client.tasks.task import Rows, Task
-from privacy.audit import Bound, Errors, curve_bound, errors, one_run_bound
+from privacy.audit import Bound, Errors, auc, curve_bound, errors, one_run_bound
 from privacy.events import Event
 from privacy.plan import Plan
 
@@ -148,3 +148,20 @@ def _errors(scored: Scored) -> tuple[Errors, ...]:
     out, inside = float(first[~included].mean()), float(first[included].mean())
     thresholds = [out + share * (inside - out) for share in SHARES]
     return errors(scored.scores[half:], scored.included[half:], thresholds)
+
+
+def summary(scored: Scored) -> dict[str, Any]:
+    """The canaries in numbers, for the reader: how many, and how well each threshold told them."""
+    return {
+        "count": len(scored.scores),
+        "included": int(scored.included.sum()),
+        "auc": auc(scored.scores[scored.included], scored.scores[~scored.included]),
+        "thresholds": [
+            {
+                "threshold": e.threshold,
+                "false_positive_rate": e.false_in / e.out,
+                "false_negative_rate": e.false_out / e.inside,
+            }
+            for e in _errors(scored)
+        ],
+    }

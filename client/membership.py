@@ -23,7 +23,7 @@ FPR: Final = 1e-3
 _MEMBERS: Final = 1000
 _OTHERS: Final = 4000
 _WIDTH: Final = 96
-_CLASSES: Final = 10
+_CLASSES: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def attack(event: Event | None, *, device: str = "cpu") -> Attack:
         steps=100,
         rate=0.25,
         rows=_MEMBERS,
-        lr=0.3,
+        lr=1.0,
         optimizer="momentum",
         unit="record" if event else "none",
     )

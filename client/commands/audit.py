@@ -1,111 +1,92 @@
-"""`audit`: is this installation's DP-SGD what it claims to be?"""
+"""tacit-client audit: is this installation's training what it claims to be?"""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
-if TYPE_CHECKING:
-    from client.auditing import Audit
-
-VIOLATION_EXIT = 5
-_MOST_EPSILON = 20.0
+EXIT_VIOLATION = 5
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(audit)
+    """Add the command to the client's."""
+    app.command("audit")(audit)
 
 
 def audit(
-    epsilon: Annotated[float, typer.Option(help="The claim that the canaries test.")] = 4.0,
-    seconds: Annotated[float, typer.Option(help="How long it may take, about.")] = 60.0,
-    out: Annotated[Path | None, typer.Option(help="Where to write the findings (JSON).")] = None,
-    directory: Annotated[
-        Path | None, typer.Option("--dir", help="A site's folder: leaves audit.json there.")
+    epsilon: Annotated[float, typer.Option(help="The epsilon that the canary audit claims.")] = 4.0,
+    seconds: Annotated[
+        float, typer.Option(help="About how long it may take: more time, more canaries.")
+    ] = 60.0,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the result here as JSON, its picture beside it.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+    dir_: Annotated[
+        Path | None, typer.Option("--dir", help="Leave audit.json in this site's folder.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
 ) -> None:
-    """Check conformance, plant canaries, bound epsilon from below; exit 5 on a violation."""
-    if not 0.1 <= epsilon <= _MOST_EPSILON:
-        raise typer.BadParameter(f"expected 0.1 <= epsilon <= {_MOST_EPSILON:g}, got {epsilon}")
-    if not 5 <= seconds <= 3600:
-        raise typer.BadParameter(f"expected 5 <= seconds <= 3600, got {seconds}")
-    for place in (out.parent if out else None, directory):
-        if place is not None and not place.is_dir():
-            raise typer.BadParameter(f"expected an existing folder, got {place}")
+    """Check this installation's private training and attack it with canaries; costs no budget.
 
-    from client.auditing import audit as play
+    Exit 0: no violation found (which is no proof of privacy); 5: violation found.
+    """
+    from client.auditing import CLEAN, audit_installation
+    from client.conformance import Check
 
-    console = Console(quiet=as_json)
-    with console.status("auditing") as status:
-        found = play(epsilon, seconds=seconds, device=device, heard=status.update)
-    text = json.dumps(found.to_dict(), indent=1) + "\n"
-    for path in (out, directory / "audit.json" if directory else None):
-        if path is not None:
-            path.write_text(text, encoding="utf-8")
-            picture(found, path.with_suffix(".svg"))
-    if as_json:
-        typer.echo(json.dumps(found.to_dict()))
-    else:
-        show(found, console)
-    if found.violated:
-        raise typer.Exit(VIOLATION_EXIT)
+    if not 0.05 <= epsilon <= 50:
+        raise typer.BadParameter(f"--epsilon: expected 0.05 <= epsilon <= 50, got {epsilon:g}")
+    if not 0 < seconds <= 86_400:
+        raise typer.BadParameter(f"--seconds: expected 0 < seconds <= 86400, got {seconds:g}")
+    if dir_ is not None and not dir_.is_dir():
+        raise typer.BadParameter(f"--dir: expected an existing folder, got {dir_}")
+    if out is not None and not out.parent.is_dir():
+        raise typer.BadParameter(f"--out: expected an existing folder, got {out.parent}")
+    console = Console(quiet=as_json, highlight=False, soft_wrap=True)
 
-
-def show(found: "Audit", console: Console) -> None:
-    """The findings for a person."""
-    checks = Table("check", "statistic", "p", "", box=None, title="conformance")
-    for check in found.checks:
-        mark = "[green]fine[/]" if check.passed else "[bold red]VIOLATION[/]"
-        checks.add_row(check.name, f"{check.statistic:.4g}", f"{check.p:.2g}", mark)
-        if not check.passed:
-            checks.add_row("", check.detail, "", "")
-    console.print(checks)
-    table = Table(
-        "lower bound", "epsilon", "claimed", "confidence", "p", box=None, title="canaries"
-    )
-    for bound in found.bounds:
-        row = (bound.epsilon, found.claimed, bound.confidence)
-        table.add_row(bound.name, *(f"{value:.3g}" for value in row), f"{bound.p:.2g}")
-    console.print(table)
-    attacks = Table("membership inference", "AUC", "TPR at 0.1 % FPR", box=None)
-    attacks.add_row("with this privacy", f"{found.private.auc:.3f}", f"{found.private.tpr:.2%}")
-    attacks.add_row("without privacy", f"{found.open.auc:.3f}", f"{found.open.tpr:.2%}")
-    console.print(attacks)
-    verdict = found.to_dict()["verdict"]
-    console.print(
-        f"{verdict}, in {found.seconds:.0f} s", style="red" if found.violated else "green"
-    )
-    if not found.violated:
-        console.print("An audit can find a violation; it cannot prove that there is none.")
-
-
-def picture(found: "Audit", path: Path) -> None:
-    """Accounted epsilon against the lower bounds, as one SVG file."""
-    bars = [("accounted", found.claimed)] + [
-        (b.name.split(" (")[0], b.epsilon) for b in found.bounds
-    ]
-    most = max(value for _, value in bars) or 1.0
-    rows = []
-    for i, (name, value) in enumerate(bars):
-        y, width = 20 + 40 * i, 300 * value / most
-        colour = "#555" if i == 0 else ("#c00" if value > found.claimed else "#07c")
-        rows.append(
-            f'<text x="0" y="{y + 15}">{name}</text>'
-            f'<rect x="110" y="{y}" width="{width:.1f}" height="22" fill="{colour}"/>'
-            f'<text x="{115 + width:.1f}" y="{y + 15}">{value:.2f}</text>'
+    def show(check: Check) -> None:
+        mark = "[green]ok  [/]" if check.passed else "[bold red]FAIL[/]"
+        console.print(
+            f"{mark} {escape(check.name)}: {check.statistic:.4g}, p = {check.p:.2g}"
+            f" [dim]({escape(check.detail)})[/]"
         )
-    height = 30 + 40 * len(bars)
-    path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 {height}" '
-        f'font-family="sans-serif" font-size="13" role="img">'
-        f"<title>accounted epsilon and its lower bounds</title>{''.join(rows)}</svg>\n",
-        encoding="utf-8",
-    )
+
+    found = audit_installation(epsilon, seconds=seconds, on_check=show)
+    _show(console, found)
+    for path in (out, dir_ / "audit.json" if dir_ is not None else None):
+        if path is not None:
+            keep(found, path)
+    if as_json:
+        typer.echo(json.dumps(found))
+    if found["verdict"] != CLEAN:
+        raise typer.Exit(EXIT_VIOLATION)
+
+
+def keep(audit: dict[str, Any], path: Path) -> None:
+    """Write an audit as JSON, and its picture under the same name with .svg."""
+    from client.plot import bounds_svg
+
+    path.write_text(json.dumps(audit, indent=2) + "\n", encoding="utf-8")
+    path.with_suffix(".svg").write_text(bounds_svg(audit), encoding="utf-8")
+
+
+def _show(console: Console, found: dict[str, Any]) -> None:
+    console.print(f"\nclaimed: epsilon {found['claimed']:g} at delta {found['delta']:g}")
+    for bound in found["bounds"]:
+        console.print(
+            f"proved by {escape(bound['name'])}: epsilon at least {bound['epsilon']:.2f}"
+            f" (confidence {bound['confidence']:g})"
+        )
+    attacks = found["membership"]
+    for name, key in (("without privacy", "without_privacy"), ("with it", "private")):
+        attack = attacks[key]
+        console.print(
+            f"guessing who was in, {name}: AUC {attack['auc']:.3f}, finds {attack['tpr']:.1%}"
+            f" of the members at {attack['fpr']:.1%} false alarms"
+        )
+    colour = "green" if found["verdict"] == "no violation found" else "bold red"
+    console.print(f"[{colour}]{found['verdict']}[/] in {found['seconds']:.0f} s")
