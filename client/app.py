@@ -181,7 +181,8 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
 
 def _finish(begun: Begun, trained: Trained) -> RecordDict:
     site, plan, entries = begun.site, begun.plan, begun.entries
-    fields = _fields(plan, trained.update, entries, begun.asked)
+    update = {name: trained.update[name] for name in begun.weights}
+    fields = _fields(plan, update, entries, begun.asked)
     if plan.metrics:
         _load(begun.model, begun.weights)
         rows = site.rows(begun.task)

@@ -2,8 +2,9 @@
 
 Integrated gradients (Sundararajan et al. 2017); where the task computes features of its own, whose
 gradients jump, sampled Shapley values of picture cells (Castro et al. 2009). Both are additive:
-together they make the score less the score of a baseline. The baseline is public: a blank picture, or the middle of
-a table's bounds, never a mean of anybody's rows. What such numbers cannot tell stands in docs/explanations.md.
+together they make the score less the score of a baseline. The baseline is public: a blank picture,
+or the middle of a table's bounds, never a mean of anybody's rows. What such numbers cannot tell
+stands in docs/explanations.md.
 """
 
 import math

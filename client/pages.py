@@ -47,7 +47,8 @@ These figures come from private rows and are not protected: this page is for the
 surer than it is right. ECE {{ "%.3f"|format(found.metrics.ece) }}.</p>{% endif %}{% endblock %}"""
 _EXPLANATIONS: Final = """{% extends "base" %}{% block body %}
 <p class="note">Blue speaks for the prediction, red against it, compared with a blank picture, or a
-row in the middle of the task's public bounds. Attributions describe the model, not the world: see docs/explanations.md.
+row in the middle of the task's public bounds. Attributions describe the model, not the world: see
+docs/explanations.md.
 </p>{% for one, picture in found %}<h2>Row {{ one.row }}: {{ one.prediction }}
 {%- if one.probability is not none %} ({{ "%.1f"|format(100 * one.probability) }} %){% endif %}</h2>
 {{ picture }}{% endfor %}{% endblock %}"""

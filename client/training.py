@@ -6,7 +6,6 @@ al. 2016). An empty batch takes its noisy step too. What the inner optimizer doe
 mean (weight decay, FedProx, momentum, Adam) depends on no row.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ from client.tasks.task import Rows, Task
 from privacy import noise
 from privacy.events import Event
 from privacy.plan import Plan
-
-_log = logging.getLogger(__name__)
 
 
 class TrainingError(ValueError):
@@ -169,8 +166,6 @@ def _summed(model: nn.Module, x: Tensor, plan: Plan, event: Event | None) -> Ite
         return
     if plan.clip is None:
         raise TrainingError("clip: expected a value in a private plan, got nothing")
-    if plan.compile:
-        _log.info("compile: book-keeping runs eagerly, nothing is compiled")
     wrapped = BookKeeping(model, clip=plan.clip)
     try:
         wrapped.examine(x)

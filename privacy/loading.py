@@ -89,7 +89,6 @@ _CHECKS: Final[Mapping[str, Check]] = {
     "metrics_sigma": _POSITIVE,
     "metrics_clip": _POSITIVE,
     "micro_batch": _whole(1),
-    "compile": (lambda v: isinstance(v, bool), "true or false"),
     "wire": _choice("float32", "bfloat16", "int8"),
     "min_sites": _whole(1, 100_000),
     "seed": _whole(0, 2**63 - 1),
@@ -101,7 +100,7 @@ _SITE_CHECKS: Final[Mapping[str, Check]] = {
     "limit": _EPSILON,
 }
 _SIMULATION_CHECKS: Final[Mapping[str, Check]] = {
-    "engine": _choice("serial", "processes", "vector", "ray"),
+    "engine": _choice("serial", "processes", "ray"),
     "workers": _whole(1, 1024),
     "dropout": _number(0, 1, open_high=True),
     "slow": _number(0, 1, open_high=True),

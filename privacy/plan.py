@@ -82,7 +82,6 @@ class Plan:
     metrics_sigma: float | None = None
     metrics_clip: float = 5.0
     micro_batch: int | None = None
-    compile: bool = False
     wire: str = "float32"
     min_sites: int = 1
     seed: int = 0

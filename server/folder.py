@@ -92,6 +92,8 @@ class RunFolder:
             "task": plan.task,
             "history": text,
         }
+        if line.get("insecure"):
+            metadata["insecure"] = "true"
         path = checkpoint.write(
             self.checkpoints, line["round"], dict(arrays), metadata, durable=self.durable
         )

@@ -94,10 +94,6 @@ def _engine(place: Place) -> Engine:
     options = place.plan.simulation
     if options.engine == "processes":
         return Processes(place, options.workers)
-    if options.engine == "vector":
-        from simulations.vector_engine import Vector
-
-        return Vector(place)
     if options.engine == "ray":
         from simulations.ray_engine import RayActors
 

@@ -1,9 +1,7 @@
 """The ledger: spends are written first, never lost, never taken back, and every change shows."""
 
-import fcntl
 import json
 import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,32 +14,12 @@ from privacy.chain import LONGEST_LINE, seal
 from privacy.entries import entry_body
 from privacy.events import Event
 from privacy.ledger import Exhausted, Ledger, LedgerError, LedgerMissing, log_path, verify
-
-EVENT = Event("record", 4.0, 0.1, 1)
-LIMIT = Budget(3.0, 1e-5)
+from tests.ledgers import EVENT, LIMIT, filled, refused, spend
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "people.jsonl"
-
-
-def filled(path: Path, entries: int = 3) -> Ledger:
-    ledger = Ledger.create(path, population="people", durable=False)
-    for number in range(1, entries + 1):
-        ledger.spend(EVENT, LIMIT, run="run", round=number, plan="p" * 64)
-    return ledger
-
-
-def refused(path: Path, content: bytes) -> LedgerError:
-    """The content is refused by verify, by open, and by a ledger that was open before."""
-    path.write_bytes(content)
-    with pytest.raises(LedgerError) as error:
-        verify(path)
-    with pytest.raises(LedgerError):
-        Ledger.open(path)
-    assert path.read_bytes() == content
-    return error.value
 
 
 def test_a_line_is_exactly_as_documented(path: Path) -> None:
@@ -176,10 +154,6 @@ def test_a_missing_ledger_is_refused_and_none_is_started(path: Path) -> None:
         with pytest.raises(LedgerMissing):
             act()
     assert not path.exists()
-
-
-def spend(ledger: Ledger) -> object:
-    return ledger.spend(EVENT, LIMIT, run="run", round=9, plan="p")
 
 
 def test_a_ledger_is_not_created_over_another(path: Path) -> None:
@@ -330,195 +304,3 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for strange in (folder, pipe, Path("/dev/null")):
         with pytest.raises(LedgerError):
             verify(strange)
-
-
-def test_cut_at_any_byte_the_tail_is_spent_or_dropped_but_never_believed(path: Path) -> None:
-    filled(path, 2)
-    whole = path.read_bytes()
-    log = log_path(path).read_bytes()
-    first = whole.index(b"\n") + 1
-    for cut in range(first, len(whole)):
-        path.write_bytes(whole[:cut])
-        log_path(path).write_bytes(log)
-        complete = cut >= len(whole) - 1
-        if complete or cut == first:
-            assert len(verify(path).entries) == (2 if complete else 1)
-        else:
-            with pytest.raises(LedgerError, match="incomplete tail") as error:
-                verify(path)
-            assert error.value.line == 2
-        ledger = Ledger.open(path, durable=False)
-        assert len(ledger.entries()) == (2 if complete else 1)
-        spend(ledger)
-        assert [entry.n for entry in verify(path).entries] == ([1, 2, 3] if complete else [1, 2])
-        dropped = [note for note in ledger.notes() if note.what == "tail-dropped"]
-        assert len(dropped) == (0 if complete or cut == first else 1)
-
-
-def test_a_whole_last_line_that_was_changed_is_no_torn_tail(path: Path) -> None:
-    filled(path, 2)
-    whole = path.read_bytes()
-    for changed in (
-        whole[:-1] + b"X",
-        whole[:-1].replace(b'"round": 2', b'"round": 3'),
-        whole[:-2] + b"X",
-        whole[:-1].replace(b"}, ", b"}; "),
-    ):
-        refused(path, changed)
-
-
-def test_an_older_or_another_content_is_refused_by_who_saw_more(path: Path) -> None:
-    ledger = filled(path)
-    older = path.read_bytes()
-    spend(ledger)
-    path.write_bytes(older)
-    for act in (lambda: spend(ledger), ledger.entries, lambda: ledger.head):
-        with pytest.raises(LedgerError, match="lost or changed"):
-            act()
-    assert path.read_bytes() == older
-
-
-def test_a_change_behind_the_back_is_seen_at_once(path: Path) -> None:
-    ledger = filled(path, 30)
-    size = path.stat().st_size
-    for number in range(20):
-        before = path.read_bytes()
-        at = number * size // 20
-        path.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
-        with pytest.raises(LedgerError):
-            spend(ledger)
-        path.write_bytes(before)
-        spend(ledger)
-
-
-def test_two_openings_see_each_other_spend(path: Path) -> None:
-    one = filled(path)
-    other = Ledger.open(path, durable=False)
-    for _ in range(5):
-        spend(one)
-        spend(other)
-    assert one.entries() == other.entries()
-    assert one.head == other.head
-    assert len(one.entries()) == 13
-
-
-def test_the_log_remembers_what_a_restored_copy_lost(path: Path) -> None:
-    ledger = filled(path)
-    older = path.read_bytes()
-    spend(ledger)
-    ledger.note("contents", sha256="0" * 64)
-    path.write_bytes(older)
-    with pytest.raises(LedgerError, match="older copy"):
-        verify(path)
-    restored = Ledger.open(path)
-    assert not restored.trusted()
-    with pytest.raises(LedgerError, match="older copy"):
-        spend(restored)
-    restored.acknowledge("the disk was restored")
-    assert restored.trusted()
-    spend(restored)
-    assert [note.what for note in restored.notes()] == [
-        "created",
-        "day",
-        "contents",
-        "acknowledged",
-    ]
-
-
-def test_another_ledgers_log_is_not_taken_for_its_own(path: Path, tmp_path: Path) -> None:
-    other = tmp_path / "others.jsonl"
-    filled(path, 3)
-    another = Ledger.create(other, population="others", durable=False)
-    another.spend(EVENT, LIMIT, run="another run", round=1, plan="p")
-    another.note("contents", sha256="0" * 64)
-    log_path(path).write_bytes(log_path(other).read_bytes())
-    with pytest.raises(LedgerError, match="another ledger's log"):
-        spend(Ledger.open(path))
-
-
-def test_the_salt_is_never_told(path: Path) -> None:
-    ledger = filled(path)
-    assert b"salt" in log_path(path).read_bytes()
-    for notes in (ledger.notes(), verify(path).log or ()):
-        assert notes
-        assert all("salt" not in note.details for note in notes)
-
-
-def test_rounds_are_counted_by_the_day(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = filled(path)
-    today = ledger.notes()[1].details["day"]
-    assert ledger.rounds_on(str(today)) == 3
-    assert ledger.rounds_on("1999-01-01") == 0
-    assert Ledger.open(path).rounds_on(str(today)) == 3
-
-
-def test_a_full_disk_leaves_the_ledger_as_it_was(path: Path) -> None:
-    ledger = filled(path)
-    before = path.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, hard))
-    try:
-        with pytest.raises(LedgerError, match="could not be written"):
-            spend(ledger)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert path.read_bytes() == before
-    spend(ledger)
-    assert len(verify(path).entries) == 4
-
-
-def test_a_failed_fsync_is_no_spend_that_anyone_may_use(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ledger = filled(path)
-    ledger.durable = True
-
-    def fail(_: int) -> None:
-        raise OSError("input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
-        with pytest.raises(LedgerError, match="durable"):
-            spend(ledger)
-    assert len(ledger.entries()) == 4
-
-
-def test_a_spend_waits_for_the_lock(path: Path) -> None:
-    ledger = filled(path)
-    holder = os.open(path, os.O_RDWR)
-    fcntl.flock(holder, fcntl.LOCK_EX)
-    other = os.open(path, os.O_RDWR)
-    with pytest.raises(BlockingIOError):
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(other)
-    os.close(holder)
-    spend(ledger)
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    events=st.lists(
-        st.builds(
-            Event,
-            unit=st.just("record"),
-            sigma=st.sampled_from([0.7, 1.0, 2.0, 8.0]),
-            rate=st.sampled_from([0.01, 0.1, 1.0]),
-            steps=st.integers(0, 3),
-            count=st.integers(0, 3),
-        ),
-        max_size=6,
-    )
-)
-def test_the_ledger_accounts_as_its_events_do(
-    tmp_path_factory: pytest.TempPathFactory, events: list[Event]
-) -> None:
-    ledger = Ledger.create(
-        tmp_path_factory.mktemp("ledger") / "l.jsonl", population="p", durable=False
-    )
-    for number, event in enumerate(events):
-        before = ledger.spent(1e-5, accountant="rdp")
-        ledger.spend(event, None, run="r", round=number, plan="p")
-        assert before <= ledger.spent(1e-5, accountant="rdp") + 1e-12
-    assert ledger.events() == tuple(events)
-    assert ledger.spent(1e-5) == spent(events, 1e-5)
-    assert spent(ledger.merged(), 1e-5) == spent(events, 1e-5)
