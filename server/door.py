@@ -274,7 +274,11 @@ class Door:
         if scope["type"] != "http":
             return
         connection: _Connection = scope["state"]["connection"]
-        status, body = await self._answer(connection, scope, receive)
+        try:
+            status, body = await self._answer(connection, scope, receive)
+        except asyncio.CancelledError:  # the door closes
+            connection.transport.abort()
+            return
         if connection.transport.is_closing():
             return
         headers = [(b"content-length", str(len(body)).encode())]
