@@ -29,7 +29,7 @@ from privacy.events import Event
 
 ACCOUNTANTS: Final = ("pld", "rdp")
 _FINEST: Final = 1e-4
-_COARSE: Final = 8 * _FINEST
+_COARSER: Final = 8.0
 _RELATIVE: Final = 2e-5
 _BEYOND: Final = 1e6
 _FINE_SEGMENTS: Final = 8
@@ -133,9 +133,9 @@ def calibrate(budget: Budget, *, rate: float, steps: int, beside: tuple[Event, .
 
     others = merge(beside)
 
-    def excess(log_sigma: float, interval: float = _COARSE) -> float:
+    def excess(log_sigma: float, coarser: float = _COARSER) -> float:
         segments = tuple(sorted((*others, (math.exp(log_sigma), rate, steps))))
-        return _pld_epsilon(segments, budget.delta, 1, interval) / budget.epsilon - 1
+        return _pld_epsilon(segments, budget.delta, 1, coarser) / budget.epsilon - 1
 
     low, high = 0.0, 0.0
     while excess(high) > 0:
@@ -147,8 +147,8 @@ def calibrate(budget: Budget, *, rate: float, steps: int, beside: tuple[Event, .
         if low < math.log(1e-2):
             return math.exp(high)
     sigma = _inside(excess, low, high)
-    if excess(sigma, _FINEST) < -1e-3:  # coarse dots cost something here: many or very quiet steps
-        sigma = _inside(lambda s: excess(s, _FINEST), low, sigma)
+    if excess(sigma, 1.0) < -1e-3:  # coarse dots cost something here: many or very quiet steps
+        sigma = _inside(lambda s: excess(s, 1.0), low, sigma)
     return math.exp(sigma)
 
 
@@ -190,7 +190,7 @@ def _quiet(record: logging.LogRecord) -> bool:
 
 @lru_cache(maxsize=4096)
 def _pld_epsilon(
-    segments: tuple[Segment, ...], delta: float, records: int, least: float = 0.0
+    segments: tuple[Segment, ...], delta: float, records: int, coarser: float = 1.0
 ) -> float:
     """Discretised losses on a grid that only ever doubles as events are added.
 
@@ -198,12 +198,15 @@ def _pld_epsilon(
     cannot fall when a longer history takes a coarser grid. The error is about
     releases * interval^2.
     """
-    finest = 4 * _FINEST if len(segments) > _FINE_SEGMENTS else _FINEST
-    finest = max(least, finest, _COARSE if records > 1 else 0.0)  # mixtures are slow to discretise
+    segments = _one_gaussian(segments)
     size = _rdp_epsilon(tuple((s / records, q, n) for s, q, n in segments), delta)
     if size > _BEYOND:
         return size
+    finest = coarser * (4 * _FINEST if len(segments) > _FINE_SEGMENTS else _FINEST)
+    finest = max(finest, _COARSER * _FINEST) if records > 1 else finest  # mixtures are slow
     interval = finest
+    while interval > finest / 4096 and interval > finest * size:
+        interval /= 2
     while interval < _RELATIVE * size:
         interval *= 2
     while True:
@@ -212,6 +215,15 @@ def _pld_epsilon(
         if interval <= finest or interval / 4 < _RELATIVE * epsilon:
             return epsilon
         interval /= 4
+
+
+def _one_gaussian(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """Releases without sampling are together one Gaussian: the 1 / sigma^2 add up, exactly."""
+    whole = [(sigma, n) for sigma, rate, n in segments if rate == 1]
+    if sum(n for _, n in whole) < 2:
+        return segments
+    together = math.fsum(n / sigma**2 for sigma, n in whole) ** -0.5
+    return tuple(sorted([*(s for s in segments if s[1] < 1), (together, 1.0, 1)]))
 
 
 @lru_cache(maxsize=32)

@@ -1,6 +1,7 @@
 """Epsilon: known answers, and the laws that matter more."""
 
 import math
+from statistics import NormalDist
 
 import pytest
 from hypothesis import given, settings
@@ -152,3 +153,19 @@ def test_many_noise_levels_are_rounded_to_the_dear_side() -> None:
     assert 0 < spent(many, 1e-5) <= exact * 1.1
     assert len(merge(many)) <= 64
     assert spent(many, 1e-5) <= spent([*many, record(3.5, 0.01, 1)], 1e-5) + 1e-9
+
+
+@pytest.mark.parametrize("sigma", [2e2, 5e5])
+def test_very_small_epsilons_are_as_exact_as_large_ones(sigma: float) -> None:
+    """Unsampled Gaussians against their closed form (Balle and Wang 2018, Theorem 8)."""
+    steps, delta = 10_000, 1e-9
+    mu = math.sqrt(steps) / sigma
+    found = spent([record(sigma, 1.0, steps)], delta)
+    normal = NormalDist()
+
+    def delta_at(epsilon: float) -> float:
+        left = normal.cdf(mu / 2 - epsilon / mu)
+        return left - math.exp(epsilon) * normal.cdf(-mu / 2 - epsilon / mu)
+
+    assert delta_at(found) <= delta * (1 + 1e-6)
+    assert delta_at(found * 0.995) > delta
