@@ -22,7 +22,7 @@ from client.tasks import Task, TaskError, task
 from client.training import Trained, train
 from privacy import noise
 from privacy.events import Event
-from privacy.heads import Head, HeadError
+from privacy.heads import Head, HeadError, Proof
 from privacy.ledger import Entry, Exhausted, LedgerError
 from privacy.loading import from_json
 from privacy.plan import Plan, PlanError
@@ -159,6 +159,7 @@ class _Coded:
 
 def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun | RecordDict:
     run, number, plan, blob = _request(site, content, asked)
+    site.on_plan(plan)
     if site.paused():
         raise _Refused("paused")
     learning = _task(plan)
@@ -169,6 +170,8 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
     if kept is not None:
         site.on_event("resent", run=run, round=number)
         return _reply(site, _unpack(kept), asked)
+    if plan.unit == "record":
+        _check_chain(site, asked.get("head"))
     events = _judged(site, plan, number, run)
     entries = _spend(site, plan, events, run, number)
     event = events[0] if events else None
@@ -338,11 +341,25 @@ def _about(site: Site, asked: Mapping[str, Any], status: str, code: str) -> dict
         fields["events"] = Public(json.dumps(events))
         proof = _proof(site, asked.get("head"))
         if proof is not None:
-            fields["head"] = Public(proof)
+            fields["head"] = Public(json.dumps(proof.to_dict()))
     return release(fields, ledger=site.ledger, trust_coordinator=False)
 
 
-def _proof(site: Site, head: object) -> str | None:
+def _check_chain(site: Site, head: object) -> None:
+    """Spend nothing for a coordinator whose last head this ledger does not extend."""
+    if head is None or site.ledger is None:
+        return
+    proof = _proof(site, head)
+    if proof is None or not (proof.acknowledged or _meets(proof, head)):
+        raise _Refused("ledger-untrusted")
+
+
+def _meets(proof: Proof, head: object) -> bool:
+    said = json.loads(str(head))
+    return (proof.base.n, proof.base.digest) == (said["n"], said["digest"])
+
+
+def _proof(site: Site, head: object) -> Proof | None:
     if not isinstance(head, str) or site.ledger is None:
         return None
     try:
@@ -350,7 +367,7 @@ def _proof(site: Site, head: object) -> str | None:
         if not site.check_head(said):
             return None
         last = Head.from_dict({"n": said["n"], "digest": said["digest"]})
-        return json.dumps(site.ledger.proof(last).to_dict())
+        return site.ledger.proof(last)
     except (ValueError, KeyError, TypeError, HeadError, LedgerError):
         return None
 

@@ -10,6 +10,7 @@ import torch
 
 from client.tasks import Rows, Task
 from privacy.ledger import Ledger
+from privacy.plan import Plan
 from privacy.policy import Policy
 
 
@@ -78,7 +79,8 @@ class Site:
 
     `rows(task)` gives the training rows; `ledger` is None only where nothing private may be asked;
     `on_event(what, facts)` hears what happened, for the log, never a value of a record;
-    `on_model(plan, run, round, weights)` is given each released model that arrives.
+    `on_model(plan, run, round, weights)` is given each released model that arrives, `on_plan(plan)`
+    each plan that is asked, before it is judged: the owner may have changed the policy meanwhile.
     """
 
     name: str
@@ -89,5 +91,6 @@ class Site:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     on_event: Callable[..., None] = _nothing
     on_model: Callable[..., None] = _nothing
+    on_plan: Callable[[Plan], None] = _nothing
     paused: Callable[[], bool] = lambda: False
     check_head: Callable[[Any], bool] = lambda head: True

@@ -254,6 +254,44 @@ def test_the_reply_proves_its_ledger_from_the_countersigned_head(desk: Desk) -> 
     assert len(proof["leaves"]) == 1
 
 
+def test_a_ledger_that_the_coordinator_knew_longer_spends_nothing_until_acknowledged(
+    desk: Desk,
+) -> None:
+    desk.ledger.spend(EVENT, None, run="r0", round=1, plan="p")
+    lost = json.dumps({"n": 3, "digest": "7" * 64, "signature": ""})
+    assert desk.said(desk.ask(head=lost)) == ("declined", "ledger-untrusted")
+    assert len(desk.ledger.entries()) == 1
+    assert desk.looked == 0
+    desk.ledger.acknowledge("the disk was restored")
+    reply = desk.ask(head=lost)
+    assert desk.said(reply)[0] == "trained"
+    proof = json.loads(str(reply.content.config_records["reply"]["head"]))
+    assert proof["acknowledged"]
+    assert len(proof["leaves"]) == 1
+
+
+def test_a_head_that_is_not_the_coordinators_spends_nothing(desk: Desk) -> None:
+    desk.site.check_head = lambda head: False
+    head = json.dumps({"n": 0, "digest": "0" * 64, "signature": ""})
+    assert desk.said(desk.ask(head=head)) == ("declined", "ledger-untrusted")
+    assert desk.said(desk.ask(head="[]")) == ("declined", "ledger-untrusted")
+    assert desk.ledger.entries() == ()
+
+
+def test_a_plan_is_heard_of_before_it_is_judged(desk: Desk) -> None:
+    heard: list[str] = []
+
+    def approve(plan: Plan) -> None:
+        heard.append(plan.digest)
+        desk.site.policy = replace(desk.site.policy, plans=(plan.digest,))
+
+    desk.site.policy = replace(PERMISSIVE, approve="list")
+    assert desk.said(desk.ask()) == ("declined", "plan-not-approved")
+    desk.site.on_plan = approve
+    assert desk.said(desk.ask())[0] == "trained"
+    assert heard == [PLAN.digest]
+
+
 def entry(desk: Desk, event: Event, run: str = "r") -> Any:
     return desk.ledger.spend(event, None, run=run, round=1, plan="0" * 64)
 
