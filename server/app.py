@@ -105,11 +105,21 @@ def initial_weights(plan: Plan) -> Arrays:
     }
 
 
-def evaluator(plan: Plan, data: Path | None) -> Evaluate:
-    """Metrics of weights on public test rows; TaskError where they cannot be read."""
+def embedded_rows(plan: Plan) -> int | None:
+    """The number of training rows of an embedded task, else None."""
     from client.tasks import task
 
     learning = task(plan.task, plan.schema)
+    return len(learning.load(None, "train")) if learning.embedded else None
+
+
+def evaluator(plan: Plan, data: Path | None) -> Evaluate:
+    """Metrics of weights on public test rows, none where there are none; TaskError."""
+    from client.tasks import task
+
+    learning = task(plan.task, plan.schema)
+    if data is None and not learning.embedded:
+        return lambda weights: {}
     return evaluate_on(plan, learning.load(data, "test"))
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -62,6 +63,19 @@ class Child:
         if not fine:
             raise ChildError(answer)
         return answer
+
+
+def embedded_rows(plan: Plan) -> int | None:
+    """How many training rows an embedded task has, which is public; None for any other task."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_count, plan.to_json()).result()
+
+
+def _count(text: str) -> int | None:
+    from server.app import embedded_rows
+
+    return embedded_rows(from_json(text))
 
 
 def _serve(pipe: Connection, text: str, data: Path | None, evaluates: bool) -> None:

@@ -1,0 +1,82 @@
+"""`enroll`, `join`, `pause`, `leave`: a site's place in a federation."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+HERE = Path()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("enroll")(enroll)
+    app.command("join")(join)
+    app.command("pause")(pause)
+    app.command("leave")(leave)
+
+
+def enroll(
+    site: Annotated[str, typer.Option(help="This site's name in the federation.")],
+    directory: Dir = HERE,
+    as_json: Json = False,
+) -> None:
+    """Make this site's keys, which never leave it, and its request NAME.csr."""
+    from client.enrolled import enroll as make
+
+    path, key = make(directory, site)
+    if as_json:
+        typer.echo(json.dumps({"site": site, "request": str(path), "fingerprint": key}))
+        return
+    typer.echo(f"{path}: send this to the coordinator. Its key, to compare by telephone:")
+    typer.echo(" ".join(key[i : i + 4] for i in range(0, len(key), 4)))
+
+
+def join(
+    bundle: Annotated[Path, typer.Argument(help="NAME.bundle, as the coordinator sent it.")],
+    directory: Dir = HERE,
+    as_json: Json = False,
+) -> None:
+    """Take in the coordinator's answer: our certificate, its authority, its address, its key."""
+    from client.enrolled import Enrolled, authority
+    from client.enrolled import join as take
+
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = take(directory, bundle, now)
+    site = Enrolled(directory)
+    if as_json:
+        facts = {"site": site.name, "hosts": site.hosts, "ends": certificate.ends.isoformat()}
+        typer.echo(json.dumps(facts | {"authority": authority(directory)}))
+        return
+    typer.echo(f"{site.name}: joined; the coordinator is {' or '.join(site.hosts)}")
+    typer.echo(f"its authority is {authority(directory)}; valid to {certificate.ends:%Y-%m-%d}")
+
+
+def pause(
+    directory: Dir = HERE,
+    off: Annotated[bool, typer.Option("--off", help="Take part again.")] = False,
+) -> None:
+    """Answer no round until `pause --off`; the client stays connected."""
+    from client.enrolled import Enrolled
+
+    site = Enrolled(directory)
+    name = site.name
+    if off:
+        site.paused.unlink(missing_ok=True)
+    else:
+        site.paused.touch(0o600)
+    typer.echo(f"{name}: {'takes part' if off else 'paused'}")
+
+
+def leave(directory: Dir = HERE) -> None:
+    """Give up the certificate; the running client stops. Ledgers, keys and models stay."""
+    from client.enrolled import Enrolled
+
+    site = Enrolled(directory)
+    name = site.name
+    site.certificate.unlink(missing_ok=True)
+    typer.echo(f"{name}: left; ask the coordinator to revoke it (tacit-server revoke {name})")

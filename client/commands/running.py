@@ -1,0 +1,144 @@
+"""`run` and `doctor`: the resident client, and what keeps it from running."""
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from client.enrolled import Enrolled
+    from client.resident import Log
+    from client.site import Site
+
+Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", help="The policy, if it is not DIR/policy.toml.")
+]
+Server = Annotated[
+    str | None, typer.Option("--server", metavar="HOST:PORT", help="Else the bundle's.")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
+HERE = Path()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("run")(run)
+    app.command("doctor")(doctor)
+
+
+def run(
+    data: Annotated[
+        str, typer.Option(metavar="PATH|builtin:K/N", help="This site's training rows.")
+    ] = "",
+    directory: Dir = HERE,
+    server: Server = None,
+    policy: PolicyFile = None,
+    population: Annotated[
+        str | None, typer.Option(help="Which population, where there are several.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Made-up rows, no network: show what would leave.")
+    ] = False,
+    plan: Annotated[str | None, typer.Option(help="With --dry-run: a plan's name or file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Stay connected and take part in what the policy allows, until stopped."""
+    if dry_run:
+        from client.rehearsal import rehearse, show
+
+        found = rehearse(directory, plan, policy)
+        typer.echo(json.dumps(found) if as_json else show(found))
+        return
+    from client import resident
+    from client.site import SiteError
+
+    if not data:
+        raise SiteError("--data: expected the path of this site's rows, or builtin:K/N")
+    from client.enrolled import Enrolled
+
+    source, log = resident.Source.parse(data), resident.Log(as_json=as_json)
+    site = Enrolled(directory).joined()
+    rules = resident.rules(directory, source, policy, log)
+    with resident.alone(directory):
+        own = resident.ledger(directory, source, population)
+        held = resident.resident(site, source, rules, own, device, log)
+        _warn(site, log)
+        log("starting", site=site.name, device=str(held.device), spent_entries=own.head.n)
+        raise typer.Exit(_stay(site, server or site.hosts[0], held, log))
+
+
+def _stay(site: "Enrolled", server: str, held: "Site", log: "Log") -> int:
+    """Serve in a thread of its own until a signal, a `leave` or a refusal ends it."""
+    from client.agent import Agent, Refused, quiet
+    from client.app import make_app
+
+    quiet()
+    stop, code = threading.Event(), [0]
+    agent = Agent(make_app(lambda context: held), site, server, log=log, stop=stop)
+
+    def serve() -> None:
+        try:
+            agent.run()
+        except Refused as error:
+            revoked = str(error) == "revoked"
+            log("revoked" if revoked else "refused", why=str(error), next="tacit-client doctor")
+            code[0] = 1
+        finally:
+            stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    while not stop.wait(1.0):
+        if not site.certificate.is_file():
+            log("left")
+            stop.set()
+    agent.close()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # a second signal does not wait for a round's end
+    thread.join()
+    log("stopped")
+    return code[0]
+
+
+def _warn(site: "Enrolled", log: "Log") -> None:
+    import datetime
+
+    from client.enrolled import EnrolmentError
+
+    certificate = site.read_certificate()
+    age = certificate.age(datetime.datetime.now(datetime.UTC))
+    if age == "expired":
+        raise EnrolmentError(
+            f"{site.certificate}: expired on {certificate.ends:%Y-%m-%d}, expected a new bundle "
+            f"(the coordinator: tacit-server renew {site.name})"
+        )
+    if age == "soon":
+        log("certificate expires soon", ends=f"{certificate.ends:%Y-%m-%d}")
+
+
+def doctor(
+    directory: Dir = HERE,
+    server: Server = None,
+    data: Annotated[str, typer.Option(help="As for run.")] = "",
+    policy: PolicyFile = None,
+    as_json: Json = False,
+) -> None:
+    """Check everything that `run` needs, one by one, each with the next step; exit 1 on a fault."""
+    from client.doctor import examine
+
+    found = examine(directory, server, data, policy)
+    if as_json:
+        typer.echo(json.dumps({"checks": [one.to_dict() for one in found]}))
+    else:
+        for one in found:
+            typer.echo(f"{one.state:<5} {one.what}: {one.said}")
+            if one.then:
+                typer.echo(f"      -> {one.then}")
+    raise typer.Exit(int(any(one.state == "FAULT" for one in found)))

@@ -1,0 +1,30 @@
+"""tacit-server: what a coordinator runs; it never sees a row, and needs no torch."""
+
+import os
+from typing import NoReturn
+
+import typer
+
+from privacy.command import run
+from privacy.environment import prepare
+from server.commands import membership, running
+
+app = typer.Typer(
+    help="Coordinate a federation: enrol sites, run plans, show what happened.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for commands in (membership, running):
+    commands.register(app)
+
+
+def main() -> NoReturn:
+    """Run a command: bad input is one line and exit 2, a failure one line and exit 1."""
+    os.umask(0o077)
+    prepare()
+    run(app, "tacit-server", bad_input=(ValueError,), failed=(OSError, RuntimeError))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""`init`, `sign`, `sites`, `revoke`, `renew`: who belongs to the federation."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from privacy.certificates import Certificate
+from privacy.identity import signing_public
+from server import members
+from server.members import Home, Member, MembersError, plain, spaced
+
+Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option("--host", help="NAME_OR_IP[:PORT] it is reached at (repeatable)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+HERE = Path()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("init")(init)
+    app.command("sign")(sign)
+    app.command("sites")(sites)
+    app.command("revoke")(revoke)
+    app.command("renew")(renew)
+
+
+def init(host: Hosts = None, directory: Dir = HERE, as_json: Json = False) -> None:
+    """Make the authority, the coordinator's certificate and its signing key; once."""
+    made = members.create(directory, host or [], _now())
+    home = Home(directory)
+    facts = {
+        "made": made,
+        "hosts": home.hosts(),
+        "authority": Certificate.read(home.ca.read_bytes()).fingerprint,
+        "verify": signing_public(home.signing_key.read_bytes()),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(
+        f"{directory}: coordinator for {', '.join(home.hosts())}" + ("" if made else " (was)")
+    )
+    typer.echo(f"authority {facts['authority']}")
+    typer.echo(f"verifying key {facts['verify']}")
+
+
+def sign(
+    requests: Annotated[list[Path], typer.Argument(metavar="NAME.csr...")],
+    directory: Dir = HERE,
+    expect: Annotated[
+        list[str] | None, typer.Option(help="The fingerprint that the site told (repeatable).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Enrol sites: shows who asks with which key, writes NAME.bundle beside each request."""
+    wanted = [plain(one) for one in expect or []]
+    if wanted and len(wanted) != len(requests):
+        raise MembersError(f"--expect: expected one for each of {len(requests)} requests")
+    told = []
+    for number, path in enumerate(requests):
+        expected = wanted[number] if wanted else None
+        wish, bundle = members.sign(directory, path, _now(), expect=expected)
+        told.append({"site": wish.site, "fingerprint": wish.fingerprint, "bundle": str(bundle)})
+        if not as_json:
+            typer.echo(f"{wish.site}: key {spaced(wish.fingerprint)}")
+            typer.echo(f"  compare it with the site by telephone, then send {bundle}")
+    if as_json:
+        typer.echo(json.dumps({"signed": told}))
+
+
+def sites(directory: Dir = HERE, as_json: Json = False) -> None:
+    """The enrolled sites, their keys, and how long their certificates hold."""
+    found = [facts(one) for one in Home(directory).check().members().sites.values()]
+    if as_json:
+        typer.echo(json.dumps({"sites": found}))
+        return
+    for one in found:
+        typer.echo(
+            f"{one['site']:<20} {one['state']:<8} to {one['ends'][:10]}  {one['fingerprint']}"
+        )
+
+
+def revoke(
+    site: Annotated[str, typer.Argument(metavar="SITE")],
+    directory: Dir = HERE,
+    as_json: Json = False,
+) -> None:
+    """Strike a site's key off for good: open connections end at once."""
+    member = members.revoke(directory, site, _now())
+    typer.echo(json.dumps(facts(member)) if as_json else f"{site}: revoked {member.revoked}")
+
+
+def renew(
+    site: Annotated[list[str] | None, typer.Argument(metavar="[SITE...]")] = None,
+    host: Hosts = None,
+    directory: Dir = HERE,
+    out: Annotated[Path | None, typer.Option(help="Where bundles go; else the folder.")] = None,
+) -> None:
+    """New certificates for the same keys: of the sites named, or of the coordinator itself."""
+    for name in site or []:
+        bundle = members.renew(directory, name, _now(), out or directory)
+        typer.echo(f"{name}: send {bundle}; there: tacit-client join")
+    if not site or host:
+        certificate = members.renew_server(directory, host or [], _now())
+        typer.echo(f"coordinator: valid to {certificate.ends:%Y-%m-%d}")
+
+
+def facts(member: Member) -> dict[str, Any]:
+    """What is known of a site."""
+    age = member.certificate.age(_now())
+    return {
+        "site": member.name,
+        "state": "revoked" if member.revoked else age,
+        "ends": member.certificate.ends.isoformat(),
+        "fingerprint": member.fingerprint,
+        "revoked": member.revoked,
+    }
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

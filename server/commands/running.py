@@ -1,0 +1,259 @@
+"""`run`, `status`, `doctor`: the coordinator at work."""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from privacy.loading import load_plan
+from privacy.plan import Plan, PlanError
+from server.members import Home, MembersError, split_host
+
+if TYPE_CHECKING:
+    from server.folder import RunFolder
+    from server.grid import LinkGrid
+
+EXIT: Final = {"done": 0, "failed": 1, "budget": 3}
+Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON and nothing else on stdout.")]
+HERE = Path()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("run")(run)
+    app.command("status")(status)
+    app.command("doctor")(doctor)
+
+
+def run(
+    plan: Annotated[str, typer.Argument(help="A shipped plan's name, or the path of a TOML file.")],
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="The one open port.")],
+    directory: Dir = HERE,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the plan (repeatable)."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    min_sites: Annotated[int | None, typer.Option(help="Sites that a round needs.")] = None,
+    round_timeout: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds after which a round goes on without.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="PUBLIC test rows, for metrics.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run --name.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Wait for the sites, train, checkpoint; exit 0 done, 1 failed, 3 budgets spent."""
+    home = Home(directory).check()
+    where = split_host(listen)
+    if resume and name is None:
+        raise MembersError("--resume: expected --name NAME beside it")
+    if data is not None and not data.exists():
+        raise MembersError(f"--data {data}: expected a file or folder of public rows, found none")
+    chosen = resolved(plan, list(set_ or []), min_sites)
+    label = name if name is not None else f"{chosen.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not label or label.startswith(".") or "/" in label or not label.isprintable():
+        raise MembersError(f"--name: expected a plain file name, got {label!r:.80}")
+    _check_certificate(home)
+    raise typer.Exit(_play(home, where, chosen, label, round_timeout, data, resume, as_json))
+
+
+def resolved(source: str, overrides: list[str], min_sites: int | None) -> Plan:
+    """The plan with `--set`; "actual" rows of an embedded task become its train rows a site."""
+    plan = load_plan(source, overrides)
+    if min_sites is not None:
+        if min_sites < 1:
+            raise PlanError(f"--min-sites: expected 1 or more, got {min_sites}")
+        sites = plan.sites if plan.sites is None else max(plan.sites, min_sites)
+        plan = replace(plan, min_sites=min_sites, sites=sites)
+    if plan.rows == "actual":
+        from privacy.loading import with_rows
+        from server.child import embedded_rows
+
+        total = embedded_rows(plan)
+        if total is None:
+            raise PlanError(
+                'rows: expected a public number of rows a site, got "actual", which only a '
+                "simulation or an embedded task can count (--set rows=N)"
+            )
+        each = total // max(plan.min_sites, 1)
+        plan = replace(with_rows(replace(plan, rows=each), {"": each}), site=plan.site)
+    return plan
+
+
+def _play(
+    home: Home,
+    where: tuple[str, int],
+    plan: Plan,
+    label: str,
+    timeout: float | None,
+    data: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> int:
+    from privacy.identity import sign, signing_public
+    from server.app import coordinate
+    from server.checkpoint import write_whole
+    from server.folder import RunFolder
+    from server.grid import serve
+    from server.signing import PUBLIC, signer
+
+    view = _View(as_json, home)
+    path = home.runs / label
+    with serve(home.folder, where, log=view.log) as grid:
+        home.runs.mkdir(mode=0o700, exist_ok=True)
+        folder = (
+            RunFolder.open(path, plan)
+            if resume
+            else RunFolder.create(path, plan, kind="federation")
+        )
+        write_whole(path / PUBLIC, signing_public(home.signing_key.read_bytes()).encode() + b"\n")
+        view.begin(folder, plan, grid)
+        outcome, summary = coordinate(
+            grid,
+            plan,
+            folder,
+            home=home.folder,
+            sign=lambda payload: sign(home.signing_key, payload),
+            sign_model=signer(home.signing_key),
+            data=data,
+            timeout=timeout,
+            gather=lambda: view.gather(grid, plan.min_sites),
+            on_round=view.round,
+            on_answer=view.answer,
+        )
+        view.end(summary, path)
+    return EXIT[outcome.reason]
+
+
+class _View:
+    """What the operator sees, and `status.json` for who asks from elsewhere."""
+
+    def __init__(self, as_json: bool, home: Home) -> None:
+        self._json, self._file = as_json, home.folder / "status.json"
+        self._now: dict[str, Any] = {}
+
+    def log(self, event: str, **facts: object) -> None:
+        from server.guard import line
+
+        if self._json:
+            print(line(event, **facts), file=sys.stderr, flush=True)
+        else:
+            more = " ".join(f"{name}={value}" for name, value in facts.items())
+            print(f"{time.strftime('%H:%M:%S')} {event} {more}", file=sys.stderr, flush=True)
+
+    def begin(self, folder: "RunFolder", plan: Plan, grid: "LinkGrid") -> None:
+        host, port = grid.address
+        self._tell(run=folder.path.name, listen=f"{host}:{port}", planned=plan.rounds, round=0)
+        self.log("listening", where=f"{host}:{port}", run=folder.path.name, plan=plan.digest[:16])
+
+    def gather(self, grid: "LinkGrid", least: int) -> None:
+        """Wait until enough sites are connected; says who is missing now and then."""
+        told = 0.0
+        while len(found := sorted(grid.names().values())) < least:
+            if time.monotonic() > told + 10:
+                told = time.monotonic()
+                self.log("waiting", connected=",".join(found) or "nobody", needed=least)
+                self._tell(connected=found)
+            grid.wait(0.2)
+            time.sleep(0.05)
+        self._tell(connected=found)
+
+    def answer(self, number: int, answer: Any) -> None:
+        if answer.status != "trained":
+            self.log("answer", round=number, site=answer.site, said=answer.reason or answer.status)
+
+    def round(self, line: Any) -> None:
+        self._tell(round=line["round"], epsilon=line["epsilon"])
+        if self._json:
+            print(json.dumps(line), flush=True)
+            return
+        epsilons = " ".join(
+            f"{site}={'-' if said['epsilon'] is None else format(said['epsilon'], '.3f')}"
+            for site, said in line["sites"].items()
+        )
+        metrics = " ".join(f"{name}={value:.4f}" for name, value in line["metrics"].items())
+        print(f"round {line['round']}  {metrics}  epsilon {epsilons}", flush=True)
+
+    def end(self, summary: dict[str, Any], path: Path) -> None:
+        self._tell(reason=summary["reason"])
+        if self._json:
+            print(json.dumps({**summary, "run": str(path)}), flush=True)
+            return
+        detail = f": {summary['detail']}" if summary["detail"] else ""
+        print(f"{summary['reason']}{detail} after {summary['rounds']} rounds; kept in {path}")
+
+    def _tell(self, **facts: Any) -> None:
+        from server.checkpoint import write_whole
+
+        self._now |= facts | {"time": time.time()}
+        write_whole(self._file, json.dumps(self._now).encode() + b"\n")
+
+
+def _check_certificate(home: Home) -> None:
+    import datetime
+
+    from privacy.certificates import Certificate
+
+    for path in (home.ca, home.certificate):
+        found = Certificate.read(path.read_bytes())
+        age = found.age(datetime.datetime.now(datetime.UTC))
+        if age == "expired":
+            raise MembersError(f"{path}: expired on {found.ends:%Y-%m-%d} (tacit-server renew)")
+        if age == "soon":
+            print(f"tacit-server: {path} expires on {found.ends:%Y-%m-%d}", file=sys.stderr)
+
+
+def status(directory: Dir = HERE, as_json: Json = False) -> None:
+    """The sites, the runs, and what the coordinator does now."""
+    from server.commands.membership import facts
+
+    home = Home(directory).check()
+    now = _read(home.folder / "status.json")
+    runs = [
+        {"run": path.name, **{key: summary.get(key) for key in ("reason", "rounds", "epsilon")}}
+        for path in sorted(home.runs.glob("*"))
+        if (summary := _read(path / "summary.json")) or path.is_dir()
+    ]
+    sites = [facts(one) for one in home.members().sites.values()]
+    found = {"hosts": home.hosts(), "now": now, "sites": sites, "runs": runs}
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo(f"coordinator for {', '.join(home.hosts())}")
+    for one in sites:
+        here = "connected" if one["site"] in now.get("connected", []) else ""
+        typer.echo(f"  {one['site']:<20} {one['state']:<8} {here}")
+    for each in runs:
+        typer.echo(f"  run {each['run']}: {each['reason'] or 'open'}, {each['rounds']} rounds")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def doctor(
+    directory: Dir = HERE,
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT")] = "",
+    as_json: Json = False,
+) -> None:
+    """Check everything that `run` needs, each with its next step; exit 1 on a fault."""
+    from server.doctor import examine
+
+    found = examine(directory, listen)
+    if as_json:
+        typer.echo(json.dumps({"checks": found}))
+    else:
+        for one in found:
+            typer.echo(f"{one['state']:<5} {one['what']}: {one['said']}")
+            if one["then"]:
+                typer.echo(f"      -> {one['then']}")
+    raise typer.Exit(int(any(one["state"] == "FAULT" for one in found)))

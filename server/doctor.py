@@ -1,0 +1,97 @@
+"""Everything that keeps a coordinator from running, told apart, each with its next step."""
+
+import datetime
+import shutil
+import socket
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from privacy.certificates import Certificate, issued_by
+from privacy.identity import IdentityError
+from server.guard import DoorError, listen
+from server.members import Home, MembersError, split_host
+
+FLOWER: Final = "1.41.0"
+Check = dict[str, str]
+
+
+def examine(directory: Path, where: str) -> list[Check]:
+    """All checks; those of the folder only where there is one."""
+    found = [_flower()]
+    home = Home(directory)
+    try:
+        home.check()
+        found += _folder(home)
+        found += _names(home)
+    except (MembersError, IdentityError, OSError, ValueError, KeyError) as error:
+        found.append(_check("folder", "FAULT", str(error), "tacit-server init"))
+    if where:
+        found.append(_port(where))
+    free = shutil.disk_usage(directory if directory.is_dir() else Path()).free
+    state = "fine" if free > 1 << 28 else "FAULT"
+    found.append(_check("disk", state, f"{free >> 20} MiB free", "" if state == "fine" else "free"))
+    return found
+
+
+def _check(what: str, state: str, said: str, then: str = "") -> Check:
+    return {"what": what, "state": state, "said": said, "then": then}
+
+
+def _flower() -> Check:
+    installed = version("flwr")
+    if installed == FLOWER:
+        return _check("Flower", "fine", installed)
+    return _check("Flower", "FAULT", f"{installed}, expected {FLOWER}", "install tacit again")
+
+
+def _folder(home: Home) -> Iterator[Check]:
+    private = (home.ca_key, home.key, home.signing_key)
+    loose = [path.name for path in private if path.stat().st_mode & 0o077]
+    if loose:
+        yield _check("keys", "FAULT", f"{', '.join(loose)}: others can read it", "chmod 600")
+    else:
+        yield _check("keys", "fine", "readable by their owner alone")
+    pem = home.certificate.read_bytes()
+    if not issued_by(pem, home.ca.read_bytes()):
+        yield _check("certificate", "FAULT", "of another authority", "tacit-server renew")
+    now = datetime.datetime.now(datetime.UTC)
+    for path in (home.ca, home.certificate):
+        yield _age(path.name, Certificate.read(path.read_bytes()), now, "tacit-server renew")
+    for site, member in sorted(home.members().sites.items()):
+        if not member.revoked:
+            then = f"tacit-server renew {site}, and send the bundle"
+            yield _age(f"site {site}", member.certificate, now, then)
+
+
+def _age(what: str, found: Certificate, now: datetime.datetime, then: str) -> Check:
+    age = found.age(now)
+    said = f"valid to {found.ends:%Y-%m-%d} ({age})"
+    if age == "early":
+        return _check(what, "FAULT", said, "not valid yet: set this machine's clock")
+    return _check(
+        what,
+        {"good": "fine", "soon": "warn"}.get(age, "FAULT"),
+        said,
+        "" if age == "good" else then,
+    )
+
+
+def _names(home: Home) -> Iterator[Check]:
+    for host in home.hosts():
+        name, port = split_host(host)
+        try:
+            socket.getaddrinfo(name, port)
+        except OSError as error:
+            yield _check("name", "warn", f"{name}: {error}", "sites must resolve it: check DNS")
+        else:
+            yield _check("name", "fine", host)
+
+
+def _port(where: str) -> Check:
+    try:
+        listen(*split_host(where)).close()
+    except (DoorError, MembersError) as error:
+        return _check("port", "FAULT", str(error), "is another coordinator running?")
+    return _check("port", "fine", f"{where} is free")
