@@ -29,6 +29,7 @@ class LinkGrid(Grid):
     def __init__(self, fleet: "Fleet", door: Door, patience: float) -> None:
         self._fleet, self._door, self._patience = fleet, door, patience
         self.reply_limit: int | None = None
+        self._heard = 0
 
     @property
     def address(self) -> tuple[str, int]:
@@ -66,14 +67,17 @@ class LinkGrid(Grid):
     def wait(self, seconds: float) -> None:
         """Until something may have arrived, but no longer than so many seconds."""
         with self._fleet.news:
-            if not any(one.ready or one.failure for one in self._fleet.letters.values()):
+            if self._heard == self._fleet.arrivals:
                 self._fleet.news.wait(seconds)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return [self._fleet.post(message, self.reply_limit) for message in messages]
+        posted = list(messages)
+        self._fleet.overtake({message.metadata.dst_node_id for message in posted})
+        return [self._fleet.post(message, self.reply_limit) for message in posted]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         fleet = self._fleet
+        self._heard = fleet.arrivals
         for number in message_ids:
             with fleet.news:
                 letter = fleet.letters.get(number)
@@ -121,7 +125,8 @@ def serve(
     folder: Path, listen: tuple[str, int], *, log: Log, patience: float = 90.0
 ) -> Iterator[LinkGrid]:
     """The coordinator's link, open while the block runs: its only port, and a Grid over it."""
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)  # `log` says what there is to say
+    for name in ("flwr", "uvicorn.error"):  # `log` says what there is to say
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     home = Home(folder).check()
     fleet = Fleet(log)
     door = Door(

@@ -83,6 +83,7 @@ class Fleet:
         self.log = log
         self.news = threading.Condition(threading.RLock())
         self.letters: dict[str, Letter] = {}
+        self.arrivals = 0
         self.nodes: dict[str, int] = {}
         self.sites: dict[int, str] = {}
         self.active: set[str] = set()
@@ -310,6 +311,7 @@ class Fleet:
 
     def _complete(self, letter: Letter) -> None:
         letter.ready = True
+        self.arrivals += 1
         self._sessions = {s: one for s, one in self._sessions.items() if one is not letter}
         self.news.notify_all()
 
@@ -317,6 +319,7 @@ class Fleet:
         """The letter has no reply any more; whoever asks for it gets an error."""
         self._drop_reply(letter)
         letter.failure = why
+        self.arrivals += 1
         self.log("no reply", site=letter.site, why=why)
         self.news.notify_all()
 
@@ -349,8 +352,17 @@ class Fleet:
             _run_id=self.run_id, _src_node_id=SUPERLINK_NODE_ID, _src_task_id=self.task
         )
 
+    def overtake(self, nodes: set[int]) -> None:
+        """Before new messages to these nodes: nobody waits for what they, or the absent, owe."""
+        with self.news:
+            for number, letter in list(self.letters.items()):
+                if letter.node in nodes or self.silent(letter.site):
+                    if not letter.ready and not letter.failure:
+                        self.log("no reply", site=letter.site, why="overtaken by a later request")
+                    self.forget(number)
+
     def post(self, message: Message, limit: int | None) -> str:
-        """Store a message for its node; earlier ones to the same node are not waited for."""
+        """Store a message for its node."""
         with no_object_id_recompute():
             number = message.object_id
             message.metadata.__dict__["_message_id"] = number
@@ -359,9 +371,6 @@ class Fleet:
             node = message.metadata.dst_node_id
             site = self.sites.get(node, "")
             with self.news:
-                for other in list(self.letters.values()):
-                    if other.node == node and not other.ready and not other.failure:
-                        self.fail(other, "overtaken by a later request")
                 session = self.state.start_session(self.run_id)
                 stored, missing = self.state.store_message_and_object_tree(bare, tree, session)
                 letter = Letter(bare, node, site, frozenset(objects), 0)
