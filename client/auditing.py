@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from client.canary import Scored, bounds, score, summary
-from client.conformance import Check, conform
+from client.conformance import BROKEN, Check, broken, conform
 from client.membership import attack
 from client.probes import made_up
 from client.tasks.learning import cross_entropy, layered, seeded
@@ -91,10 +91,19 @@ def _audit(
     left = seconds - (time.monotonic() - began)
     count = int(np.clip(left * _PER_SECOND, _LEAST, _MOST))
     task, rows = _made_up()
-    scored, event = through_ledger(task, rows, plan, site="audit", count=count, device=device)
-    found = bounds(scored, event, epsilon, DELTA)
-    plain = attack(None, device=device)
-    private = attack(replace(event, steps=_STEPS * _ROUNDS, count=1), device=device)
+    event = Event("record", sigma, _RATE, _STEPS, _ROUNDS)
+    found: tuple[Bound, ...] = ()
+    more: dict[str, Any] = {}
+    try:
+        scored, event = through_ledger(task, rows, plan, site="audit", count=count, device=device)
+        found = bounds(scored, event, epsilon, DELTA)
+        more["canaries"] = summary(scored)
+        plain = attack(None, device=device)
+        private = attack(replace(event, steps=_STEPS * _ROUNDS, count=1), device=device)
+        more["membership"] = {"without_privacy": asdict(plain), "private": asdict(private)}
+    except BROKEN as error:
+        checks.append(broken("canaries", error))
+        on_check(checks[-1])
     return result(
         what="installation",
         epsilon=epsilon,
@@ -103,8 +112,7 @@ def _audit(
         checks=(*checks, *tested(found, on_check)),
         bounds=found,
         seconds=time.monotonic() - began,
-        canaries=summary(scored),
-        membership={"without_privacy": asdict(plain), "private": asdict(private)},
+        **more,
     )
 
 
@@ -177,13 +185,18 @@ def result(
         "delta": delta,
         "event": event.to_dict(),
         "bounds": [asdict(bound) for bound in bounds],
-        "checks": [asdict(check) | {"passed": check.passed} for check in checks],
+        "checks": [_as_json(check) for check in checks],
         "alpha": ALPHA,
         **more,
         "verdict": CLEAN if all(check.passed for check in checks) else FOUND,
         "seconds": round(seconds, 1),
         "versions": {name: version(name) for name in ("torch", "opacus", "numpy", "scipy")},
     }
+
+
+def _as_json(check: Check) -> dict[str, Any]:
+    statistic = check.statistic if math.isfinite(check.statistic) else None
+    return asdict(check) | {"statistic": statistic, "passed": check.passed}
 
 
 def _made_up() -> tuple[Task, Rows]:

@@ -312,3 +312,10 @@ def test_the_command_leaves_with_5_where_noise_is_missing(monkeypatch):
 )
 def test_the_command_refuses_nonsense(arguments):
     assert run(*arguments).exit_code == 2
+
+
+def test_a_trainer_that_breaks_down_under_the_audit_fails_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(noise, "poisson", lambda n, rate: np.array([n + 1]))
+    ran = run("--seconds", "5", "--json", "--out", str(tmp_path / "found.json"))
+    assert ran.exit_code == 5
+    assert "could not be carried out" in ran.output

@@ -81,9 +81,10 @@ def _show(console: Console, found: dict[str, Any]) -> None:
             f"proved by {escape(bound['name'])}: epsilon at least {bound['epsilon']:.2f}"
             f" (confidence {bound['confidence']:g})"
         )
-    attacks = found["membership"]
+    attacks = found.get("membership", {})
     for name, key in (("without privacy", "without_privacy"), ("with it", "private")):
-        attack = attacks[key]
+        if (attack := attacks.get(key)) is None:
+            continue
         console.print(
             f"guessing who was in, {name}: AUC {attack['auc']:.3f}, finds {attack['tpr']:.1%}"
             f" of the members at {attack['fpr']:.1%} false alarms"
