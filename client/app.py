@@ -22,7 +22,6 @@ from client.tasks import Task, TaskError, task
 from client.training import Trained, train
 from privacy import noise
 from privacy.events import Event
-from privacy.heads import Head, HeadError, Proof
 from privacy.ledger import Entry, Exhausted, LedgerError
 from privacy.loading import from_json
 from privacy.plan import Plan, PlanError
@@ -170,8 +169,8 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
     if kept is not None:
         site.on_event("resent", run=run, round=number)
         return _reply(site, _unpack(kept), asked)
-    if plan.unit == "record":
-        _check_chain(site, asked.get("head"))
+    if plan.unit == "record" and asked.get("head") is not None and not site.follows(asked["head"]):
+        raise _Refused("ledger-untrusted")
     events = _judged(site, plan, number, run)
     entries = _spend(site, plan, events, run, number)
     event = events[0] if events else None
@@ -339,37 +338,10 @@ def _about(site: Site, asked: Mapping[str, Any], status: str, code: str) -> dict
     if site.ledger is not None and code != "ledger-untrusted":
         events = _merged(site.ledger.events(run)) if isinstance(run, str) else []
         fields["events"] = Public(json.dumps(events))
-        proof = _proof(site, asked.get("head"))
+        proof = site.proof(asked.get("head"))
         if proof is not None:
             fields["head"] = Public(json.dumps(proof.to_dict()))
     return release(fields, ledger=site.ledger, trust_coordinator=False)
-
-
-def _check_chain(site: Site, head: object) -> None:
-    """Spend nothing for a coordinator whose last head this ledger does not extend."""
-    if head is None or site.ledger is None:
-        return
-    proof = _proof(site, head)
-    if proof is None or not (proof.acknowledged or _meets(proof, head)):
-        raise _Refused("ledger-untrusted")
-
-
-def _meets(proof: Proof, head: object) -> bool:
-    said = json.loads(str(head))
-    return (proof.base.n, proof.base.digest) == (said["n"], said["digest"])
-
-
-def _proof(site: Site, head: object) -> Proof | None:
-    if not isinstance(head, str) or site.ledger is None:
-        return None
-    try:
-        said = json.loads(head)
-        if not site.check_head(said):
-            return None
-        last = Head.from_dict({"n": said["n"], "digest": said["digest"]})
-        return site.ledger.proof(last)
-    except (ValueError, KeyError, TypeError, HeadError, LedgerError):
-        return None
 
 
 def _merged(events: tuple[Event, ...]) -> list[dict[str, Any]]:

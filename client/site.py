@@ -1,6 +1,7 @@
 """A site: its name, its rules, its ledger, its rows; what the resident process holds."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from client.tasks import Rows, Task
-from privacy.ledger import Ledger
+from privacy.heads import Head, Proof
+from privacy.ledger import Ledger, LedgerError
 from privacy.plan import Plan
 from privacy.policy import Policy
 
@@ -94,3 +96,27 @@ class Site:
     on_plan: Callable[[Plan], None] = _nothing
     paused: Callable[[], bool] = lambda: False
     check_head: Callable[[Any], bool] = lambda head: True
+
+    def follows(self, head: object) -> bool:
+        """Whether the ledger extends a coordinator's last head, or a break was acknowledged."""
+        last, proof = self._last(head), self.proof(head)
+        return proof is not None and (proof.base == last or proof.acknowledged)
+
+    def proof(self, head: object) -> Proof | None:
+        """How the ledger goes on from the head that a coordinator says it counter-signed last."""
+        last = self._last(head)
+        if last is None or self.ledger is None:
+            return None
+        try:
+            return self.ledger.proof(last)
+        except LedgerError:
+            return None
+
+    def _last(self, head: object) -> Head | None:
+        if not isinstance(head, str):
+            return None
+        try:
+            said = json.loads(head)
+            return Head(said["n"], said["digest"]) if self.check_head(said) else None
+        except (ValueError, KeyError, TypeError):
+            return None

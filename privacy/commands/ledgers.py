@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from privacy.accounting import check_delta, merge, spent
 from privacy.entries import Entry, Verified, verify
@@ -107,8 +108,8 @@ def _table(entries: tuple[Entry, ...], delta: float | None) -> Table:
     for (run, plan, unit, sigma, rate, steps), rows in groups.items():
         rounds = sorted({row.round for row in rows})
         cells = [
-            escape(run if run.isprintable() else ascii(run)),
-            escape(ascii(plan)[1:-1][:12]),
+            Text(run if run.isprintable() else ascii(run), overflow="fold"),
+            Text(ascii(plan)[1:-1][:12]),
             unit,
             f"{sigma:.4g}",
             f"{rate:.4g}",
