@@ -8,6 +8,7 @@ with a capped pause; only a revoked, expired or unknown certificate ends it.
 import contextlib
 import logging
 import random
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ _BEAT_SECONDS: Final = 10.0
 _PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _MOST_REQUEST: Final = 4 * 1024**3
 _GONE: Final = 410
+_MOST_SOCKETS: Final = 64
 
 Log = Callable[..., None]
 
@@ -140,13 +142,18 @@ class Agent:
         self._log, self._stop = log, stop
         self._reply: Message | None = None
         self._contexts: dict[int, Context] = {}
-        self._client: FleetHttpClient | None = None
+        self._sockets: set[socket.socket] = set()
 
     def close(self) -> None:
         """End a waiting poll, from another thread, after `stop` was set."""
-        client = self._client
-        if client is not None:
-            client.close()
+        for one in list(self._sockets):
+            with contextlib.suppress(OSError):  # closed already
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
+
+    def _heard(self, response: httpx.Response) -> None:
+        stream = response.extensions.get("network_stream")
+        if stream is not None and len(self._sockets) < _MOST_SOCKETS:
+            self._sockets.add(stream.get_extra_info("socket"))
 
     def run(self) -> None:
         """Serve until stopped; Refused where trying again is useless."""
@@ -209,14 +216,15 @@ class Agent:
             verify=self._site.tls(),
             timeout=httpx.Timeout(30.0, connect=10.0),
             limits=httpx.Limits(keepalive_expiry=60.0),
+            event_hooks={"response": [self._heard]},
         )
+        self._sockets.clear()
         return client
 
     @contextmanager
     def _connected(self) -> Iterator[_Link]:
         public = public_key_to_bytes(private_key(self._site.key.read_bytes()).public_key())
         with self._dial() as client, ThreadPoolExecutor(3) as pool:
-            self._client = client
             answer = client.ActivateNode(
                 fleet_pb2.ActivateNodeRequest(public_key=public, heartbeat_interval=_HEARTBEAT)
             )
@@ -229,10 +237,13 @@ class Agent:
             finally:
                 over.set()
                 if self._stop.is_set():
-                    with contextlib.suppress(httpx.HTTPError, ValueError), self._dial() as last:
-                        request = fleet_pb2.DeactivateNodeRequest(node_id=node.node_id)
-                        last.DeactivateNode(request)
+                    self._take_leave(node)
                 beat.join(_BEAT_SECONDS)
+
+    def _take_leave(self, node: node_pb2.Node) -> None:
+        request = fleet_pb2.DeactivateNodeRequest(node_id=node.node_id)
+        with contextlib.suppress(httpx.HTTPError, ValueError, OSError), self._dial() as client:
+            client.DeactivateNode(request)
 
     def _beat(self, client: FleetHttpClient, node: node_pb2.Node, over: threading.Event) -> None:
         request = heartbeat_pb2.SendNodeHeartbeatRequest(node=node, heartbeat_interval=_HEARTBEAT)

@@ -12,11 +12,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from client import asked
 from client.app import ARRAYS, REPLY, REQUEST, STYPE, answer
 from client.enrolled import Enrolled
-from client.release import PUBLIC
 from client.site import Site
 from client.tasks import Rows, Task, task
 from privacy.ledger import Ledger
 from privacy.loading import load_plan
+from privacy.outputs import PUBLIC
 from privacy.plan import Plan
 from privacy.policy import Policy, load_policy
 from privacy.wire import encode

@@ -169,6 +169,7 @@ class Door:
             task = self.loop.create_task(self._greet(sock, peer))
             self._greeting[task] = None
             task.add_done_callback(lambda done: self._greeting.pop(done, None))
+            await asyncio.sleep(0)  # it has begun, and owns its socket, before it can be pushed out
 
     def _crowded(self) -> None:
         """Make room: the handshake that has waited longest is the least likely to be a site's."""
