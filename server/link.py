@@ -229,7 +229,8 @@ class Fleet:
         while True:
             bell.clear()
             with self.news:
-                if turn != self._polls.get(member.name, 0) or self.nodes.get(member.name) != node:
+                here = member.name in self.active and self.nodes.get(member.name) == node
+                if not here or turn != self._polls.get(member.name, 0):
                     return b""
                 found = fleet_handlers.pull_messages(request, self.state, self.state.object_store)
             left = end - time.monotonic()
@@ -243,7 +244,9 @@ class Fleet:
         answer = fleet_handlers.deactivate_node(request, self.state)
         with self.news:
             self.active.discard(member.name)
+            self._polls[member.name] = self._polls.get(member.name, 0) + 1
             self.news.notify_all()
+        self.ring(member.name)
         self.log("disconnected", site=member.name)
         return answer
 

@@ -2,6 +2,7 @@
 
 import datetime
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from flwr.clientapp import ClientApp
 from client.agent import Agent, Refused
 from client.enrolled import Enrolled, enroll, join
 from server import members
+from server.grid import LinkGrid, serve
 
 
 def now() -> datetime.datetime:
@@ -104,3 +106,45 @@ def running(
         stop.set()
         agent.close()
         thread.join(10)
+
+
+@contextmanager
+def linked(home: Path, log: Events | None = None, **options: Any) -> Iterator[LinkGrid]:
+    """The coordinator's link on a free port of 127.0.0.1."""
+    with serve(home, ("127.0.0.1", 0), log=log if log is not None else Events(), **options) as grid:
+        yield grid
+
+
+def wait_for(true: Callable[[], object], seconds: float = 20) -> bool:
+    """Whether it became true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if true():
+            return True
+        time.sleep(0.02)
+    return bool(true())
+
+
+def ask(grid: LinkGrid, weights: np.ndarray, *, ttl: float | None = None) -> dict[str, str]:
+    """A message to every connected site; the sites by the messages' ids."""
+    names = grid.names()
+    messages = [grid.create_message(content(weights), "train", n, "1", ttl) for n in names]
+    return dict(zip(grid.push_messages(messages), names.values(), strict=True))
+
+
+def answers(grid: LinkGrid, asked: dict[str, str], seconds: float = 20) -> dict[str, Message]:
+    """What came of it in time, by site."""
+    found: dict[str, Message] = {}
+    end = time.monotonic() + seconds
+    while len(found) < len(asked) and time.monotonic() < end:
+        for message in grid.pull_messages([i for i, s in asked.items() if s not in found]):
+            found[asked[message.metadata.reply_to_message_id]] = message
+        if len(found) < len(asked):
+            grid.wait(0.1)
+    return found
+
+
+def weights_in(message: Message) -> np.ndarray:
+    """The weights of an answer of `app`."""
+    found: np.ndarray = message.content.array_records["arrays"]["w"].numpy()
+    return found
