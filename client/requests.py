@@ -100,6 +100,7 @@ def _short_way(task: Task) -> Callable[[list[Sequence[Any]]], NDArray[Any] | Non
         return None
     low = np.array([column.low for column in numbers])
     high = np.array([column.high for column in numbers])
+    shift = np.array([1 + column.shift for column in numbers])
 
     def encode(rows: list[Sequence[Any]]) -> NDArray[Any] | None:
         if not all(type(value) in (int, float) for row in rows for value in row):
@@ -110,9 +111,8 @@ def _short_way(task: Task) -> Callable[[list[Sequence[Any]]], NDArray[Any] | Non
             return None
         if not np.isfinite(values).all():
             return None
-        scaled: NDArray[Any] = (2 * (np.clip(values, low, high) - low) / (high - low) - 1).astype(
-            np.float32
-        )
+        held = np.clip(values, low, high)
+        scaled: NDArray[Any] = (2 * (held - low) / (high - low) - shift).astype(np.float32)
         if front is None:
             return scaled
         with torch.inference_mode():

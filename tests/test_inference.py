@@ -197,7 +197,7 @@ def test_a_folder_of_images_is_read_by_name(run: Path, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     rows = find_task("digits").load(None, "all").x[:6].reshape(-1, 8, 8)
     for i, row in enumerate(rows):
-        pixels = ((row.numpy() + 1) * 8).round().astype(np.uint8)
+        pixels = (row.numpy() * 8 + 5).round().astype(np.uint8)
         image.fromarray(pixels).save(tmp_path / f"{i}.png")
     answer = command("predict", "--model", run, "--data", tmp_path, "--json")
     data = digits_csv(tmp_path / "d.csv", 6)

@@ -31,7 +31,8 @@ class Number:
 
     `missing`: None refuses a missing value, a number stands in for it, "indicator" adds a feature
     that is 1 where the value is missing. `log` maps log(1 + value - low) instead of the value.
-    Each of the `knots` adds a feature that is 1 from there on.
+    Each of the `knots` adds a feature that is 1 from there on. `zero` is the value that becomes 0,
+    where a common one is better known than the middle: features of mean 0 learn in fewer steps.
     """
 
     name: str
@@ -40,6 +41,12 @@ class Number:
     missing: float | Literal["indicator"] | None = None
     log: bool = False
     knots: tuple[float, ...] = ()
+    zero: float | None = None
+
+    @property
+    def shift(self) -> float:
+        """What is taken off the mapped value, so that `zero` becomes 0."""
+        return 0.0 if self.zero is None else float(self._scaled(np.array(self.zero)))
 
     @property
     def width(self) -> int:
@@ -54,14 +61,14 @@ class Number:
         middle = (self.low + self.high) / 2
         fill = self.missing if isinstance(self.missing, int | float) else middle
         held = np.clip(np.where(gone | wrong, fill, values), self.low, self.high)
-        features = [self._mapped(held)]
+        features = [self._scaled(held) - self.shift]
         features += [(held >= knot).astype(np.float64) for knot in self.knots]
         if self.missing == "indicator":
             features[0] = np.where(gone, 0.0, features[0])
             features.append(gone.astype(np.float64))
         return np.stack(features, 1).astype(np.float32), wrong, refused
 
-    def _mapped(self, held: Floats) -> Floats:
+    def _scaled(self, held: Floats) -> Floats:
         low, high = self.low, self.high
         if self.log:
             held, low, high = np.log1p(held - low), 0.0, math.log1p(high - low)

@@ -21,15 +21,18 @@ from client.tasks.reading import batches
 from client.tasks.task import Rows, Task, check_part
 
 CLASSES: Final = tuple(str(digit) for digit in range(10))
+INK: Final = 5
+"""About a third of a written digit's paper is ink, as anybody can see who writes one."""
 COLUMNS: Final = Columns(
-    tuple(Number(f"pixel_{i // 8}_{i % 8}", 0, 16) for i in range(64)), Category("target", CLASSES)
+    tuple(Number(f"pixel_{i // 8}_{i % 8}", 0, 16, zero=INK) for i in range(64)),
+    Category("target", CLASSES),
 )
 
 
 @cache
 def _rows(part: str) -> Rows:
     images, labels = load_digits(return_X_y=True)
-    x = torch.from_numpy((images / 8 - 1).astype(np.float32))
+    x = torch.from_numpy(((images - INK) / 8).astype(np.float32))
     rows = Rows(x, torch.from_numpy(labels.astype(np.int64)))
     if part == "all":
         return rows
@@ -46,7 +49,7 @@ def load(path: Path | None, part: str) -> Rows:
 
 
 def task() -> Task:
-    """Softmax regression of 64 pixels (0..16, mapped to -1..1)."""
+    """Softmax regression of 64 pixels (0..16, about a common grey)."""
     return Task(
         name="digits",
         kind="classification",
