@@ -8,7 +8,6 @@ with a capped pause; only a revoked, expired or unknown certificate ends it.
 import contextlib
 import logging
 import random
-import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -44,7 +43,6 @@ _BEAT_SECONDS: Final = 10.0
 _PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _MOST_REQUEST: Final = 4 * 1024**3
 _GONE: Final = 410
-_MOST_SOCKETS: Final = 64
 
 Log = Callable[..., None]
 
@@ -142,18 +140,13 @@ class Agent:
         self._log, self._stop = log, stop
         self._reply: Message | None = None
         self._contexts: dict[int, Context] = {}
-        self._sockets: set[socket.socket] = set()
+        self._idle: node_pb2.Node | None = None
 
     def close(self) -> None:
-        """End a waiting poll, from another thread, after `stop` was set."""
-        for one in list(self._sockets):
-            with contextlib.suppress(OSError):  # closed already
-                socket.socket.shutdown(one, socket.SHUT_RDWR)
-
-    def _heard(self, response: httpx.Response) -> None:
-        stream = response.extensions.get("network_stream")
-        if stream is not None and len(self._sockets) < _MOST_SOCKETS:
-            self._sockets.add(stream.get_extra_info("socket"))
+        """After `stop` was set: take leave, which ends a waiting poll; work in hand is finished."""
+        node = self._idle
+        if node is not None:
+            self._take_leave(node)
 
     def run(self) -> None:
         """Serve until stopped; Refused where trying again is useless."""
@@ -177,7 +170,11 @@ class Agent:
             if self._reply is not None:
                 link.send(self._reply)
                 self._reply = None
-            found = link.pull()
+            self._idle = link.node  # before looking at `stop`: `close` sets and looks in turn
+            try:
+                found = None if self._stop.is_set() else link.pull()
+            finally:
+                self._idle = None
             if found is not None:
                 head, tree = found
                 self._reply = self._answer(link.fetch(head, tree))
@@ -216,9 +213,7 @@ class Agent:
             verify=self._site.tls(),
             timeout=httpx.Timeout(30.0, connect=10.0),
             limits=httpx.Limits(keepalive_expiry=60.0),
-            event_hooks={"response": [self._heard]},
         )
-        self._sockets.clear()
         return client
 
     @contextmanager
