@@ -7,6 +7,7 @@ import typer
 
 from privacy.command import run
 from privacy.environment import prepare
+from server import dashboard
 from server.commands import membership, running
 
 app = typer.Typer(
@@ -15,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for commands in (membership, running):
+for commands in (membership, running, dashboard):
     commands.register(app)
 
 
