@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,9 @@ def simulate(
             "--insecure-reproducible", help="Noise from the seed: for debugging, NOT private."
         ),
     ] = False,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Show the run in the browser while it goes on.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
@@ -56,7 +60,14 @@ def simulate(
     chosen = load_plan(plan, overrides)
     label = name if name is not None else f"{chosen.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_name(label)
-    with RunView(console) as view:
+    with ExitStack() as stack:
+        if dashboard:
+            from server.dashboard import serve
+
+            served = serve(runs / label)
+            stack.callback(served.close)
+            typer.echo(f"The run is shown at {served.url} while it goes on.", err=True)
+        view = stack.enter_context(RunView(console))
         result = play(
             chosen,
             runs / label,
