@@ -12,26 +12,26 @@ const COLOURS = ["var(--a)", "var(--warn)", "var(--good)", "var(--bad)"], DASH =
 const nice = (lo, hi) => { const raw = (hi - lo) / 4 || 1, m = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map(k => k * m).find(s => s >= raw * .999), out = [];
   for (let i = Math.floor(lo / step + 1e-9); i <= Math.ceil(hi / step - 1e-9); i++) out.push(+(i * step).toPrecision(10)); return out; };
-function chart(into, series, label, limit, rounds) {
+function chart(into, series, label, limits, rounds) {
   series = series.map(s => ({ ...s, points: s.points.filter(p => typeof p[1] === "number") })).filter(s => s.points.length);
   const same = new Map(); for (const s of series) { const k = JSON.stringify(s.points); same.has(k) ? same.get(k).names.push(s.name) : same.set(k, { names: [s.name], points: s.points }); }
   let lines = [...same.values()]; lines.sort((a, b) => b.points.at(-1)[1] - a.points.at(-1)[1]); const more = Math.max(0, lines.length - 4); lines = lines.slice(0, 4);
   if (!lines.length) { into.replaceChildren(el("p", { class: "soft" }, "Nothing yet.")); return; }
-  const ys = lines.flatMap(s => s.points.map(p => p[1])).concat(limit ? [limit[1]] : []);
+  const ys = lines.flatMap(s => s.points.map(p => p[1])).concat(limits.map(l => l[1]));
   const t = nice(Math.min(0, ...ys), Math.max(...ys)), y0 = t[0], y1 = t.at(-1) || 1, x1 = Math.max(rounds, 2), W = Math.max(300, Math.min(into.clientWidth || 620, 900)), H = W < 480 ? 220 : 270, L = 52, R = 14, T = 14, B = 40;
   const X = v => L + (v - 1) / (x1 - 1) * (W - L - R), Y = v => H - B - (v - y0) / (y1 - y0) * (H - T - B);
-  const words = lines.map(s => `${s.names.join(", ")}: ${num(s.points.at(-1)[1])} after round ${s.points.at(-1)[0]}`).join("; ") + (limit ? `; ${limit[0]} ${num(limit[1])}` : "");
+  const words = lines.map(s => `${s.names.join(", ")}: ${num(s.points.at(-1)[1])} after round ${s.points.at(-1)[0]}`).join("; ") + limits.map(l => `; ${l[0]} ${num(l[1])}`).join("");
   const g = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${label}. ${words}` });
   for (const v of t) { g.append(svg("line", { x1: L, x2: W - R, y1: Y(v), y2: Y(v), stroke: "var(--line)", "stroke-width": .8 }), svg("text", { x: L - 7, y: Y(v) + 4, "text-anchor": "end" }, num(v))); }
   const steps = [...new Set([1, .25, .5, .75, 1].map((k, i) => i ? Math.max(1, Math.round(k * x1)) : 1))];
   for (const v of steps) g.append(svg("text", { x: X(v), y: H - B + 18, "text-anchor": "middle" }, v));
   g.append(svg("text", { x: (L + W - R) / 2, y: H - 5, "text-anchor": "middle" }, "round"));
-  if (limit) g.append(svg("line", { x1: L, x2: W - R, y1: Y(limit[1]), y2: Y(limit[1]), stroke: "var(--bad)", "stroke-width": 1.6, "stroke-dasharray": "8 4" }), svg("text", { x: L + 6, y: Y(limit[1]) + (Y(limit[1]) < T + 16 ? 15 : -5), class: "atlimit" }, `${limit[0]} ${num(limit[1])}`));
+  for (const limit of limits) g.append(svg("line", { x1: L, x2: W - R, y1: Y(limit[1]), y2: Y(limit[1]), stroke: "var(--bad)", "stroke-width": 1.6, "stroke-dasharray": "8 4" }), svg("text", { x: L + 6, y: Y(limit[1]) + (Y(limit[1]) < T + 16 ? 15 : -5), class: "atlimit" }, `${limit[0]} ${num(limit[1])}`));
   lines.forEach((s, i) => { g.append(svg("polyline", { points: s.points.map(p => `${X(p[0]).toFixed(1)},${Y(p[1]).toFixed(1)}`).join(" "), fill: "none", stroke: COLOURS[i], "stroke-width": 2.2, "stroke-dasharray": DASH[i] }));
     const p = s.points.at(-1); g.append(svg("circle", { cx: X(p[0]), cy: Y(p[1]), r: 3.5, fill: COLOURS[i] })); });
   const key = el("p", { class: "soft" }); lines.forEach((s, i) => { const m = svg("svg", { width: 30, height: 8, viewBox: "0 0 30 8", "aria-hidden": "true", class: "key" });
     m.append(svg("line", { x1: 0, x2: 30, y1: 4, y2: 4, stroke: COLOURS[i], "stroke-width": 2.6, "stroke-dasharray": DASH[i] }));
-    const n = s.names.length > 3 ? `${s.names[0]} … ${s.names.at(-1)} (${s.names.length} alike)` : s.names.join(", "); key.append(m, `${n} ${num(s.points.at(-1)[1])}   `); });
+    const n = s.names.length > 3 ? `${s.names[0]} … ${s.names.at(-1)} (${s.names.length} alike)` : s.names.join(", "); key.append(el("span", { class: "pair" }, m, `${n} ${num(s.points.at(-1)[1])}`), " "); });
   if (more) key.append(` and ${more} more below`); into.replaceChildren(g, key);
 }
 let last = "", chosen = new URLSearchParams(location.search).get("run") || "";
@@ -52,18 +52,21 @@ function show(data) {
   $("purpose").textContent = r.purpose ? `${r.purpose} (${r.task})` : r.task;
   const h = r.history.at(-1), names = h && h.metrics ? Object.keys(h.metrics) : [], lead = ["accuracy", "r2", "mse", "loss"].find(n => names.includes(n)) || names[0];
   const busy = r.sites.filter(s => s.status === "trained" && s.last === r.done).length;
-  const tiles = [["Rounds", `${r.done} of ${r.rounds}`], ["Sites training", `${busy} of ${r.sites.length}`], [lead || "Quality", lead ? num(h.metrics[lead]) : "–"],
-    ["ε so far", r.unit === "none" ? "none" : num(r.epsilon)], ["δ", num(r.delta)], ["Seconds a round", h ? num(h.seconds, 3) : "–"], ["Sent, received a round", h ? `${bytes(h.bytes_down)}, ${bytes(h.bytes_up)}` : "–"]];
+  const tiles = [["Rounds", `${r.done} of ${r.rounds}`], ["Sites in the last round", `${busy} of ${r.sites.length}`], [lead || "Quality", lead ? num(h.metrics[lead]) : "–"],
+    ["ε so far", r.unit === "none" ? "none" : num(r.epsilon)], ["δ", num(r.delta)], ["Seconds a round", h ? num(h.seconds, 3) : "–"], ["Sent a round", bytes(h?.bytes_down)], ["Received a round", bytes(h?.bytes_up)]];
   $("tiles").replaceChildren(...tiles.map(([k, v]) => el("div", {}, el("dt", {}, k), el("dd", {}, v))));
   $("progress").replaceChildren(el("progress", { max: r.rounds, value: r.done, "aria-label": `${r.done} of ${r.rounds} rounds` }));
   $("h-q").textContent = lead ? `Quality (${lead}) after each round` : "Quality after each round";
-  chart($("quality"), lead ? [{ name: lead, points: r.history.map(x => [x.round, x.metrics && x.metrics[lead]]) }] : [], `Quality, ${lead}`, null, r.rounds);
-  const limits = r.sites.map(s => s.limit).filter(x => x !== null), aims = r.sites.map(s => s.planned).filter(x => typeof x === "number");
-  chart($("spent"), r.sites.map(s => ({ name: s.name, points: s.epsilons })), "Privacy spent", limits.length ? ["limit", Math.min(...limits)] : aims.length ? ["planned", Math.max(...aims)] : null, r.rounds);
+  chart($("quality"), lead ? [{ name: lead, points: r.history.map(x => [x.round, x.metrics && x.metrics[lead]]) }] : [], `Quality, ${lead}`, [], r.rounds);
+  const strict = r.sites.some(s => s.limit !== null), bounds = new Map();
+  for (const s of r.sites) { const v = strict ? s.limit : s.planned; if (typeof v === "number") bounds.set(v, [...(bounds.get(v) || []), s.name]); }
+  const word = strict ? "limit" : "planned", of = n => n.length > 2 ? `of ${n.length} sites` : `of ${n.join(", ")}`;
+  const limits = [...bounds].sort((a, b) => a[0] - b[0]).slice(0, 3).map(([v, n]) => [bounds.size > 1 ? `${word} ${of(n)}` : word, v]);
+  chart($("spent"), r.sites.map(s => ({ name: s.name, points: s.epsilons })), "Privacy spent", limits, r.rounds);
   $("sites").replaceChildren(...r.sites.map(s => { const top = s.limit ?? s.planned, share = typeof top === "number" && typeof s.epsilon === "number" ? Math.min(1, s.epsilon / top) : null;
     const bar = share === null ? "–" : el("div", {}, `${Math.round(100 * share)} %${s.limit === null ? " of the plan" : ""}`, el("div", { class: "bar" + (share > .98 && s.limit !== null ? " full" : ""), "aria-hidden": "true" }, el("i", { width: `${100 * share}%` })));
-    return el("tr", {}, el("th", { scope: "row" }, s.name), el("td", { "data-l": "Last answer" }, el("span", { class: `status ${s.status}` }, { trained: "✓ trained", declined: "⏸ declined", failed: "✗ failed", waiting: "… waiting" }[s.status] || s.status), s.reason ? ` ${s.reason}` : ""),
-      el("td", { class: "n", "data-l": "Rounds trained" }, s.trained), el("td", { class: "n", "data-l": "ε spent" }, num(s.epsilon)), el("td", { class: "n", "data-l": "Limit" }, num(s.limit)), el("td", { "data-l": "Share" }, bar)); }));
+    return el("tr", { role: "row" }, el("th", { scope: "row", role: "rowheader" }, s.name), el("td", { role: "cell", "data-l": "Last answer" }, el("span", { class: `status ${s.status}` }, { trained: "✓ trained", declined: "– declined", failed: "✗ failed", waiting: "… waiting" }[s.status] || s.status), s.reason ? ` ${s.reason}` : ""),
+      el("td", { role: "cell", class: "n", "data-l": "Rounds trained" }, s.trained), el("td", { role: "cell", class: "n", "data-l": "ε spent" }, num(s.epsilon)), el("td", { role: "cell", class: "n", "data-l": "Limit" }, num(s.limit)), el("td", { role: "cell", "data-l": "Share" }, bar)); }));
   $("lead").textContent = lead || "Quality";
   $("rounds").replaceChildren(...r.history.slice(-500).reverse().map(x => el("tr", {}, el("th", { scope: "row" }, String(x.round)), ...[`${x.trained} of ${x.asked}`, num(x.metrics[lead]), num(x.epsilon), num(x.seconds, 3), bytes(x.bytes_down), bytes(x.bytes_up)].map(v => el("td", { class: "n" }, v)))));
   const no = r.sites.flatMap(s => s.refusals.map(x => [s.name, x]));
