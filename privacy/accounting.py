@@ -32,6 +32,7 @@ _FINEST: Final = 1e-4
 _COARSER: Final = 8.0
 _RELATIVE: Final = 2e-5
 _BEYOND: Final = 1e6
+_SMALL_DELTA: Final = 1e-5
 _FINE_SEGMENTS: Final = 8
 _DISTINCT_SEGMENTS: Final = 64
 _SIGMA_GRID: Final = 0.01
@@ -199,13 +200,14 @@ def _pld_epsilon(
     releases * interval^2.
     """
     segments = _one_gaussian(segments)
-    size = _rdp_epsilon(tuple((s / records, q, n) for s, q, n in segments), delta)
+    group = tuple((s / records, q, n) for s, q, n in segments)
+    size = _rdp_epsilon(group, min(delta, _SMALL_DELTA))  # of the losses, whatever delta is asked
     if size > _BEYOND:
-        return size
+        return _rdp_epsilon(group, delta)
     finest = coarser * (4 * _FINEST if len(segments) > _FINE_SEGMENTS else _FINEST)
     finest = max(finest, _COARSER * _FINEST) if records > 1 else finest  # mixtures are slow
     interval = finest
-    while interval > finest / 4096 and interval > finest * size:
+    while interval > finest / 64 and interval > finest * size:
         interval /= 2
     while interval < _RELATIVE * size:
         interval *= 2
