@@ -139,7 +139,7 @@ def serve(
         changed=fleet.register,
         tick=fleet.tick,
     )
-    fleet.loop = door.loop
+    fleet.bells.loop = door.loop
     fleet.register(home.members())
     door.open()
     try:

@@ -53,7 +53,7 @@ from server.door import PREFIX, Answer, Headers
 from server.guard import Log
 from server.letter import Letter
 from server.members import Member, Members
-from server.presence import Presence
+from server.presence import Bells, Presence
 
 POLL_SECONDS: Final = 20.0
 _MOST_OBJECTS: Final = 20_000
@@ -90,14 +90,15 @@ class Fleet:
         self.presence = Presence()
         self._keys: dict[str, str] = {}
         self._sessions: dict[str, Letter] = {}
-        self._polls: dict[str, int] = {}
-        self._bells: dict[str, asyncio.Event] = {}
+        self.bells = Bells()
         self._beat = 0.0
-        self.loop: asyncio.AbstractEventLoop | None = None
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="fleet")
         self._routes: dict[str, tuple[Any, Callable[[Member, int, Any], Any]]] = {
             "deactivate-node": (fleet_pb2.DeactivateNodeRequest, self._deactivate),
-            "send-node-heartbeat": (heartbeat_pb2.SendNodeHeartbeatRequest, self._heartbeat),
+            "send-node-heartbeat": (
+                heartbeat_pb2.SendNodeHeartbeatRequest,
+                lambda member, node, asked: fleet_handlers.send_node_heartbeat(asked, self.state),
+            ),
             "push-messages": (fleet_pb2.PushMessagesRequest, self._push),
             "push-object": (message_pb2.PushObjectRequest, self._push_object),
             "pull-object": (message_pb2.PullObjectRequest, self._pull_object),
@@ -116,7 +117,9 @@ class Fleet:
                     self.active.discard(site)
                     self.sites.pop(self.nodes.pop(site, 0), None)
                     self._keys.pop(site)
-                    self._fail_all(site, "revoked")
+                    for letter in self.letters.values():
+                        if letter.site == site and not letter.ready and not letter.failure:
+                            self.fail(letter, "revoked")
                 if site not in self._keys and not member.revoked:
                     node = self.state.create_node(
                         NOOP_FLWR_AID,
@@ -127,15 +130,7 @@ class Fleet:
                     )
                     self.nodes[site], self.sites[node] = node, site
                     self._keys[site] = member.fingerprint
-            for site in list(self._bells):
-                self.ring(site)
-
-    def ring(self, site: str) -> None:
-        """Wake a site's waiting poll."""
-        bell = self._bells.get(site)
-        if bell is not None and self.loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has just closed
-                self.loop.call_soon_threadsafe(bell.set)
+        self.bells.ring_all()
 
     async def handle(self, member: Member, path: str, headers: Headers, body: bytes) -> Answer:
         """Answer one request of a known site."""
@@ -186,25 +181,26 @@ class Fleet:
             raise Denied(401, "another site's key")
         node = self.nodes[member.name]
         with self.news:
-            self._polls[member.name] = self._polls.get(member.name, 0) + 1
+            self.bells.next(member.name)
             self.state.deactivate_node(node)  # else it is refused until its heartbeat expires
             answer = fleet_handlers.activate_node(request, self.state)
             self.active.add(member.name)
             for letter in self.letters.values():
                 if letter.node == node and not letter.ready and not letter.failure:
                     self._drop_reply(letter)
-                    self._instruction(letter).metadata.delivered_at = ""
+                    number = letter.message.metadata.message_id
+                    self.state.message_ins_store[number].metadata.delivered_at = ""
             self.news.notify_all()
-        self.ring(member.name)
+        self.bells.ring(member.name)
         self.log("connected", site=member.name, node=node)
         return answer
 
     def gone(self, site: str) -> None:
         """A site's last connection closed: a poll that still waits for it must take nothing."""
         with self.news:
-            self._polls[site] = self._polls.get(site, 0) + 1
+            self.bells.next(site)
         self.presence.gone(site)
-        self.ring(site)
+        self.bells.ring(site)
 
     def silent(self, site: str) -> float:
         """For how long a site has been away: 0 while it is there."""
@@ -223,14 +219,13 @@ class Fleet:
 
     async def _poll(self, member: Member, node: int, request: Any) -> bytes:
         """Flower's poll, kept waiting until there is something to give."""
-        bell = self._bells.setdefault(member.name, asyncio.Event())
-        turn = self._polls.get(member.name, 0)
+        bell, turn = self.bells.of(member.name), self.bells.turn(member.name)
         end = time.monotonic() + POLL_SECONDS
         while True:
             bell.clear()
             with self.news:
                 here = member.name in self.active and self.nodes.get(member.name) == node
-                if not here or turn != self._polls.get(member.name, 0):
+                if not here or turn != self.bells.turn(member.name):
                     return b""
                 found = fleet_handlers.pull_messages(request, self.state, self.state.object_store)
             left = end - time.monotonic()
@@ -244,14 +239,11 @@ class Fleet:
         answer = fleet_handlers.deactivate_node(request, self.state)
         with self.news:
             self.active.discard(member.name)
-            self._polls[member.name] = self._polls.get(member.name, 0) + 1
+            self.bells.next(member.name)
             self.news.notify_all()
-        self.ring(member.name)
+        self.bells.ring(member.name)
         self.log("disconnected", site=member.name)
         return answer
-
-    def _heartbeat(self, member: Member, node: int, request: Any) -> Any:
-        return fleet_handlers.send_node_heartbeat(request, self.state)
 
     def _pull_object(self, member: Member, node: int, request: Any) -> Any:
         own = any(
@@ -326,19 +318,10 @@ class Fleet:
         self.log("no reply", site=letter.site, why=why)
         self.news.notify_all()
 
-    def _fail_all(self, site: str, why: str) -> None:
-        for letter in self.letters.values():
-            if letter.site == site and not letter.ready and not letter.failure:
-                self.fail(letter, why)
-
-    def _instruction(self, letter: Letter) -> Any:
-        return self.state.message_ins_store[letter.message.metadata.message_id]
-
     def _drop_reply(self, letter: Letter) -> None:
         if letter.reply is not None:
-            self.state.message_ins_id_to_message_res_id.pop(
-                letter.message.metadata.message_id, None
-            )
+            number = letter.message.metadata.message_id
+            self.state.message_ins_id_to_message_res_id.pop(number, None)
             self.state.message_res_store.pop(letter.reply, None)
             self._delete(letter.reply)
         self._sessions = {s: one for s, one in self._sessions.items() if one is not letter}
@@ -384,7 +367,7 @@ class Fleet:
                     self.state.store_object(self.run_id, session, name, objects[name].deflate())
                 size = sum(len(self.state.object_store.get(name) or b"") for name in objects)
                 letter.limit = limit if limit is not None else 2 * size + 16 * 1024 * 1024
-        self.ring(site)
+        self.bells.ring(site)
         return number
 
     def forget(self, number: str) -> None:
