@@ -107,7 +107,7 @@ def _run(source: Source, reckoning: Reckoning) -> dict[str, Any]:
         "notes": list(reckoning.notes),
     }
     if plan is None:
-        return common | {"plan": None, "guarantee": None}
+        return common | {"plan": None, "guarantee": None, "trust": None, "risk": []}
     rows = plan.rows if isinstance(plan.rows, int) and source.kind != FEDERATION else None
     subject = int((source.policy or {}).get("records_per_subject", 1))
     promise = figures.guarantee(plan, reckoning, rows, subject=subject)

@@ -17,11 +17,11 @@ BASE: Mapping[str, Any] = {
     "sites": 3,
     "rounds": 4,
     "steps": 2,
-    "rate": 0.25,
+    "rate": 1.0,
     "rows": 300,
     "lr": 1.0,
     "clip": 1.0,
-    "sigma": 3.0,
+    "sigma": 8.0,
     "delta": 1e-4,
 }
 
@@ -81,7 +81,7 @@ def run_folder(
         lines.append(line)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (path / "history.jsonl").write_text(text, encoding="utf-8")
-    summary = {"task": plan.task, "exit_reason": "done", "versions": {"torch": "2.13.0"}}
+    summary = {"task": plan.task, "reason": "done", "versions": {"torch": "2.13.0"}}
     (path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return path
 
