@@ -26,7 +26,7 @@ function chart(into, series, label, limits, rounds) {
   const steps = [...new Set([1, .25, .5, .75, 1].map((k, i) => i ? Math.max(1, Math.round(k * x1)) : 1))];
   for (const v of steps) g.append(svg("text", { x: X(v), y: H - B + 18, "text-anchor": "middle" }, v));
   g.append(svg("text", { x: (L + W - R) / 2, y: H - 5, "text-anchor": "middle" }, "round"));
-  for (const limit of limits) g.append(svg("line", { x1: L, x2: W - R, y1: Y(limit[1]), y2: Y(limit[1]), stroke: "var(--bad)", "stroke-width": 1.6, "stroke-dasharray": "8 4" }), svg("text", { x: L + 6, y: Y(limit[1]) + (Y(limit[1]) < T + 16 ? 15 : -5), class: "atlimit" }, `${limit[0]} ${num(limit[1])}`));
+  for (const limit of limits) g.append(svg("line", { x1: L, x2: W - R, y1: Y(limit[1]), y2: Y(limit[1]), stroke: "var(--bad)", "stroke-width": 1.6, "stroke-dasharray": "8 4" }), svg("text", { x: W - R, "text-anchor": "end", y: Y(limit[1]) + (Y(limit[1]) < T + 16 ? 15 : -5), class: "atlimit" }, `${limit[0]}: ${num(limit[1])}`));
   lines.forEach((s, i) => { g.append(svg("polyline", { points: s.points.map(p => `${X(p[0]).toFixed(1)},${Y(p[1]).toFixed(1)}`).join(" "), fill: "none", stroke: COLOURS[i], "stroke-width": 2.2, "stroke-dasharray": DASH[i] }));
     const p = s.points.at(-1); g.append(svg("circle", { cx: X(p[0]), cy: Y(p[1]), r: 3.5, fill: COLOURS[i] })); });
   const key = el("p", { class: "soft" }); lines.forEach((s, i) => { const m = svg("svg", { width: 30, height: 8, viewBox: "0 0 30 8", "aria-hidden": "true", class: "key" });
