@@ -13,6 +13,7 @@ from typing import Final
 
 from client.store import write
 from privacy.ledger import Ledger, LedgerError
+from privacy.policy import Policy
 
 FILE: Final = "populations.json"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -105,6 +106,16 @@ def log_contents(ledger: Ledger, data: Path) -> bool:
     if noted and noted[-1] == digest:
         return False
     ledger.note("contents", sha256=digest)
+    return True
+
+
+def log_policy(ledger: Ledger, policy: Policy) -> bool:
+    """Note the policy's limit if it is another than the last; True if it was noted."""
+    limit = {"epsilon": repr(policy.epsilon), "delta": repr(policy.delta)}
+    noted = [dict(note.details) for note in ledger.notes() if note.what == "policy"]
+    if noted and noted[-1] == limit:
+        return False
+    ledger.note("policy", **limit)
     return True
 
 

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from privacy.heads import Head, HeadError, payload
 from privacy.identity import verify
 from privacy.ledger import Ledger
 from privacy.plan import Plan
-from privacy.policy import BUILTIN, Policy, load_policy
+from privacy.policy import BUILTIN, Policy, PolicyError, load_policy
 
 BUILTIN_PREFIX = "builtin:"
 
@@ -125,9 +125,15 @@ def device(name: str) -> torch.device:
 
 
 def resident(
-    site: Enrolled, source: Source, policy: Policy, own: Ledger, where: str, log: Log
+    site: Enrolled,
+    source: Source,
+    policy: Policy,
+    own: Ledger,
+    where: str,
+    log: Log,
+    file: Path | None = None,
 ) -> Site:
-    """The site as its process holds it."""
+    """The site as its process holds it; the policy's `file` is read again before each judgement."""
     name, key, cache = site.name, site.verify, dict[str, Rows]()
 
     def rows(learning: Task) -> Rows:
@@ -139,6 +145,8 @@ def resident(
 
     def on_plan(plan: Plan) -> None:
         asked.remember(site.folder, plan)
+        if file is not None:
+            held.policy = again(file, held.policy, own, log)
 
     def check_head(said: Any) -> bool:
         try:
@@ -148,7 +156,8 @@ def resident(
             return False
 
     _try_rows(policy, rows)
-    return Site(
+    populations.log_policy(own, policy)
+    held = Site(
         name,
         policy,
         own,
@@ -161,6 +170,19 @@ def resident(
         paused=site.paused.exists,
         check_head=check_head,
     )
+    return held
+
+
+def again(file: Path, before: Policy, own: Ledger, log: Log) -> Policy:
+    """The policy as its owner left it by now; one that cannot be read approves of nothing."""
+    try:
+        policy = load_policy(file)
+    except PolicyError as error:
+        log("policy", problem=str(error))
+        return replace(before, approve="list", plans=())
+    if populations.log_policy(own, policy):
+        log("policy", epsilon=policy.epsilon, delta=policy.delta)
+    return policy
 
 
 def _try_rows(policy: Policy, rows: Callable[[Task], Rows]) -> None:

@@ -70,7 +70,7 @@ def test_eight_processes_at_once_lose_nothing_and_never_pass_the_limit(tmp_path:
 
 
 def test_killed_at_random_moments_the_ledger_is_never_below_what_was_said(tmp_path: Path) -> None:
-    kill_and_count(tmp_path, 12)
+    kill_and_count(tmp_path, 6)
 
 
 @pytest.mark.slow

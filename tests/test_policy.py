@@ -138,7 +138,7 @@ def test_the_plans_own_limit_counts_this_run_alone() -> None:
     assert isinstance(judge(limited, policy(), past, site="site-0", run=past), Refusal)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     epsilon=st.floats(0.2, 6.0),
     rounds=st.integers(1, 12),

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from client import asked, populations
 from client.commands import ledgers, plans
 from client.populations import PopulationError
+from client.resident import again
 from privacy.accounting import spent
 from privacy.heads import GENESIS, accept, payload
 from privacy.identity import new_signing_key, sign, signing_public
@@ -161,6 +162,28 @@ def test_a_new_policy_allows_little_and_can_be_read(desk: Desk) -> None:
     with pytest.raises(PolicyError, match="epsilon"):
         desk("policy", "new", "--force", "--epsilon", "nan")
     assert load_policy(desk.policy) == rules
+
+
+def test_a_running_client_reads_what_its_owner_says_meanwhile(desk: Desk) -> None:
+    ledger, heard = desk.add(), list[dict[str, Any]]()
+
+    def log(event: str, **facts: Any) -> None:
+        heard.append(facts)
+
+    desk("policy", "new", "--epsilon", "2")
+    rules = load_policy(desk.policy)
+    desk("approve", "b" * 64)
+    rules = again(desk.policy, rules, ledger, log)  # type: ignore[arg-type]
+    assert rules.plans == ("b" * 64,)
+    assert heard == []
+    desk.policy.write_text(desk.policy.read_text().replace("epsilon = 2.0", "epsilon = 3.0"))
+    rules = again(desk.policy, rules, ledger, log)  # type: ignore[arg-type]
+    assert rules.epsilon == 3.0
+    limits = [note.details["epsilon"] for note in ledger.notes() if note.what == "policy"]
+    assert limits == ["2.0", "3.0"]
+    desk.policy.write_text("epsilon = ")
+    rules = again(desk.policy, rules, ledger, log)  # type: ignore[arg-type]
+    assert (rules.approve, rules.plans, rules.epsilon) == ("list", (), 3.0)
 
 
 def test_plans_are_asked_approved_and_denied_by_hash(desk: Desk) -> None:

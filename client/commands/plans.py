@@ -204,8 +204,7 @@ def _releases(events: tuple[Event, ...]) -> int:
 def _log_change(directory: Path, policy: Policy) -> None:
     """The ledgers' logs hear of every new limit."""
     for one in populations.known(directory):
-        ledger = populations.open_ledger(one)
-        ledger.note("policy", epsilon=repr(policy.epsilon), delta=repr(policy.delta))
+        populations.log_policy(populations.open_ledger(one), policy)
 
 
 def _number(value: float | None) -> str:

@@ -60,13 +60,15 @@ def run(
     if not data:
         raise SiteError("--data: expected the path of this site's rows, or builtin:K/N")
     from client.enrolled import Enrolled
+    from privacy.policy import BUILTIN
 
     source, log = resident.Source.parse(data), resident.Log(as_json=as_json)
     site = Enrolled(directory).joined()
     rules = resident.rules(directory, source, policy, log)
+    file = None if rules is BUILTIN else policy or directory / "policy.toml"
     with resident.alone(directory):
         own = resident.ledger(directory, source, population)
-        held = resident.resident(site, source, rules, own, device, log)
+        held = resident.resident(site, source, rules, own, device, log, file)
         _warn(site, log)
         log("starting", site=site.name, device=str(held.device), spent_entries=own.head.n)
         raise typer.Exit(_stay(site, server or site.hosts[0], held, log))
