@@ -79,7 +79,7 @@ async function look() {
     if (!a.ok) throw new Error(text);
     const told = text.replace(/"idle": ?[0-9.]+/, m => String(+(m.split(":")[1]) > 120 ? Math.round(+(m.split(":")[1]) / 60) : 0));
     if (told !== last) { last = told; show(JSON.parse(text)); } }
-  catch { $("state").textContent = "the dashboard has ended; these are its last figures"; }
+  catch { last = ""; $("state").textContent = "the dashboard has ended; these are its last figures"; }
   setTimeout(look, document.hidden ? 5000 : 1000);
 }
 $("runs").addEventListener("change", e => { chosen = e.target.value; last = ""; history.replaceState(null, "", `?run=${encodeURIComponent(chosen)}`); });
