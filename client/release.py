@@ -1,9 +1,9 @@
 """The one door out: a field leaves a site only if it tells nothing of the data, or is paid for.
 
 Every reply is built here. A field is `Public` by a name that privacy/outputs.py declares to be
-independent of the data and says why, `Paid` by entries of this site's own ledger, or `Trusted` where
-the site's policy trusts the coordinator with un-noised updates. Anything else raises before it is
-sent.
+independent of the data and says why, `Paid` by entries of this site's own ledger, or `Trusted`
+where the site's policy trusts the coordinator with un-noised updates. Anything else raises before
+it is sent.
 """
 
 from collections.abc import Mapping
