@@ -215,7 +215,7 @@ def test_the_page_as_a_browser_builds_it(served: Served, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [600, 1200, 2000])
+@pytest.mark.parametrize("width", [400, 1200, 2000])
 def test_the_page_is_drawn_in_both_schemes(
     served: Served, tmp_path: Path, width: int, dark: bool
 ) -> None:
