@@ -46,6 +46,7 @@ def findings(source: Source) -> Findings:
             "bounds": bounds,
             "checks": checks,
             "verdict": audit.get("verdict"),
+            "membership": _membership(audit.get("membership")),
         },
         "said": "violation found" if problems else "no violation found",
     }
@@ -61,6 +62,17 @@ def _bounds(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for bound in audit.get("bounds", ())
         if isinstance(bound, dict) and _number(bound.get("epsilon")) is not None
+    ]
+
+
+def _membership(value: object) -> list[dict[str, Any]]:
+    """How well records of training are told from others, for the reader's intuition; no bound."""
+    if not isinstance(value, dict):
+        return []
+    return [
+        {"trained": name.replace("_", " "), **{k: _number(v) for k, v in sorted(said.items())}}
+        for name, said in sorted(value.items())
+        if isinstance(said, dict)
     ]
 
 
