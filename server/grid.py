@@ -1,5 +1,6 @@
 """The coordinator's Grid over the link: who is there, messages out, replies in, one at a time."""
 
+import gc
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from server.letter import Letter
 from server.link import Fleet
 from server.members import Home
 
+_MOST_GARBAGE: Final = 64 * 1024 * 1024
 _NO_REPLY: Final = 4  # Flower's code for a reply that cannot be had
 
 
@@ -30,6 +32,7 @@ class LinkGrid(Grid):
         self._fleet, self._door, self._patience = fleet, door, patience
         self.reply_limit: int | None = None
         self._heard = 0
+        self._garbage = 0
 
     @property
     def address(self) -> tuple[str, int]:
@@ -90,10 +93,18 @@ class LinkGrid(Grid):
                         fleet.fail(letter, "away")
                 if not letter.ready and not letter.failure:
                     continue
-            reply = self._read(letter)
+            reply, size = self._read(letter), letter.size
             fleet.forget(number)
+            self._tidy(size)
             return [reply]
         return []
+
+    def _tidy(self, size: int) -> None:
+        """Flower's messages lie in reference cycles: large ones must not wait for the collector."""
+        self._garbage += size
+        if self._garbage > _MOST_GARBAGE:
+            self._garbage = 0
+            gc.collect()
 
     def _read(self, letter: Letter) -> Message:
         if not letter.failure:
