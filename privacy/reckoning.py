@@ -61,11 +61,6 @@ def reckon(source: Source) -> Reckoning:
     return Reckoning(tuple(accounts), plan.delta_(), tuple(problems), tuple(dict.fromkeys(notes)))
 
 
-def grouped(events: Iterable[Event], rounds: int = 1) -> tuple[Event, ...]:
-    """The same events `rounds` times over."""
-    return tuple(replace(event, count=event.count * rounds) for event in events)
-
-
 def _chains(source: Source) -> list[Problem]:
     found: list[Problem] = []
     for site, book in sorted(source.books.items()):
@@ -166,8 +161,8 @@ def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) 
                 paid = _told(head, before, place, problems)
                 problems += _weaker(paid, _planned(plan, site, place, problems), place)
                 grown = head["n"] - (reached if reached >= 0 else head["n"] - len(head["leaves"]))
-                if grown < len(paid):
-                    message = f"the ledger grew by {grown} entries, {len(paid)} were spent"
+                if grown < sum(event.count for event in paid):
+                    message = f"the ledger grew by {grown} entries, more releases were told"
                     problems.append(Problem("entry-missing", place, message))
                 reached = head["n"]
         rows.append(_row(number, status, before, paid, plan.delta_()))
@@ -188,14 +183,25 @@ def _told(
 ) -> tuple[Event, ...]:
     """The run's events that a head adds to those before; a head tells all of the run so far."""
     try:
-        told = tuple(Event.from_dict(event) for event in head["events"])
+        told = counted(Event.from_dict(event) for event in head["events"])
     except (EventError, KeyError, TypeError):
         problems.append(Problem("event-unknown", where, "expected the run's events in the head"))
         return ()
-    if told[: len(before)] != before:
+    known = counted(before)
+    if any(told.get(event, 0) < count for event, count in known.items()):
         message = "the events told no longer hold those told before"
         problems.append(Problem("event-differs", where, message))
-    return told[len(before) :]
+    more = ((event, told[event] - known.get(event, 0)) for event in sorted(told, key=repr))
+    return tuple(replace(event, count=count) for event, count in more if count > 0)
+
+
+def counted(events: Iterable[Event]) -> dict[Event, int]:
+    """How often each release was made, however the repetitions were grouped."""
+    found: dict[Event, int] = {}
+    for event in events:
+        one = replace(event, count=1)
+        found[one] = found.get(one, 0) + event.count
+    return found
 
 
 def _weaker(paid: Sequence[Event], planned: Sequence[Event], where: str) -> list[Problem]:
@@ -263,7 +269,7 @@ __all__ = [
     "Account",
     "Reckoning",
     "Row",
-    "grouped",
+    "counted",
     "lives",
     "reckon",
 ]

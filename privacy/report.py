@@ -220,17 +220,23 @@ def _plain(runs: Sequence[Mapping[str, Any]], lives: Sequence[Mapping[str, Any]]
         "at_most": max((c for c in chances if c is not None), default=None),
         "exactly": max((c for c in exact if c is not None), default=None),
         "epsilon": "infinite" if len(known) < len(epsilons) else max(known, default=None),
-        "delta": max((a["delta"] for a in accounts), default=None),
+        "delta": max(accounts, key=_epsilon)["delta"] if accounts else None,
         "without_any_guarantee": sorted(n for n, unit in units.items() if unit == "none"),
         "open_to_the_coordinator": sorted(n for n, unit in units.items() if unit == "client"),
     }
+
+
+def _epsilon(account: Mapping[str, Any]) -> float:
+    epsilon = account["epsilon"]
+    return float(epsilon) if isinstance(epsilon, int | float) else float("inf")
 
 
 def _life(sources: Sequence[Source]) -> list[dict[str, Any]]:
     """Each ledger's whole life; several runs on one data set add up here."""
     found: list[dict[str, Any]] = []
     for name, entries in sorted(lives(sources).items()):
-        deltas = [s.plan.delta for s in sources if s.plan is not None and s.plan.delta]
+        plans = [p for s in sources for p in (s.plan, *s.plans.values()) if p is not None]
+        deltas = [plan.delta for plan in plans if plan.delta]
         limit = next((site_limit(s) for s in sources if site_limit(s) is not None), None)
         if limit is None:
             limits = [s.plan.limit_of(name) for s in sources if s.plan is not None]

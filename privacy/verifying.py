@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from privacy.events import Event
 from privacy.reading import FEDERATION, Book, Problem, ReportError, Source, read, read_book
-from privacy.reckoning import TOLERANCE
+from privacy.reckoning import TOLERANCE, counted
 from privacy.report import build
 from privacy.sealing import NAME, Seal, changed, origin, read_seal
 
@@ -63,7 +64,7 @@ def _recomputed(
         places = sorted(p for p in (folder / "evidence").iterdir() if p.is_dir())
         order = {name: index for index, name in enumerate(sealed.filing.get("sources", ()))}
         places.sort(key=lambda place: order.get(place.name, len(order)))
-        sources = [_with(read(place), ledgers, stated, found) for place in places]
+        sources = [_with(read(place), ledgers, found) for place in places]
         again = build(sources, sealed.filing).content
     except (OSError, ReportError) as error:
         return [*found, Problem("evidence-unreadable", "evidence", str(error))], 0
@@ -81,16 +82,14 @@ def _recomputed(
     return found + different, count
 
 
-def _with(
-    source: Source, ledgers: Mapping[str, Path], stated: Mapping[str, Any], found: list[Problem]
-) -> Source:
+def _with(source: Source, ledgers: Mapping[str, Path], found: list[Problem]) -> Source:
     """The source with the given ledgers, each as long as it was when it was reported."""
     books = dict(source.books)
     for name, path in ledgers.items():
         if name in books:
             books[name] = _cut(read_book(path), books[name], f"{path}", found)
         elif source.kind == FEDERATION and name in source.heads:
-            _own_ledger(source, name, path, stated, found)
+            _own_ledger(source, name, path, found)
     return replace(source, books=books)
 
 
@@ -110,17 +109,17 @@ def _cut(given: Book, copy: Book, where: str, found: list[Problem]) -> Book:
     return copy
 
 
-def _own_ledger(
-    source: Source, name: str, path: Path, stated: Mapping[str, Any], found: list[Problem]
-) -> None:
+def _own_ledger(source: Source, name: str, path: Path, found: list[Problem]) -> None:
     """A federation's report against a site's own ledger: the run's events must be the same."""
     book = read_book(path)
     if book.error is not None:
         found.append(Problem("ledger-broken", str(path), book.error))
         return
-    told = [h["events"] for h in source.heads[name] if h.get("run") == source.run_id]
-    own = [e.event.to_dict() for e in book.entries if e.run == source.run_id]
-    if not told or own[: len(told[-1])] != told[-1]:
+    heads = [head for head in source.heads[name] if head.get("run") == source.run_id]
+    last: Mapping[str, Any] = heads[-1] if heads else {"n": 0, "events": []}
+    told = counted(Event.from_dict(event) for event in last["events"])
+    reached = book.entries[: last["n"]]
+    if counted(e.event for e in reached if e.run == source.run_id) != told:
         message = f"its entries of this run are not what the heads of {name} were said to hold"
         found.append(Problem("ledger-differs", str(path), message))
 

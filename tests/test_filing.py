@@ -138,6 +138,11 @@ def test_a_coordinators_report_hides_names_and_is_held_to_its_authority(tmp_path
         assert "hospital" not in path.name
         assert path.is_dir() or "hospital" not in path.read_text("utf-8")
     assert verify(filed).sound
+    own = run_folder(tmp_path / "own") / "ledgers" / "site-0.jsonl"
+    assert verify(filed, name_ledgers(filed, [f"site-B={own}"])).sound
+    other = run_folder(tmp_path / "other", make_plan(sigma=9.0)) / "ledgers" / "site-0.jsonl"
+    found = verify(filed, name_ledgers(filed, [f"site-B={other}"]))
+    assert {d.code for d in found.differences} == {"ledger-differs"}
     authority = (tmp_path / "home" / "ca.pem").read_bytes()
     assert verify(filed, authority=authority).origin.startswith("signed by coordinator")
     stranger = Authority.create("another", NOW).certificate

@@ -148,14 +148,17 @@ def federation(path: Path) -> Path:
     run_folder(path)
     (path / "heads").mkdir()
     for ledger in sorted((path / "ledgers").glob("*.jsonl")):
-        head, events, lines = GENESIS, [], []
+        head, lines = GENESIS, list[dict[str, Any]]()
         for line in ledger.read_text("utf-8").splitlines():
             entry = json.loads(line)
             base, head = head, fold(head, [entry["digest"]])
-            events.append(entry["event"])
             lines.append(
                 {"v": 1, "site": ledger.stem, "run": entry["run"], "round": entry["round"]}
-                | {"base": base.to_dict(), "leaves": [entry["digest"]], "events": list(events)}
+                | {
+                    "base": base.to_dict(),
+                    "leaves": [entry["digest"]],
+                    "events": [{**entry["event"], "count": len(lines) + 1}],
+                }
                 | {"acknowledged": False, **head.to_dict(), "signature": "00"}
             )
         text = "".join(json.dumps(line) + "\n" for line in lines)
