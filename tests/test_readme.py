@@ -4,8 +4,11 @@ import json
 import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +33,31 @@ def blocks(section: str) -> list[str]:
     return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
 
 
-def bash(script: str, folder: Path, seconds: float = 280) -> subprocess.CompletedProcess[str]:
+def bash(script: str, folder: Path, seconds: float = 500) -> subprocess.CompletedProcess[str]:
+    """Run a script; whatever it started is ended with it."""
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
+    process = subprocess.Popen(
         ["bash", "-c", script],
         cwd=folder,
         env=environment,
         text=True,
-        capture_output=True,
-        timeout=seconds,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return subprocess.CompletedProcess(script, process.returncode, out, err)
+
+
+def free_port() -> int:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        return int(chosen.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +65,7 @@ def federated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the Federate block was run, line by line."""
     folder = tmp_path_factory.mktemp("federate")
     (block,) = blocks("Federate")
-    done = bash(block + "\nwait\n", folder)
+    done = bash(block.replace("8443", str(free_port())) + "\nwait\n", folder)
     assert "done after 5 rounds" in done.stdout, done.stdout + done.stderr
     return folder
 
