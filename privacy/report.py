@@ -146,6 +146,9 @@ def _identity(source: Source) -> dict[str, Any]:
     """A: which run this is."""
     plan, summary = source.plan, source.summary
     last = source.history[-1]["round"] if source.history else 0
+    if source.kind == SITE:
+        mine = [e for book in source.books.values() for e in book.entries if e.run == source.run_id]
+        last = len({entry.round for entry in mine})
     return {
         "run": source.run_id,
         "created": source.run.get("created"),
