@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class RunFolder:
         try:
             (making / "checkpoints").mkdir(parents=True)
             (making / "plan.toml").write_text(plan.to_toml(), encoding="utf-8")
-            about = {"id": run.id, "plan": plan.digest, **facts}
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            about = {"id": run.id, "plan": plan.digest, "created": created, **facts}
             (making / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             (making / "history.jsonl").touch()
             making.rename(path)

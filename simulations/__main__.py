@@ -4,7 +4,7 @@ import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,7 +12,11 @@ from rich.console import Console
 from privacy.command import run
 from privacy.environment import prepare
 
+if TYPE_CHECKING:
+    from privacy.plan import Plan
+
 EXIT = {"done": 0, "failed": 1, "budget": 3}
+VIOLATION = 5
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -37,6 +41,9 @@ def simulate(
         typer.Option(
             "--insecure-reproducible", help="Noise from the seed: for debugging, NOT private."
         ),
+    ] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Afterwards audit the plan with canaries; exit 5.")
     ] = False,
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Show the run in the browser while it goes on.")
@@ -78,13 +85,29 @@ def simulate(
             on_round=view.round,
         )
     told = sentence(result.summary)
+    found = _audited(chosen, result.folder, data, seed) if audit else None
     if as_json:
-        typer.echo(json.dumps({**result.summary, "run": str(result.folder), "sentence": told}))
+        said = {**result.summary, "run": str(result.folder), "sentence": told}
+        typer.echo(json.dumps(said | ({"audit": found} if found is not None else {})))
     else:
         console.print(told, highlight=False, soft_wrap=True)
         console.print(f"The run is kept in {result.folder}", highlight=False, soft_wrap=True)
         console.print("Its ledgers began with this run: they say nothing of earlier ones.")
+        if found is not None:
+            console.print(f"audit: {found['verdict']} (audit.json)")
+    if found is not None and found["verdict"] != "no violation found":
+        raise typer.Exit(VIOLATION)
     raise typer.Exit(EXIT[result.outcome.reason])
+
+
+def _audited(plan: "Plan", folder: Path, data: Path | None, seed: int | None) -> dict[str, Any]:
+    """Plant canaries in the plan's own training, and keep what they betray beside the run."""
+    from client.commands.audit import keep
+    from simulations.audit import audit_plan
+
+    found = audit_plan(plan, data=data, seed=seed)
+    keep(found, folder / "audit.json")
+    return found
 
 
 def _check_name(name: str) -> None:
