@@ -1,5 +1,7 @@
 """The coordinator's Grid over the link: who is there, messages out, replies in, one at a time."""
 
+import contextlib
+import ctypes
 import gc
 import logging
 import time
@@ -17,6 +19,7 @@ from server.letter import Letter
 from server.link import Fleet
 from server.members import Home
 
+_M_MMAP_THRESHOLD: Final = -3
 _MOST_GARBAGE: Final = 64 * 1024 * 1024
 _NO_REPLY: Final = 4  # Flower's code for a reply that cannot be had
 
@@ -138,6 +141,7 @@ def serve(
     """The coordinator's link, open while the block runs: its only port, and a Grid over it."""
     for name in ("flwr", "uvicorn.error"):  # `log` says what there is to say
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    _give_memory_back()
     home = Home(folder).check()
     fleet = Fleet(log)
     door = Door(
@@ -158,3 +162,9 @@ def serve(
     finally:
         door.close()
         fleet.close()
+
+
+def _give_memory_back() -> None:
+    """Have glibc return the parts of a freed model at once: it would keep them in its heaps."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)

@@ -35,7 +35,6 @@ from flwr.supercore.constant import (
 from flwr.supercore.error import FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
-    get_object_children_ids_from_object_content,
     get_object_tree,
     iterate_object_tree,
     no_object_id_recompute,
@@ -54,6 +53,7 @@ from server.guard import Log
 from server.letter import Letter
 from server.members import Member, Members
 from server.presence import Bells, Presence
+from server.unfolding import gather, take_arrays
 
 POLL_SECONDS: Final = 20.0
 _MOST_OBJECTS: Final = 20_000
@@ -306,6 +306,7 @@ class Fleet:
 
     def _complete(self, letter: Letter) -> None:
         letter.ready = True
+        self._delete(letter.message.metadata.message_id)  # nobody asks for the request any more
         self.arrivals += 1
         self._sessions = {s: one for s, one in self._sessions.items() if one is not letter}
         self.news.notify_all()
@@ -380,18 +381,13 @@ class Fleet:
                 self._delete(number)
 
     def open(self, letter: Letter) -> Message:
-        """A complete reply, from the bytes as they came: at most what was counted."""
-        contents: dict[str, bytes] = {}
-        waiting = [letter.reply or ""]
-        while waiting:
-            name = waiting.pop()
-            if name not in contents:
-                content = self.state.object_store.get(name)
-                if not content:
-                    raise ValueError("an object of the reply is missing")
-                contents[name] = content
-                waiting += get_object_children_ids_from_object_content(content)
-        found = inflate_object_from_contents(letter.reply or "", contents)
+        """A complete reply, taken out of the store; UnfoldingError and worse for hostile bytes."""
+        root = letter.reply or ""
+        objects = gather(root, self.state.object_store.get)
+        self._delete(root)
+        arrays: dict[str, Any] = dict(take_arrays(objects, letter.limit))
+        letter.size = sum(len(array.data) for array in arrays.values())
+        found = inflate_object_from_contents(root, objects, objects=arrays)
         if not isinstance(found, Message):
             raise TypeError("the reply is no message")
         if found.has_error():

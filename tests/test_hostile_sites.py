@@ -210,6 +210,15 @@ def test_bytes_that_are_no_reply_are_one_sites_error(setting: Setting) -> None:
     assert not _Bomb.went_off
 
 
+def test_one_chunk_named_a_thousand_times_is_not_unfolded(setting: Setting) -> None:
+    setting.grid.reply_limit = 20_000_000
+    asked, message = setting.asked()
+    array = np.zeros(100 * 1024 * 1024, np.uint8)
+    setting.link.send(Message(content(array), reply_to=message))
+    assert setting.honest_round(asked).error.reason == "unreadable"
+    assert setting.log.said("bad reply", site="hostile")
+
+
 class _Bomb:
     went_off = False
 
