@@ -6,6 +6,7 @@ with a capped pause; only a revoked, expired or unknown certificate ends it.
 """
 
 import contextlib
+import datetime
 import logging
 import random
 import ssl
@@ -36,6 +37,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.enrolled import Enrolled
+from privacy.certificates import issued_by
 from privacy.identity import private_key
 
 _HEARTBEAT: Final = 30.0
@@ -216,8 +218,17 @@ class Agent:
         )
         return client
 
+    def _check(self) -> None:
+        """Whether our own certificate is one to show: what refuses it only hangs up."""
+        certificate = self._site.read_certificate()
+        if certificate.age(datetime.datetime.now(datetime.UTC)) == "expired":
+            raise Refused("expired")
+        if not issued_by(self._site.certificate.read_bytes(), self._site.ca.read_bytes()):
+            raise Refused("not of the coordinator's authority")
+
     @contextmanager
     def _connected(self) -> Iterator[_Link]:
+        self._check()
         public = public_key_to_bytes(private_key(self._site.key.read_bytes()).public_key())
         with self._dial() as client, ThreadPoolExecutor(3) as pool:
             answer = client.ActivateNode(

@@ -1,5 +1,6 @@
 """The link between coordinator and sites: real TLS, and Flower's fleet protocol over it."""
 
+import datetime
 import threading
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from client.agent import Agent
 from client.enrolled import Enrolled
+from privacy.certificates import Authority, read_request
 from server import members
 from tests.federation_of import (
     Events,
@@ -155,7 +157,7 @@ def test_an_app_that_fails_says_so_and_nothing_else(tmp_path: Path) -> None:
     with linked(home) as grid, running(sites["a"], grid.address, app(fails)):
         assert wait_for(grid.names)
         found = answers(grid, ask(grid, ZERO))
-        assert "17" not in found["a"].error.reason
+        assert "17" not in str(found["a"].error.reason)
 
 
 def test_sites_that_answer_the_same_bytes_do_not_disturb_one_another(tmp_path: Path) -> None:
@@ -229,3 +231,31 @@ def test_weights_of_any_size_arrive_as_they_left(tmp_path: Path, size: int) -> N
 
 def test_messages_hold_no_more_than_was_put_in() -> None:
     assert list(content(ZERO)) == ["arrays"]
+
+
+@pytest.mark.parametrize(
+    ("authority", "age", "why"),
+    [("own", 500, "expired"), ("other", 0, "not of the coordinator's authority")],
+)
+def test_a_client_whose_certificate_is_no_good_says_so_and_stops(
+    tmp_path: Path, authority: str, age: int, why: str
+) -> None:
+    home, sites = coordinator(tmp_path, "a")
+    here, own = Enrolled(sites["a"]), members.Home(home)
+    wish = read_request((sites["a"] / "a.csr").read_bytes())
+    signer = Authority(own.ca.read_bytes(), own.ca_key.read_bytes())
+    if authority == "other":
+        signer = Authority.create("another", now())
+    here.certificate.write_bytes(signer.issue(wish, now() - datetime.timedelta(days=age)))
+    with linked(home) as grid, running(sites["a"], grid.address) as said:
+        assert said.wait("refused", 10, why=why)
+
+
+def test_a_coordinator_of_another_authority_is_not_spoken_to(tmp_path: Path) -> None:
+    home, _ = coordinator(tmp_path / "one")
+    _, sites = coordinator(tmp_path / "two", "a")
+    log = Events()
+    with linked(home, log) as grid, running(sites["a"], grid.address) as said:
+        reason = "the coordinator's certificate is of another authority"
+        assert said.wait("disconnected", 10, why=reason)
+        assert not log.said("connected")
