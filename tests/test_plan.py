@@ -141,7 +141,7 @@ def test_delta_must_be_below_one_over_the_rows() -> None:
 def test_the_digest_covers_everything_but_the_simulation() -> None:
     plan = load_plan("digits")
     assert load_plan("digits", ["simulation.workers=7"]).digest == plan.digest
-    assert load_plan("digits", ["lr=2.5"]).digest != plan.digest
+    assert load_plan("digits", ["lr=0.123"]).digest != plan.digest
     assert load_plan("digits", ["purpose=another"]).digest != plan.digest
 
 
