@@ -11,6 +11,7 @@ import logging
 import random
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,9 +22,10 @@ import httpx
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import TIMESTAMP_HEADER, ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, node_pb2
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -45,6 +47,8 @@ _BEAT_SECONDS: Final = 10.0
 _PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _MOST_REQUEST: Final = 4 * 1024**3
 _GONE: Final = 410
+_SIGNATURE_SECONDS: Final = 60.0
+_SIGNED: Final = (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
 
 Log = Callable[..., None]
 
@@ -132,6 +136,28 @@ class _Link:
             raise _Lost("the coordinator dropped the reply")
 
 
+class _NodeAuth:
+    """Flower's node authentication, signed once a minute instead of at each request."""
+
+    def __init__(self, key: Any) -> None:
+        self._real = NodeAuthHttpInterceptor(key, key.public_key())
+        self._signed: tuple[float, dict[str, str]] = (0.0, {})
+
+    def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> httpx.Response:
+        """Add the three headers of a request."""
+        until, headers = self._signed
+        if time.monotonic() < until:
+            context.request.headers.update(headers)
+            return call_next(context)
+
+        def keep(signed: Any) -> httpx.Response:
+            found = {name: signed.request.headers[name] for name in _SIGNED}
+            self._signed = time.monotonic() + _SIGNATURE_SECONDS, found
+            return call_next(signed)
+
+        return self._real.intercept(context, keep)
+
+
 class Agent:
     """Keeps one site connected to one coordinator until `stop` is set."""
 
@@ -207,7 +233,7 @@ class Agent:
         key = private_key(self._site.key.read_bytes())
         client = FleetHttpClient(
             f"https://{self._server}",
-            interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
+            interceptors=[_NodeAuth(key)],
             verify=self._site.tls(),
         )
         client.close()  # its own would follow redirects and drop idle connections
