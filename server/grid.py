@@ -34,7 +34,7 @@ class LinkGrid(Grid):
     def __init__(self, fleet: "Fleet", door: Door, patience: float) -> None:
         self._fleet, self._door, self._patience = fleet, door, patience
         self.reply_limit: int | None = None
-        self._heard = 0
+        self._heard = -1
         self._garbage = 0
 
     @property
@@ -83,7 +83,7 @@ class LinkGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         fleet = self._fleet
-        self._heard = fleet.arrivals
+        arrivals = fleet.arrivals
         for number in message_ids:
             with fleet.news:
                 letter = fleet.letters.get(number)
@@ -99,7 +99,9 @@ class LinkGrid(Grid):
             reply, size = self._read(letter), letter.size
             fleet.forget(number)
             self._tidy(size)
+            self._heard = -1  # there may be more: `wait` does not wait
             return [reply]
+        self._heard = arrivals
         return []
 
     def _tidy(self, size: int) -> None:
