@@ -182,9 +182,9 @@ class Agent:
         while not self._stop.is_set():
             try:
                 with self._connected() as link:
-                    failures = 0
                     self._log("connected", server=self._server)
-                    self._serve(link)
+                    for _ in self._serve(link):
+                        failures = 0  # a connection that serves, not one that merely stands
             except (_Lost, httpx.HTTPError, RuntimeError, ValueError, OSError) as error:
                 why = self._why(error)
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311
@@ -193,16 +193,24 @@ class Agent:
                     self._log("disconnected", why=why, retry_in=round(pause, 1))
                     self._stop.wait(pause)
 
-    def _serve(self, link: _Link) -> None:
+    def _serve(self, link: _Link) -> Iterator[None]:
+        """Answer what is asked; yields after every exchange that went well."""
         while not self._stop.is_set():
-            if self._reply is not None:
-                link.send(self._reply)
+            reply = self._reply
+            if reply is not None and reply.metadata.src_node_id != link.node.node_id:
+                # Node ids end with a coordinator's process: the next one asks for the round again,
+                # and is answered by the stored reply.
+                self._log("dropped", what="a reply to a coordinator that is no more")
+                self._reply = None
+            elif reply is not None:
+                link.send(reply)
                 self._reply = None
             self._idle = link.node  # before looking at `stop`: `close` sets and looks in turn
             try:
                 found = None if self._stop.is_set() else link.pull()
             finally:
                 self._idle = None
+            yield
             if found is not None:
                 head, tree = found
                 self._reply = self._answer(link.fetch(head, tree))

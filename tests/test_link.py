@@ -3,15 +3,19 @@
 import datetime
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 
 from client.agent import Agent
 from client.enrolled import Enrolled
 from privacy.certificates import Authority, read_request
 from server import members
+from server.grid import serve
 from tests.federation_of import (
     Events,
     answers,
@@ -193,14 +197,43 @@ def test_clients_come_back_by_themselves_when_the_coordinator_does(tmp_path: Pat
         assert wait_for(grid.names)
     try:
         assert events.wait("disconnected")
-        from server.grid import serve
-
         with serve(home, address, log=Events()) as again:
             assert wait_for(again.names, 15)
             assert (weights_in(answers(again, ask(again, ZERO))["a"]) == 1).all()
             client.__exit__(None, None, None)
     finally:
         events("end")
+
+
+def test_a_reply_in_hand_when_the_coordinator_dies_does_not_keep_its_site_away(
+    tmp_path: Path,
+) -> None:
+    """Node ids end with a coordinator's process, and so does what was answered under them."""
+    home, sites = coordinator(tmp_path, "a")
+    begun, release = threading.Event(), threading.Event()
+    slow = ClientApp()
+
+    @slow.train()
+    def train(message: Message, context: Context) -> Message:
+        weights = message.content.array_records["arrays"]["w"].numpy()
+        reply = Message(content(weights + 1), reply_to=message)
+        begun.set()
+        assert release.wait(30)
+        return reply
+
+    with ExitStack() as stack:
+        with linked(home) as grid:
+            address = grid.address
+            events = stack.enter_context(running(sites["a"], address, slow))
+            assert wait_for(grid.names)
+            ask(grid, ZERO)
+            assert begun.wait(20)
+        with serve(home, address, log=Events()) as again:
+            release.set()
+            assert events.wait("dropped")
+            assert wait_for(again.names, 15)
+            assert (weights_in(answers(again, ask(again, ZERO))["a"]) == 1).all()
+        assert sum(line["event"] == "disconnected" for line in events.lines) < 10
 
 
 def test_a_revoked_client_is_told_and_its_round_goes_on_without_it(tmp_path: Path) -> None:
