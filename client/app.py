@@ -6,7 +6,7 @@ judges, the ledger is spent and on disk, and only then is a row looked at.
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
 from client.metrics import paid_metrics
 from client.release import Field, Paid, Public, Trusted, release
@@ -44,9 +45,12 @@ class _Refused(Exception):
         self.status = status
 
 
-def make_app(resolve: Callable[[Context], Site]) -> ClientApp:
-    """The ClientApp of one process; `resolve` says which site a context belongs to."""
-    app = ClientApp()
+def make_app(resolve: Callable[[Context], Site], mods: Sequence[Mod] = ()) -> ClientApp:
+    """The ClientApp of one process; `resolve` says which site a context belongs to.
+
+    `mods` are Flower's: each is given the message and what handles it.
+    """
+    app = ClientApp(mods=list(mods))
 
     @app.train()
     def on_train(message: Message, context: Context) -> Message:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from client import asked, populations
-from client.enrolled import Enrolled
+from client.enrolled import Enrolled, EnrolmentError
 from client.keeping import keeper
 from client.site import KeptReplies, Site, SiteError
 from client.store import write
@@ -127,20 +127,26 @@ def device(name: str) -> torch.device:
 def resident(
     site: Enrolled,
     source: Source,
-    policy: Policy,
-    own: Ledger,
-    where: str,
     log: Log,
-    file: Path | None = None,
+    *,
+    policy: Path | None,
+    population: str | None,
+    where: str,
 ) -> Site:
-    """The site as its process holds it; the policy's `file` is read again before each judgement."""
+    """The site as its process holds it; the policy's file is read again before each judgement.
+
+    The caller holds the site's folder (`alone`).
+    """
+    allowed = rules(site.folder, source, policy, log)
+    file = None if allowed is BUILTIN else policy or site.folder / "policy.toml"
+    own = ledger(site.folder, source, population)
     name, key, cache = site.name, site.verify, dict[str, Rows]()
 
     def rows(learning: Task) -> Rows:
         known = f"{learning.name}/{learning.label}/{learning.inputs}"
         if known not in cache:
             cache.clear()
-            cache[known] = source.rows(learning, policy)
+            cache[known] = source.rows(learning, allowed)
         return cache[known]
 
     def on_plan(plan: Plan) -> None:
@@ -155,11 +161,12 @@ def resident(
         except (KeyError, TypeError, ValueError, HeadError):
             return False
 
-    _try_rows(policy, rows)
-    populations.log_policy(own, policy)
+    _try_rows(allowed, rows)
+    populations.log_policy(own, allowed)
+    _look_at_certificate(site, log)
     held = Site(
         name,
-        policy,
+        allowed,
         own,
         rows,
         replies=KeptReplies(site.folder / "replies", write),
@@ -183,6 +190,19 @@ def again(file: Path, before: Policy, own: Ledger, log: Log) -> Policy:
     if populations.log_policy(own, policy):
         log("policy", epsilon=policy.epsilon, delta=policy.delta)
     return policy
+
+
+def _look_at_certificate(site: Enrolled, log: Log) -> None:
+    """An enrolment that is over is refused, one that soon will be is told."""
+    certificate = site.read_certificate()
+    age = certificate.age(datetime.now(UTC))
+    if age == "expired":
+        raise EnrolmentError(
+            f"{site.certificate}: expired on {certificate.ends:%Y-%m-%d}, expected a new bundle "
+            f"(the coordinator: tacit-server renew {site.name})"
+        )
+    if age == "soon":
+        log("certificate expires soon", ends=f"{certificate.ends:%Y-%m-%d}")
 
 
 def _try_rows(policy: Policy, rows: Callable[[Task], Rows]) -> None:

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from privacy.accounting import spent
@@ -210,8 +210,7 @@ def _replies(
         if deadline is not None and time.monotonic() >= deadline:
             return
         if pending and not came:
-            wait = getattr(grid, "wait", time.sleep)
-            wait(0.05)
+            cast(Named, grid).wait(0.05)
 
 
 def _judged(
@@ -239,20 +238,8 @@ def _without_arrays(answer: Answer) -> Answer:
 
 
 def names(grid: Grid) -> Mapping[int, str]:
-    """Which site each connected node is: what the Grid vouches for, else what the clients say."""
-    own = getattr(grid, "names", None)
-    if own is not None:
-        known: Mapping[int, str] = own()
-        return known
-    content = RecordDict({"request": ConfigRecord({"what": "site"})})
-    asked = [grid.create_message(content, "query", n, "") for n in grid.get_node_ids()]
-    found = {}
-    for message in grid.send_and_receive(asked, timeout=60):
-        if not message.has_error():
-            name = message.content.config_records["reply"].get("site")
-            if isinstance(name, str):
-                found[message.metadata.src_node_id] = name
-    return found
+    """Which site each connected node is: what the Grid vouches for."""
+    return cast(Named, grid).names()
 
 
 def _totals(history: list[Mapping[str, Any]]) -> dict[str, float]:

@@ -60,17 +60,15 @@ def run(
     if not data:
         raise SiteError("--data: expected the path of this site's rows, or builtin:K/N")
     from client.enrolled import Enrolled
-    from privacy.policy import BUILTIN
 
     source, log = resident.Source.parse(data), resident.Log(as_json=as_json)
     site = Enrolled(directory).joined()
-    rules = resident.rules(directory, source, policy, log)
-    file = None if rules is BUILTIN else policy or directory / "policy.toml"
     with resident.alone(directory):
-        own = resident.ledger(directory, source, population)
-        held = resident.resident(site, source, rules, own, device, log, file)
-        _warn(site, log)
-        log("starting", site=site.name, device=str(held.device), spent_entries=own.head.n)
+        held = resident.resident(
+            site, source, log, policy=policy, population=population, where=device
+        )
+        spent = held.ledger.head.n if held.ledger is not None else 0
+        log("starting", site=site.name, device=str(held.device), spent_entries=spent)
         raise typer.Exit(_stay(site, server or site.hosts[0], held, log))
 
 
@@ -107,22 +105,6 @@ def _stay(site: "Enrolled", server: str, held: "Site", log: "Log") -> int:
     thread.join()
     log("stopped")
     return code[0]
-
-
-def _warn(site: "Enrolled", log: "Log") -> None:
-    import datetime
-
-    from client.enrolled import EnrolmentError
-
-    certificate = site.read_certificate()
-    age = certificate.age(datetime.datetime.now(datetime.UTC))
-    if age == "expired":
-        raise EnrolmentError(
-            f"{site.certificate}: expired on {certificate.ends:%Y-%m-%d}, expected a new bundle "
-            f"(the coordinator: tacit-server renew {site.name})"
-        )
-    if age == "soon":
-        log("certificate expires soon", ends=f"{certificate.ends:%Y-%m-%d}")
 
 
 def doctor(

@@ -14,8 +14,10 @@ from privacy.plan import Plan, PlanError
 from server.members import Home, MembersError, split_host
 
 if TYPE_CHECKING:
+    from server.federation import Outcome
     from server.folder import RunFolder
     from server.grid import LinkGrid
+    from server.rollcall import RollCall
 
 EXIT: Final = {"done": 0, "failed": 1, "budget": 3}
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
@@ -55,11 +57,17 @@ def run(
     if data is not None and not data.exists():
         raise MembersError(f"--data {data}: expected a file or folder of public rows, found none")
     chosen = resolved(plan, list(set_ or []), min_sites)
-    label = name if name is not None else f"{chosen.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    label = labelled(name, chosen)
+    _check_certificate(home)
+    raise typer.Exit(_serve(home, where, chosen, label, round_timeout, data, resume, as_json))
+
+
+def labelled(name: str | None, plan: Plan) -> str:
+    """The run's name: the one given, or the task and the time; it becomes a folder."""
+    label = name if name is not None else f"{plan.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not label or label.startswith(".") or "/" in label or not label.isprintable():
         raise MembersError(f"--name: expected a plain file name, got {label!r:.80}")
-    _check_certificate(home)
-    raise typer.Exit(_play(home, where, chosen, label, round_timeout, data, resume, as_json))
+    return label
 
 
 def resolved(source: str, overrides: list[str], min_sites: int | None) -> Plan:
@@ -85,7 +93,7 @@ def resolved(source: str, overrides: list[str], min_sites: int | None) -> Plan:
     return plan
 
 
-def _play(
+def _serve(
     home: Home,
     where: tuple[str, int],
     plan: Plan,
@@ -95,45 +103,60 @@ def _play(
     resume: bool,
     as_json: bool,
 ) -> int:
+    from server.grid import serve
+
+    view = View(home, as_json=as_json)
+    with serve(home.folder, where, log=view.log) as grid:
+        listen = "{}:{}".format(*grid.address)
+        return EXIT[play(grid, listen, home, plan, label, view, timeout, data, resume).reason]
+
+
+def play(
+    grid: "LinkGrid | RollCall",
+    listen: str,
+    home: Home,
+    plan: Plan,
+    label: str,
+    view: "View",
+    timeout: float | None,
+    data: Path | None,
+    resume: bool,
+) -> "Outcome":
+    """Make or open the run's folder and play the plan with the sites of `grid`, for all to see."""
     from privacy.identity import sign, signing_public
     from server.app import coordinate
     from server.checkpoint import write_whole
     from server.folder import RunFolder
-    from server.grid import serve
     from server.signing import PUBLIC, signer
 
-    view = _View(as_json, home)
     path = home.runs / label
-    with serve(home.folder, where, log=view.log) as grid:
-        home.runs.mkdir(mode=0o700, exist_ok=True)
-        folder = (
-            RunFolder.open(path, plan)
-            if resume
-            else RunFolder.create(path, plan, kind="federation")
-        )
-        write_whole(path / PUBLIC, signing_public(home.signing_key.read_bytes()).encode() + b"\n")
-        view.begin(folder, plan, grid)
-        outcome, summary = coordinate(
-            grid,
-            plan,
-            folder,
-            home=home.folder,
-            sign=lambda payload: sign(home.signing_key, payload),
-            sign_model=signer(home.signing_key),
-            data=data,
-            timeout=timeout,
-            gather=lambda: view.gather(grid, plan.min_sites),
-            on_round=view.round,
-            on_answer=view.answer,
-        )
-        view.end(summary, path)
-    return EXIT[outcome.reason]
+    home.runs.mkdir(mode=0o700, exist_ok=True)
+    folder = (
+        RunFolder.open(path, plan) if resume else RunFolder.create(path, plan, kind="federation")
+    )
+    write_whole(path / PUBLIC, signing_public(home.signing_key.read_bytes()).encode() + b"\n")
+    view.begin(folder, plan, listen)
+    outcome, summary = coordinate(
+        grid,
+        plan,
+        folder,
+        home=home.folder,
+        sign=lambda payload: sign(home.signing_key, payload),
+        sign_model=signer(home.signing_key),
+        data=data,
+        timeout=timeout,
+        gather=lambda: view.gather(grid, plan.min_sites),
+        on_round=view.round,
+        on_answer=view.answer,
+    )
+    view.end(summary, path)
+    return outcome
 
 
-class _View:
+class View:
     """What the operator sees, and `status.json` for who asks from elsewhere."""
 
-    def __init__(self, as_json: bool, home: Home) -> None:
+    def __init__(self, home: Home, *, as_json: bool) -> None:
         self._json, self._file = as_json, home.folder / "status.json"
         self._now: dict[str, Any] = {}
 
@@ -146,12 +169,11 @@ class _View:
             more = " ".join(f"{name}={value}" for name, value in facts.items())
             print(f"{time.strftime('%H:%M:%S')} {event} {more}", file=sys.stderr, flush=True)
 
-    def begin(self, folder: "RunFolder", plan: Plan, grid: "LinkGrid") -> None:
-        host, port = grid.address
-        self._tell(run=folder.path.name, listen=f"{host}:{port}", planned=plan.rounds, round=0)
-        self.log("listening", where=f"{host}:{port}", run=folder.path.name, plan=plan.digest[:16])
+    def begin(self, folder: "RunFolder", plan: Plan, listen: str) -> None:
+        self._tell(run=folder.path.name, listen=listen, planned=plan.rounds, round=0)
+        self.log("listening", where=listen, run=folder.path.name, plan=plan.digest[:16])
 
-    def gather(self, grid: "LinkGrid", least: int) -> None:
+    def gather(self, grid: "LinkGrid | RollCall", least: int) -> None:
         """Wait until enough sites are connected; says who is missing now and then."""
         told = 0.0
         while len(found := sorted(grid.names().values())) < least:

@@ -1,0 +1,88 @@
+"""The ServerApp of the app bundle: the coordinator under stock Flower, where `flwr run` starts it.
+
+It plays the same plan into the same run folder as `tacit-server run`. What stock Flower takes away
+of the protection is in docs/stock-flower.md.
+"""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.commands.running import View, labelled, play, resolved
+from server.members import Home, MembersError
+from server.rollcall import RollCall
+
+app = ServerApp()
+
+
+class StockError(RuntimeError):
+    """The run did not reach its end: Flower shows it as failed, with this one line."""
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Read `--run-config`, wait for the sites, train; a run that ends early raises StockError."""
+    options = context.run_config
+    home = Home(_folder(options)).check()
+    source, overrides = _text(options, "plan"), shlex.split(_text(options, "set"))
+    plan = resolved(source, overrides, _whole(options, "min-sites") or None)
+    label = labelled(_text(options, "name") or None, plan)
+    resume, data = bool(options.get("resume")), _data(options)
+    if resume and not _text(options, "name"):
+        raise MembersError("resume: expected a name beside it")
+    view = View(home, as_json=False)
+    view.log("stock flower", bundle=Path(__file__).parent.parent, protection="docs/stock-flower.md")
+
+    def sites() -> frozenset[str]:
+        listed = home.members().sites.values()
+        return frozenset(member.name for member in listed if member.revoked is None)
+
+    roll = RollCall(grid, sites, view.log)
+    timeout = _seconds(options, "round-timeout")
+    outcome = play(roll, "stock flower", home, plan, label, view, timeout, data, resume)
+    if outcome.reason != "done":
+        raise StockError(f"{outcome.reason}: {outcome.detail}")
+
+
+def _folder(options: Mapping[str, object]) -> Path:
+    folder = Path(_text(options, "dir"))
+    if not folder.is_absolute():  # the SuperLink's working directory is not the caller's
+        raise MembersError(
+            "dir: expected the absolute path of a coordinator's folder "
+            f"(flwr run --run-config 'dir=\"/PATH\"'), got {str(folder)!r:.80}"
+        )
+    return folder
+
+
+def _data(options: Mapping[str, object]) -> Path | None:
+    text = _text(options, "data")
+    if not text:
+        return None
+    if not Path(text).is_absolute() or not Path(text).exists():
+        raise MembersError(f"data: expected the absolute path of public rows, got {text!r:.80}")
+    return Path(text)
+
+
+def _text(options: Mapping[str, object], key: str) -> str:
+    value = options.get(key, "")
+    if not isinstance(value, str):
+        raise MembersError(f"{key}: expected a text in quotes, got {value!r:.80}")
+    return value
+
+
+def _whole(options: Mapping[str, object], key: str) -> int:
+    value = options.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise MembersError(f"{key}: expected a whole number, got {value!r:.80}")
+    return value
+
+
+def _seconds(options: Mapping[str, object], key: str) -> float | None:
+    """A number of seconds; none where it is 0."""
+    value = options.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise MembersError(f"{key}: expected seconds, got {value!r:.80}")
+    return float(value) or None
