@@ -28,11 +28,12 @@ def main(grid: Grid, context: Context) -> None:
     options = context.run_config
     home = Home(_folder(options)).check()
     source, overrides = _text(options, "plan"), shlex.split(_text(options, "set"))
-    plan = resolved(source, overrides, _whole(options, "min-sites") or None)
-    label = labelled(_text(options, "name") or None, plan)
-    resume, data = bool(options.get("resume")), _data(options)
-    if resume and not _text(options, "name"):
+    name, least = _text(options, "name") or None, _whole(options, "min-sites") or None
+    data, timeout, resume = _data(options), _seconds(options), bool(options.get("resume"))
+    if resume and name is None:
         raise MembersError("resume: expected a name beside it")
+    plan = resolved(source, overrides, least)
+    label = labelled(name, plan)
     view = View(home, as_json=False)
     view.log("stock flower", bundle=Path(__file__).parent.parent, protection="docs/stock-flower.md")
 
@@ -41,7 +42,6 @@ def main(grid: Grid, context: Context) -> None:
         return frozenset(member.name for member in listed if member.revoked is None)
 
     roll = RollCall(grid, sites, view.log)
-    timeout = _seconds(options, "round-timeout")
     outcome = play(roll, "stock flower", home, plan, label, view, timeout, data, resume)
     if outcome.reason != "done":
         raise StockError(f"{outcome.reason}: {outcome.detail}")
@@ -80,9 +80,9 @@ def _whole(options: Mapping[str, object], key: str) -> int:
     return value
 
 
-def _seconds(options: Mapping[str, object], key: str) -> float | None:
-    """A number of seconds; none where it is 0."""
-    value = options.get(key, 0)
+def _seconds(options: Mapping[str, object]) -> float | None:
+    """How long a round may last; 0 is as long as it takes."""
+    value = options.get("round-timeout", 0)
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise MembersError(f"{key}: expected seconds, got {value!r:.80}")
+        raise MembersError(f"round-timeout: expected seconds, got {value!r:.80}")
     return float(value) or None
