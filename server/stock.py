@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.commands.running import View, labelled, play, resolved
 from server.members import Home, MembersError
-from server.rollcall import RollCall
+from server.registered import RegisteredGrid
 
 app = ServerApp()
 
@@ -37,12 +37,12 @@ def main(grid: Grid, context: Context) -> None:
     view = View(home, as_json=False)
     view.log("stock flower", bundle=Path(__file__).parent.parent, protection="docs/stock-flower.md")
 
-    def sites() -> frozenset[str]:
+    def sites() -> dict[bytes, str]:
         listed = home.members().sites.values()
-        return frozenset(member.name for member in listed if member.revoked is None)
+        return {m.certificate.public_pem: m.name for m in listed if m.revoked is None}
 
-    roll = RollCall(grid, sites, view.log)
-    outcome = play(roll, "stock flower", home, plan, label, view, timeout, data, resume)
+    known = RegisteredGrid(grid, sites, view.log)
+    outcome = play(known, "stock flower", home, plan, label, view, timeout, data, resume)
     if outcome.reason != "done":
         raise StockError(f"{outcome.reason}: {outcome.detail}")
 

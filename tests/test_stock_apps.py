@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ from privacy.ledger import Ledger
 from privacy.policy import BUILTIN
 from server import members
 from server.folder import FolderError
-from server.members import MembersError
-from server.rollcall import RollCall
+from server.members import Home, MembersError
+from server.registered import RegisteredGrid
 from server.stock import StockError
 from simulations.grid import LocalGrid
 from tests.federation_of import coordinator, member, now
@@ -57,12 +58,18 @@ class Nodes:
 
 
 class Stock(Grid):
-    """Flower's Grid as a stock ServerApp sees it: node ids, and no names."""
+    """Flower's Grid as a stock ServerApp sees it: nodes and their keys, and no names."""
 
-    def __init__(self, nodes: Nodes) -> None:
-        self.nodes = nodes
+    def __init__(self, nodes: Nodes, keys: Mapping[str, bytes]) -> None:
+        self.nodes, self.keys = nodes, keys
         self.local = LocalGrid(nodes, list(nodes.configs))
         self.gone: set[int] = set()
+
+    def get_nodes(self) -> list[Any]:
+        return [
+            SimpleNamespace(node_id=number, public_key=self.keys[node])
+            for number, node in self.local.names().items()
+        ]
 
     def set_run(self, run: Any) -> None:
         self.local.set_run(run)
@@ -110,7 +117,8 @@ def world(folder: Path, *sites: str) -> tuple[Path, dict[str, Path], Stock]:
         site: {"dir": str(place), "data": f"builtin:{number}/{len(sites)}"}
         for number, (site, place) in enumerate(places.items())
     }
-    return home, places, Stock(Nodes(configs))
+    keys = {s: m.certificate.public_pem for s, m in Home(home).members().sites.items()}
+    return home, places, Stock(Nodes(configs), keys)
 
 
 def ledger(place: Path, part: str = "0-2") -> Ledger:
@@ -157,6 +165,7 @@ def test_a_site_that_may_not_or_will_not_take_part_spends_nothing(tmp_path: Path
         assert {site: (said["status"], said["reason"]) for site, said in line["sites"].items()} == {
             "north": ("trained", None),
             "strict": ("declined", "noise-too-low"),
+            "running": ("failed", "failed"),
             "foreign": ("declined", "ledger-untrusted"),
         }
     for number, (site, place) in enumerate(places.items()):
@@ -201,74 +210,54 @@ def test_a_site_that_cannot_be_opened_tells_a_code_and_nothing_else(
 
 
 class Speaking(Nodes):
-    """Nodes that say what they like."""
-
-    def __init__(self, says: Mapping[str, Any]) -> None:
-        super().__init__({node: {} for node in says})
-        self.says, self.asked = says, 0
+    """Nodes that answer with one word."""
 
     def collect(self) -> tuple[str, Message] | None:
         number, node, message = self.waiting.pop(0)
-        self.asked += 1
-        said = self.says[node]
-        fields = {} if said is None else {"site": said}
-        return number, Message(RecordDict({"reply": ConfigRecord(fields)}), reply_to=message)
+        fields = ConfigRecord({"site": node})
+        return number, Message(RecordDict({"reply": fields}), reply_to=message)
 
 
-def test_only_the_coordinators_own_sites_are_asked_and_each_name_once() -> None:
-    heard: list[str] = []
-    nodes = Speaking({"a": "north", "b": "north", "c": "../../x", "d": "evil", "e": None, "f": 7})
-    roll = RollCall(
-        Stock(nodes), lambda: {"north"}, lambda what, **facts: heard.append(facts["why"])
-    )
-    assert roll.names() == {1000: "north"}
-    assert roll.names() == {1000: "north"}
-    assert nodes.asked == 6  # those who gave no name are asked again later, not at once
-    assert heard == [
-        "does not say which site it is",
-        "does not say which site it is",
-        "says that it is north, as another node does",
-        "not one of this coordinator's sites",
-        "not one of this coordinator's sites",
-    ]
+def speaking(**keys: bytes) -> tuple[Stock, RegisteredGrid, list[dict[str, Any]]]:
+    grid, heard = Stock(Speaking({node: {} for node in keys}), keys), list[dict[str, Any]]()
+    known = {b"key of north": "north", b"key of south": "south"}
+    return grid, RegisteredGrid(grid, lambda: known, lambda what, **said: heard.append(said)), heard
 
 
-def test_a_name_is_free_again_when_its_node_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = Stock(Speaking({"a": "north", "b": "north"}))
-    roll = RollCall(grid, lambda: {"north"}, lambda what, **facts: None)
-    assert roll.names() == {1000: "north"}
-    monkeypatch.setattr(grid.local, "get_node_ids", lambda: [1001])
-    assert roll.names() == {1001: "north"}
+def test_a_node_is_the_site_whose_key_it_shows_and_a_stranger_is_not_asked() -> None:
+    _, grid, heard = speaking(a=b"key of south", north=b"another key", b=b"key of north")
+    assert grid.names() == {1000: "south", 1002: "north"}
+    assert list(grid.get_node_ids()) == [1000, 1002]
+    assert heard == [{"node": 1001, "why": "its key is not that of a site"}]
 
 
 def test_a_message_that_flower_cannot_send_is_answered_with_an_error() -> None:
-    grid = Stock(Speaking({"a": "north"}))
-    grid.gone = {1000}
-    roll = RollCall(grid, lambda: {"north"}, lambda what, **facts: None)
-    message = roll.create_message(RecordDict(), "query", 1000, "")
-    (number,) = roll.push_messages([message])
-    (reply,) = roll.pull_messages([number])
+    below, grid, _ = speaking(a=b"key of north")
+    below.gone = {1000}
+    message = grid.create_message(RecordDict(), "query", 1000, "")
+    (number,) = grid.push_messages([message])
+    (reply,) = grid.pull_messages([number])
     assert reply.has_error()
     assert reply.metadata.reply_to_message_id == number
 
 
 def test_a_reply_that_cannot_be_read_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = Stock(Speaking({"a": "north", "b": "south"}))
-    roll = RollCall(grid, lambda: {"north", "south"}, lambda what, **facts: None)
-    hostile, fine = roll.push_messages(
-        [roll.create_message(RecordDict(), "query", node, "") for node in (1000, 1001)]
+    below, grid, heard = speaking(a=b"key of north", b=b"key of south")
+    hostile, fine = grid.push_messages(
+        [grid.create_message(RecordDict(), "query", node, "") for node in (1000, 1001)]
     )
 
     def pull(ids: list[str]) -> Iterable[Message]:
         if hostile in ids:
             raise ValueError("hostile bytes")
-        return grid.local.pull_messages(ids)
+        return below.local.pull_messages(ids)
 
-    monkeypatch.setattr(grid, "pull_messages", pull)
-    (reply,) = roll.pull_messages([hostile, fine])
+    monkeypatch.setattr(below, "pull_messages", pull)
+    (reply,) = grid.pull_messages([hostile, fine])
     assert (reply.has_error(), reply.metadata.reply_to_message_id) == (True, hostile)
-    grid.nodes.waiting.pop(0)
-    (reply,) = roll.pull_messages([fine])
+    assert heard == [{"why": "ValueError"}]
+    below.nodes.waiting.pop(0)
+    (reply,) = grid.pull_messages([fine])
     assert (reply.has_error(), reply.metadata.reply_to_message_id) == (False, fine)
 
 

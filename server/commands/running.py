@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from server.federation import Outcome
     from server.folder import RunFolder
     from server.grid import LinkGrid
-    from server.rollcall import RollCall
+    from server.registered import RegisteredGrid
 
 EXIT: Final = {"done": 0, "failed": 1, "budget": 3}
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
@@ -112,7 +112,7 @@ def _serve(
 
 
 def play(
-    grid: "LinkGrid | RollCall",
+    grid: "LinkGrid | RegisteredGrid",
     listen: str,
     home: Home,
     plan: Plan,
@@ -173,7 +173,7 @@ class View:
         self._tell(run=folder.path.name, listen=listen, planned=plan.rounds, round=0)
         self.log("listening", where=listen, run=folder.path.name, plan=plan.digest[:16])
 
-    def gather(self, grid: "LinkGrid | RollCall", least: int) -> None:
+    def gather(self, grid: "LinkGrid | RegisteredGrid", least: int) -> None:
         """Wait until enough sites are connected; says who is missing now and then."""
         told = 0.0
         while len(found := sorted(grid.names().values())) < least:
