@@ -47,6 +47,7 @@ def coordinate(
     evaluates: bool = True,
     timeout: float | None = None,
     attempts: int = 3,
+    hand_out: float = 30.0,
     gather: Callable[[], None] = lambda: None,
     on_round: Callable[[Mapping[str, Any]], None] = lambda line: None,
     on_answer: Callable[[int, Any], None] = lambda number, answer: None,
@@ -75,7 +76,7 @@ def coordinate(
             on_answer=on_answer,
             timeout=timeout,
             attempts=attempts,
-            hands_out=True,
+            hand_out=hand_out,
         )
         context = Context(
             run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}

@@ -26,7 +26,6 @@ from server.strategy import Answer, ReplyError, Request, ask, read
 
 NO_ANSWER: Final = "no-answer"
 BUDGET: Final = "budget-exhausted"
-_HAND_OUT_SECONDS: Final = 30.0
 
 
 class Named(Protocol):
@@ -47,7 +46,10 @@ class Heads(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run, and everything outside of mathematics that it needs."""
+    """One run, and everything outside of mathematics that it needs.
+
+    `hand_out` is how many seconds the sites have to take the released model at the end; 0 is none.
+    """
 
     plan: Plan
     folder: RunFolder
@@ -61,7 +63,7 @@ class Job:
     on_answer: Callable[[int, Answer], None] = lambda number, answer: None
     timeout: float | None = None
     attempts: int = 1
-    hands_out: bool = False
+    hand_out: float = 0.0
     insecure: bool = False
 
 
@@ -88,7 +90,7 @@ class _Round:
 def federate(grid: Grid, job: Job) -> Outcome:
     """Run the plan to its end, or to where nobody can go on; then hand the model to the sites."""
     outcome = _federate(grid, job)
-    if job.hands_out and outcome.history:
+    if job.hand_out and outcome.history:
         _hand_out(grid, job)
     return outcome
 
@@ -108,7 +110,7 @@ def _hand_out(grid: Grid, job: Job) -> None:
         requests.append(request)
         messages.append(ask(grid, node, request, released, kind="evaluate"))
     pending = dict(zip(grid.push_messages(messages), requests, strict=True))
-    for _ in _replies(grid, pending, _HAND_OUT_SECONDS):
+    for _ in _replies(grid, pending, job.hand_out):
         continue
 
 

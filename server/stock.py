@@ -7,6 +7,7 @@ of the protection is in docs/stock-flower.md.
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -14,6 +15,8 @@ from flwr.serverapp import Grid, ServerApp
 from server.commands.running import View, labelled, play, resolved
 from server.members import Home, MembersError
 from server.registered import RegisteredGrid
+
+_HAND_OUT: Final = 120.0  # a process for every message takes its time
 
 app = ServerApp()
 
@@ -42,7 +45,9 @@ def main(grid: Grid, context: Context) -> None:
         return {m.certificate.public_pem: m.name for m in listed if m.revoked is None}
 
     known = RegisteredGrid(grid, sites, view.log)
-    outcome = play(known, "stock flower", home, plan, label, view, timeout, data, resume)
+    outcome = play(
+        known, "stock flower", home, plan, label, view, timeout, data, resume, hand_out=_HAND_OUT
+    )
     if outcome.reason != "done":
         raise StockError(f"{outcome.reason}: {outcome.detail}")
 

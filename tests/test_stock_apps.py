@@ -184,11 +184,14 @@ def test_a_run_that_no_budget_allows_is_shown_as_failed(tmp_path: Path) -> None:
 def test_a_site_that_cannot_be_opened_tells_a_code_and_nothing_else(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    own, rows = member(tmp_path, coordinator(tmp_path)[0], "north"), tmp_path / "rows.npz"
+    rows.touch()
     nodes = Nodes(
         {
             "absent": {"dir": str(tmp_path / "ward-7"), "data": "builtin:0/1"},
             "nameless": {"data": "builtin:0/1"},
-            "dataless": {"dir": str(member(tmp_path, coordinator(tmp_path)[0], "north"))},
+            "dataless": {"dir": str(own)},
+            "without a policy": {"dir": str(own), "data": str(rows)},
         }
     )
     grid = LocalGrid(nodes, list(nodes.configs))
@@ -205,6 +208,7 @@ def test_a_site_that_cannot_be_opened_tells_a_code_and_nothing_else(
             }
     told = capfd.readouterr().err
     assert "ward-7" in told
+    assert "no policy, expected one" in told
     assert "node-config dir" in told
     assert "node-config data" in told
 

@@ -2,13 +2,14 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 UNTIL_IT_LISTENS = """
 until python -c "import socket; socket.create_connection(('127.0.0.1', $PORT))" 2>/dev/null
-do kill -0 $! || exit 9; done
+do [ "$(jobs -r | wc -l)" = 2 ] || exit 9; done
 """
 WHAT_A_STRANGER_SEES = """
 python - <<END
@@ -53,15 +54,13 @@ def blocks(port: int) -> list[str]:
 
 
 def free_ports() -> int:
-    """The first of three neighbours that are free."""
+    """The first of three neighbours that are free, where no outgoing connection takes them."""
     while True:
-        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            with suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                third.bind(("127.0.0.1", port + 2))
-                return port
+        port = random.randrange(20000, 32000)
+        with ExitStack() as stack, suppress(OSError):
+            for number in range(3):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
+            return port
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,8 @@ def play(
     timeout: float | None,
     data: Path | None,
     resume: bool,
+    *,
+    hand_out: float = 30.0,
 ) -> "Outcome":
     """Make or open the run's folder and play the plan with the sites of `grid`, for all to see."""
     from privacy.identity import sign, signing_public
@@ -145,6 +147,7 @@ def play(
         sign_model=signer(home.signing_key),
         data=data,
         timeout=timeout,
+        hand_out=hand_out,
         gather=lambda: view.gather(grid, plan.min_sites),
         on_round=view.round,
         on_answer=view.answer,
