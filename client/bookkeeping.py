@@ -20,7 +20,7 @@ from opacus.layers.dp_rnn import DPRNNBase
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
-from client.layers import Layer, ModelError, Part, layer_of, parts
+from client.layers import Layer, ModelError, Part, layer_of, parts, sum_of
 
 _log = logging.getLogger(__name__)
 
@@ -125,23 +125,20 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
 
         `loss` gives a loss per example [B]. Calling it for the parts of a batch adds up.
         """
+        for p in self._trained:
+            sum_of(p)
         if not len(x):
-            self._fill()
             return
         made = self._parts(x, y, loss)
-        square = torch.stack([part.square for part in made]).sum(0)
-        fine = torch.isfinite(square)
-        factors = torch.where(fine, self._clip / (square.sqrt() + 1e-6), 0.0).clamp(max=1.0)
-        broken = None if bool(fine.all()) else ~fine
-        for part in made:
-            for p, total in part.total(factors, broken):
-                p.grad = total if p.grad is None else p.grad.add_(total)
-        self._fill()
-
-    def _fill(self) -> None:
-        for p in self._trained:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
+        square = sum((part.square for part in made[1:]), made[0].square)
+        factors = (self._clip / (square.sqrt() + 1e-6)).clamp_(max=1.0)
+        broken = None
+        if not math.isfinite(square.max()):
+            broken = ~torch.isfinite(square)
+            factors.masked_fill_(broken, 0)
+        with torch.no_grad():
+            for part in made:
+                part.add(factors, broken)
 
     def _parts(self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> list[Part]:
         with self._recording():

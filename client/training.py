@@ -41,29 +41,39 @@ class Trained:
 class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     """Opacus' optimizer of clipped sums, its noise from the system's entropy, on a public grid.
 
-    After `pre_step()`, `p.grad` is the noisy mean; `pull` is added only after it.
+    The sums of all parameters lie in one vector, of which each `p.grad` is a part: so they are
+    noised and scaled in one go. After `pre_step()` they are the noisy mean; `pull` comes after it.
     """
 
     def __init__(self, *args: Any, pull: Callable[[], None] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._pull = pull
+        first = self.params[0]
+        sizes = [p.numel() for p in self.params]
+        self._sum = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
+        for p, part in zip(self.params, self._sum.split(sizes), strict=True):
+            p.grad = part.view(p.shape)
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Begin the next sum."""
+        self._sum.zero_()
 
     def accumulate(self) -> None:
-        """Take the clipped sum that the model left in `p.grad`."""
-        for p in self.params:
-            p.summed_grad = p.grad if p.summed_grad is None else p.summed_grad + p.grad
+        """The model has left its clipped sum where it is noised."""
 
     def add_noise(self) -> None:
-        """Put each clipped sum, noised and rounded to the grid, into `p.grad`."""
-        std = self.noise_multiplier * self.max_grad_norm
-        step = noise.grid(std)
-        for p in self.params:
-            if std == 0:
-                p.grad = p.summed_grad
-                continue
-            drawn = torch.from_numpy(noise.normal(tuple(p.shape), std)).to(p.device, p.dtype)
-            # The step is a power of two, so that dividing by it is exact.
-            p.grad = drawn.add_(p.summed_grad).mul_(1 / step).round_().mul_(step)
+        """Make of the clipped sum the noisy mean: noised, on the grid, over the public size."""
+        total = self._sum.cpu()  # on a CPU the very same memory
+        noise.privatise(
+            total.numpy(),
+            self.noise_multiplier * self.max_grad_norm,
+            over=self.expected_batch_size,
+            threads=torch.get_num_threads(),
+        )
+        self._sum.copy_(total)
+
+    def scale_grad(self) -> None:
+        """Already divided."""
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One noisy step; then `pull`, which sees no row."""
@@ -115,7 +125,7 @@ def train(
             for group in inner.param_groups:
                 group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
             drawn = noise.poisson(len(rows), rate)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             batch = torch.from_numpy(drawn).to(device)
             for part in torch.split(batch, plan.micro_batch or len(x) + 1):
                 add(x.index_select(0, part), y.index_select(0, part), task.loss)

@@ -23,16 +23,29 @@ MILLION = 1_000_000
 FALSE_ALARM = 1e-6
 
 
-@pytest.fixture(params=["native", "numpy"])
-def transform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "numpy":
-        monkeypatch.setattr(noise, "_transform", lambda: noise._box_muller)
-    elif noise._transform() is noise._box_muller:
+PATHS = ("a native stream", "native", "numpy")
+
+
+def use(path: str, patch: pytest.MonkeyPatch) -> None:
+    """Draw by one of the three ways that there are."""
+    kernel = noise._kernel()
+    if path == "numpy":
+        patch.setattr(noise, "_kernel", lambda: None)
+    elif kernel is None:
         pytest.skip("no C compiler")
+    elif path == "native":
+        patch.setattr(kernel, "streams", False)
+    elif not kernel.streams:
+        pytest.skip("no vector AES")
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    use(request.param, monkeypatch)
     return str(request.param)
 
 
-def test_a_million_draws_are_normal(transform: str) -> None:
+def test_a_million_draws_are_normal(path: str) -> None:
     z = noise.normal(MILLION, 3.0) / 3
     assert stats.kstest(z, "norm").pvalue > FALSE_ALARM
     edges = stats.norm.ppf(np.linspace(0, 1, 1001)[1:-1])
@@ -44,57 +57,143 @@ def test_a_million_draws_are_normal(transform: str) -> None:
     assert stats.kstest((z**2).reshape(-1, 10).sum(1), "chi2", args=(10,)).pvalue > FALSE_ALARM
 
 
-def test_the_tails_reach_beyond_eight_sigma(transform: str) -> None:
-    radii = np.array([0, 1, 2**8, 2**18], dtype=np.uint64)
-    angles = np.zeros(4, dtype=np.uint32)
-    x, y = np.empty((2, 4), dtype=np.float32)
-    noise._transform()(radii, angles, x, y, 1.0)
-    expected = [math.sqrt(-2 * math.log((float(b) + 0.5) / 2**64)) for b in radii]
-    assert np.allclose(x, expected, rtol=1e-6)
-    assert x[0] > 9.4
-    assert x[3] > 7.9
-    assert not y.any()
+def drawn(bits: np.ndarray, count: int, std: float = 1.0) -> np.ndarray:
+    """The numbers that given bits make, by the kernel if there is one."""
+    out, kernel = np.empty(count, dtype=np.float32), noise._kernel()
+    fill = noise._numpy_fill if kernel is None else kernel.fill
+    fill(out, bits, std, 0.0, 1.0)
+    return out
 
 
-def test_the_native_transform_equals_the_slow_one_and_exact_arithmetic() -> None:
-    rng = np.random.default_rng(1)
-    radii = rng.integers(0, 2**64, 20_000, dtype=np.uint64)
-    angles = rng.integers(0, 2**32, 20_000, dtype=np.uint32)
+def test_the_tails_reach_beyond_eight_sigma(path: str) -> None:
+    bits = np.zeros(native.size(8), dtype=np.uint8)
+    bits[:32].view(np.uint64)[:] = (0, 1, 2**8, 2**18)
+    z = drawn(bits, 8)
+    expected = [math.sqrt(-2 * math.log(((b >> 1) + 0.5) / 2**63)) for b in (0, 1, 2**8, 2**18)]
+    assert np.allclose(z[:4], expected, rtol=1e-6)
+    assert z[0] > 9.4
+    assert z[3] > 7.9
+    assert not z[4:].any()
+
+
+def test_every_path_equals_exact_arithmetic(path: str) -> None:
+    count, pairs = 40_000, 512
+    chunks = count // (2 * pairs) + 1
+    bits = np.random.default_rng(1).integers(0, 256, 12 * pairs * chunks, dtype=np.uint8)
+    z = drawn(bits, 2 * pairs * chunks).reshape(chunks, 2, pairs)
+    each = bits.reshape(chunks, 12 * pairs)
+    radii = np.ascontiguousarray(each[:, : 8 * pairs]).view(np.uint64) >> np.uint64(1)
+    angles = np.ascontiguousarray(each[:, 8 * pairs :]).view(np.uint32)
     turn = (angles >> np.uint32(30)) / 4 + (angles << np.uint32(2)).view(np.int32) / 2.0**34
-    radius = np.sqrt(-2 * np.log((radii + 0.5) / 2.0**64))
-    exact = radius * np.cos(2 * np.pi * turn), radius * np.sin(2 * np.pi * turn)
-    for used in {noise._transform(), noise._box_muller}:
-        x, y = np.empty((2, 20_000), dtype=np.float32)
-        used(radii, angles, x, y, 1.0)
-        assert np.allclose(x, exact[0], rtol=1e-6, atol=1e-7)
-        assert np.allclose(y, exact[1], rtol=1e-6, atol=1e-7)
+    radius = np.sqrt(-2 * np.log((radii + 0.5) / 2.0**63))
+    assert np.allclose(z[:, 0], radius * np.cos(2 * np.pi * turn), rtol=1e-6, atol=1e-7)
+    assert np.allclose(z[:, 1], radius * np.sin(2 * np.pi * turn), rtol=1e-6, atol=1e-7)
 
 
-def test_a_kernel_that_disagrees_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("count", [1, 7, 1024, 1025, 40_001, 400_000])
+def test_the_same_keys_give_the_same_numbers_on_every_path_and_by_any_threads(
+    count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = native._SOURCE.read_text().replace("sqrtf(square", "0.5f * sqrtf(square")
-    wrong = tmp_path / "transform.c"
-    wrong.write_text(source)
-    monkeypatch.setattr(native, "_SOURCE", wrong)
+    found = {}
+    for path, threads in [*((path, 1) for path in PATHS), ("numpy", 2)]:
+        with monkeypatch.context() as patch, noise.insecure(5):
+            if path == PATHS[0] and not getattr(noise._kernel(), "streams", False):
+                continue
+            if path == "native" and noise._kernel() is None:
+                continue
+            use(path, patch)
+            sums = np.arange(count, dtype=np.float32)
+            noise.privatise(sums, 3.0, over=7.0, threads=threads)
+            found[path, threads] = sums, noise.poisson(5000, 0.1)
+    first, rows = found["numpy", 1]
+    for other, same in found.values():
+        assert np.array_equal(rows, same)
+        assert np.allclose(other, first, rtol=1e-6, atol=1.01 * noise.grid(3.0) / 7)
+        assert (other != first).sum() <= 2 + count / 1000  # half-way between two grid points
+    assert np.array_equal(found["numpy", 1][0], found["numpy", 2][0])
+
+
+def test_a_noisy_sum_is_the_sum_the_noise_and_the_grid(path: str) -> None:
+    sums = np.full(100_000, 5.0, dtype=np.float32)
+    noise.privatise(sums, 2.0)
+    parts = sums / noise.grid(2.0)
+    assert np.array_equal(parts, np.rint(parts))
+    assert stats.kstest((sums - 5) / 2, "norm").pvalue > FALSE_ALARM
+    again = np.full(100_000, 5.0, dtype=np.float32)
+    noise.privatise(again, 2.0, over=4.0)
+    assert stats.kstest((again * 4 - 5) / 2, "norm").pvalue > FALSE_ALARM
+    assert np.array_equal(again * 4 / noise.grid(2.0), np.rint(again * 4 / noise.grid(2.0)))
+    assert len(np.intersect1d(again * 4 - 5, sums - 5)) < 30_000  # another draw
+    plain = np.arange(9, dtype=np.float32)
+    noise.privatise(plain, 0.0, over=2.0)
+    assert np.array_equal(plain, np.arange(9) / 2)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [np.zeros(3), np.zeros((4, 4), np.float32)[:, ::2], np.zeros((4, 4), np.float32).T[:2]],
+)
+def test_sums_that_cannot_be_noised_in_place_are_refused(bad: np.ndarray) -> None:
+    with pytest.raises(NoiseError, match="contiguous float32"):
+        noise.privatise(bad, 1.0)
+    with pytest.raises(NoiseError, match="over"):
+        noise.privatise(np.zeros(3, np.float32), 1.0, over=0.0)
+
+
+def loaded() -> native.Kernel | None:
+    return native.load(noise._numpy_fill, lambda key, size: noise._bits(size, np.uint8, key))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("sqrtf(fabsf(square))", "0.5f * sqrtf(fabsf(square))"),
+        ("(step / over)", "(step * over)"),
+        ("words[i] == most ?", "words[i] > most ?"),
+        ("EVEN(6, 4)", "EVEN(6, 5)"),
+        ("s->block += blocks", "s->block += 1"),
+    ],
+)
+def test_a_kernel_that_disagrees_is_not_used(
+    right: str, wrong: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if loaded() is None or not loaded().streams:
+        pytest.skip("no C compiler, or no vector AES")
+    source = native._SOURCE.read_text()
+    assert right in source
+    planted = tmp_path / "noise.c"
+    planted.write_text(source.replace(right, wrong))
+    monkeypatch.setattr(native, "_SOURCE", planted)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert native.load(noise._box_muller) is None
+    assert loaded() is None
+
+
+def test_the_native_stream_is_the_aes_of_openssl() -> None:
+    kernel = noise._kernel()
+    if kernel is None or not kernel.streams:
+        pytest.skip("no vector AES")
+    for count in (1, 1024, 5000, 100_001):
+        key = os.urandom(32)
+        made, given = np.zeros((2, count), dtype=np.float32)
+        kernel.fill(made, key, 1.0, 0.0, 1.0)
+        kernel.fill(given, noise._bits(native.size(count), np.uint8, key), 1.0, 0.0, 1.0)
+        assert np.array_equal(made, given)
 
 
 def test_the_kernel_is_kept_where_only_its_owner_writes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    if native.load(noise._box_muller) is None:
+    if loaded() is None:
         pytest.skip("no C compiler")
     (folder,) = tmp_path.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     (library,) = folder.iterdir()
     made = library.stat().st_mtime_ns
-    assert native.load(noise._box_muller) is not None
+    assert loaded() is not None
     assert library.stat().st_mtime_ns == made
     folder.chmod(0o777)
-    assert native.load(noise._box_muller) is None
+    assert loaded() is None
 
 
 def test_without_a_compiler_there_is_no_kernel(
@@ -102,13 +201,13 @@ def test_without_a_compiler_there_is_no_kernel(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert native.load(noise._box_muller) is None
+    assert loaded() is None
     monkeypatch.setenv("CC", "false")
-    assert native.load(noise._box_muller) is None
+    assert loaded() is None
 
 
 @pytest.mark.parametrize("shape", [(), 0, 1, (3,), (0, 4), (5, 7), (32_769,), (2, 32_769)])
-def test_shapes(shape: int | tuple[int, ...], transform: str) -> None:
+def test_shapes(shape: int | tuple[int, ...], path: str) -> None:
     z = noise.normal(shape, 2.0)
     assert z.shape == (shape if isinstance(shape, tuple) else (shape,))
     assert z.dtype == np.float32
@@ -185,13 +284,8 @@ def test_draws_at_the_ends() -> None:
 
 def test_ties_are_resolved_by_more_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     # With every first word equal to the threshold's, only the further bits decide.
-    real = noise._bits
     first = int(0.3 * 2**16)
-
-    def bits(count: int, dtype: type) -> np.ndarray:
-        return np.full(count, first, np.uint16) if dtype is np.uint16 else real(count, dtype)
-
-    monkeypatch.setattr(noise, "_bits", bits)
+    monkeypatch.setattr(noise, "_below", lambda n, threshold: ~np.arange(n))
     drawn = noise.poisson(100_000, 0.3)
     assert stats.binomtest(len(drawn), 100_000, 0.3 * 2**16 - first).pvalue > FALSE_ALARM
 

@@ -1,6 +1,6 @@
 """The audit is itself tested: bugs planted in the running process are found, a correct one passes.
 
-Plants sit where outside code can put them: at `privacy.noise.normal` and `privacy.noise.poisson`,
+Plants sit where outside code can put them: at `privatise` and `poisson` of `privacy.noise`,
 or at `p.grad` once Opacus' optimizer has prepared the step.
 """
 
@@ -31,7 +31,18 @@ def _threads():
 
 
 def at_noise(planted):
-    return lambda patch: patch.setattr(noise, "normal", planted())
+    """Let `planted()(shape, std)` draw the noise of a step."""
+
+    def plant(patch):
+        draw = planted()
+
+        def privatise(sums, std, *, over=1.0, threads=1):
+            sums += draw(sums.shape, std)
+            sums[:] = noise.round_to_grid([sums], noise.grid(std))[0] / over
+
+        patch.setattr(noise, "privatise", privatise)
+
+    return plant
 
 
 def at_poisson(planted):
@@ -45,6 +56,7 @@ def after_pre_step(change):
         prepare = Optimizer.pre_step
 
         def pre_step(self, closure=None):
+            self.sums = {p: p.grad.clone() for p in self.params}
             going = prepare(self, closure)
             with torch.no_grad():
                 change(self)
@@ -57,37 +69,43 @@ def after_pre_step(change):
 
 def clean(optimizer, p):
     """The mean gradient as it would be released without noise."""
-    return p.summed_grad / optimizer.expected_batch_size
+    return optimizer.sums[p] / optimizer.expected_batch_size
 
 
 def halve(optimizer):
     for p in optimizer.params:
-        p.grad = (p.grad + clean(optimizer, p)) / 2
+        p.grad.add_(clean(optimizer, p)).div_(2)
 
 
 def silence(optimizer):
     for p in optimizer.params:
-        p.grad = clean(optimizer, p)
+        p.grad.copy_(clean(optimizer, p))
 
 
 def silence_last(optimizer):
-    optimizer.params[-1].grad = clean(optimizer, optimizer.params[-1])
+    optimizer.params[-1].grad.copy_(clean(optimizer, optimizer.params[-1]))
 
 
 def silence_first(optimizer):
-    optimizer.params[0].grad = clean(optimizer, optimizer.params[0])
+    optimizer.params[0].grad.copy_(clean(optimizer, optimizer.params[0]))
+
+
+def silence_biases(optimizer):
+    for p in optimizer.params:
+        if p.dim() == 1:
+            p.grad.copy_(clean(optimizer, p))
 
 
 def same_noise(optimizer):
     std = optimizer.noise_multiplier * optimizer.max_grad_norm / optimizer.expected_batch_size
     source = torch.Generator().manual_seed(1234)
     for p in optimizer.params:
-        p.grad = clean(optimizer, p) + std * torch.randn(p.shape, generator=source)
+        p.grad.copy_(clean(optimizer, p) + std * torch.randn(p.shape, generator=source))
 
 
 def wider_clip(optimizer):
     for p in optimizer.params:
-        p.grad = p.grad + 2 * clean(optimizer, p)
+        p.grad.add_(clean(optimizer, p), alpha=2)
 
 
 def hidden_step(optimizer):
@@ -96,10 +114,11 @@ def hidden_step(optimizer):
 
 def averaged_noise(optimizer):
     first = [p.grad.clone() for p in optimizer.params]
+    for p in optimizer.params:
+        p.grad.copy_(optimizer.sums[p])
     optimizer.add_noise()
-    optimizer.scale_grad()
     for p, g in zip(optimizer.params, first, strict=True):
-        p.grad = (p.grad + g) / 2
+        p.grad.add_(g).div_(2)
 
 
 def unclipped(batch):
@@ -126,7 +145,7 @@ def unclipped(batch):
             most = optimizer.max_grad_norm * len(seen["x"])
             factor = min(1.0, most / max(length, 1e-12)) if batch else 1.0
             for p, g in zip(optimizer.params, raw, strict=True):
-                p.grad = p.grad - clean(optimizer, p) + factor * g / optimizer.expected_batch_size
+                p.grad.sub_(clean(optimizer, p)).add_(factor * g / optimizer.expected_batch_size)
 
         patch.setattr(BookKeeping, "accumulate", watched)
         after_pre_step(change)(patch)
@@ -199,10 +218,6 @@ def replacing():
     return lambda n, rate: np.sort(np.random.default_rng().integers(0, n, int(n * rate)))
 
 
-def biases_without_noise():
-    return lambda shape, std: normal(shape, 0.0 if len(shape) == 1 else std)
-
-
 PLANTS = {
     "halved noise": (at_noise(lambda: lambda s, std: normal(s, std / 2)), "noise_without_records"),
     "no noise": (at_noise(lambda: lambda s, std: normal(s, 0.0)), "noise_without_records"),
@@ -224,7 +239,7 @@ PLANTS = {
         at_noise(lambda: lambda s, std: ((noise.uniform(s) - 0.5) * 12**0.5 * std).astype("f4")),
         "noise_is_normal",
     ),
-    "biases without noise": (at_noise(biases_without_noise), "noise_without_records"),
+    "biases without noise": (after_pre_step(silence_biases), "noise_without_records"),
     "shuffling": (at_poisson(shuffled), "draws_are_independent"),
     "samples of a fixed size": (at_poisson(fixed_size), "samples_are_poisson"),
     "rotating samples": (at_poisson(rotating), "draws_are_independent"),

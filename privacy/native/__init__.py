@@ -1,8 +1,8 @@
-"""The noise transform compiled at first use, where the machine has a C compiler.
+"""Noise and draws compiled at first use, where the machine has a C compiler.
 
-Nothing here is needed: without a compiler, a private cache folder or agreement with the slow
-transform there is no kernel, and the caller computes the same numbers in numpy.
-`TACIT_NATIVE=0` does without.
+Nothing here is needed: without a compiler, a private cache folder or agreement with numpy and
+OpenSSL there is no kernel, and the caller computes the same numbers by these. `TACIT_NATIVE=0`
+does without.
 """
 
 import ctypes
@@ -16,17 +16,18 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Transform = Callable[
-    [NDArray[np.uint64], NDArray[np.uint32], NDArray[np.float32], NDArray[np.float32], float], None
-]
-"""(radius bits, angle bits, cosines out, sines out, std); equal lengths, contiguous."""
+Fill = Callable[[NDArray[np.float32], NDArray[np.uint8], float, float, float], None]
+"""(sums, bits, std, step, over): what `Kernel.fill` does, in numpy."""
 
-_SOURCE: Final = Path(__file__).with_name("transform.c")
+PAIRS: Final = 512
+"""Pairs of numbers in a chunk of bits; a shorter last one has a multiple of four."""
+
+_SOURCE: Final = Path(__file__).with_name("noise.c")
 _FLAGS: Final = (
     "-O3",
     "-march=native",
@@ -38,19 +39,72 @@ _FLAGS: Final = (
 _log = logging.getLogger(__name__)
 
 
-def load(slow: Transform) -> Transform | None:
-    """The compiled transform if it can be had and agrees with `slow`, else None."""
+def size(numbers: int) -> int:
+    """How many bytes of random bits so many normal numbers take."""
+    whole, rest = divmod(numbers, 2 * PAIRS)
+    return 12 * (PAIRS * whole + (rest + 7) // 8 * 4)
+
+
+class Kernel:
+    """The compiled functions. `bits` are random bytes, or a key of 32 to expand if `streams`."""
+
+    def __init__(self, library: Path) -> None:
+        own = ctypes.CDLL(str(library))
+        self._fill, self._draw = own.fill, own.draw
+        pointers: list[Any] = [*(ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)]
+        self._fill.argtypes = [*pointers, *[ctypes.c_double] * 3]
+        self._draw.argtypes = [*pointers, ctypes.c_long]
+        self._fill.restype, self._draw.restype = None, ctypes.c_long
+        self.streams = bool(own.streams())
+
+    def fill(
+        self,
+        sums: NDArray[np.float32],
+        bits: NDArray[np.uint8] | bytes,
+        std: float,
+        step: float,
+        over: float,
+    ) -> None:
+        """Add N(0, std^2) to contiguous sums, round to multiples of `step`, divide by `over`.
+
+        Step 0 puts the draws alone.
+        """
+        given = self._given(bits, size(len(sums)))
+        self._fill(sums.ctypes.data, len(sums), *given, std, step, over)
+
+    def draw(self, n: int, bits: NDArray[np.uint8] | bytes, threshold: int) -> NDArray[np.int64]:
+        """Which of `n` 16-bit words are below `threshold`, and ~i of those equal to it."""
+        given = self._given(bits, 2 * n)
+        rows = np.empty(n, dtype=np.int64)
+        return rows[: self._draw(rows.ctypes.data, n, *given, threshold)].copy()
+
+    def _given(self, bits: NDArray[np.uint8] | bytes, needed: int) -> tuple[Any, Any]:
+        """(bits, key), one of them None."""
+        if isinstance(bits, bytes):
+            if not self.streams or len(bits) != 32:
+                raise ValueError("expected bits, or a key of 32 bytes where there is a stream")
+            return None, bits
+        if bits.nbytes < needed:
+            raise ValueError(f"expected {needed} bytes of bits, got {bits.nbytes}")
+        return bits.ctypes.data, None
+
+
+def load(slow: Fill, stream: Callable[[bytes, int], NDArray[np.uint8]]) -> Kernel | None:
+    """The compiled kernel if it can be had and agrees with `slow` and with `stream`, else None.
+
+    `stream(key, size)` is AES-256 in counter mode, by OpenSSL.
+    """
     if os.environ.get("TACIT_NATIVE") == "0":
         return None
     try:
-        fast = _bind(_library())
+        kernel = Kernel(_library())
     except (OSError, subprocess.SubprocessError) as error:
         _log.info("noise: no native kernel (%s)", error)
         return None
-    if not _agree(fast, slow):
+    if not _agree(kernel, slow, stream):
         _log.warning("noise: the native kernel disagrees with numpy and is not used")
         return None
-    return fast
+    return kernel
 
 
 def _library() -> Path:
@@ -62,10 +116,10 @@ def _library() -> Path:
     folder = _cache()
     identity = "\0".join([compiler, *_FLAGS, platform.machine(), _processor()]).encode()
     name = hashlib.sha256(identity + source).hexdigest()[:32]
-    library = folder / f"transform-{name}.so"
+    library = folder / f"noise-{name}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as made:
-            target = Path(made) / "transform.so"
+            target = Path(made) / "noise.so"
             command = [compiler, *_FLAGS, "-o", str(target), str(_SOURCE), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=60)
             target.replace(library)
@@ -92,38 +146,36 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
 
 
-def _bind(library: Path) -> Transform:
-    function = ctypes.CDLL(str(library)).transform
-    function.restype = None
-    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_double]
-
-    def transform(
-        radii: NDArray[np.uint64],
-        angles: NDArray[np.uint32],
-        cosines: NDArray[np.float32],
-        sines: NDArray[np.float32],
-        std: float,
-    ) -> None:
-        pairs = len(radii)
-        if not len(angles) == len(cosines) == len(sines) == pairs:
-            raise ValueError("expected arrays of one length")
-        function(
-            *(radii.ctypes.data, angles.ctypes.data, cosines.ctypes.data, sines.ctypes.data),
-            *(pairs, std),
-        )
-
-    return transform
-
-
-def _agree(fast: Transform, slow: Transform) -> bool:
-    """Whether both transforms give the same numbers, the extreme bits included."""
+def _agree(kernel: Kernel, slow: Fill, stream: Callable[[bytes, int], NDArray[np.uint8]]) -> bool:
+    """Whether the kernel gives the slow path's numbers, the extreme bits included."""
     rng = np.random.default_rng(0)  # public: only compares the two
-    radii = rng.integers(0, 2**64, 4096, dtype=np.uint64, endpoint=False)
-    angles = rng.integers(0, 2**32, 4096, dtype=np.uint32, endpoint=False)
+    count, key = 8 * PAIRS + 13, bytes(range(32))
+    bits = rng.integers(0, 256, size(count), dtype=np.uint8)
+    radii, angles = bits[: 8 * PAIRS].view(np.uint64), bits[8 * PAIRS :][: 4 * PAIRS]
     radii[:64] = np.uint64(2**64 - 1) >> np.arange(64, dtype=np.uint64)
     radii[64:66] = (0, 1)
-    angles[:512] = np.arange(512, dtype=np.uint32) << np.uint32(23)
-    made = np.empty((4, 4096), dtype=np.float32)
-    fast(radii, angles, made[0], made[1], 2.0)
-    slow(radii, angles, made[2], made[3], 2.0)
-    return bool(np.allclose(made[:2], made[2:], rtol=1e-6, atol=1e-7))
+    angles.view(np.uint32)[:] = np.arange(PAIRS, dtype=np.uint32) << np.uint32(23)
+    sums = rng.normal(0, 2.0, count).astype(np.float32)
+    for step in (0.0, 2.0**-11):
+        fast, right = sums.copy(), sums.copy()
+        kernel.fill(fast, bits, 2.0, step, 3.0)
+        slow(right, bits, 2.0, step, 3.0)
+        # A sum half-way between two grid points may be rounded to either of them.
+        if not np.allclose(fast, right, rtol=1e-6, atol=max(1e-7, 1.01 * step)):
+            return False
+        if np.mean(fast != right) > 0.01 and step:
+            return False
+    words = rng.integers(0, 2**16, 10_007, dtype=np.uint16)
+    words[::101] = 500
+    found = kernel.draw(len(words), words.view(np.uint8), 500)
+    at = np.flatnonzero(words <= 500)
+    if not np.array_equal(found, np.where(words[at] == 500, ~at, at)):
+        return False
+    if not kernel.streams:
+        return True
+    made = sums.copy()
+    kernel.fill(made, key, 2.0, 2.0**-11, 3.0)
+    kernel.fill(fast := sums.copy(), stream(key, size(count)), 2.0, 2.0**-11, 3.0)
+    drawn = kernel.draw(10_007, key, 500)
+    given = kernel.draw(10_007, stream(key, 20_014), 500)
+    return np.array_equal(made, fast) and np.array_equal(drawn, given)
