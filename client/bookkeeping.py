@@ -151,9 +151,8 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
                     raise ModelError(f"model: in-place operation on the output of {layer.name}")
             if not tape:
                 raise ModelError("model: expected trained parameters to be used, got none")
-            gradients = torch.autograd.grad(
-                losses.sum(), [out for _, _, out, _ in tape], allow_unused=True
-            )
+            outs, each = [out for _, _, out, _ in tape], torch.ones_like(losses)
+            gradients = torch.autograd.grad(losses, outs, each, allow_unused=True)
         uses: dict[Layer, list[tuple[Tensor, Tensor]]] = {}
         for (layer, a, _, _), g in zip(tape, gradients, strict=True):
             if g is not None:

@@ -127,7 +127,7 @@ def train(
             drawn = noise.poisson(len(rows), rate)
             optimizer.zero_grad()
             batch = torch.from_numpy(drawn).to(device)
-            for part in torch.split(batch, plan.micro_batch or len(x) + 1):
+            for part in torch.split(batch, plan.micro_batch) if plan.micro_batch else (batch,):
                 add(x.index_select(0, part), y.index_select(0, part), task.loss)
             optimizer.step()
             if on_step is not None:

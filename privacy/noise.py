@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final
 
 import numpy as np
@@ -195,10 +195,13 @@ class _Seeded:
 _insecure: ContextVar[_Seeded | None] = ContextVar("insecure", default=None)
 
 
+_KEY: Final = 32
+
+
 def _key() -> bytes:
     """A key that nothing else will ever have."""
     seeded = _insecure.get()
-    return os.urandom(32) if seeded is None else seeded.key()
+    return os.urandom(_KEY) if seeded is None else seeded.key()
 
 
 def _stream(key: bytes) -> CipherContext:
@@ -207,6 +210,8 @@ def _stream(key: bytes) -> CipherContext:
 
 def _bits(count: int, dtype: type[Any], key: bytes | None = None) -> NDArray[Any]:
     out = np.empty(count, dtype=dtype)
+    if key is None and out.nbytes <= _KEY:  # a fresh key is as random as its stream
+        return np.frombuffer(_key()[: out.nbytes], dtype=dtype)
     _expand(_stream(key or _key()), out.view(np.uint8))
     return out
 
@@ -219,19 +224,17 @@ def _expand(stream: CipherContext, out: NDArray[np.uint8]) -> None:
 
 def _fill(sums: NDArray[np.float32], std: float, step: float, over: float, threads: int) -> None:
     """Add draws to a flat array, round to multiples of `step`, divide; step 0 puts draws alone."""
-    pieces = [(sums[at : at + _PIECE], _key()) for at in range(0, len(sums), _PIECE)]
-
-    def do(piece: tuple[NDArray[np.float32], bytes]) -> None:
-        _fill_piece(*piece, std, step, over)
-
+    pieces = [sums[at : at + _PIECE] for at in range(0, len(sums), _PIECE)]
+    keys = [_key() for _ in pieces]
+    fill = partial(_fill_piece, std=std, step=step, over=over)
     if threads > 1 and len(pieces) > 2:
-        list(_pool(threads).map(do, pieces))
+        list(_pool(threads).map(fill, pieces, keys))
     else:
-        list(map(do, pieces))
+        list(map(fill, pieces, keys))
 
 
 def _fill_piece(
-    sums: NDArray[np.float32], key: bytes, std: float, step: float, over: float
+    sums: NDArray[np.float32], key: bytes, *, std: float, step: float, over: float
 ) -> None:
     kernel = _kernel()
     if kernel is not None and kernel.streams:
