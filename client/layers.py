@@ -183,17 +183,14 @@ def _sorted(tokens: Tensor) -> Tensor:
 
 
 def _merged(g: Tensor, tokens: Tensor) -> Tensor:
-    """g [B, L, d] with each token's gradient added to that of its first place, and zero after."""
+    """g [B, L, d] with each token's gradients added up at one of its places, and zero elsewhere."""
+    rows, length, _ = g.shape
     ordered, order = tokens.sort(1)
-    again = functional.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
-    place = torch.arange(again.shape[1], device=g.device).expand_as(again)
-    first = torch.where(again, 0, place).cummax(1).values
-    rows, places = again.nonzero(as_tuple=True)
-    source, target = order[rows, places], order[rows, first[rows, places]]
-    extra = g[rows, source]
-    g[rows, source] = 0
-    g.view(-1, g.shape[-1]).index_add_(0, rows * g.shape[1] + target, extra)
-    return g
+    first = torch.searchsorted(ordered, ordered)
+    place = torch.empty_like(order).scatter_(1, order, order.gather(1, first))
+    place += torch.arange(rows, device=g.device)[:, None] * length
+    made = torch.zeros_like(g, memory_format=torch.contiguous_format).view(rows * length, -1)
+    return made.index_add_(0, place.flatten(), g.flatten(0, 1)).view(g.shape)
 
 
 def sum_of(p: nn.Parameter) -> Tensor:

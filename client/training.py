@@ -20,6 +20,7 @@ from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
 from client.bookkeeping import BookKeeping
+from client.memory import keep_freed
 from client.tasks.task import Rows, Task
 from privacy import noise
 from privacy.events import Event
@@ -105,6 +106,7 @@ def train(
     """
     if event is not None and event.unit != "record":
         raise TrainingError(f"event: expected the unit record, got {event.unit}")
+    keep_freed()
     rate = plan.rate if event is None else event.rate
     steps = plan.steps if event is None else event.steps * event.count
     model.to(device).train()
