@@ -306,7 +306,8 @@ def _box_muller(
     radius *= 2.0**-63
     np.log(radius, out=radius)
     radius *= -2 * std**2
-    np.sqrt(radius, out=radius)
+    length = radius.astype(np.float32)
+    np.sqrt(length, out=length)
     # Two bits of quadrant; thirty, signed, of the offset from its axis, at most a quarter of pi:
     # small enough for sine and cosine in float32 (in float64 numpy takes ten times as long).
     offset = (angles << np.uint32(2)).view(np.int32).astype(np.float32)
@@ -314,7 +315,7 @@ def _box_muller(
     z = np.empty((2, len(radii)), dtype=np.float32)
     np.cos(offset, out=z[0])
     np.sin(offset, out=z[1])
-    z *= radius.astype(np.float32)
+    z *= length
     # A quadrant further is (-y, x) for (x, y): swapped where the low bit is odd, signed by both.
     low = angles << np.uint32(1)
     x, y = z.view(np.uint32)
