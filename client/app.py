@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import torch
@@ -23,11 +24,11 @@ from client.tasks import Task, TaskError, task
 from client.training import Trained, train
 from privacy import noise
 from privacy.events import Event
-from privacy.ledger import Entry, Exhausted, LedgerError
+from privacy.ledger import Entry, Exhausted, LedgerError, Standing
 from privacy.loading import from_json
 from privacy.plan import Plan, PlanError
 from privacy.policy import Refusal, judge
-from privacy.wire import Arrays, WireError, decode, digest, encode
+from privacy.wire import Arrays, Shapes, WireError, decode, digest, encode
 
 ARRAYS: Final = "arrays"
 REQUEST: Final = "request"
@@ -81,17 +82,24 @@ class Begun:
     number: int
     plan: Plan
     task: Task
-    model: torch.nn.Module
     weights: Arrays
     event: Event | None
     entries: tuple[Entry, ...]
     key: str
     began: float
 
+    def model(self) -> torch.nn.Module:
+        """A model of its own, with the weights that were asked."""
+        model = self.task.model(self.plan.seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(torch.from_numpy(self.weights[name].copy()))
+        return model
+
     def train(self) -> Trained:
         """Look at the rows: exactly the steps that were paid for."""
         return train(
-            self.model,
+            self.model(),
             self.site.rows(self.task),
             self.task,
             self.plan,
@@ -113,7 +121,7 @@ def received(site: Site, content: RecordDict) -> RecordDict:
     asked: Mapping[str, Any] = content.config_records.get(REQUEST) or {}
     with _Coded(site, asked) as coded:
         run, number, plan, blob = _request(site, content, asked)
-        weights = _weights(_task(plan).model(plan.seed), blob)
+        weights = _weights(_task(plan), plan, blob)
         site.on_model(plan, run, number, weights)
         return RecordDict({REPLY: ConfigRecord(_about(site, asked, "received", ""))})
     return coded.reply()
@@ -166,8 +174,7 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
     if site.paused():
         raise _Refused("paused")
     learning = _task(plan)
-    model = learning.model(plan.seed)
-    weights = _weights(model, blob)
+    weights = _weights(learning, plan, blob)
     key = f"{run}/{number}/{digest(blob)}"
     kept = site.replies.get(key)
     if kept is not None:
@@ -178,11 +185,8 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
     events = _judged(site, plan, number, run)
     entries = _spend(site, plan, events, run, number)
     event = events[0] if events else None
-    _load(model, weights)
     began = time.perf_counter()
-    return Begun(
-        site, asked, run, number, plan, learning, model, weights, event, entries, key, began
-    )
+    return Begun(site, asked, run, number, plan, learning, weights, event, entries, key, began)
 
 
 def _finish(begun: Begun, trained: Trained) -> RecordDict:
@@ -190,9 +194,8 @@ def _finish(begun: Begun, trained: Trained) -> RecordDict:
     update = {name: trained.update[name] for name in begun.weights}
     fields = _fields(plan, update, entries, begun.asked)
     if plan.metrics:
-        _load(begun.model, begun.weights)
         rows = site.rows(begun.task)
-        sums = paid_metrics(begun.model, rows, begun.task, plan, device=site.device)
+        sums = paid_metrics(begun.model(), rows, begun.task, plan, device=site.device)
         fields["metrics"] = Paid(json.dumps(sums), entries[1].event, entries[1])
     if begun.event is not None:
         fields["sigma"] = Public(begun.event.sigma)
@@ -234,10 +237,9 @@ def _task(plan: Plan) -> Task:
         raise _Refused("task-not-allowed") from None
 
 
-def _weights(model: torch.nn.Module, blob: bytes) -> Arrays:
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+def _weights(learning: Task, plan: Plan, blob: bytes) -> Arrays:
     try:
-        weights = decode(blob, shapes)
+        weights = decode(blob, _shapes(learning, plan.seed))
     except WireError:
         raise _Refused("bad-weights") from None
     if not noise.norm(list(weights.values())) <= _MOST_NORM:
@@ -245,10 +247,9 @@ def _weights(model: torch.nn.Module, blob: bytes) -> Arrays:
     return weights
 
 
-def _load(model: torch.nn.Module, weights: Arrays) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(weights[name].copy()))
+@lru_cache(maxsize=4)
+def _shapes(learning: Task, seed: int) -> Shapes:
+    return {name: tuple(p.shape) for name, p in learning.model(seed).named_parameters()}
 
 
 def _judged(site: Site, plan: Plan, number: int, run: str) -> tuple[Event, ...]:
@@ -257,14 +258,15 @@ def _judged(site: Site, plan: Plan, number: int, run: str) -> tuple[Event, ...]:
     if plan.unit == "record" and ledger is None:
         raise _Refused("ledger-untrusted")
     try:
+        stands = ledger.standing(run, _today()) if ledger is not None else Standing()
         verdict = judge(
             plan,
             site.policy,
-            ledger.merged() if ledger is not None else (),
+            stands.spent,
             site=site.name,
             round=number,
-            run=ledger.events(run) if ledger is not None else (),
-            rounds_today=ledger.rounds_on(_today()) if ledger is not None else 0,
+            run=stands.run,
+            rounds_today=stands.rounds_today,
         )
     except LedgerError as error:
         site.on_event("ledger", message=str(error))
@@ -340,21 +342,12 @@ def _about(site: Site, asked: Mapping[str, Any], status: str, code: str) -> dict
         "reason": Public(code),
     }
     if site.ledger is not None and code != "ledger-untrusted":
-        events = _merged(site.ledger.events(run)) if isinstance(run, str) else []
-        fields["events"] = Public(json.dumps(events))
+        events = site.ledger.merged(run) if isinstance(run, str) else ()
+        fields["events"] = Public(json.dumps([event.to_dict() for event in events]))
         proof = site.proof(asked.get("head"))
         if proof is not None:
             fields["head"] = Public(json.dumps(proof.to_dict()))
     return release(fields, ledger=site.ledger, trust_coordinator=False)
-
-
-def _merged(events: tuple[Event, ...]) -> list[dict[str, Any]]:
-    """Equal events counted together, in the order in which they first came."""
-    counts: dict[tuple[str, float, float, int], int] = {}
-    for e in events:
-        key = (e.unit, e.sigma, e.rate, e.steps)
-        counts[key] = counts.get(key, 0) + e.count
-    return [Event(*key, count=count).to_dict() for key, count in counts.items()]
 
 
 def _pack(values: Mapping[str, Any]) -> bytes:

@@ -75,14 +75,13 @@ def release(
     An entry pays once: two fields of one reply cannot share it, and it must stand in this very
     ledger with the field's own event.
     """
-    entries = {e.digest for e in ledger.entries()} if ledger is not None else set()
     used: set[str] = set()
     out: dict[str, Any] = {}
     for name, field in fields.items():
         if isinstance(field, Public):
             _check_public(name, field.value)
         elif isinstance(field, Paid):
-            if field.entry.digest not in entries:
+            if ledger is None or not ledger.holds(field.entry):
                 raise DoorError(f"{name}: expected an entry of this site's ledger to pay for it")
             if field.entry.event != field.event or field.event.sigma <= 0:
                 raise DoorError(f"{name}: expected the entry of its own event to pay for it")

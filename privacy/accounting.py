@@ -161,6 +161,7 @@ def _inside(excess: Callable[[float], float], low: float, high: float) -> float:
     return root
 
 
+@lru_cache(maxsize=4096)
 def _rdp_epsilon(segments: tuple[Segment, ...], delta: float) -> float:
     total = np.zeros(len(_ORDERS))
     for sigma, rate, releases in segments:

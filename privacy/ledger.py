@@ -10,6 +10,7 @@ the salt of the two-sided chain (privacy/heads.py) and what happened to the ledg
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import RLock
@@ -41,6 +42,7 @@ __all__ = [
     "LedgerError",
     "LedgerMissing",
     "Note",
+    "Standing",
     "Untrusted",
     "Verified",
     "extends",
@@ -60,6 +62,18 @@ class Untrusted(LedgerError):
     """Its log remembers entries that the ledger no longer holds: a restored copy or a cut tail."""
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a judgement needs of a ledger, in one look: all that was spent, in one run, on a day."""
+
+    spent: tuple[Event, ...] = ()
+    run: tuple[Event, ...] = ()
+    rounds_today: int = 0
+
+
+Counts = dict[tuple[str, float, float, int], int]
+
+
 class Ledger:
     """One population's ledger, open for spending; safe between threads and between processes."""
 
@@ -71,7 +85,9 @@ class Ledger:
         self._log = log_chain(log_path(path))
         self._heads: list[Head] = [GENESIS]
         self._leaves: list[str] = []
-        self._merged: dict[tuple[str, float, float, int], int] = {}
+        self._merged: Counts = {}
+        self._runs: dict[str, Counts] = {}
+        self._day = (0, 0, set[tuple[str, int]]())  # from which entry, to which, rounds met
 
     @classmethod
     def create(cls, path: Path | str, *, population: str, durable: bool = True) -> "Ledger":
@@ -124,10 +140,20 @@ class Ledger:
         with self._reading():
             return told(self._log.rows)
 
-    def merged(self) -> tuple[Event, ...]:
-        """All events, equal ones counted together: the same account as `events()`, and shorter."""
+    def merged(self, run: str | None = None) -> tuple[Event, ...]:
+        """All events, or one run's, equal ones counted together: shorter than `events(run)`."""
         with self._reading():
-            return self._past()
+            return self._past() if run is None else self._of(run)
+
+    def standing(self, run: str, day: str) -> Standing:
+        """What was spent: in all, in `run`, and on how many rounds of `day` (YYYY-MM-DD, UTC)."""
+        with self._reading():
+            return Standing(self._past(), self._of(run), self._rounds(day))
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether this very entry stands in this ledger."""
+        with self._reading():
+            return 0 < entry.n <= len(self._chain.rows) and self._chain.rows[entry.n - 1] == entry
 
     def spent(self, delta: float, *, records: int = 1, accountant: str = "pld") -> float:
         """Epsilon at `delta` of everything that was ever spent."""
@@ -225,10 +251,7 @@ class Ledger:
     def rounds_on(self, day: str) -> int:
         """How many rounds were spent on since the log's first line of that UTC day (YYYY-MM-DD)."""
         with self._reading():
-            days = [note for note in self._log.rows if note.what == "day"]
-            if not days or days[-1].details.get("day") != day:
-                return 0
-            return len({(e.run, e.round) for e in self._chain.rows[days[-1].entries :]})
+            return self._rounds(day)
 
     def trusted(self) -> bool:
         """Whether the ledger still holds every entry that its log remembers."""
@@ -274,10 +297,26 @@ class Ledger:
             self._heads.append(fold(self._heads[-1], self._leaves[-1:]))
             event = entry.event
             key = (event.unit, event.sigma, event.rate, event.steps)
-            self._merged[key] = self._merged.get(key, 0) + event.count
+            for counts in (self._merged, self._runs.setdefault(entry.run, {})):
+                counts[key] = counts.get(key, 0) + event.count
 
     def _past(self) -> tuple[Event, ...]:
         return tuple(Event(*key, count) for key, count in sorted(self._merged.items()))
+
+    def _of(self, run: str) -> tuple[Event, ...]:
+        """One run's events, merged, in the order in which they first came."""
+        return tuple(Event(*key, count) for key, count in self._runs.get(run, {}).items())
+
+    def _rounds(self, day: str) -> int:
+        last = next((note for note in reversed(self._log.rows) if note.what == "day"), None)
+        if last is None or last.details.get("day") != day:
+            return 0
+        first, seen, met = self._day
+        if first != last.entries:
+            first, seen, met = last.entries, last.entries, set()
+        met |= {(e.run, e.round) for e in self._chain.rows[seen:]}
+        self._day = (first, len(self._chain.rows), met)
+        return len(met)
 
     def _check_trusted(self) -> None:
         if lost := check_anchors(self.path, self._chain.rows, self._log.rows):

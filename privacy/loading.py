@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -133,6 +134,7 @@ def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
     return parse(table)
 
 
+@lru_cache(maxsize=2)  # every round, and in a simulation every site, is asked with the same text
 def from_json(text: str) -> Plan:
     """The plan that a coordinator sent; PlanError where it is none."""
     try:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import tomli_w
@@ -40,8 +41,13 @@ class SitePlan:
     epsilon: float | None = None
     limit: float | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The keys that have a value."""
+        every = {"rows": self.rows, "epsilon": self.epsilon, "limit": self.limit}
+        return {key: value for key, value in every.items() if value is not None}
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Plan:
     """Every key of a plan's TOML, resolved. The meanings stand in docs/plan.md.
 
@@ -195,10 +201,7 @@ class Plan:
             if not self.private and item.name in PRIVACY_KEYS:
                 continue
             values[item.name] = list(value) if isinstance(value, tuple) else value
-        values["site"] = {
-            name: {k: v for k, v in asdict(own).items() if v is not None}
-            for name, own in sorted(self.site.items())
-        }
+        values["site"] = {name: own.to_dict() for name, own in sorted(self.site.items())}
         values["simulation"] = asdict(self.simulation)
         return values
 
@@ -208,7 +211,7 @@ class Plan:
         del values["simulation"]
         return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of `to_json()`: what a site approves."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from privacy.accounting import spent
 from privacy.events import Event
-from privacy.ledger import Ledger, LedgerError, log_path, verify
+from privacy.ledger import Ledger, LedgerError, Standing, log_path, verify
 from tests.ledgers import EVENT, LIMIT, filled, refused, spend
 
 
@@ -138,6 +139,31 @@ def test_rounds_are_counted_by_the_day(path: Path, monkeypatch: pytest.MonkeyPat
     assert ledger.rounds_on(str(today)) == 3
     assert ledger.rounds_on("1999-01-01") == 0
     assert Ledger.open(path).rounds_on(str(today)) == 3
+    another = Ledger.open(path)
+    spend(another)
+    another.spend(EVENT, LIMIT, run="another run", round=9, plan="p")
+    assert ledger.rounds_on(str(today)) == 5
+
+
+def test_a_standing_is_what_was_spent_in_all_in_a_run_and_on_a_day(path: Path) -> None:
+    ledger = filled(path)
+    today = str(ledger.notes()[1].details["day"])
+    ledger.spend(EVENT, LIMIT, run="another run", round=1, plan="p")
+    stands = ledger.standing("another run", today)
+    assert stands == Standing(ledger.merged(), (EVENT,), 4)
+    assert stands.spent == (replace(EVENT, count=4),)
+    assert ledger.standing("run", today).run == ledger.merged("run") == (replace(EVENT, count=3),)
+    assert ledger.standing("no run", "1999-01-01") == Standing(ledger.merged())
+
+
+def test_a_ledger_holds_its_own_entries_and_no_other(path: Path, tmp_path: Path) -> None:
+    ledger, other = filled(path), Ledger.create(tmp_path / "other.jsonl", population="others")
+    assert all(ledger.holds(entry) for entry in ledger.entries())
+    stranger = other.spend(EVENT, LIMIT, run="run", round=1, plan="q")
+    assert not ledger.holds(stranger)
+    assert not ledger.holds(replace(ledger.entries()[0], event=replace(EVENT, sigma=9.0)))
+    assert not ledger.holds(replace(ledger.entries()[0], n=0))
+    assert not ledger.holds(replace(ledger.entries()[0], n=4))
 
 
 def test_a_full_disk_leaves_the_ledger_as_it_was(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The plan: parsed once, refused by name where it is wrong, the same for doing and for paying."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,7 @@ def test_the_digest_covers_everything_but_the_simulation() -> None:
     assert load_plan("digits", ["simulation.workers=7"]).digest == plan.digest
     assert load_plan("digits", ["lr=0.123"]).digest != plan.digest
     assert load_plan("digits", ["purpose=another"]).digest != plan.digest
+    assert replace(plan, lr=0.123).digest == load_plan("digits", ["lr=0.123"]).digest
 
 
 def test_a_schema_travels_inside_the_plan(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The tasks: one module each, found by name here and nowhere else."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import import_module
 from typing import Final, cast
 
@@ -12,6 +13,7 @@ NAMES: Final = ("digits", "fashion-mnist", "heart-disease", "adult", "table")
 """Every task; a task NAME is the module NAME (with _ for -) and its function `task`."""
 
 
+@lru_cache(maxsize=4)
 def task(name: str, schema: str | None = None) -> Task:
     """The task of that name; `schema` is the TOML text that describes a `table`."""
     if name not in NAMES:

@@ -15,7 +15,7 @@ def seeded(build: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
 
     def model(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # models are built on the CPU
             return build()
 
     return model
