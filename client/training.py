@@ -7,7 +7,7 @@ mean (weight decay, FedProx, momentum, Adam) depends on no row.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -114,13 +114,13 @@ def train(
     named = dict(model.named_parameters(remove_duplicate=False))
     old = {name: p.detach().clone() for name, p in named.items()}
     trained = [p for p in model.parameters() if p.requires_grad]
-    inner = _optimizer(trained, plan)
+    inner = optimizer_of(trained, plan)
     optimizer = NoisyOptimizer(
         inner,
         noise_multiplier=0.0 if event is None else event.sigma,
         max_grad_norm=1.0 if plan.clip is None else plan.clip,
         expected_batch_size=rate * plan.rows_of(site),
-        pull=_proximal(trained, plan.mu) if plan.aggregation == "fedprox" else None,
+        pull=proximal(trained, plan.mu) if plan.aggregation == "fedprox" else None,
     )
     with _summed(model, x, plan, event) as add:
         for step in range(steps):
@@ -148,14 +148,15 @@ def rate_of(plan: Plan, step: int, steps: int) -> float:
     return plan.lr
 
 
-def _optimizer(trained: list[nn.Parameter], plan: Plan) -> torch.optim.Optimizer:
+def optimizer_of(trained: Sequence[Tensor], plan: Plan) -> torch.optim.Optimizer:
+    """What the plan does with the noisy means."""
     if plan.optimizer == "adam":
         return torch.optim.Adam(trained, lr=plan.lr, weight_decay=plan.l2)
     momentum = plan.momentum if plan.optimizer == "momentum" else 0.0
     return torch.optim.SGD(trained, lr=plan.lr, momentum=momentum, weight_decay=plan.l2)
 
 
-def _proximal(trained: list[nn.Parameter], mu: float) -> Callable[[], None]:
+def proximal(trained: Sequence[Tensor], mu: float) -> Callable[[], None]:
     """FedProx (Li et al. 2020): the gradient of mu/2 |w - w_0|^2, which depends on no row."""
     start = [p.detach().clone() for p in trained]
 

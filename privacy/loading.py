@@ -101,7 +101,7 @@ _SITE_CHECKS: Final[Mapping[str, Check]] = {
     "limit": _EPSILON,
 }
 _SIMULATION_CHECKS: Final[Mapping[str, Check]] = {
-    "engine": _choice("serial", "processes", "ray"),
+    "engine": _choice("serial", "processes", "vector", "ray"),
     "workers": _whole(1, 1024),
     "dropout": _number(0, 1, open_high=True),
     "slow": _number(0, 1, open_high=True),

@@ -19,6 +19,7 @@ from server.signing import own_key, signer
 from server.summary import summarise
 from simulations.engines import Processes, Serial
 from simulations.grid import Engine, LocalGrid
+from simulations.vector import Vector, stack_of
 from simulations.world import Place, World, own_ledger, prepare
 
 COORDINATOR = "coordinator"
@@ -49,6 +50,8 @@ def simulate(
     """
     began = time.perf_counter()
     plan, world = prepare(plan, data)
+    if plan.simulation.engine == "vector":
+        stack_of(plan)  # refuses a model that it cannot train
     if resume:
         run = RunFolder.open(folder, plan)
         ended = run.summary()
@@ -98,6 +101,8 @@ def _engine(place: Place) -> Engine:
         from simulations.ray_engine import RayActors
 
         return RayActors(place, options.workers)
+    if options.engine == "vector":
+        return Vector(place)
     return Serial(place)
 
 
