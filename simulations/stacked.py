@@ -164,7 +164,7 @@ def train_together(
     old = flat.clone()
     inner = optimizer_of([flat], plan)
     pull = proximal([flat], plan.mu) if plan.aggregation == "fedprox" else None
-    batches = _Batches(members)
+    batches = Batches(members)
     if private and plan.clip is None:
         raise TrainingError("clip: expected a value in a private plan, got nothing")
     clip = plan.clip if private else None
@@ -216,7 +216,7 @@ class Batch:
     real: Tensor
 
 
-class _Batches:
+class Batches:
     """All members' rows in one tensor, a row of zeros behind them, and draws from it."""
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -286,8 +286,8 @@ def _zero(like: Tensor) -> Tensor:
 def _flat(model: nn.Module) -> Iterator[nn.Module]:
     """The layers of a model in the order in which they are applied."""
     kind = type(model)
-    if kind is nn.Sequential:
-        for child in model.children():
+    if isinstance(model, nn.Sequential) and kind is nn.Sequential:
+        for child in model:  # not `children()`, which names a layer used twice once
             yield from _flat(child)
     elif (
         kind is nn.Linear
