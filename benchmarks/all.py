@@ -16,8 +16,9 @@ SHORT = (
     ("step.py", "--turns", "5", "--no-opacus"),
     ("inference.py", "--seconds", "5", "--rounds", "5"),
     ("utility.py", "--seeds", "2", "--only", "digits"),
+    ("engines.py", "--turns", "2", "--only", "vector"),
 )
-FULL = (("step.py",), ("inference.py",), ("utility.py",))
+FULL = (("step.py",), ("inference.py",), ("utility.py",), ("engines.py",))
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ so that they are post-processing and cost no privacy.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -45,7 +46,7 @@ def encode(arrays: Mapping[str, npt.NDArray[np.float32]], kind: str = "float32")
 
 def decode(data: bytes, shapes: Shapes, kind: str = "float32") -> Arrays:
     """The arrays in `data`; WireError unless names, shapes, dtypes and values are as expected."""
-    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    count = sum(math.prod(shape) for shape in shapes.values())
     if len(data) > 4 * count + 512 * len(shapes) + 65536:
         raise WireError(f"expected about {4 * count} bytes, got {len(data)}")
     try:
