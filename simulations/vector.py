@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Final, ParamSpec, TypeVar
 
 from flwr.app import Message
@@ -16,7 +16,8 @@ from client.tasks import task
 from client.training import Trained
 from privacy.plan import Plan, PlanError
 from simulations.grid import context
-from simulations.stacked import Member, Stack, train_together
+from simulations.stacked import Stack
+from simulations.together import Member, train_together
 from simulations.world import Place
 
 _MOST: Final = 4_000_000
@@ -115,9 +116,13 @@ class Vector:
                 yield from self._finished(group)
 
     def _finished(self, group: Sequence[_Ready]) -> Iterator[tuple[str, Message]]:
-        together = cache(lambda: iter(self._trained(group)))  # inside `finish`: it may fail
-        for one in group:
-            content = _in(one.room, finish, one.begun, lambda: next(together()))
+        together = cache(lambda: self._trained(group))  # within `finish`, since it may fail
+
+        def training(i: int) -> Trained:
+            return together()[i]
+
+        for i, one in enumerate(group):
+            content = _in(one.room, finish, one.begun, partial(training, i))
             yield one.number, Message(content, reply_to=one.message)
 
     def _room(self, site: str, message: Message, rooms: ExitStack) -> Context | None:

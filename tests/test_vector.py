@@ -27,7 +27,8 @@ from privacy.loading import load_plan
 from privacy.plan import Plan, PlanError
 from server.checkpoint import latest, read
 from simulations.run import simulate
-from simulations.stacked import Batches, Member, Stack, drawn_noise, train_together
+from simulations.stacked import Stack
+from simulations.together import Batches, Member, drawn_noise, train_together
 
 TABLE = """
 kind = "{kind}"
@@ -91,7 +92,7 @@ FEW = ["rounds=3", "sites=6", "sigma=2", "rate=0.1"]
     "sets",
     [
         ["steps=4", "schedule=cosine"],
-        ["steps=3", "optimizer=momentum", "l2=0.1", "split=dirichlet:0.3"],
+        ["steps=3", "optimizer=momentum", "l2=0.1", "split=dirichlet:0.3", "weights=rows"],
         ["steps=3", "optimizer=adam", "lr=0.05", "aggregation=fedprox", "mu=0.5"],
         ["rate=0.001", "steps=2"],
         ["rate=1.0", "micro_batch=7", "wire=bfloat16"],
