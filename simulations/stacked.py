@@ -60,7 +60,7 @@ class Stack:
         return {name: part.reshape(shape) for name, shape, part in pairs}
 
     def gradients(self, flat: Tensor, x: Tensor, y: Tensor, loss: Any) -> "Gradients":
-        """The gradients at weights [K, numbers] of every example of x [K, B, ...], y [K, B, ...]."""
+        """The gradients at weights [K, numbers] of each example of x [K, B, ...] with y [K, B]."""
         tape: list[tuple[nn.Linear, Tensor, Tensor]] = []
         at = 0
 
