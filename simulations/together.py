@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from privacy import noise
 from privacy.plan import Plan
 from privacy.wire import Arrays
 from simulations.stacked import Stack
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,10 +65,8 @@ def train_together(
     if private and plan.clip is None:
         raise TrainingError("clip: expected a value in a private plan, got nothing")
     clip = plan.clip if private else None
-    std = np.array([member.std for member in members], dtype=np.float64)
-    if std.any() and not (private and std.all()):
-        raise TrainingError("std: expected noise at every member of a private plan, or at none")
-    step_of = torch.tensor([noise.grid(one) for one in std], dtype=torch.float32)[:, None]
+    if not private and any(member.std for member in members):
+        raise TrainingError("std: expected no noise where a plan is not private")
     denominators = torch.tensor([m.denominator for m in members], dtype=torch.float32)[:, None]
     with torch.no_grad():
         for step in range(steps):
@@ -74,10 +74,8 @@ def train_together(
                 group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
             drawn = batches.draw(rate)
             total = _summed(stack, flat, drawn, task, clip)
-            if std.any():
-                total = drawn_noise(members, std, stack.shapes).add_(total)
-                # The grid's steps are powers of two, so that dividing by them is exact.
-                total.div_(step_of).round_().mul_(step_of)
+            if private:
+                add_noise(total.numpy(), members, stack.shapes)
             flat.grad = total.div_(denominators)
             if pull is not None:
                 pull()
@@ -146,31 +144,38 @@ class Batches:
         return np.concatenate([rows + start for rows, start in zip(drawn, starts, strict=True)])
 
 
-def drawn_noise(
-    members: Sequence[Member], std: NDArray[np.float64], shapes: Sequence[tuple[int, ...]]
-) -> Tensor:
-    """Noise [K, numbers] of each member's own std: equal ones at once, marked ones by themselves"""
-    numbers = sum(math.prod(shape) for shape in shapes)
-    if any(member.context is not None for member in members):
-        rows = []
-        for member in members:
-            parts = [
-                _in(member, partial(noise.normal, shape, member.std)).reshape(-1)
-                for shape in shapes
-            ]
-            rows.append(np.concatenate(parts))
-        return torch.from_numpy(np.stack(rows))
-    levels = np.unique(std)
-    if len(levels) == 1:
-        return torch.from_numpy(noise.normal((len(members), numbers), float(levels[0])))
-    made = np.empty((len(members), numbers), dtype=np.float32)
-    for level in levels:
-        equal = std == level
-        made[equal] = noise.normal((int(equal.sum()), numbers), float(level))
-    return torch.from_numpy(made)
+def add_noise(
+    sums: NDArray[np.float32], members: Sequence[Member], shapes: Sequence[tuple[int, ...]]
+) -> None:
+    """Noise sums [K, numbers] with each member's own std, in place, and round to its grid.
+
+    Members of one std share a draw; reproducible ones draw by themselves, an array at a time.
+    """
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    levels: dict[float, list[int]] = {}
+    for i, member in enumerate(members):
+        if member.context is None:
+            levels.setdefault(member.std, []).append(i)
+        else:
+            _in(member, partial(_privatise, np.split(sums[i], ends), member.std))
+    for std, equal in levels.items():
+        noised = sums[equal]
+        _privatise([noised], std)
+        sums[equal] = noised
 
 
-def _in(member: Member, draw: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+def _privatise(sums: Sequence[NDArray[np.float32]], std: float) -> None:
+    step = noise.grid(std)
+    for total in sums:
+        total += noise.normal(total.shape, std)
+        if step:
+            # The step is a power of two, so that dividing by it is exact.
+            total *= np.float32(1 / step)
+            np.rint(total, out=total)
+            total *= np.float32(step)
+
+
+def _in(member: Member, draw: Callable[[], T]) -> T:
     return draw() if member.context is None else member.context.copy().run(draw)
 
 
