@@ -88,6 +88,7 @@ class Ledger:
         self._merged: Counts = {}
         self._runs: dict[str, Counts] = {}
         self._day = (0, 0, set[tuple[str, int]]())  # from which entry, to which, rounds met
+        self._steady = False
 
     @classmethod
     def create(cls, path: Path | str, *, population: str, durable: bool = True) -> "Ledger":
@@ -264,29 +265,45 @@ class Ledger:
         event = Event(unit, 0.0, 1.0, 1, 1)
         self.spend(event, None, run=FULLY_SPENT, round=0, plan=reason)
 
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """One look for all that is read within: nobody writes meanwhile, nor may its caller."""
+        with self._reading():
+            before, self._steady = self._steady, True
+            try:
+                yield
+            finally:
+                self._steady = before
+
     def _supports(self, head: Head) -> bool:
         return head.n < len(self._heads) and self._heads[head.n] == head
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        with self._mutex, locked(self.path, write=False) as fd:
-            with locked(log_path(self.path), write=False) as log_fd:
-                self._log.refresh(log_fd)
-            self._chain.refresh(fd)
-            self._advance()
-            yield
+        with self._mutex:
+            if self._steady:
+                yield
+                return
+            with locked(self.path, write=False) as fd:
+                with locked(self._log.path, write=False) as log_fd:
+                    self._log.refresh(log_fd)
+                self._chain.refresh(fd)
+                self._advance()
+                yield
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[int, int]]:
-        with (
-            self._mutex,
-            locked(self.path, write=True) as fd,
-            locked(log_path(self.path), write=True) as log_fd,
-        ):
-            self._log.refresh(log_fd)
-            self._chain.refresh(fd)
-            self._advance()
-            yield fd, log_fd
+        with self._mutex:
+            if self._steady:
+                raise LedgerError(self.path, "is read by the caller: nothing can be written")
+            with (
+                locked(self.path, write=True) as fd,
+                locked(self._log.path, write=True) as log_fd,
+            ):
+                self._log.refresh(log_fd)
+                self._chain.refresh(fd)
+                self._advance()
+                yield fd, log_fd
 
     def _advance(self) -> None:
         if not self._log.rows:

@@ -156,6 +156,23 @@ def test_a_standing_is_what_was_spent_in_all_in_a_run_and_on_a_day(path: Path) -
     assert ledger.standing("no run", "1999-01-01") == Standing(ledger.merged())
 
 
+def test_a_steady_look_is_one_look_in_which_nothing_is_written(path: Path) -> None:
+    ledger = filled(path)
+    with ledger.steady():
+        assert ledger.merged("run") == (replace(EVENT, count=3),)
+        with ledger.steady():
+            assert ledger.holds(ledger.entries()[0])
+        with pytest.raises(LedgerError, match="nothing can be written"):
+            spend(ledger)
+        with path.open("rb") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    spend(ledger)
+    assert len(verify(path).entries) == 4
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(LedgerError), ledger.steady():
+        pass
+
+
 def test_a_ledger_holds_its_own_entries_and_no_other(path: Path, tmp_path: Path) -> None:
     ledger, other = filled(path), Ledger.create(tmp_path / "other.jsonl", population="others")
     assert all(ledger.holds(entry) for entry in ledger.entries())
