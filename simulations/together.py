@@ -5,7 +5,6 @@ optimizers: every site draws its own batch, and batches are padded to the longes
 broken example contributes exactly zero.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
@@ -75,7 +74,7 @@ def train_together(
             drawn = batches.draw(rate)
             total = _summed(stack, flat, drawn, task, clip)
             if private:
-                add_noise(total.numpy(), members, stack.shapes)
+                add_noise(total.numpy(), members, stack)
             flat.grad = total.div_(denominators)
             if pull is not None:
                 pull()
@@ -144,21 +143,21 @@ class Batches:
         return np.concatenate([rows + start for rows, start in zip(drawn, starts, strict=True)])
 
 
-def add_noise(
-    sums: NDArray[np.float32], members: Sequence[Member], shapes: Sequence[tuple[int, ...]]
-) -> None:
+def add_noise(sums: NDArray[np.float32], members: Sequence[Member], stack: Stack) -> None:
     """Noise sums [K, numbers] with each member's own std, in place, and round to its grid.
 
     Members of one std share a draw; reproducible ones draw by themselves, an array at a time.
     """
-    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
     levels: dict[float, list[int]] = {}
     for i, member in enumerate(members):
         if member.context is None:
             levels.setdefault(member.std, []).append(i)
         else:
-            _in(member, partial(_privatise, np.split(sums[i], ends), member.std))
+            _in(member, partial(_privatise, stack.parts(sums[i]), member.std))
     for std, equal in levels.items():
+        if len(equal) == len(members):
+            _privatise([sums], std)
+            return
         noised = sums[equal]
         _privatise([noised], std)
         sums[equal] = noised

@@ -20,8 +20,9 @@ from simulations.stacked import Stack
 from simulations.together import Member, train_together
 from simulations.world import Place
 
-_MOST: Final = 4_000_000
-"""Numbers held for the clients of one computation: their rows, weights, batches and updates."""
+_MOST: Final = 2_000_000
+"""Numbers held for the clients of one computation, in rows, weights, batches and updates: few
+enough for a core's cache to help."""
 _STATES: Final = 8  # held for each weight: old and new, a sum, noise, the optimizer's two, a reply
 
 Asked = tuple[str, str, Message]

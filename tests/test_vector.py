@@ -343,9 +343,9 @@ def test_every_members_batches_are_poisson_samples() -> None:
 
 @pytest.mark.parametrize("std", [[2.0] * 4, [2.0, 0.5, 2.0, 7.0]])
 def test_every_member_has_noise_of_its_own_size(std: list[float]) -> None:
-    shapes = [(30, 50), (50,)]
+    stack = Stack(nn.Linear(30, 50), (30,))
     made = np.zeros((4, 1550), dtype=np.float32)
-    add_noise(made, members_of([0] * 4, std), shapes)
+    add_noise(made, members_of([0] * 4, std), stack)
     for one, row in zip(std, made.astype(np.float64), strict=True):
         assert np.array_equal(row, np.rint(row / noise.grid(one)) * noise.grid(one))
         assert stats.kstest(row / one, "norm").pvalue > 1e-6
