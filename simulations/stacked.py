@@ -46,8 +46,8 @@ class Stack:
             self.names.append(name)
             self.shapes.append(tuple(p.shape))
         self._norms = {id(layer): layer_of(layer) for layer in linear}
-        self.ends = list(accumulate(math.prod(shape) for shape in self.shapes))
-        self.numbers = self.ends[-1]
+        self._ends = list(accumulate(math.prod(shape) for shape in self.shapes))
+        self.numbers = self._ends[-1]
         self.width = math.prod(shape) + 3 * sum(m.in_features + m.out_features for m in linear)
 
     def flat(self, weights: Arrays) -> NDArray[np.float32]:
@@ -56,12 +56,8 @@ class Stack:
 
     def named(self, row: NDArray[np.float32]) -> Arrays:
         """A row's weights by name."""
-        pairs = zip(self.names, self.shapes, self.parts(row), strict=True)
-        return {name: part.reshape(shape) for name, shape, part in pairs}
-
-    def parts(self, row: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """A row's weights as they lie in it, one parameter after the other."""
-        return [row[first:end] for first, end in pairwise([0, *self.ends])]
+        lying = zip(self.names, self.shapes, pairwise([0, *self._ends]), strict=True)
+        return {name: row[first:end].reshape(shape) for name, shape, (first, end) in lying}
 
     def gradients(self, flat: Tensor, x: Tensor, y: Tensor, loss: Any) -> "Gradients":
         """The gradients at weights [K, numbers] of each example of x [K, B, ...] with y [K, B]."""

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.memory import keep_freed
 from client.tasks import Rows, Task
 from client.training import Trained, TrainingError, optimizer_of, proximal, rate_of
 from privacy import noise
@@ -56,6 +57,7 @@ def train_together(
 
     Not `private`: plain sums without clipping or noise, of one member as of many.
     """
+    keep_freed()
     flat = torch.from_numpy(np.stack([stack.flat(member.weights) for member in members]))
     old = flat.clone()
     inner = optimizer_of([flat], plan)
@@ -66,16 +68,14 @@ def train_together(
     clip = plan.clip if private else None
     if not private and any(member.std for member in members):
         raise TrainingError("std: expected no noise where a plan is not private")
-    denominators = torch.tensor([m.denominator for m in members], dtype=torch.float32)[:, None]
     with torch.no_grad():
         for step in range(steps):
             for group in inner.param_groups:
                 group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
             drawn = batches.draw(rate)
             total = _summed(stack, flat, drawn, task, clip)
-            if private:
-                add_noise(total.numpy(), members, stack)
-            flat.grad = total.div_(denominators)
+            privatise(total.numpy(), members)
+            flat.grad = total
             if pull is not None:
                 pull()
             inner.step()
@@ -143,35 +143,25 @@ class Batches:
         return np.concatenate([rows + start for rows, start in zip(drawn, starts, strict=True)])
 
 
-def add_noise(sums: NDArray[np.float32], members: Sequence[Member], stack: Stack) -> None:
-    """Noise sums [K, numbers] with each member's own std, in place, and round to its grid.
+def privatise(sums: NDArray[np.float32], members: Sequence[Member]) -> None:
+    """Make of clipped sums [K, numbers] the noisy means, each on the grid of its member's std.
 
-    Members of one std share a draw; reproducible ones draw by themselves, an array at a time.
+    Members of one std share a draw; reproducible ones draw by themselves.
     """
     levels: dict[float, list[int]] = {}
     for i, member in enumerate(members):
         if member.context is None:
             levels.setdefault(member.std, []).append(i)
         else:
-            _in(member, partial(_privatise, stack.parts(sums[i]), member.std))
+            draw = partial(noise.privatise, sums[i], member.std, over=member.denominator)
+            _in(member, draw)
     for std, equal in levels.items():
-        if len(equal) == len(members):
-            _privatise([sums], std)
-            return
-        noised = sums[equal]
-        _privatise([noised], std)
-        sums[equal] = noised
-
-
-def _privatise(sums: Sequence[NDArray[np.float32]], std: float) -> None:
-    step = noise.grid(std)
-    for total in sums:
-        total += noise.normal(total.shape, std)
-        if step:
-            # The step is a power of two, so that dividing by it is exact.
-            total *= np.float32(1 / step)
-            np.rint(total, out=total)
-            total *= np.float32(step)
+        noised = sums if len(equal) == len(members) else sums[equal]
+        noise.privatise(noised, std)
+        over = np.array([members[i].denominator for i in equal], dtype=np.float32)
+        noised /= over[:, None]
+        if noised is not sums:
+            sums[equal] = noised
 
 
 def _in(member: Member, draw: Callable[[], T]) -> T:

@@ -28,7 +28,7 @@ from privacy.plan import Plan, PlanError
 from server.checkpoint import latest, read
 from simulations.run import simulate
 from simulations.stacked import Stack
-from simulations.together import Batches, Member, add_noise, train_together
+from simulations.together import Batches, Member, privatise, train_together
 
 TABLE = """
 kind = "{kind}"
@@ -73,19 +73,22 @@ def played(folder: Path, engine: str, plan: str, sets: list[str], **keys: Any) -
     }
 
 
-def same(tmp_path: Path, plan: str, sets: list[str], **keys: Any) -> dict[str, Any]:
+def same(
+    tmp_path: Path, plan: str, sets: list[str], *, within: float = 1e-5, **keys: Any
+) -> dict[str, Any]:
     serial = played(tmp_path / "serial", "serial", plan, sets, **keys)
     vector = played(tmp_path / "vector", "vector", plan, sets, **keys)
     for key in ("reason", "sites", "events"):
         assert vector[key] == serial[key], key
     for name, array in serial["weights"].items():
-        assert vector["weights"][name] == pytest.approx(array, abs=1e-5), name
+        assert vector["weights"][name] == pytest.approx(array, abs=within), name
     for one, other in zip(serial["metrics"], vector["metrics"], strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
+        assert one == pytest.approx(other, abs=10 * within)
     return vector
 
 
-FEW = ["rounds=3", "sites=6", "sigma=2", "rate=0.1"]
+# So little noise that a rounding to its grid, which may turn either way, is below the tolerance.
+FEW = ["rounds=3", "sites=6", "sigma=0.01", "rate=0.1"]
 
 
 @pytest.mark.parametrize(
@@ -95,10 +98,9 @@ FEW = ["rounds=3", "sites=6", "sigma=2", "rate=0.1"]
         ["steps=3", "optimizer=momentum", "l2=0.1", "split=dirichlet:0.3", "weights=rows"],
         ["steps=3", "optimizer=adam", "lr=0.05", "aggregation=fedprox", "mu=0.5"],
         ["rate=0.001", "steps=2"],
-        ["rate=1.0", "micro_batch=7", "wire=bfloat16"],
+        ["rate=1.0", "micro_batch=7"],
         ["steps=2", "metrics=['loss', 'accuracy', 'rows']", "metrics_sigma=3.0"],
         ["simulation.dropout=0.3", "simulation.slow=0.3"],
-        ["site.site-1.epsilon=5", "site.site-4.epsilon=9", "delta=1e-3"],
     ],
     ids=lambda sets: " ".join(sets),
 )
@@ -106,6 +108,13 @@ def test_a_run_has_the_numbers_and_the_ledgers_of_serial(sets: list[str], tmp_pa
     result = same(tmp_path, "digits", [*FEW, *sets])
     assert result["reason"] == "done"
     assert all(result["events"].values())
+
+
+def test_sites_of_different_epsilon_train_beside_each_other(tmp_path: Path) -> None:
+    sets = ["site.site-1.epsilon=5", "site.site-4.epsilon=9", "delta=1e-3", "wire=bfloat16"]
+    result = same(tmp_path, "digits", [*FEW, *sets], within=1e-3)
+    noises = {entries[0][1]["sigma"] for entries in result["events"].values()}
+    assert len(noises) == 3
 
 
 @pytest.mark.parametrize("unit", ["none", "client"])
@@ -136,8 +145,8 @@ def test_hidden_layers_learn_a_table_as_in_serial(kind: str, tmp_path: Path) -> 
 
 
 def test_a_spent_site_declines_and_the_others_go_on(tmp_path: Path) -> None:
-    sets = [*FEW, "delta=1e-3", "site.site-2.limit=0.2", "rounds=4"]
-    result = same(tmp_path, "digits", sets)
+    sets = ["sites=6", "sigma=2", "rate=0.1", "delta=1e-3", "site.site-2.limit=0.2", "rounds=4"]
+    result = same(tmp_path, "digits", sets, within=1e-3)
     reasons = [line["site-2"]["reason"] for line in result["sites"]]
     assert reasons[0] is None
     assert reasons[-1] == "budget-exhausted"
@@ -166,7 +175,7 @@ def test_a_bound_on_memory_parts_the_sites_and_changes_no_number(
 
 
 def test_natural_sites_of_real_data_are_the_same(real_data: Path, tmp_path: Path) -> None:
-    sets = ["rounds=3", "sigma=2", "rate=0.5", "steps=2"]
+    sets = ["rounds=3", "sigma=0.01", "rate=0.5", "steps=2"]
     same(tmp_path, "heart-disease", sets, data=real_data / "heart_disease")
 
 
@@ -343,9 +352,8 @@ def test_every_members_batches_are_poisson_samples() -> None:
 
 @pytest.mark.parametrize("std", [[2.0] * 4, [2.0, 0.5, 2.0, 7.0]])
 def test_every_member_has_noise_of_its_own_size(std: list[float]) -> None:
-    stack = Stack(nn.Linear(30, 50), (30,))
     made = np.zeros((4, 1550), dtype=np.float32)
-    add_noise(made, members_of([0] * 4, std), stack)
+    privatise(made, members_of([0] * 4, std))
     for one, row in zip(std, made.astype(np.float64), strict=True):
         assert np.array_equal(row, np.rint(row / noise.grid(one)) * noise.grid(one))
         assert stats.kstest(row / one, "norm").pvalue > 1e-6
