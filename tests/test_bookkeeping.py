@@ -158,13 +158,8 @@ def test_embedding_with_repeated_tokens(b: int, time: int, pad: int | None, clip
     if pad is None:
         agree(Text(pad), x, clip)
     matches_autograd(Text(pad), x, clip)
-
-
-@given(rows, st.sampled_from([None, 0]), clips)
-@settings(max_examples=20, deadline=None)
-def test_embedding_of_one_token_a_row(b: int, pad: int | None, clip: float) -> None:
-    model = nn.Sequential(nn.Embedding(7, 3, padding_idx=pad), nn.Linear(3, 2))
-    matches_autograd(model, torch.randint(0, 4, (b,)), clip)
+    one_a_row = nn.Sequential(nn.Embedding(7, 3, padding_idx=pad), nn.Linear(3, 2))
+    matches_autograd(one_a_row, x[:, 0], clip)
 
 
 def test_a_broken_row_of_repeated_tokens_takes_nothing_along() -> None:
