@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 PEERS = ("flower", "pfl", "jax-privacy")
 PFL = "pfl==0.6.0"
 JAX = ("jax==0.10.2", "jax-privacy==2.0.0", "optax==0.2.8")
-STEPS, BATCH = 50, 256
+BATCH = 256
 
 
 def main() -> None:
@@ -155,27 +155,23 @@ def _play(contenders: dict[str, Contender], turns: int) -> dict[str, dict[str, A
 
 def steps(model: str, python: list[str], turns: int) -> dict[str, Any]:
     """A step of DP-SGD alone: ours with its sampling, theirs with ready-made batches."""
-    count = STEPS if model == "mlp" else 5
-    rest = [str(HERE / "contenders" / "steps.py")], [model, *map(str, (turns + 2, count, BATCH))]
-    contenders = {
-        who: Contender(who, [*start, *rest[0], who, *rest[1]])
-        for who, start in (("tacit", [sys.executable]), ("jax-privacy", python))
-    }
-    times = {name: one["seconds"] for name, one in _play(contenders, turns).items()}
+    turns, script = min(turns, 5), str(HERE / "contenders" / "steps.py")
+    starts = {"tacit": [sys.executable], "jax-privacy": python}
+    contenders, counts = {}, {"tacit": 50 if model == "mlp" else 5, "jax-privacy": 1}
+    for who, start in starts.items():
+        sizes = (turns + 2, counts[who], BATCH)
+        contenders[who] = Contender(who, [*start, script, who, model, *map(str, sizes)])
+    played = _play(contenders, turns)
+    times = {who: [s / counts[who] for s in one["seconds"]] for who, one in played.items()}
     over = ratios(times, "tacit")
-    show(
-        f"{model}: a step of DP-SGD, batch {BATCH}",
-        ["", "ms a step", "/ tacit"],
-        [
-            [
-                name,
-                f"{quartiles(own)[1] / count * 1e3:.2f}",
-                f"{over[name][1]:.2f} ({over[name][0]:.2f}-{over[name][2]:.2f})",
-            ]
-            for name, own in times.items()
-        ],
-        "one thread; the time of a warm step",
-    )
+    lines = []
+    for who, own in times.items():
+        low, middle, high = over[who]
+        lines.append(
+            [who, f"{quartiles(own)[1] * 1e3:.2f}", f"{middle:.1f} ({low:.1f}-{high:.1f})"]
+        )
+    note = "one process; the time of a warm step"
+    show(f"{model}: a step of DP-SGD, batch {BATCH}", ["", "ms a step", "/ tacit"], lines, note)
     return {"seconds": times, "ratios": over}
 
 

@@ -16,7 +16,6 @@ from contenders.running import Contender
 from table import quartiles, save, show, versions
 
 HERE = Path(__file__).resolve().parent
-A_ROUND = (10, 100, 1000)
 REGISTERED = (100, 1000, 10_000)
 COHORT = 10
 
@@ -26,13 +25,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--engine", default="serial")
+    parser.add_argument("--a-round", default="10,100,1000", help="clients a round, of 1,000")
     asked = parser.parse_args()
     found = {"versions": versions("torch", "opacus", "flwr", "numpy")}
     found["versions"]["engine"] = asked.engine
     result: dict[str, Any] = dict(found)
     title = "1,000 registered clients of 100 rows: clients a round"
     result["clients a round"] = measure(
-        title, [(1000, cohort) for cohort in A_ROUND], asked.turns, asked.engine
+        title,
+        [(1000, int(cohort)) for cohort in asked.a_round.split(",")],
+        asked.turns,
+        asked.engine,
     )
     title = "10 clients a round: registered clients of 100 rows"
     result["registered"] = measure(

@@ -11,6 +11,7 @@ import torch
 import workload as w
 from product import register
 from torch import nn
+from turns import Turns
 
 from privacy.plan import Plan, Simulation
 from simulations.run import simulate
@@ -36,7 +37,7 @@ def data(part: str) -> w.Data:
 def main() -> None:
     """One simulation, a turn a round."""
     registered, cohort, rounds = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[4])
-    turns = w.Turns()
+    turns = Turns()
     torch.set_num_threads(1)
     plan = Plan(
         task=register("peers-crowd", model, data),

@@ -9,7 +9,8 @@ import warnings
 from functools import cache
 from typing import Any
 
-from workload import CLIENTS, CLIP, COHORT, LR, RATE, SIGMA, STEPS, Data, Turns, data, model
+from turns import CLIENTS, CLIP, COHORT, LR, RATE, SIGMA, STEPS, Turns
+from workload import Data, data, model
 from workload import accuracy as share
 
 os.environ |= {

@@ -8,23 +8,9 @@ and writes no checkpoints; epsilon is not accounted here at all.
 
 import sys
 
-import numpy as np
 import torch
-from workload import (
-    CLIENTS,
-    CLIP,
-    COHORT,
-    DELTA,
-    LR,
-    RATE,
-    ROWS,
-    SIGMA,
-    STEPS,
-    Turns,
-    accuracy,
-    data,
-    model,
-)
+from turns import CLIENTS, CLIP, COHORT, DELTA, LR, RATE, ROWS, SIGMA, STEPS, Turns
+from workload import accuracy, data, model
 
 
 def main() -> None:
@@ -97,5 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    np.random.seed()
     main()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from workload import CLIP, LR, SIGMA, Turns
+from turns import CLIP, LR, SIGMA, Turns
 
 
 def tacit(name: str, steps: int, batch: int) -> Callable[[], object]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import turns
 import workload as w
 from product import register
 
@@ -22,28 +23,28 @@ for known in w.MODELS:  # here, so that a process that imports this file anew kn
 def main() -> None:
     """One simulation, a turn a round."""
     name, engine, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    turns = w.Turns()
+    talk = turns.Turns()
     torch.set_num_threads(1)
     plan = Plan(
         task=f"peers-{name}",
         rounds=rounds,
-        rate=w.RATE,
-        rows=w.ROWS,
-        lr=w.LR,
-        sites=w.CLIENTS,
-        cohort=w.COHORT,
-        steps=w.STEPS,
-        clip=w.CLIP,
-        sigma=w.SIGMA,
-        delta=w.DELTA,
+        rate=turns.RATE,
+        rows=turns.ROWS,
+        lr=turns.LR,
+        sites=turns.CLIENTS,
+        cohort=turns.COHORT,
+        steps=turns.STEPS,
+        clip=turns.CLIP,
+        sigma=turns.SIGMA,
+        delta=turns.DELTA,
         simulation=Simulation(engine, workers=2),
     )
     with tempfile.TemporaryDirectory() as folder:
         simulate(
             plan,
             Path(folder) / "run",
-            on_start=lambda plan, done: turns.begin(),
-            on_round=lambda line: turns.end(line["metrics"]["accuracy"]),
+            on_start=lambda plan, done: talk.begin(),
+            on_round=lambda line: talk.end(line["metrics"]["accuracy"]),
         )
 
 
