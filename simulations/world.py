@@ -18,7 +18,7 @@ from privacy.plan import Plan, PlanError
 from privacy.policy import Policy
 from simulations.split import split
 
-_KEPT_BYTES: Final = 32_000_000
+_KEPT_BYTES: Final = 16_000_000
 
 Parts = Mapping[str, np.ndarray[Any, np.dtype[np.int64]]]
 

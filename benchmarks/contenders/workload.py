@@ -79,9 +79,11 @@ def data(part: str) -> Data:
 def _bytes(path: Path, skip: int, count: int) -> Tensor:
     with gzip.open(path) as file:
         file.read(skip)
-        read = bytearray(count)
-        if file.readinto(read) != count:
-            raise SystemExit(f"{path}: expected {count} bytes")
+        read = bytearray()
+        while len(read) < count and (more := file.read(min(1 << 20, count - len(read)))):
+            read += more
+    if len(read) < count:
+        raise SystemExit(f"{path}: expected {count} bytes")
     return torch.frombuffer(read, dtype=torch.uint8)
 
 
