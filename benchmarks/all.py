@@ -22,8 +22,7 @@ SHORT = (
     ("engines.py", "--turns", "2", "--only", "vector"),
 )
 FULL = tuple(
-    (f"{name}.py",)
-    for name in ("step", "inference", "scaling", "peers", "utility", "engines")
+    (f"{name}.py",) for name in ("step", "inference", "scaling", "peers", "utility", "engines")
 )
 
 

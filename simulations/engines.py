@@ -4,7 +4,6 @@ import gc
 import sys
 from collections import deque
 from collections.abc import Iterable
-from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -15,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from client.app import make_app
 from simulations.grid import context, identify
-from simulations.world import Place, Recent
+from simulations.world import Place, sites
 
 
 class EngineError(RuntimeError):
@@ -118,8 +117,7 @@ class Processes:
 
 def simulated_app(place: Place) -> ClientApp:
     """The shipped ClientApp over simulated sites, each made when it is first asked."""
-    recent = Recent()
-    site = cache(lambda name: place.site(name, recent.of(name)))
+    site = sites(place)
     return make_app(lambda asked: site(str(asked.node_config["site"])))
 
 

@@ -1,9 +1,10 @@
 """The data of a simulated federation, loaded once, and the sites that share it."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,6 +87,12 @@ class Recent:
         self._kept[site, key] = reply
         while self._bytes > self.most:
             self._bytes -= len(self._kept.popitem(last=False)[1])
+
+
+def sites(place: Place) -> Callable[[str], Site]:
+    """The sites of one process by name, each made when it is first asked."""
+    recent = Recent()
+    return cache(lambda name: place.site(name, recent.of(name)))
 
 
 @dataclass(frozen=True, slots=True)
