@@ -2,7 +2,8 @@
 
     python benchmarks/all.py [--full]
 
-The short form takes fewer turns and seeds; `--full` takes what benchmarks/README.md reports.
+The short form takes fewer turns and seeds, and no peers (they need environments of their own);
+`--full` takes what benchmarks/README.md reports.
 """
 
 import argparse
@@ -15,10 +16,14 @@ HERE = Path(__file__).resolve().parent
 SHORT = (
     ("step.py", "--turns", "5", "--no-opacus"),
     ("inference.py", "--seconds", "5", "--rounds", "5"),
+    ("scaling.py", "--turns", "2"),
+    ("peers.py", "--peers", "", "--turns", "5"),
     ("utility.py", "--seeds", "2", "--only", "digits"),
     ("engines.py", "--turns", "2", "--only", "vector"),
 )
-FULL = (("step.py",), ("inference.py",), ("utility.py",), ("engines.py",))
+FULL = tuple(
+    (f"{name}.py",) for name in ("step", "inference", "scaling", "peers", "utility", "engines")
+)
 
 
 def main() -> int:

@@ -92,6 +92,7 @@ _CHECKS: Final[Mapping[str, Check]] = {
     "micro_batch": _whole(1),
     "wire": _choice("float32", "bfloat16", "int8"),
     "min_sites": _whole(1, 100_000),
+    "cohort": _whole(1, 100_000),
     "seed": _whole(0, 2**63 - 1),
     "purpose": (_text, "a text"),
 }
@@ -202,6 +203,10 @@ def _consistent(plan: Plan) -> None:
         raise PlanError('sites: missing, expected a whole number >= 1 unless split = "natural"')
     if plan.sites is not None and plan.min_sites > plan.sites:
         raise PlanError(f"min_sites: expected at most sites = {plan.sites}, got {plan.min_sites}")
+    if plan.cohort is not None and plan.sites is not None and plan.cohort > plan.sites:
+        raise PlanError(f"cohort: expected at most sites = {plan.sites}, got {plan.cohort}")
+    if plan.cohort is not None and plan.min_sites > plan.cohort:
+        raise PlanError(f"min_sites: expected at most cohort = {plan.cohort}, got {plan.min_sites}")
     if plan.mu and plan.aggregation != "fedprox":
         raise PlanError(f'mu: expected aggregation = "fedprox" beside it, got {plan.aggregation}')
     if (plan.clip_quantile is None) != (plan.clip_sigma is None):

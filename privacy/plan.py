@@ -90,6 +90,7 @@ class Plan:
     micro_batch: int | None = None
     wire: str = "float32"
     min_sites: int = 1
+    cohort: int | None = None
     seed: int = 0
     purpose: str = ""
     site: Mapping[str, SitePlan] = field(default_factory=dict)

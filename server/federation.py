@@ -82,9 +82,15 @@ class _Round:
 
     answers: dict[str, Answer] = field(default_factory=dict)
     bytes_down: int = 0
+    leaves_out: frozenset[str] = frozenset()
 
     def trained(self) -> list[Answer]:
         return [a for a in self.answers.values() if a.status == "trained"]
+
+    def exhausted(self) -> dict[str, Answer]:
+        """Who declined for its budget."""
+        said = ("declined", BUDGET)
+        return {s: a for s, a in self.answers.items() if (a.status, a.reason) == said}
 
 
 def federate(grid: Grid, job: Job) -> Outcome:
@@ -119,17 +125,24 @@ def _federate(grid: Grid, job: Job) -> Outcome:
     state = _resume(job, len(history))
     totals = _totals(history)
     failures = 0
+    gone: set[str] = set()  # who declined for its budget is drawn into no cohort again
+    replaced: dict[str, Answer] = {}
     while state.round < job.plan.rounds:
         job.gather()
         began = time.perf_counter()
-        found = _Round()
+        found = _Round(leaves_out=frozenset(gone))
         try:
             following = _play(grid, job, state, found)
         except Exhausted as error:
             return Outcome("budget", history, str(error))
+        declined = found.exhausted()
+        if job.plan.cohort is not None:
+            gone |= declined.keys()
         if following is None:
-            statuses = [(a.status, a.reason) for a in found.answers.values()]
-            if statuses and all(s == ("declined", BUDGET) for s in statuses):
+            if gone and declined and not gone >= set(names(grid).values()):
+                replaced |= declined
+                continue  # others take their places, in the same round
+            if found.answers.keys() == declined.keys() and (declined or gone):
                 return Outcome("budget", history, "every site's budget is spent")
             failures += 1
             if failures >= job.attempts:
@@ -137,6 +150,8 @@ def _federate(grid: Grid, job: Job) -> Outcome:
             continue
         failures = 0
         state = following
+        found.answers |= replaced
+        replaced = {}
         line = _line(job, state, found, totals, began)
         path, _ = job.folder.write_round(state.to_arrays(), job.plan, line)
         if job.sign is not None:
@@ -181,12 +196,13 @@ def _updates(grid: Grid, job: Job, state: State, found: _Round) -> Iterator[Upda
     clip = state.clip if plan.unit == "client" else None
     text = plan.to_json()
     messages, requests = [], []
-    for node, site in sorted(names(grid).items(), key=lambda pair: pair[1]):
+    nodes = {site: node for node, site in names(grid).items() if site not in found.leaves_out}
+    for site in rounds.cohort(nodes, plan, number):
         head = job.heads.last(site) if job.heads is not None else None
         request = Request(job.folder.id, number, site, text, clip, head)
         found.answers[site] = Answer(site, "failed", NO_ANSWER)
         requests.append(request)
-        messages.append(ask(grid, node, request, weights))
+        messages.append(ask(grid, nodes[site], request, weights))
     found.bytes_down = len(weights) * len(messages)
     pending = dict(zip(grid.push_messages(messages), requests, strict=True))
     for request, message in _replies(grid, pending, job.timeout):

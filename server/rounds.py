@@ -1,9 +1,12 @@
 """A round as mathematics: state and updates in, state out. No messages, no files, no clock."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from privacy import noise
 from privacy.plan import Plan
@@ -69,6 +72,28 @@ def start(weights: Arrays, plan: Plan) -> State:
     """The state before the first round."""
     mean = {n: a.copy() for n, a in weights.items()} if plan.average else None
     return State(0, weights, mean=mean, clip=plan.clip if plan.unit == "client" else None)
+
+
+def cohort(names: Iterable[str], plan: Plan, number: int) -> list[str]:
+    """The sites that round `number` asks, in the order of their names: all, or the plan's `cohort`.
+
+    A site's place in the draw follows from the plan's seed, the round and its own name: who else is
+    there does not move it, so that a round played again asks the same sites, whose stored replies
+    then serve. Whoever has the plan can compute the draw, so it amplifies no privacy.
+    """
+    known = tuple(names)
+    if plan.cohort is None or len(known) <= plan.cohort:
+        return sorted(known)
+    factor = np.random.default_rng([plan.seed, number]).integers(2**63, dtype=np.uint64) * 2 + 1
+    places = _marks(known) * factor  # modulo 2^64: multiplicative hashing
+    return sorted(known[i] for i in np.argpartition(places, plan.cohort)[: plan.cohort])
+
+
+@lru_cache(maxsize=2)
+def _marks(names: tuple[str, ...]) -> NDArray[np.uint64]:
+    """64 bits of every name, hashed once for as long as the same sites are there."""
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, np.uint64)
 
 
 def combine(state: State, updates: Iterable[Update], plan: Plan, *, asked: int = 1) -> State:

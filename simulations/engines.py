@@ -1,8 +1,11 @@
 """Engines behind the Grid: in this process one by one, or in a persistent pool of processes."""
 
+import gc
+import sys
 from collections import deque
-from functools import cache
+from collections.abc import Iterable
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import torch
 import torch.multiprocessing as processes
@@ -11,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from client.app import make_app
 from simulations.grid import context, identify
-from simulations.world import Place
+from simulations.world import Place, sites
 
 
 class EngineError(RuntimeError):
@@ -43,24 +46,34 @@ class Serial:
 
 
 class Processes:
-    """A pool of processes that keep torch warm and share the rows' memory; pays above 50 ms."""
+    """A pool of processes that keep torch warm and share the rows' memory.
+
+    On Linux they are forks, there at once with everything loaded, as torch's own data loaders are:
+    each computes in one thread. Noise is drawn under a fresh key each time, so that no two share
+    any (privacy/noise.py); the audit tries it.
+    """
 
     def __init__(self, place: Place, workers: int) -> None:
+        forks = sys.platform == "linux"
         for tensor in (place.train.x, place.train.y, place.train.subject):
-            if tensor is not None:
+            if tensor is not None and not forks:
                 tensor.share_memory_()
         self._waiting: deque[tuple[str, str, Message]] = deque()
         self._idle: list[Connection] = []
         self._busy: dict[Connection, str] = {}
         self._workers = []
-        spawning = processes.get_context("spawn")
+        starting: Any = processes.get_context("fork" if forks else "spawn")
+        gc.collect()
+        gc.freeze()  # a collection in a worker would copy every page that it looks at
         for _ in range(workers):
-            here, there = spawning.Pipe()
-            worker = spawning.Process(target=_work, args=(there, place), daemon=True)
+            here, there = starting.Pipe()
+            others = (*self._idle, here) if forks else ()
+            worker = starting.Process(target=_work, args=(there, place, others), daemon=True)
             worker.start()
             there.close()
             self._workers.append(worker)
             self._idle.append(here)
+        gc.unfreeze()
 
     def submit(self, number: str, site: str, message: Message) -> None:
         """Queue a message, and give it to a worker that has nothing to do."""
@@ -104,12 +117,17 @@ class Processes:
 
 def simulated_app(place: Place) -> ClientApp:
     """The shipped ClientApp over simulated sites, each made when it is first asked."""
-    site = cache(place.site)
+    site = sites(place)
     return make_app(lambda asked: site(str(asked.node_config["site"])))
 
 
-def _work(pipe: Connection, place: Place) -> None:
-    """A worker's loop: a site and a message in, its reply out, until the pipe closes."""
+def _work(pipe: Connection, place: Place, others: Iterable[Connection]) -> None:
+    """A worker's loop: a site and a message in, its reply out, until the pipe closes.
+
+    `others` are ends of pipes that a fork inherits: open here, they would outlive their owner.
+    """
+    for end in others:
+        end.close()
     torch.set_num_threads(1)
     app = simulated_app(place)
     while True:

@@ -27,6 +27,7 @@ class RunView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._lines: list[Mapping[str, Any]] = []
+        self._least: float | None = None
         self._plan: Plan | None = None
         self._progress = Progress(
             TextColumn("rounds"),
@@ -61,7 +62,9 @@ class RunView:
 
     def round(self, line: Mapping[str, Any]) -> None:
         """A round has ended."""
-        self._lines.append(line)
+        left = [one for one in (self._least, self._left(line)) if one is not None]
+        self._least = min(left, default=None)  # of a cohort only those asked are in the line
+        self._lines.append({**line, "left": self._least})
         self._progress.update(self._task, completed=line["round"])
         if self._console.is_terminal:
             grid = Table.grid()
@@ -100,7 +103,7 @@ class RunView:
             _number(line["metrics"].get("loss")),
             _number(cost),
             _number(line["epsilon"]),
-            _number(self._left(line)),
+            _number(line["left"]),
             f"{line['seconds']:.2f}",
         ]
 

@@ -18,7 +18,7 @@ from privacy.plan import Plan, PlanError
 from simulations.grid import context
 from simulations.stacked import Stack
 from simulations.together import Member, train_together
-from simulations.world import Place
+from simulations.world import Place, sites
 
 _MOST: Final = 2_000_000
 """Numbers held for the clients of one computation, in rows, weights, batches and updates: few
@@ -62,7 +62,7 @@ class Vector:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._stack = stack_of(place.plan)
-        self._site = cache(place.site)
+        self._site = sites(place)
         self._app = make_app(lambda asked: self._site(str(asked.node_config["site"])))
         self._waiting: deque[Asked] = deque()
         self._replies = self._answers(())

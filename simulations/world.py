@@ -1,14 +1,16 @@
 """The data of a simulated federation, loaded once, and the sites that share it."""
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from client.site import Site
+from client.site import LastReply, Replies, Site
 from client.tasks import Rows, task
 from privacy import noise
 from privacy.ledger import Ledger
@@ -16,6 +18,8 @@ from privacy.loading import with_rows
 from privacy.plan import Plan, PlanError
 from privacy.policy import Policy
 from simulations.split import split
+
+_KEPT_BYTES: Final = 16_000_000
 
 Parts = Mapping[str, np.ndarray[Any, np.dtype[np.int64]]]
 
@@ -43,18 +47,64 @@ class Place:
     folder: Path
     insecure: bool
 
-    def site(self, name: str) -> Site:
+    def site(self, name: str, replies: Replies | None = None) -> Site:
         """A simulated site: a ledger that begins with the run, and the plan's limit as policy."""
         policy = Policy.simulated(self.plan, self.plan.limit_of(name))
         ledger = own_ledger(self.folder, name) if self.plan.unit == "record" else None
         part = self.parts[name]
-        return Site(name, policy, ledger, rows=lambda _: self.train.take(part))
+        kept = LastReply() if replies is None else replies
+        return Site(name, policy, ledger, lambda _: self.train.take(part), kept)
 
     def draws(self, site: str, number: str) -> AbstractContextManager[None]:
         """Where one site's noise of one round comes from: the system, unless marked insecure."""
         if not self.insecure:
             return nullcontext()
         return noise.insecure(f"{self.plan.seed}/{site}/{number}")
+
+
+@dataclass(slots=True)
+class Recent:
+    """The last replies of all sites of a process, up to so many bytes; older ones are forgotten.
+
+    A site that is asked again for a round whose reply is forgotten trains and pays again.
+    """
+
+    most: int = _KEPT_BYTES
+    _kept: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+
+    def of(self, site: str) -> Replies:
+        """One site's replies."""
+        return _Own(self, site)
+
+    def get(self, site: str, key: str) -> bytes | None:
+        """The reply to this very request, if it is among the last."""
+        return self._kept.get((site, key))
+
+    def put(self, site: str, key: str, reply: bytes) -> None:
+        """Keep a reply, and forget the oldest beyond the bound."""
+        self._bytes += len(reply) - len(self._kept.pop((site, key), b""))
+        self._kept[site, key] = reply
+        while self._bytes > self.most:
+            self._bytes -= len(self._kept.popitem(last=False)[1])
+
+
+def sites(place: Place) -> Callable[[str], Site]:
+    """The sites of one process by name, each made when it is first asked."""
+    recent = Recent()
+    return cache(lambda name: place.site(name, recent.of(name)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    recent: Recent
+    site: str
+
+    def get(self, key: str) -> bytes | None:
+        return self.recent.get(self.site, key)
+
+    def put(self, key: str, reply: bytes) -> None:
+        self.recent.put(self.site, key, reply)
 
 
 def prepare(plan: Plan, data: Path | None) -> tuple[Plan, World]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from privacy.accounting import spent
+from privacy.heads import GENESIS, fold
 from privacy.ledger import Ledger
 from privacy.loading import parse
 from privacy.plan import Plan
@@ -113,6 +114,31 @@ def _said(
         "rate": event.rate,
         "steps": 0 if out else event.steps,
     }
+
+
+def with_heads(path: Path) -> Path:
+    """The same run as a coordinator keeps it: heads in place of ledgers."""
+    (path / "heads").mkdir()
+    for ledger in sorted((path / "ledgers").glob("*.jsonl")):
+        head, lines = GENESIS, list[dict[str, Any]]()
+        for line in ledger.read_text("utf-8").splitlines():
+            entry = json.loads(line)
+            base, head = head, fold(head, [entry["digest"]])
+            lines.append(
+                {"v": 1, "site": ledger.stem, "run": entry["run"], "round": entry["round"]}
+                | {
+                    "base": base.to_dict(),
+                    "leaves": [entry["digest"]],
+                    "events": [{**entry["event"], "count": len(lines) + 1}],
+                }
+                | {"acknowledged": False, **head.to_dict(), "signature": "00"}
+            )
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (path / "heads" / ledger.name).write_text(text, "utf-8")
+    for file in (path / "ledgers").iterdir():
+        file.unlink()
+    (path / "ledgers").rmdir()
+    return path
 
 
 def edited(path: Path, old: str, new: str) -> None:

@@ -4,10 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from privacy.loading import load_plan
+from privacy.wire import encode
+from server.app import initial_weights
+from server.strategy import Request, ask, read
+from simulations.engines import Processes
+from simulations.grid import LocalGrid
 from simulations.run import simulate
+from simulations.world import Place, Recent, prepare
 
 
 def played(folder: Path, engine: str, *overrides: str) -> tuple[list[Any], dict[str, bytes]]:
@@ -30,6 +37,42 @@ def test_a_pool_of_processes_gives_the_numbers_of_one(tmp_path: Path) -> None:
     assert pool[1] == serial[1]
     for one, other in zip(serial[0], pool[0], strict=True):
         assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_no_two_processes_draw_the_same_noise(tmp_path: Path) -> None:
+    plan, world = prepare(load_plan("digits", ["sites=6", "sigma=9", "rate=0.2"]), None)
+    engine = Processes(Place(plan, world.train, world.parts, tmp_path, False), 2)
+    try:
+        grid = LocalGrid(engine, list(world.parts))
+        weights = initial_weights(plan)
+        shapes = {name: array.shape for name, array in weights.items()}
+        asked = [
+            (node, Request("run", 1, site, plan.to_json())) for node, site in grid.names().items()
+        ]
+        sent = [ask(grid, node, request, encode(weights)) for node, request in asked]
+        by_id = dict(zip(grid.push_messages(sent), (r for _, r in asked), strict=True))
+        updates = []
+        while len(updates) < len(asked):
+            for reply in grid.pull_messages(list(by_id)):
+                request = by_id[reply.metadata.reply_to_message_id]
+                arrays = read(reply, request, shapes, "float32").arrays
+                assert arrays is not None
+                updates.append(np.concatenate([a.ravel() for a in arrays.values()]))
+    finally:
+        engine.close()
+    alike = np.corrcoef(np.stack(updates))[np.triu_indices(6, 1)]
+    assert abs(alike).max() < 0.3  # the noise of 650 numbers drowns what their rows share
+
+
+def test_of_the_replies_of_all_sites_only_so_many_bytes_are_kept() -> None:
+    recent = Recent(most=10)
+    one, two = recent.of("one"), recent.of("two")
+    one.put("key", b"123456")
+    two.put("key", b"abcd")
+    assert (one.get("key"), two.get("key"), two.get("other")) == (b"123456", b"abcd", None)
+    two.put("key", b"ab")
+    two.put("next", b"abc")
+    assert (one.get("key"), two.get("key"), two.get("next")) == (None, b"ab", b"abc")
 
 
 @pytest.mark.slow

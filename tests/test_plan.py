@@ -53,6 +53,8 @@ def test_every_shipped_plan_parses_and_survives_its_own_toml_and_json() -> None:
         ('metrics=["loss"]', "metrics_sigma"),
         ("clip_quantile=0.5", "clip_quantile"),
         ("min_sites=9", "min_sites"),
+        ("cohort=0", "cohort"),
+        ("cohort=9", "cohort"),
         ("site.a.budget=1", "site.a.budget"),
         ("site=1", "site"),
         ("simulation.engine=warp", "simulation.engine"),

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from privacy.attack import best_success, curve, profile, total_variation
 from privacy.events import Event
-from privacy.heads import GENESIS, fold
 from privacy.ledger import Ledger
 from privacy.reading import ReportError, read
 from privacy.report import Report, build
-from tests.folders import edited, make_plan, run_folder
+from tests.folders import edited, make_plan, run_folder, with_heads
 
 
 def filed(*folders: Path) -> Report:
@@ -145,28 +144,7 @@ def test_the_client_unit_stands_as_open_to_the_coordinator(tmp_path: Path) -> No
 
 def federation(path: Path) -> Path:
     """A coordinator's run: heads in place of ledgers."""
-    run_folder(path)
-    (path / "heads").mkdir()
-    for ledger in sorted((path / "ledgers").glob("*.jsonl")):
-        head, lines = GENESIS, list[dict[str, Any]]()
-        for line in ledger.read_text("utf-8").splitlines():
-            entry = json.loads(line)
-            base, head = head, fold(head, [entry["digest"]])
-            lines.append(
-                {"v": 1, "site": ledger.stem, "run": entry["run"], "round": entry["round"]}
-                | {
-                    "base": base.to_dict(),
-                    "leaves": [entry["digest"]],
-                    "events": [{**entry["event"], "count": len(lines) + 1}],
-                }
-                | {"acknowledged": False, **head.to_dict(), "signature": "00"}
-            )
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (path / "heads" / ledger.name).write_text(text, "utf-8")
-    for file in (path / "ledgers").iterdir():
-        file.unlink()
-    (path / "ledgers").rmdir()
-    return path
+    return with_heads(run_folder(path))
 
 
 def test_a_coordinators_run_is_recounted_from_the_heads(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 import gzip
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.tasks import NAMES, Rows, TaskError, builtin, cap, task
@@ -50,6 +51,37 @@ def test_two_classes_score_class_1_and_more_classes_score_their_mean() -> None:
     assert three["accuracy"] == pytest.approx(2 / 3)
     assert three["precision"] == pytest.approx((0.5 + 0 + 1) / 3)
     assert three["recall"] == pytest.approx((1 + 0 + 1) / 3)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 5), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_scores_are_those_of_torchmetrics(count: int, rows: int, seed: int) -> None:
+    from torchmetrics.functional import classification as scores
+    from torchmetrics.functional import regression as errors
+
+    draw = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(rows, count, generator=draw)
+    y = torch.randint(0, count, (rows,), generator=draw)
+    found, guess = classification_metrics(outputs, y), outputs.argmax(1)
+    how: dict[str, Any] = {"task": "binary"}
+    if count > 2:
+        how = {"task": "multiclass", "num_classes": count, "average": "macro"}
+    for name, score in (
+        ("precision", scores.precision),
+        ("recall", scores.recall),
+        ("f1", scores.f1_score),
+    ):
+        assert found[name] == pytest.approx(float(score(guess, y, **how)), abs=1e-6)
+    micro = scores.multiclass_accuracy(guess, y, count, average="micro")
+    assert found["accuracy"] == pytest.approx(float(micro), abs=1e-6)
+    if rows > 2:
+        labels = torch.randn(rows, generator=draw)
+        told = regression_metrics(2.0)(outputs[:, :1], labels)
+        expected = float(errors.mean_squared_error(outputs[:, 0], labels)) * 4
+        assert told["mse"] == pytest.approx(expected, rel=1e-5)
+        assert told["r2"] == pytest.approx(
+            float(errors.r2_score(outputs[:, 0], labels)), rel=1e-3, abs=1e-3
+        )
 
 
 def test_a_regression_is_scored_in_the_labels_own_unit() -> None:

@@ -1,13 +1,10 @@
 """The public half of learning that tasks share: seeded models, losses a row, metrics."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics.functional import classification as scores
-from torchmetrics.functional import regression as errors
 
 
 def seeded(build: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
@@ -50,23 +47,30 @@ def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def classification_metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:
-    """Accuracy, precision, recall and F1 (of class 1 if two, macro if more) and mean loss."""
+    """Accuracy, precision, recall and F1 (of class 1 if two, macro if more) and mean loss.
+
+    As torchmetrics and scikit-learn have them, without what it costs to load these.
+    """
     if not len(y):
         return {}
     count = outputs.shape[1]
     found = outputs.detach().argmax(1)
-    how: dict[str, Any] = (
-        {"task": "binary"}
-        if count == 2
-        else {"task": "multiclass", "num_classes": count, "average": "macro"}
-    )
+    pairs = torch.bincount(y * count + found, minlength=count * count)
+    table = pairs.reshape(count, count).to(torch.float64)
+    hits, said, true = table.diagonal(), table.sum(0), table.sum(1)
+    kept = said + true > 0 if count > 2 else torch.arange(2) == 1
     return {
-        "accuracy": float(scores.multiclass_accuracy(found, y, count, average="micro")),
-        "precision": float(scores.precision(found, y, **how)),
-        "recall": float(scores.recall(found, y, **how)),
-        "f1": float(scores.f1_score(found, y, **how)),
+        "accuracy": float(hits.sum() / len(y)),
+        "precision": _mean(hits / said, kept),
+        "recall": _mean(hits / true, kept),
+        "f1": _mean(2 * hits / (said + true), kept),
         "loss": float(cross_entropy(outputs.detach(), y).mean()),
     }
+
+
+def _mean(shares: Tensor, kept: Tensor) -> float:
+    """The mean over the classes kept; a share of nothing counts as zero."""
+    return float(shares.nan_to_num(0.0)[kept].mean())
 
 
 def regression_metrics(unit: float) -> Callable[[Tensor, Tensor], dict[str, float]]:
@@ -76,9 +80,11 @@ def regression_metrics(unit: float) -> Callable[[Tensor, Tensor], dict[str, floa
         found = outputs.detach().reshape(len(y))
         if not len(y):
             return {}
-        result = {"mse": float(errors.mean_squared_error(found, y)) * unit * unit}
+        off = (found - y).to(torch.float64).square().sum()
+        result = {"mse": float(off / len(y)) * unit * unit}
         if len(y) > 1:
-            result["r2"] = float(errors.r2_score(found, y))
+            spread = (y - y.mean(dtype=torch.float64)).square().sum()
+            result["r2"] = float(1 - off / spread) if spread > 0 else float(off == 0)
         return result | {"loss": float(squared_error(outputs.detach(), y).mean())}
 
     return metrics

@@ -77,6 +77,8 @@ def resolved(source: str, overrides: list[str], min_sites: int | None) -> Plan:
         if min_sites < 1:
             raise PlanError(f"--min-sites: expected 1 or more, got {min_sites}")
         sites = plan.sites if plan.sites is None else max(plan.sites, min_sites)
+        if plan.cohort is not None and min_sites > plan.cohort:
+            raise PlanError(f"--min-sites: expected at most cohort = {plan.cohort}")
         plan = replace(plan, min_sites=min_sites, sites=sites)
     if plan.rows == "actual":
         from privacy.loading import with_rows

@@ -1,0 +1,52 @@
+"""Tacit: `simulations.run.simulate` with everything on: ledgers, accounting, checkpoints, history.
+
+python benchmarks/contenders/tacit.py MODEL ENGINE ROUNDS
+"""
+
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+import turns
+import workload as w
+from product import register
+
+from privacy.plan import Plan, Simulation
+from simulations.run import simulate
+
+for known in w.MODELS:  # here, so that a process that imports this file anew knows them too
+    register(f"peers-{known}", partial(w.model, known), w.data)
+
+
+def main() -> None:
+    """One simulation, a turn a round."""
+    name, engine, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    talk = turns.Turns()
+    torch.set_num_threads(1)
+    plan = Plan(
+        task=f"peers-{name}",
+        rounds=rounds,
+        rate=turns.RATE,
+        rows=turns.ROWS,
+        lr=turns.LR,
+        sites=turns.CLIENTS,
+        cohort=turns.COHORT,
+        steps=turns.STEPS,
+        clip=turns.CLIP,
+        sigma=turns.SIGMA,
+        delta=turns.DELTA,
+        simulation=Simulation(engine, workers=2),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        simulate(
+            plan,
+            Path(folder) / "run",
+            on_start=lambda plan, done: talk.begin(),
+            on_round=lambda line: talk.end(line["metrics"]["accuracy"]),
+        )
+
+
+if __name__ == "__main__":
+    main()
