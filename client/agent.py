@@ -185,7 +185,9 @@ class Agent:
                     self._log("connected", server=self._server)
                     for _ in self._serve(link):
                         failures = 0  # a connection that serves, not one that merely stands
-            except (_Lost, httpx.HTTPError, RuntimeError, ValueError, OSError) as error:
+            except Refused:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a coordinator sends, its site comes back
                 why = self._why(error)
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311
                 failures += 1

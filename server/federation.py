@@ -48,7 +48,9 @@ class Heads(Protocol):
 class Job:
     """One run, and everything outside of mathematics that it needs.
 
-    `hand_out` is how many seconds the sites have to take the released model at the end; 0 is none.
+    A round that too few sites trained is tried `attempts` times in all, each after a `pause` in
+    seconds that grows: what fails at once, everywhere, may be mended in a moment. `hand_out` is how
+    many seconds the sites have to take the released model at the end; 0 is none.
     """
 
     plan: Plan
@@ -63,6 +65,7 @@ class Job:
     on_answer: Callable[[int, Answer], None] = lambda number, answer: None
     timeout: float | None = None
     attempts: int = 1
+    pause: float = 0.0
     hand_out: float = 0.0
     insecure: bool = False
 
@@ -134,6 +137,7 @@ def _federate(grid: Grid, job: Job) -> Outcome:
             failures += 1
             if failures >= job.attempts:
                 return Outcome("failed", history, _why(found, job.plan))
+            time.sleep(job.pause * failures)
             continue
         failures = 0
         state = following
@@ -151,6 +155,8 @@ def _resume(job: Job, rounds_done: int) -> State:
     if last is None:
         return rounds.start(job.initial, job.plan)
     arrays, _ = checkpoint.read(last)
+    if job.sign is not None and not last.with_name(f"{last.name}.sig").exists():
+        job.sign(last)  # a kill came between the two
     return State.from_arrays(arrays, rounds_done)
 
 
@@ -195,6 +201,8 @@ def _updates(grid: Grid, job: Job, state: State, found: _Round) -> Iterator[Upda
         job.on_answer(number, found.answers[request.site])
         if answer.arrays is not None:
             yield Update(answer.site, answer.arrays, answer.below)
+    for request in pending.values():
+        job.on_answer(number, found.answers[request.site])
 
 
 def _replies(

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics.functional import classification as scores
-from torchmetrics.functional import regression as errors
 
 
 def seeded(build: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
@@ -51,6 +49,8 @@ def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
 
 def classification_metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:
     """Accuracy, precision, recall and F1 (of class 1 if two, macro if more) and mean loss."""
+    from torchmetrics.functional import classification as scores  # it loads a plotting library
+
     if not len(y):
         return {}
     count = outputs.shape[1]
@@ -73,6 +73,8 @@ def regression_metrics(unit: float) -> Callable[[Tensor, Tensor], dict[str, floa
     """Metrics of a label mapped to -1..1 whose unit 1 is `unit` of the label: mse is unmapped."""
 
     def metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:
+        from torchmetrics.functional import regression as errors
+
         found = outputs.detach().reshape(len(y))
         if not len(y):
             return {}
