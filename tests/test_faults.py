@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.world import BIN, World, kill, told, wait_for
+from tests.world import BIN, World, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-LONG = ("--set", "steps=3000")  # rounds of seconds, so that a kill can come in the middle
+LONG = ("--set", "steps=1000")  # rounds of seconds, so that a kill can come in the middle
 
 
 @pytest.fixture
@@ -41,16 +41,16 @@ def test_killed_clients_and_a_killed_coordinator_come_back(world: World) -> None
     with told(world):
         clients = [world.client(number) for number in range(3)]
         server = world.server(*args)
-        wait_for(lambda: len(world.history()) >= 3)
-        kill(clients[0])
+        world.until(lambda: len(world.history()) >= 3)
+        world.kill(clients[0])
         clients[0] = world.client(0)
         before = len(world.history())
-        wait_for(lambda: len(world.history()) >= before + 2)
-        kill(server)
+        world.until(lambda: len(world.history()) >= before + 2)
+        world.kill(server)
         kept = world.history()
-        wait_for(lambda: len(world.said("north", "disconnected")) > 0)
+        world.until(lambda: len(world.said("north", "disconnected")) > 0)
         server = world.server(*args, "--resume")
-        assert server.wait(500) == 0
+        assert server.wait(240) == 0
     check(world, 30, kept)
     assert "trained" in world.statuses("north")[len(kept) :]
 
@@ -67,35 +67,39 @@ def test_a_client_killed_before_during_or_after_training_is_back_within_15_secon
             found = world.said("north", "trained") + world.said("north", "resent")
             return [one["time"] for one in found if one["time"] > now]
 
-        wait_for(answered)
+        world.until(answered)
         took = datetime.datetime.fromisoformat(answered()[0]).timestamp() - began
         assert took < 15, f"it took {took:.1f} s"
 
     with told(world):
         others = [world.client(number) for number in (1, 2)]
         server = world.server("--min-sites", 3, "--set", "rounds=5", *LONG)
-        wait_for(lambda: "site=south" in world.log("server") and "site=east" in world.log("server"))
+        world.until(
+            lambda: "site=south" in world.log("server") and "site=east" in world.log("server")
+        )
         north = world.client(0)
-        wait_for(lambda: world.said("north", "connected"))
-        kill(north)  # before: it is connected, and was asked nothing or has only begun to read
+        world.until(lambda: world.said("north", "connected"))
+        world.kill(
+            north
+        )  # before: it is connected, and was asked nothing or has only begun to read
         began = time.time()
         north = world.client(0)
         back(began)
         entries = len(world.paid(0))
-        wait_for(lambda: len(world.paid(0)) > entries)
-        kill(north)  # during: the next round is paid for, and takes seconds
+        world.until(lambda: len(world.paid(0)) > entries)
+        world.kill(north)  # during: the next round is paid for, and takes seconds
         during = world.paid(0)[-1]
         assert not world.said("north", "trained", round=during)
         began = time.time()
         north = world.client(0)
         back(began)
         done = len(world.said("north", "trained"))
-        wait_for(lambda: len(world.said("north", "trained")) > done)
-        kill(north)  # after: its reply is on its way, or not
+        world.until(lambda: len(world.said("north", "trained")) > done)
+        world.kill(north)  # after: its reply is on its way, or not
         began = time.time()
         north = world.client(0)
         back(began)
-        assert server.wait(500) == 0
+        assert server.wait(240) == 0
         assert all(other.poll() is None for other in others)
     check(world, 5)
     assert world.statuses("north") == ["trained"] * 5
@@ -113,17 +117,17 @@ def test_a_reply_given_before_the_coordinator_died_is_sent_again_unpaid(world: W
     with told(world):
         clients = [world.client(number) for number in range(3)]
         server = world.server(*args)
-        wait_for(lambda: world.paid(2)[-1:] == [2])
+        world.until(lambda: world.paid(2)[-1:] == [2])
         clients[2].send_signal(signal.SIGSTOP)
-        wait_for(lambda: all(world.said(s, "trained", round=2) for s in ("north", "south")))
-        kill(server)
+        world.until(lambda: all(world.said(s, "trained", round=2) for s in ("north", "south")))
+        world.kill(server)
         kept = world.history()
         assert len(kept) == 1
         assert (world.paid(0), world.paid(1)) == ([1, 2], [1, 2])
         server = world.server(*args, "--resume")
-        wait_for(lambda: world.log("server").count("connected site=north") >= 2)
+        world.until(lambda: world.log("server").count("connected site=north") >= 2)
         clients[2].send_signal(signal.SIGCONT)
-        assert server.wait(500) == 0
+        assert server.wait(240) == 0
     check(world, 5, kept)
     for number, site in enumerate(("north", "south")):
         assert len(world.said(site, "resent", round=2)) == 1
@@ -138,13 +142,13 @@ def test_a_client_that_hangs_is_gone_on_without_and_its_late_answer_is_not_count
     with told(world):
         clients = [world.client(number) for number in range(3)]
         server = world.server(*args)
-        wait_for(lambda: "trained" in world.statuses("east") and spent_and_not_trained(world, 2))
+        world.until(lambda: "trained" in world.statuses("east") and spent_and_not_trained(world, 2))
         clients[2].send_signal(signal.SIGSTOP)
         missed = world.paid(2)[-1]
-        wait_for(lambda: len(world.history()) >= missed)
+        world.until(lambda: len(world.history()) >= missed)
         assert world.statuses("east")[missed - 1] == "no-answer"
         clients[2].send_signal(signal.SIGCONT)
-        assert server.wait(500) == 0
+        assert server.wait(240) == 0
     check(world, 8)
     assert world.statuses("east").count("no-answer") >= 1
     assert "trained" in world.statuses("east")[missed:], "it takes part again"
@@ -160,7 +164,7 @@ def test_when_all_budgets_are_spent_the_run_stops_with_3(world: World) -> None:
         for number in range(3):
             world.client(number)
         server = world.server("--min-sites", 3, "--set", "rounds=30", "--set", "limit=1.0")
-        assert server.wait(500) == 3
+        assert server.wait(240) == 3
     assert world.summary()["reason"] == "budget"
     assert 0 < world.summary()["epsilon"] <= 1.0
     assert "budget" in world.log("server")
@@ -171,7 +175,7 @@ def test_when_all_sites_fail_the_run_stops_with_1_and_says_why(world: World) -> 
     with told(world):
         clients = [world.client(number) for number in range(3)]
         server = world.server("--min-sites", 3, "--set", "rounds=3", plan="adult")
-        assert server.wait(500) == 1
+        assert server.wait(240) == 1
         assert all(client.poll() is None for client in clients), "the clients stay"
     why = "0 of at least 3 sites trained (east: failed; north: failed; south: failed)"
     assert (world.summary()["reason"], world.summary()["detail"]) == ("failed", why)
@@ -188,9 +192,9 @@ def test_an_older_copy_of_a_ledger_is_refused_until_it_is_acknowledged(world: Wo
         clients = [world.client(number) for number in range(3)]
         path = world.sites["north"] / "ledgers"
         server = world.server(*args, "--set", "rounds=12")
-        wait_for(lambda: len(world.history()) >= 2)
+        world.until(lambda: len(world.history()) >= 2)
         shutil.copytree(path, world.folder / "copy")
-        assert server.wait(500) == 0
+        assert server.wait(240) == 0
         clients[0].terminate()
         assert clients[0].wait(60) == 0
         shutil.rmtree(path)
@@ -198,11 +202,11 @@ def test_an_older_copy_of_a_ledger_is_refused_until_it_is_acknowledged(world: Wo
         shutil.rmtree(world.sites["north"] / "replies")
         clients[0] = world.client(0)
         again = (*args, "--set", "rounds=3", "--name", "two", "--min-sites", 3)
-        assert world.server(*again).wait(500) == 1
+        assert world.server(*again).wait(240) == 1
         assert "ledger-untrusted" in world.log("server")
         world.site("north", "ledger", "acknowledge")
         again = (*args, "--set", "rounds=3", "--name", "three", "--min-sites", 3)
-        assert world.server(*again).wait(500) == 0
+        assert world.server(*again).wait(240) == 0
     assert len(world.history("three")) == 3
 
 

@@ -30,6 +30,7 @@ class World:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.open: list[Process] = []
+        self.coordinator: Process | None = None
 
     def start(self, log: str, *words: object) -> Process:
         """A command whose output goes to a log."""
@@ -53,7 +54,25 @@ class World:
     def server(self, *more: object, plan: str = "digits") -> Process:
         """The coordinator; the run is called "one" unless told otherwise."""
         listen = ("--dir", self.home, "--listen", f"127.0.0.1:{self.port}", "--name", "one")
-        return self.start("server.log", BIN / "tacit-server", "run", plan, *listen, *more)
+        words = (BIN / "tacit-server", "run", plan, *listen, *more)
+        self.coordinator = self.start("server.log", *words)
+        return self.coordinator
+
+    def kill(self, process: Process) -> None:
+        """As the power does it."""
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if process is self.coordinator:
+            self.coordinator = None
+
+    def until(self, true: Callable[[], object], seconds: float = 120) -> None:
+        """Wait until it is true; a failure where that takes too long, or the coordinator ends."""
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, "it did not happen in time"
+            ended = self.coordinator is not None and self.coordinator.poll() is not None
+            assert not ended or true(), "the coordinator has ended"
+            time.sleep(0.05)
 
     def site(self, name: str, *words: object) -> str:
         """One of a site's commands, done: what it says on stdout."""
@@ -107,20 +126,6 @@ class World:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             process.wait(20)
-
-
-def kill(process: Process) -> None:
-    """As the power does it."""
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
-def wait_for(true: Callable[[], object], seconds: float = 300) -> None:
-    """Until it is true; a failure where that takes too long."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @contextmanager
