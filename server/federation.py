@@ -26,6 +26,7 @@ from server.strategy import Answer, ReplyError, Request, ask, read
 
 NO_ANSWER: Final = "no-answer"
 BUDGET: Final = "budget-exhausted"
+_MOST_REPEATS: Final = 20
 
 
 class Named(Protocol):
@@ -230,6 +231,8 @@ def _judged(
     site = request.site
     try:
         answer = read(message, request, shapes, job.plan.wire)
+        if not _countable(job.plan, answer):
+            return Answer(site, "failed", "bad-reply")
         if answer.status == "trained" and job.plan.unit == "record" and not answer.events:
             return Answer(site, "failed", "unpaid")
         if job.heads is not None and answer.proof is not None:
@@ -241,6 +244,25 @@ def _judged(
     except HeadError:
         return Answer(site, "failed", "ledger-untrusted")
     return answer
+
+
+def _countable(plan: Plan, answer: Answer) -> bool:
+    """Whether what a site says that it released can be: of the plan's unit and noise, not endless.
+
+    A site may have paid more than once, and added noise; a claim beyond that could neither be
+    shown (an infinite epsilon) nor accounted in any time.
+    """
+    if plan.unit != "record" or not answer.events:
+        return True
+    asked = plan.events_of_round(answer.site)
+    least = min(event.sigma for event in asked) * (1 - 1e-9)
+    steps = sum(event.steps * event.count for event in asked)
+    said = sum(event.steps * event.count for event in answer.events)
+    return (
+        len(answer.events) <= _MOST_REPEATS * plan.rounds
+        and said <= _MOST_REPEATS * plan.rounds * steps
+        and all(event.unit == plan.unit and event.sigma >= least for event in answer.events)
+    )
 
 
 def _without_arrays(answer: Answer) -> Answer:
