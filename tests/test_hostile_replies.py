@@ -2,9 +2,10 @@
 
 import json
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,22 @@ def test_a_good_answer_counts(live: Live, tmp_path: Path) -> None:
     assert federate(live.grid, Job(live.plan, folder, WEIGHTS, timeout=30)).reason == "done"
     arrays, _ = checkpoint.read(checkpoint.path_of(folder.checkpoints, 1))
     assert np.array_equal(arrays["weight"], np.full(SHAPE, 2.0))
+
+
+def test_a_round_that_too_few_sites_trained_is_tried_again_after_a_pause(
+    live: Live, tmp_path: Path
+) -> None:
+    asked: list[float] = []
+
+    def mended(fields: dict[str, Any], good: bytes) -> tuple[dict[str, Any], bytes]:
+        asked.append(time.monotonic())
+        return (fields, good if len(asked) > 2 else b"")
+
+    live.answer = mended
+    plan = replace(live.plan, min_sites=2)
+    job = Job(plan, RunFolder.create(tmp_path / "run", plan), WEIGHTS, timeout=30)
+    assert federate(live.grid, replace(job, attempts=3, pause=0.2)).reason == "done"
+    pauses = np.diff(asked)
+    assert len(pauses) == 2
+    assert pauses[0] >= 0.2
+    assert pauses[1] >= 0.4
