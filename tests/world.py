@@ -65,7 +65,7 @@ class World:
         if process is self.coordinator:
             self.coordinator = None
 
-    def until(self, true: Callable[[], object], seconds: float = 120) -> None:
+    def until(self, true: Callable[[], object], seconds: float = 300) -> None:
         """Wait until it is true; a failure where that takes too long, or the coordinator ends."""
         end = time.monotonic() + seconds
         while not true():
