@@ -63,7 +63,7 @@ def environment(name: str, venvs: Path, versions: dict[str, str]) -> list[str]:
             raise Missing("ray is not installed (the extra `ray`)")
         versions["ray"] = metadata.version("ray")
         return [sys.executable]
-    own = ("opacus", "cryptography", "tomli_w", "torchmetrics", "safetensors")
+    own = ("opacus", "cryptography", "tomli_w", "safetensors")
     wanted = [PFL, *(f"{p}=={metadata.version(p)}" for p in own)] if name == "pfl" else list(JAX)
     python = venvs / name / "bin" / "python"
     if not python.exists():

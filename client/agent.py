@@ -68,6 +68,7 @@ class _Link:
     client: FleetHttpClient
     node: node_pb2.Node
     pool: ThreadPoolExecutor
+    left: bool = False
 
     def pull(self) -> tuple[Message, Any] | None:
         """The next request's head, or None when none came within the coordinator's patience."""
@@ -135,6 +136,15 @@ class _Link:
         if not answer.stored:
             raise _Lost("the coordinator dropped the reply")
 
+    def take_leave(self) -> None:
+        """Tell the coordinator not to wait, over this connection: a site may have no other."""
+        if self.left:
+            return
+        self.left = True
+        request = fleet_pb2.DeactivateNodeRequest(node_id=self.node.node_id)
+        with contextlib.suppress(httpx.HTTPError, ValueError, OSError, RuntimeError):
+            self.client.DeactivateNode(request)
+
 
 class _NodeAuth:
     """Flower's node authentication, signed once a minute instead of at each request."""
@@ -168,13 +178,16 @@ class Agent:
         self._log, self._stop = log, stop
         self._reply: Message | None = None
         self._contexts: dict[int, Context] = {}
-        self._idle: node_pb2.Node | None = None
+        self._idle: _Link | None = None
 
     def close(self) -> None:
-        """After `stop` was set: take leave, which ends a waiting poll; work in hand is finished."""
-        node = self._idle
-        if node is not None:
-            self._take_leave(node)
+        """After `stop` was set: take leave, which ends a waiting poll.
+
+        Work in hand is finished first, and its reply sent: it is paid for.
+        """
+        link = self._idle
+        if link is not None:
+            link.take_leave()
 
     def run(self) -> None:
         """Serve until stopped; Refused where trying again is useless."""
@@ -185,7 +198,9 @@ class Agent:
                     self._log("connected", server=self._server)
                     for _ in self._serve(link):
                         failures = 0  # a connection that serves, not one that merely stands
-            except (_Lost, httpx.HTTPError, RuntimeError, ValueError, OSError) as error:
+            except Refused:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a coordinator sends, its site comes back
                 why = self._why(error)
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311
                 failures += 1
@@ -195,7 +210,7 @@ class Agent:
 
     def _serve(self, link: _Link) -> Iterator[None]:
         """Answer what is asked; yields after every exchange that went well."""
-        while not self._stop.is_set():
+        while True:
             reply = self._reply
             if reply is not None and reply.metadata.src_node_id != link.node.node_id:
                 # Node ids end with a coordinator's process: the next one asks for the round again,
@@ -205,9 +220,11 @@ class Agent:
             elif reply is not None:
                 link.send(reply)
                 self._reply = None
-            self._idle = link.node  # before looking at `stop`: `close` sets and looks in turn
+            self._idle = link  # before looking at `stop`: `close` comes after it was set
             try:
-                found = None if self._stop.is_set() else link.pull()
+                if self._stop.is_set():
+                    return
+                found = link.pull()
             finally:
                 self._idle = None
             yield
@@ -272,18 +289,14 @@ class Agent:
             over = threading.Event()
             beat = threading.Thread(target=self._beat, args=(client, node, over), daemon=True)
             beat.start()
+            link = _Link(client, node, pool)
             try:
-                yield _Link(client, node, pool)
+                yield link
             finally:
                 over.set()
                 if self._stop.is_set():
-                    self._take_leave(node)
+                    link.take_leave()
                 beat.join(_BEAT_SECONDS)
-
-    def _take_leave(self, node: node_pb2.Node) -> None:
-        request = fleet_pb2.DeactivateNodeRequest(node_id=node.node_id)
-        with contextlib.suppress(httpx.HTTPError, ValueError, OSError), self._dial() as client:
-            client.DeactivateNode(request)
 
     def _beat(self, client: FleetHttpClient, node: node_pb2.Node, over: threading.Event) -> None:
         request = heartbeat_pb2.SendNodeHeartbeatRequest(node=node, heartbeat_interval=_HEARTBEAT)

@@ -25,7 +25,7 @@ from client.tasks import Task, TaskError, task
 from client.training import Trained, train
 from privacy import noise
 from privacy.events import Event
-from privacy.ledger import Entry, Exhausted, LedgerError, Standing
+from privacy.ledger import Entry, Exhausted, LedgerError, LedgerNotWritten, Standing
 from privacy.loading import from_json
 from privacy.plan import Plan, PlanError
 from privacy.policy import Refusal, judge
@@ -206,13 +206,20 @@ def _finish(begun: Begun, trained: Trained) -> RecordDict:
     with site.ledger.steady() if site.ledger is not None else nullcontext():
         values = release(fields, ledger=site.ledger, trust_coordinator=trusted)
         if plan.unit == "record":  # un-noised replies are never kept on disk
-            site.replies.put(begun.key, _pack(values))
+            _keep(site, begun.key, values)
         reply = _reply(site, values, begun.asked)
     seconds = round(time.perf_counter() - begun.began, 3)
     site.on_event(
         "trained", run=begun.run, round=begun.number, steps=trained.steps, seconds=seconds
     )
     return reply
+
+
+def _keep(site: Site, key: str, values: Mapping[str, Any]) -> None:
+    try:
+        site.replies.put(key, _pack(values))
+    except OSError as error:  # it is paid for, and leaves; asked again, it must be paid again
+        site.on_event("reply not kept", error=error.strerror)
 
 
 def _request(
@@ -307,7 +314,8 @@ def _spend(
         raise _Refused("budget-exhausted") from None
     except LedgerError as error:
         site.on_event("ledger", message=str(error))
-        raise _Refused("ledger-untrusted") from None
+        full = isinstance(error, LedgerNotWritten)
+        raise _Refused("ledger-not-written" if full else "ledger-untrusted") from None
 
 
 def _today() -> str:

@@ -28,6 +28,7 @@ REASONS: Final = frozenset(
         "output-not-allowed",
         "coordinator-not-trusted",
         "ledger-untrusted",
+        "ledger-not-written",
         "bad-weights",
         "bad-request",
         "paused",

@@ -5,7 +5,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,14 +63,17 @@ class Source:
 
 
 class Log:
-    """One line an event, JSON or for people; it never holds a record's value."""
+    """One line an event, JSON or for people; it never holds a record's value.
+
+    A log that cannot be written, such as on a full disk, stops nothing.
+    """
 
     def __init__(self, *, as_json: bool) -> None:
         self._json, self._lock = as_json, threading.Lock()
 
     def __call__(self, event: str, **facts: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self._lock:
+        with self._lock, suppress(OSError):
             if self._json:
                 said = json.dumps({"time": now, "event": event, **facts}, default=str)
                 print(said + "\n", end="", flush=True)
@@ -150,7 +153,10 @@ def resident(
         return cache[known]
 
     def on_plan(plan: Plan) -> None:
-        asked.remember(site.folder, plan)
+        try:
+            asked.remember(site.folder, plan)
+        except OSError as error:  # the plan is judged all the same
+            log("plan not kept", error=error.strerror)
         if file is not None:
             held.policy = again(file, held.policy, own, log)
 

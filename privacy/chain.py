@@ -42,6 +42,10 @@ class LedgerMissing(LedgerError):
     """There is no file of that name."""
 
 
+class LedgerNotWritten(LedgerError):
+    """The disk did not take the next lines: full, or broken. What was there before still stands."""
+
+
 def seal(n: int, body: Mapping[str, Any], prev: str) -> tuple[bytes, str]:
     """The n-th line without its newline, and its digest: SHA-256 of all bytes before the digest."""
     fields = {"v": VERSION, "n": n, **body, "prev": prev}
@@ -134,7 +138,7 @@ class Chain(Generic[Row]):
             self._stamp = None
             with suppress(OSError):  # what then stays is a torn tail, and counts as one
                 os.ftruncate(fd, self._size)
-            raise LedgerError(self.path, f"could not be written: {error}") from error
+            raise LedgerNotWritten(self.path, f"could not be written: {error}") from error
         mark = time.time_ns()
         try:
             # A modification time finer than the kernel's clock tick: any later write shows.
@@ -146,7 +150,7 @@ class Chain(Generic[Row]):
                 os.fsync(fd)
             except OSError as error:
                 self._stamp = None
-                raise LedgerError(self.path, f"could not be made durable: {error}") from error
+                raise LedgerNotWritten(self.path, f"could not be made durable: {error}") from error
         info = os.fstat(fd)
         self._take(data)
         self._stamp = _stamp(info) if info.st_mtime_ns == mark else None

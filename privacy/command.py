@@ -18,7 +18,8 @@ def run(
 ) -> NoReturn:
     """Run a Typer app as the command `name` and exit; the families of errors become one line.
 
-    `unsound` is evidence that does not hold: exit 4.
+    `unsound` is evidence that does not hold: exit 4. The narrower families come first: `failed`
+    may name a part of `bad_input`.
     """
     try:
         code = app(prog_name=name, standalone_mode=False)
@@ -26,12 +27,12 @@ def run(
         _end(name, error.format_message(), 2)
     except click.Abort:
         _end(name, "interrupted", 130)
-    except bad_input as error:
-        _end(name, str(error), 2)
     except unsound as error:
         _end(name, str(error), 4)
     except failed as error:
         _end(name, str(error), 1)
+    except bad_input as error:
+        _end(name, str(error), 2)
     except KeyboardInterrupt:
         _end(name, "interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away

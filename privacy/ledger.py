@@ -17,7 +17,14 @@ from threading import RLock
 from typing import Final
 
 from privacy.accounting import Budget, spent, within
-from privacy.chain import ZERO, LedgerError, LedgerMissing, create_file, locked
+from privacy.chain import (
+    ZERO,
+    LedgerError,
+    LedgerMissing,
+    LedgerNotWritten,
+    create_file,
+    locked,
+)
 from privacy.entries import (
     Entry,
     Note,
@@ -41,6 +48,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "LedgerMissing",
+    "LedgerNotWritten",
     "Note",
     "Standing",
     "Untrusted",

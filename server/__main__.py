@@ -8,6 +8,7 @@ import typer
 from privacy.command import run
 from privacy.environment import prepare
 from server import dashboard
+from server.checkpoint import CheckpointError
 from server.commands import membership, running
 
 app = typer.Typer(
@@ -24,7 +25,8 @@ def main() -> NoReturn:
     """Run a command: bad input is one line and exit 2, a failure one line and exit 1."""
     os.umask(0o077)
     prepare()
-    run(app, "tacit-server", bad_input=(ValueError,), failed=(OSError, RuntimeError))
+    failed = (OSError, RuntimeError, CheckpointError)
+    run(app, "tacit-server", bad_input=(ValueError,), failed=failed)
 
 
 if __name__ == "__main__":

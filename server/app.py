@@ -6,7 +6,7 @@
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from flwr.app import Context, RecordDict
@@ -22,6 +22,7 @@ from server.heads import HeadBook
 from server.summary import summarise
 
 Evaluate = Callable[[Arrays], Mapping[str, float]]
+_PAUSE_SECONDS: Final = 2.0
 
 
 def make_app(job: Job, done: Callable[[Outcome], None]) -> ServerApp:
@@ -42,9 +43,8 @@ def coordinate(
     *,
     home: Path,
     sign: Callable[[bytes], bytes],
+    child: Child,
     sign_model: Callable[[Path], None] | None = None,
-    data: Path | None = None,
-    evaluates: bool = True,
     timeout: float | None = None,
     attempts: int = 3,
     hand_out: float = 30.0,
@@ -55,33 +55,33 @@ def coordinate(
     """Play a plan with the sites of `grid` and write the run folder; this process stays lean.
 
     `home` is the coordinator's folder (heads, its own ledger), `sign` its Ed25519 signature,
-    `gather` waits until enough sites are connected, `data` holds public test rows.
+    `gather` waits until enough sites are connected; `child` knows torch.
     """
     began = time.perf_counter()
     ledger = None
     if plan.unit == "client":
         ledger = _own_ledger(home / "ledgers" / "coordinator.jsonl")
     outcomes: list[Outcome] = []
-    with Child(plan, data, evaluates=evaluates) as child:
-        job = Job(
-            plan,
-            run,
-            child.initial(),
-            evaluate=child.evaluate if evaluates else None,
-            heads=HeadBook(home / "heads", run.id, run.path / "heads", sign),
-            ledger=ledger,
-            sign=sign_model,
-            gather=gather,
-            on_round=on_round,
-            on_answer=on_answer,
-            timeout=timeout,
-            attempts=attempts,
-            hand_out=hand_out,
-        )
-        context = Context(
-            run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}
-        )
-        make_app(job, outcomes.append)(grid=grid, context=context)
+    job = Job(
+        plan,
+        run,
+        child.initial(),
+        evaluate=child.evaluate,
+        heads=HeadBook(home / "heads", run.id, run.path / "heads", sign),
+        ledger=ledger,
+        sign=sign_model,
+        gather=gather,
+        on_round=on_round,
+        on_answer=on_answer,
+        timeout=timeout,
+        attempts=attempts,
+        pause=_PAUSE_SECONDS,
+        hand_out=hand_out,
+    )
+    context = Context(
+        run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}
+    )
+    make_app(job, outcomes.append)(grid=grid, context=context)
     (outcome,) = outcomes
     summary = summarise(plan, outcome, time.perf_counter() - began)
     run.write_summary(summary)

@@ -2,7 +2,6 @@
 
 import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +17,12 @@ class ChildError(ValueError):
 
 
 class Child:
-    """A process that holds the task's model; closed with the block that opened it."""
+    """A process that holds the task's model; closed with the block that opened it.
 
-    def __init__(self, plan: Plan, data: Path | None, *, evaluates: bool) -> None:
+    It is started before anything waits for it: importing torch takes seconds.
+    """
+
+    def __init__(self, plan: Plan, data: Path | None, *, evaluates: bool = True) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         self._process = context.Process(
@@ -39,48 +41,38 @@ class Child:
         trace: TracebackType | None,
     ) -> None:
         self._here.close()
-        self._process.join(5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._process.kill()  # it holds nothing that would have to be kept
+        self._process.join()
 
     def initial(self) -> Arrays:
         """The first weights; waits for the child, and raises ChildError if it cannot load."""
         weights: Arrays = self._ask(None)
         return weights
 
+    def rows(self) -> int | None:
+        """How many training rows an embedded task has, which is public; None for another task."""
+        count: int | None = self._ask("rows")
+        return count
+
     def evaluate(self, weights: Arrays) -> Mapping[str, float]:
         """Metrics of `weights` on the public test rows."""
         metrics: Mapping[str, float] = self._ask(weights)
         return metrics
 
-    def _ask(self, what: Arrays | None) -> Any:
+    def _ask(self, what: Arrays | str | None) -> Any:
         try:
             self._here.send(what)
             fine, answer = self._here.recv()
         except (EOFError, OSError):
-            raise ChildError("the evaluating process has died") from None
+            raise RuntimeError("the evaluating process has died") from None
         if not fine:
             raise ChildError(answer)
         return answer
 
 
-def embedded_rows(plan: Plan) -> int | None:
-    """How many training rows an embedded task has, which is public; None for any other task."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_count, plan.to_json()).result()
-
-
-def _count(text: str) -> int | None:
-    from server.app import embedded_rows
-
-    return embedded_rows(from_json(text))
-
-
 def _serve(pipe: Connection, text: str, data: Path | None, evaluates: bool) -> None:
-    """The child's loop: None asks for first weights, arrays for their metrics."""
-    from server.app import evaluator, initial_weights
+    """The child's loop: None asks for first weights, "rows" to count, arrays for their metrics."""
+    from server.app import embedded_rows, evaluator, initial_weights
 
     try:
         plan = from_json(text)
@@ -96,6 +88,8 @@ def _serve(pipe: Connection, text: str, data: Path | None, evaluates: bool) -> N
             return
         if asked is None:
             _send(pipe, (True, weights))
+        elif isinstance(asked, str):
+            _send(pipe, (True, embedded_rows(plan)))
         elif evaluate is None:
             _send(pipe, (True, {}))
         else:

@@ -26,6 +26,7 @@ from server.strategy import Answer, ReplyError, Request, ask, read
 
 NO_ANSWER: Final = "no-answer"
 BUDGET: Final = "budget-exhausted"
+_MOST_REPEATS: Final = 20
 
 
 class Named(Protocol):
@@ -48,7 +49,9 @@ class Heads(Protocol):
 class Job:
     """One run, and everything outside of mathematics that it needs.
 
-    `hand_out` is how many seconds the sites have to take the released model at the end; 0 is none.
+    A round that too few sites trained is tried `attempts` times in all, each after a `pause` in
+    seconds that grows: what fails at once, everywhere, may be mended in a moment. `hand_out` is how
+    many seconds the sites have to take the released model at the end; 0 is none.
     """
 
     plan: Plan
@@ -63,6 +66,7 @@ class Job:
     on_answer: Callable[[int, Answer], None] = lambda number, answer: None
     timeout: float | None = None
     attempts: int = 1
+    pause: float = 0.0
     hand_out: float = 0.0
     insecure: bool = False
 
@@ -147,6 +151,7 @@ def _federate(grid: Grid, job: Job) -> Outcome:
             failures += 1
             if failures >= job.attempts:
                 return Outcome("failed", history, _why(found, job.plan))
+            time.sleep(job.pause * failures)
             continue
         failures = 0
         state = following
@@ -166,6 +171,8 @@ def _resume(job: Job, rounds_done: int) -> State:
     if last is None:
         return rounds.start(job.initial, job.plan)
     arrays, _ = checkpoint.read(last)
+    if job.sign is not None and not last.with_name(f"{last.name}.sig").exists():
+        job.sign(last)  # a kill came between the two
     return State.from_arrays(arrays, rounds_done)
 
 
@@ -211,6 +218,8 @@ def _updates(grid: Grid, job: Job, state: State, found: _Round) -> Iterator[Upda
         job.on_answer(number, found.answers[request.site])
         if answer.arrays is not None:
             yield Update(answer.site, answer.arrays, answer.below)
+    for request in pending.values():
+        job.on_answer(number, found.answers[request.site])
 
 
 def _replies(
@@ -238,6 +247,8 @@ def _judged(
     site = request.site
     try:
         answer = read(message, request, shapes, job.plan.wire)
+        if not _countable(job.plan, answer):
+            return Answer(site, "failed", "bad-reply")
         if answer.status == "trained" and job.plan.unit == "record" and not answer.events:
             return Answer(site, "failed", "unpaid")
         if job.heads is not None and answer.proof is not None:
@@ -249,6 +260,25 @@ def _judged(
     except HeadError:
         return Answer(site, "failed", "ledger-untrusted")
     return answer
+
+
+def _countable(plan: Plan, answer: Answer) -> bool:
+    """Whether what a site says that it released can be: of the plan's unit and noise, not endless.
+
+    A site may have paid more than once, and added noise; a claim beyond that could neither be
+    shown (an infinite epsilon) nor accounted in any time.
+    """
+    if plan.unit != "record" or not answer.events:
+        return True
+    asked = plan.events_of_round(answer.site)
+    least = min(event.sigma for event in asked) * (1 - 1e-9)
+    steps = sum(event.steps * event.count for event in asked)
+    said = sum(event.steps * event.count for event in answer.events)
+    return (
+        len(answer.events) <= _MOST_REPEATS * plan.rounds
+        and said <= _MOST_REPEATS * plan.rounds * steps
+        and all(event.unit == plan.unit and event.sigma >= least for event in answer.events)
+    )
 
 
 def _without_arrays(answer: Answer) -> Answer:

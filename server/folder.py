@@ -62,6 +62,8 @@ class RunFolder:
             raise FolderError(f"{path}: expected the folder of a run to resume") from None
         if plan is not None and plan.digest != digest:
             raise FolderError(f"{path}: was begun under another plan, expected the same one")
+        for left in (path / "checkpoints").glob(".*.tmp"):  # by a coordinator that was killed
+            left.unlink(missing_ok=True)
         return cls(path, run)
 
     @property

@@ -4,6 +4,7 @@ One file a site, only ever appended: each line is one entry of the site's ledger
 event where this coordinator's own run caused it) or one counter-signature of a head.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from privacy.heads import GENESIS, Head, HeadError, Proof, accept, payload
+from server.checkpoint import write_whole
 from server.strategy import Answer
 
 
@@ -63,7 +65,11 @@ class HeadBook:
         genesis = GENESIS.to_dict()
         last = {**genesis, "signature": self._sign(payload(site, GENESIS)).hex()}
         used: set[str] = set()
-        for line in read_lines(self._folder / f"{site}.jsonl"):
+        lines = read_lines(self._folder / f"{site}.jsonl")
+        mine, copy = [one for one in lines if one["run"] == self._run], self._copy / f"{site}.jsonl"
+        if mine and read_lines(copy) != mine:  # a kill came between the two
+            write_whole(copy, b"".join(_line(one) for one in mine))
+        for line in lines:
             last = {key: line[key] for key in ("n", "digest", "signature")}
             if line["acknowledged"]:
                 used.add(line["base"]["digest"])
@@ -81,14 +87,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise HeadError(f"{path}: expected a JSON object a line") from None
 
 
+def _line(line: Mapping[str, Any]) -> bytes:
+    return (json.dumps(line) + "\n").encode()
+
+
 def _append(path: Path, line: Mapping[str, Any]) -> None:
-    data = (json.dumps(line) + "\n").encode()
+    data = _line(line)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         whole = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
         end = whole.rfind(b"\n") + 1  # what a crash left of an unfinished line is dropped
         os.ftruncate(descriptor, end)
-        os.pwrite(descriptor, data, end)
+        written = os.pwrite(descriptor, data, end)
+        if written != len(data):
+            os.ftruncate(descriptor, end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

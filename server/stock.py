@@ -12,7 +12,8 @@ from typing import Final
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.commands.running import View, labelled, play, resolved
+from server.child import Child
+from server.commands.running import View, labelled, play, requested, resolved
 from server.members import Home, MembersError
 from server.registered import RegisteredGrid
 
@@ -35,8 +36,8 @@ def main(grid: Grid, context: Context) -> None:
     data, timeout, resume = _data(options), _seconds(options), bool(options.get("resume"))
     if resume and name is None:
         raise MembersError("resume: expected a name beside it")
-    plan = resolved(source, overrides, least)
-    label = labelled(name, plan)
+    asked = requested(source, overrides, least)
+    label = labelled(name, asked)
     view = View(home, as_json=False)
     view.log("stock flower", bundle=Path(__file__).parent.parent, protection="docs/stock-flower.md")
 
@@ -45,9 +46,12 @@ def main(grid: Grid, context: Context) -> None:
         return {m.certificate.public_pem: m.name for m in listed if m.revoked is None}
 
     known = RegisteredGrid(grid, sites, view.log)
-    outcome = play(
-        known, "stock flower", home, plan, label, view, timeout, data, resume, hand_out=_HAND_OUT
-    )
+    where = "stock flower"
+    with Child(asked, data) as child:
+        plan = resolved(asked, child, home.runs / label if resume else None)
+        outcome = play(
+            known, where, home, plan, label, view, timeout, child, resume, hand_out=_HAND_OUT
+        )
     if outcome.reason != "done":
         raise StockError(f"{outcome.reason}: {outcome.detail}")
 

@@ -1,6 +1,7 @@
 """Flower's messages to values and back, nothing more."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -15,6 +16,7 @@ ARRAYS: Final = "arrays"
 REQUEST: Final = "request"
 REPLY: Final = "reply"
 STYPE: Final = "safetensors"
+_MOST_METRIC: Final = 1e30
 
 
 class ReplyError(ValueError):
@@ -85,15 +87,8 @@ def read(message: Message, request: Request, shapes: Shapes, wire: str) -> Answe
         raise ReplyError("old-reply")
     events = _events(fields.get("events", "[]"))
     proof = _json(fields["head"]) if "head" in fields else None
-    sigma = fields.get("sigma")
-    answer = Answer(
-        site,
-        status,
-        reason or None,
-        events,
-        float(sigma) if isinstance(sigma, float) else None,
-        proof=proof,
-    )
+    sigma = _finite(fields.get("sigma"))
+    answer = Answer(site, status, reason or None, events, sigma, proof=proof)
     if status != "trained":
         return answer
     record = content.array_records.get(ARRAYS)
@@ -104,20 +99,29 @@ def read(message: Message, request: Request, shapes: Shapes, wire: str) -> Answe
         arrays = decode(array.data, shapes, wire)
     except WireError:
         raise ReplyError("bad-update") from None
-    below = fields.get("below")
+    below = _finite(fields.get("below"))
+    if below is not None and abs(below) != 0.5:
+        raise ReplyError("bad-reply")
     return replace(
         answer,
         arrays=arrays,
-        below=float(below) if isinstance(below, float) else None,
+        below=below,
         metrics=_metrics(fields.get("metrics", "{}")),
         size=len(array.data),
     )
 
 
+def _finite(value: object) -> float | None:
+    """A float, or None for anything else; no NaN and no infinity comes in."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ReplyError("bad-reply")
+    return value if isinstance(value, float) else None
+
+
 def _json(text: object) -> Any:
     try:
         return json.loads(text) if isinstance(text, str) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ReplyError("bad-reply") from None
 
 
@@ -134,7 +138,7 @@ def _events(text: object) -> tuple[Event, ...]:
 def _metrics(text: object) -> dict[str, float]:
     found = _json(text)
     if not isinstance(found, dict) or not all(
-        isinstance(v, int | float) and not isinstance(v, bool) for v in found.values()
+        isinstance(v, int | float) and abs(v) < _MOST_METRIC for v in found.values()
     ):
         raise ReplyError("bad-reply")
-    return {str(name): float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in found.items()}

@@ -29,6 +29,11 @@ REASONS: Mapping[str, str] = {
     "bad-weights": "the weights it was sent are not usable",
     "no-answer": "no answer in time",
     "unpaid": "its update was not paid for in its ledger",
+    "bad-reply": "its reply is not what was asked for",
+    "bad-update": "its update is of another shape, or not of finite numbers",
+    "old-reply": "it answered another round or run",
+    "ledger-not-written": "its ledger cannot be written: its disk is full or broken",
+    "paused": "its owner has paused it",
     "failed": "an error at the site",
 }
 """The codes of refusals and failures in plain words."""

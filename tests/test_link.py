@@ -236,6 +236,36 @@ def test_a_reply_in_hand_when_the_coordinator_dies_does_not_keep_its_site_away(
         assert sum(line["event"] == "disconnected" for line in events.lines) < 10
 
 
+def test_a_stopped_client_finishes_its_work_and_sends_it_even_without_its_certificate(
+    tmp_path: Path,
+) -> None:
+    """As after `leave`: what it holds open is enough to answer and to say goodbye."""
+    home, sites = coordinator(tmp_path, "a")
+    begun, release, stop, log = threading.Event(), threading.Event(), threading.Event(), Events()
+
+    def slow(weights: np.ndarray) -> np.ndarray:
+        begun.set()
+        release.wait(20)
+        return weights + 1
+
+    with linked(home, log) as grid:
+        site, where = Enrolled(sites["a"]).joined(), f"127.0.0.1:{grid.address[1]}"
+        agent = Agent(app(slow), site, where, log=Events(), stop=stop)
+        thread = threading.Thread(target=agent.run, daemon=True)
+        thread.start()
+        assert wait_for(grid.names)
+        asked = ask(grid, ZERO)
+        assert begun.wait(20)
+        site.certificate.unlink()
+        stop.set()
+        agent.close()
+        release.set()
+        assert (weights_in(answers(grid, asked)["a"]) == 1).all()
+        thread.join(10)
+        assert log.wait("disconnected", site="a")
+        assert not grid.names()
+
+
 def test_a_revoked_client_is_told_and_its_round_goes_on_without_it(tmp_path: Path) -> None:
     home, sites = coordinator(tmp_path, "a", "b")
     with (

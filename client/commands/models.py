@@ -1,26 +1,15 @@
-"""`predict`, `evaluate`, `export`, `serve`, `adapt`: a released model where the data is."""
+"""`predict`, `evaluate`, `export`, `serve`, `adapt`: a released model where the data is.
+
+What needs torch is imported by the command that runs: `--help` is an instant.
+"""
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-from client import predicting
-from client.models import Model, ModelError, find, load
-from client.origin import Trust
-from client.predicting import Tally
-from client.reading import chunks
-from client.store import write
-from client.tasks.task import Rows
-from client.trust import known_keys, sign_beside, site_name
 
 Name = Annotated[
     str,
@@ -61,13 +50,15 @@ def predict(
     key: Key = None,
 ) -> None:
     """Predict every row of a file with a released model; nothing leaves this machine."""
+    from client import predicting
+    from client.commands.opening import explained, opened, progress, tell_faults
     from client.inference import predictor
 
-    opened = _open(model, directory, key, quiet=json_)
-    ready = predictor(opened, device)
+    found = opened(model, directory, key, quiet=json_)
+    ready = predictor(found, device)
     if json_ and out is None:
         sys.stdout.write('{"predictions": ')
-    with _progress("predicting") as tell:
+    with progress("predicting") as tell:
         tally = predicting.run(
             ready,
             data,
@@ -78,17 +69,17 @@ def predict(
             as_json=json_,
             tell=tell,
         )
-    explained = _explained(opened, tally, out) if explain else []
-    _tell_faults(tally)
+    lines = explained(found, tally, out) if explain else []
+    tell_faults(tally)
     facts = predicting.side_card(ready, data, tally) | {"out": str(out) if out else None}
     if explain:
-        facts["explanations"] = explained
+        facts["explanations"] = lines
     if json_ and out is None:
         sys.stdout.write(", " + json.dumps(facts)[1:] + "\n")
     elif json_:
         typer.echo(json.dumps(facts))
     else:
-        for line in explained if out is None else ():
+        for line in lines if out is None else ():
             typer.echo(json.dumps(line), err=True)
         where = f" -> {out} (card: {predicting.card_path(out).name})" if out else ""
         typer.echo(f"{tally.rows} rows predicted, {tally.skipped} skipped{where}", err=True)
@@ -109,23 +100,27 @@ def evaluate(
     key: Key = None,
 ) -> None:
     """Measure a released model on this site's own labelled rows; the figures stay here."""
+    from client.commands.opening import opened, progress, tell_faults
     from client.evaluating import evaluate as measured
     from client.inference import predict as predicted
     from client.inference import predictor
     from client.pages import evaluation_page
+    from client.predicting import Tally
+    from client.reading import chunks
+    from client.store import write
 
-    opened = _open(model, directory, key, quiet=json_)
-    ready, tally = predictor(opened, device), Tally()
-    with _progress("evaluating") as tell:
-        source = chunks(opened.task, data, labels=True, group=group)
+    of = opened(model, directory, key, quiet=json_)
+    ready, tally = predictor(of, device), Tally()
+    with progress("evaluating") as tell:
+        source = chunks(of.task, data, labels=True, group=group)
         found = measured(
-            opened.task, predicted(ready, tally.watch(source, skip_bad, tell)), smallest=smallest
+            of.task, predicted(ready, tally.watch(source, skip_bad, tell)), smallest=smallest
         )
     if out is not None:
-        write(out, evaluation_page(opened, found).encode())
-    _tell_faults(tally)
+        write(out, evaluation_page(of, found).encode())
+    tell_faults(tally)
     if json_:
-        facts = {"model": opened.digest, "origin": opened.origin.words, **found.to_dict()}
+        facts = {"model": of.digest, "origin": of.origin.words, **found.to_dict()}
         typer.echo(json.dumps(facts | {"page": str(out) if out else None}))
         return
     typer.echo(f"{found.rows} rows ({found.skipped} skipped)")
@@ -153,17 +148,21 @@ def export(
     key: Key = None,
 ) -> None:
     """Write a released model in another form, its card inside, compared on the spot."""
+    from client.commands.opening import opened, rows
     from client.exporting import export as exported
+    from client.models import ModelError
+    from client.store import write
+    from client.trust import sign_beside
 
-    opened = _open(model, directory, key, quiet=json_)
-    private = None if data is None else _rows(opened, data)
-    found = exported(opened, format_, private)
-    name = f"{opened.task.name}-{opened.card.round:06d}{'-int8' * (format_ == 'onnx-int8')}"
+    of = opened(model, directory, key, quiet=json_)
+    private = None if data is None else rows(of, data)
+    found = exported(of, format_, private)
+    name = f"{of.task.name}-{of.card.round:06d}{'-int8' * (format_ == 'onnx-int8')}"
     path = out or Path(name + found.suffix)
     if path.suffix != found.suffix:
         raise ModelError(f"out: expected a name that ends with {found.suffix}, got {path}")
     write(path, found.content)
-    sign_beside(path, found.content, opened.card.run, opened.card.round, directory)
+    sign_beside(path, found.content, of.card.run, of.card.round, directory)
     facts: dict[str, Any] = {
         "out": str(path),
         "format": format_,
@@ -197,16 +196,18 @@ def serve(
     key: Key = None,
 ) -> None:
     """Answer predictions over HTTP on this machine, always with the newest released model."""
+    from client.commands.opening import say_origin
     from client.hosting import run
     from client.listening import Limits, listening
+    from client.models import find, load
+    from client.trust import known_keys
 
-    trust = _trust(directory, key)
+    trust = known_keys(directory, key or ())
     where = listening(listen, token_file)
-    path = find(model, directory)
-    opened = load(path, trust)
-    _say_origin(opened)
+    of = load(find(model, directory), trust)
+    say_origin(of)
     run(
-        opened,
+        of,
         where,
         Limits(body=body, rows=batch),
         newest=lambda: find(model, directory),
@@ -226,15 +227,19 @@ def adapt(
 ) -> None:
     """Fit the last layer to this site's own rows: a model for this site alone, never shared."""
     from client.adapting import adapt as adapted
+    from client.commands.opening import opened, rows
+    from client.models import ModelError
+    from client.store import write
+    from client.trust import sign_beside, site_name
 
-    opened = _open(model, directory, key, quiet=json_)
+    of = opened(model, directory, key, quiet=json_)
     site = site_name(directory)
-    found = adapted(opened, _rows(opened, data, skip_bad), site)
-    path = out or Path(f"{opened.task.name}-{opened.card.round:06d}-private.safetensors")
+    found = adapted(of, rows(of, data, skip_bad), site)
+    path = out or Path(f"{of.task.name}-{of.card.round:06d}-private.safetensors")
     if path.suffix != ".safetensors":
         raise ModelError(f"out: expected a name that ends with .safetensors, got {path}")
     write(path, found.content)
-    sign_beside(path, found.content, opened.card.run, opened.card.round, directory)
+    sign_beside(path, found.content, of.card.run, of.card.round, directory)
     if json_:
         facts = {"out": str(path), "private_to": site, "rows": found.rows}
         typer.echo(json.dumps(facts | {"before": found.before, "after": found.after}))
@@ -244,65 +249,3 @@ def adapt(
         typer.echo(f"  {name:<10} {found.before[name]:.4f} -> {value:.4f} (held-out rows)")
     if not found.better:
         typer.echo("  the held-out loss did not fall: the released model is the better one")
-
-
-def _trust(directory: Path | None, keys: list[str] | None) -> Trust:
-    return known_keys(directory, keys or ())
-
-
-def _open(name: str, directory: Path | None, keys: list[str] | None, *, quiet: bool) -> Model:
-    model = load(find(name, directory), _trust(directory, keys))
-    if not quiet:
-        _say_origin(model)
-    return model
-
-
-def _say_origin(model: Model) -> None:
-    card = model.card
-    typer.echo(
-        f"model {model.digest[:16]} ({card.task}, run {card.run}, round {card.round}): "
-        f"{model.origin.words}; {card.privacy}",
-        err=True,
-    )
-
-
-def _rows(model: Model, data: Path, skip_bad: bool = False) -> Rows:
-    """All labelled rows of a file at once."""
-    tally = Tally()
-    found = list(tally.watch(chunks(model.task, data, labels=True), skip_bad, lambda done: None))
-    labels = [chunk.y for chunk in found if chunk.y is not None]
-    _tell_faults(tally)
-    return Rows(torch.cat([chunk.x for chunk in found]), torch.cat(labels))
-
-
-def _explained(model: Model, tally: Tally, out: Path | None) -> list[dict[str, Any]]:
-    from client.explaining import explain
-    from client.pages import explanation_page
-
-    if not tally.first:
-        return []
-    found = explain(model, torch.cat(tally.first), tally.numbers)
-    lines = [one.to_dict() for one in found]
-    if out is not None:
-        numbers = "".join(json.dumps(line) + "\n" for line in lines)
-        write(out.with_name(out.name + ".explained.jsonl"), numbers.encode())
-        write(out.with_name(out.name + ".explained.html"), explanation_page(model, found).encode())
-    return lines
-
-
-def _tell_faults(tally: Tally) -> None:
-    for fault in tally.faults[: predicting.SHOWN]:
-        typer.echo(f"skipped: {fault}", err=True)
-    if tally.skipped > 0 and len(tally.faults) > predicting.SHOWN:
-        typer.echo(f"skipped: {tally.skipped} rows in all", err=True)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[predicting.Progress]:
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(what, total=1.0)
-        yield lambda done: bar.update(task, completed=done)

@@ -1,5 +1,6 @@
 """`run`, `status`, `doctor`: the coordinator at work."""
 
+import contextlib
 import json
 import sys
 import time
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from privacy.loading import load_plan
+from privacy.loading import load_plan, with_rows
 from privacy.plan import Plan, PlanError
 from server.members import Home, MembersError, split_host
 
 if TYPE_CHECKING:
+    from server.child import Child
     from server.federation import Outcome
     from server.folder import RunFolder
     from server.grid import LinkGrid
@@ -56,10 +58,14 @@ def run(
         raise MembersError("--resume: expected --name NAME beside it")
     if data is not None and not data.exists():
         raise MembersError(f"--data {data}: expected a file or folder of public rows, found none")
-    chosen = resolved(plan, list(set_ or []), min_sites)
-    label = labelled(name, chosen)
+    asked = requested(plan, list(set_ or []), min_sites)
+    label = labelled(name, asked)
     _check_certificate(home)
-    raise typer.Exit(_serve(home, where, chosen, label, round_timeout, data, resume, as_json))
+    from server.child import Child
+
+    with Child(asked, data) as child:
+        chosen = resolved(asked, child, home.runs / label if resume else None)
+        raise typer.Exit(_serve(home, where, chosen, label, round_timeout, child, resume, as_json))
 
 
 def labelled(name: str | None, plan: Plan) -> str:
@@ -70,8 +76,8 @@ def labelled(name: str | None, plan: Plan) -> str:
     return label
 
 
-def resolved(source: str, overrides: list[str], min_sites: int | None) -> Plan:
-    """The plan with `--set`; "actual" rows of an embedded task become its train rows a site."""
+def requested(source: str, overrides: list[str], min_sites: int | None) -> Plan:
+    """The plan with `--set` and `--min-sites`."""
     plan = load_plan(source, overrides)
     if min_sites is not None:
         if min_sites < 1:
@@ -80,19 +86,28 @@ def resolved(source: str, overrides: list[str], min_sites: int | None) -> Plan:
         if plan.cohort is not None and min_sites > plan.cohort:
             raise PlanError(f"--min-sites: expected at most cohort = {plan.cohort}")
         plan = replace(plan, min_sites=min_sites, sites=sites)
-    if plan.rows == "actual":
-        from privacy.loading import with_rows
-        from server.child import embedded_rows
+    return plan
 
-        total = embedded_rows(plan)
+
+def resolved(plan: Plan, child: "Child", kept: Path | None) -> Plan:
+    """The plan with a number for "actual" rows: an embedded task's train rows a site.
+
+    A run that goes on, in the folder `kept`, has counted them already.
+    """
+    from server.folder import RunFolder
+
+    if plan.rows != "actual":
+        return plan
+    each = RunFolder.open(kept).plan().rows if kept is not None else None
+    if not isinstance(each, int):
+        total = child.rows()
         if total is None:
             raise PlanError(
                 'rows: expected a public number of rows a site, got "actual", which only a '
                 "simulation or an embedded task can count (--set rows=N)"
             )
         each = total // max(plan.min_sites, 1)
-        plan = replace(with_rows(replace(plan, rows=each), {"": each}), site=plan.site)
-    return plan
+    return replace(with_rows(replace(plan, rows=each), {"": each}), site=plan.site)
 
 
 def _serve(
@@ -101,7 +116,7 @@ def _serve(
     plan: Plan,
     label: str,
     timeout: float | None,
-    data: Path | None,
+    child: "Child",
     resume: bool,
     as_json: bool,
 ) -> int:
@@ -110,7 +125,7 @@ def _serve(
     view = View(home, as_json=as_json)
     with serve(home.folder, where, log=view.log) as grid:
         listen = "{}:{}".format(*grid.address)
-        return EXIT[play(grid, listen, home, plan, label, view, timeout, data, resume).reason]
+        return EXIT[play(grid, listen, home, plan, label, view, timeout, child, resume).reason]
 
 
 def play(
@@ -121,7 +136,7 @@ def play(
     label: str,
     view: "View",
     timeout: float | None,
-    data: Path | None,
+    child: "Child",
     resume: bool,
     *,
     hand_out: float = 30.0,
@@ -147,7 +162,7 @@ def play(
         home=home.folder,
         sign=lambda payload: sign(home.signing_key, payload),
         sign_model=signer(home.signing_key),
-        data=data,
+        child=child,
         timeout=timeout,
         hand_out=hand_out,
         gather=lambda: view.gather(grid, plan.min_sites),
@@ -168,11 +183,10 @@ class View:
     def log(self, event: str, **facts: object) -> None:
         from server.guard import line
 
-        if self._json:
-            print(line(event, **facts), file=sys.stderr, flush=True)
-        else:
-            more = " ".join(f"{name}={value}" for name, value in facts.items())
-            print(f"{time.strftime('%H:%M:%S')} {event} {more}", file=sys.stderr, flush=True)
+        more = " ".join(f"{name}={value}" for name, value in facts.items())
+        said = f"{time.strftime('%H:%M:%S')} {event} {more}"
+        with contextlib.suppress(OSError):  # a log that cannot be written stops nothing
+            print(line(event, **facts) if self._json else said, file=sys.stderr, flush=True)
 
     def begin(self, folder: "RunFolder", plan: Plan, listen: str) -> None:
         self._tell(run=folder.path.name, listen=listen, planned=plan.rounds, round=0)
@@ -215,10 +229,11 @@ class View:
         print(f"{summary['reason']}{detail} after {summary['rounds']} rounds; kept in {path}")
 
     def _tell(self, **facts: Any) -> None:
-        from server.checkpoint import write_whole
+        from server.checkpoint import CheckpointError, write_whole
 
         self._now |= facts | {"time": time.time()}
-        write_whole(self._file, json.dumps(self._now).encode() + b"\n")
+        with contextlib.suppress(CheckpointError):  # nor does this: a full disk stops checkpoints
+            write_whole(self._file, json.dumps(self._now).encode() + b"\n")
 
 
 def _check_certificate(home: Home) -> None:
