@@ -13,6 +13,7 @@ the coordinator's and the wire's. All share the machine's cores, so the sites' s
 import argparse
 import contextlib
 import datetime
+import itertools
 import json
 import multiprocessing
 import os
@@ -172,8 +173,8 @@ def watched(server: subprocess.Popen[bytes], rounds: int) -> dict[str, Any]:
         continue
     if len(ends) < rounds:
         trained = 0
-    found["seconds"] = [b - a for a, b in zip(ends, ends[1:], strict=False)]
-    found["cpu"] = statistics.fmean([b - a for a, b in zip(used, used[1:], strict=False)] or [0.0])
+    found["seconds"] = [b - a for a, b in itertools.pairwise(ends)]
+    found["cpu"] = statistics.fmean([b - a for a, b in itertools.pairwise(used)] or [0.0])
     return found | {"trained": trained}
 
 
@@ -257,7 +258,8 @@ def ready(folder: Path) -> ClientApp:
 
     @app.evaluate()
     def released(message: Message, context: Context) -> Message:
-        return Message(RecordDict({"reply": ConfigRecord({"status": "received"})}), reply_to=message)
+        content = RecordDict({"reply": ConfigRecord({"status": "received"})})
+        return Message(content, reply_to=message)
 
     return app
 
@@ -297,7 +299,8 @@ def cpu_seconds(process: int) -> float:
 
 def children(process: int) -> list[int]:
     """The children of a process."""
-    return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(one) for one in text.split()]
 
 
 if __name__ == "__main__":

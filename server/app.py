@@ -63,10 +63,11 @@ def coordinate(
         ledger = _own_ledger(home / "ledgers" / "coordinator.jsonl")
     outcomes: list[Outcome] = []
     with Child(plan, data, evaluates=evaluates) as child:
+        child.ready()
         job = Job(
             plan,
             run,
-            child.initial(),
+            child.initial,
             evaluate=child.evaluate if evaluates else None,
             heads=HeadBook(home / "heads", run.id, run.path / "heads", sign),
             ledger=ledger,
@@ -114,13 +115,13 @@ def embedded_rows(plan: Plan) -> int | None:
     return len(learning.load(None, "train")) if learning.embedded else None
 
 
-def evaluator(plan: Plan, data: Path | None) -> Evaluate:
-    """Metrics of weights on public test rows, none where there are none; TaskError."""
+def evaluator(plan: Plan, data: Path | None) -> Evaluate | None:
+    """Metrics of weights on public test rows; None where there are no such rows; TaskError."""
     from client.tasks import task
 
     learning = task(plan.task, plan.schema)
     if data is None and not learning.embedded:
-        return lambda weights: {}
+        return None
     return evaluate_on(plan, learning.load(data, "test"))
 
 

@@ -1,5 +1,9 @@
-"""What needs torch at the coordinator runs in a child process: first weights, public evaluation."""
+"""What needs torch at the coordinator runs in a child process: first weights, public evaluation.
 
+Arrays go through the pipe one by one and are never a second time in memory on their way.
+"""
+
+import contextlib
 import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -7,6 +11,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from privacy.loading import from_json
 from privacy.plan import Plan
@@ -28,6 +35,7 @@ class Child:
         )
         self._process.start()
         there.close()
+        self._evaluates = False
 
     def __enter__(self) -> "Child":
         return self
@@ -44,19 +52,31 @@ class Child:
             self._process.kill()
             self._process.join()
 
+    def ready(self) -> None:
+        """Wait for the child; ChildError if it cannot load the task or the public rows."""
+        self._evaluates = bool(self._answer())
+
     def initial(self) -> Arrays:
-        """The first weights; waits for the child, and raises ChildError if it cannot load."""
-        weights: Arrays = self._ask(None)
-        return weights
+        """The first weights."""
+        try:
+            self._here.send(None)
+            return _take(self._here)
+        except (EOFError, OSError):
+            raise ChildError("the evaluating process has died") from None
 
     def evaluate(self, weights: Arrays) -> Mapping[str, float]:
-        """Metrics of `weights` on the public test rows."""
-        metrics: Mapping[str, float] = self._ask(weights)
+        """Metrics of `weights` on the public test rows; none where there are none."""
+        if not self._evaluates:
+            return {}
+        try:
+            _give(self._here, weights)
+        except OSError:
+            raise ChildError("the evaluating process has died") from None
+        metrics: Mapping[str, float] = self._answer()
         return metrics
 
-    def _ask(self, what: Arrays | None) -> Any:
+    def _answer(self) -> Any:
         try:
-            self._here.send(what)
             fine, answer = self._here.recv()
         except (EOFError, OSError):
             raise ChildError("the evaluating process has died") from None
@@ -84,26 +104,36 @@ def _serve(pipe: Connection, text: str, data: Path | None, evaluates: bool) -> N
 
     try:
         plan = from_json(text)
-        weights = initial_weights(plan)
+        weights: Arrays | None = initial_weights(plan)
         evaluate = evaluator(plan, data) if evaluates else None
+        reply: object = (True, evaluate is not None)
     except ValueError as error:
-        _send(pipe, (False, str(error)))
-        return
-    while True:
-        try:
+        evaluate, reply = None, (False, str(error))
+    # The other end is gone: so is this process.
+    with contextlib.suppress(EOFError, OSError):
+        pipe.send(reply)
+        while True:
             asked = pipe.recv()
-        except (EOFError, OSError):
-            return
-        if asked is None:
-            _send(pipe, (True, weights))
-        elif evaluate is None:
-            _send(pipe, (True, {}))
-        else:
-            _send(pipe, (True, dict(evaluate(asked))))
+            if asked is None:
+                _give(pipe, weights if weights is not None else initial_weights(plan))
+                weights = None
+            elif evaluate is not None:
+                pipe.send((True, dict(evaluate(_take(pipe, asked)))))
 
 
-def _send(pipe: Connection, what: object) -> None:
-    try:
-        pipe.send(what)
-    except (BrokenPipeError, OSError):
-        return
+def _give(pipe: Connection, arrays: Arrays) -> None:
+    pipe.send([(name, array.shape) for name, array in arrays.items()])
+    for array in arrays.values():
+        pipe.send_bytes(_bytes(np.ascontiguousarray(array, dtype=np.float32)))
+
+
+def _take(pipe: Connection, head: Any = None) -> Arrays:
+    found: Arrays = {}
+    for name, shape in head if head is not None else pipe.recv():
+        found[name] = np.empty(shape, dtype=np.float32)
+        pipe.recv_bytes_into(_bytes(found[name]))
+    return found
+
+
+def _bytes(array: npt.NDArray[np.float32]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

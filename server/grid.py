@@ -79,7 +79,7 @@ class LinkGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         posted = list(messages)
         self._fleet.overtake({message.metadata.dst_node_id for message in posted})
-        return [self._fleet.post(message, self.reply_limit) for message in posted]
+        return self._fleet.post_all(posted, self.reply_limit)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         fleet = self._fleet

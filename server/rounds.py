@@ -79,28 +79,40 @@ def combine(state: State, updates: Iterable[Update], plan: Plan, *, asked: int =
     al. 2018): a sum of `asked` updates clipped to `clip`, noised here, over the number `asked`,
     which is public and does not depend on who answered.
     """
-    total = {name: np.zeros_like(a, dtype=np.float32) for name, a in state.weights.items()}
+    total: Arrays = {}
     weight, below = 0.0, 0.0
     for update in updates:
-        arrays, share = update.arrays, 1.0
-        if plan.unit == "client":
-            clipped, _ = noise.clip(list(arrays.values()), _clip(state))
-            arrays = dict(zip(arrays, clipped, strict=True))
-            below += update.below or 0.0
-        elif plan.weights == "rows":
-            share = float(plan.rows_of(update.site))
-        for name, array in arrays.items():
-            total[name] += np.float32(share) * array
-        weight += share
+        weight += _add(total, update, state, plan)
+        below += update.below or 0.0
+        del update  # else it would stay in memory while the next one unfolds
+    if not total:
+        total = {name: np.zeros_like(a) for name, a in state.weights.items()}
     if plan.unit == "client":
         total, weight = _noised(total, state, plan), float(asked)
     if weight == 0:
         raise ValueError("updates: expected at least one")
-    step = {name: a / np.float32(weight) for name, a in total.items()}
-    moved = _moved(state, step, plan)
+    for name in total:
+        total[name] /= np.float32(weight)
+    moved = _moved(state, total, plan)
     if plan.unit == "client" and plan.clip_quantile is not None:
         return replace(moved, clip=_adapted(state, below, asked, plan))
     return moved
+
+
+def _add(total: Arrays, update: Update, state: State, plan: Plan) -> float:
+    """Add an update, clipped in the client unit, times its weight; returns the weight."""
+    arrays, share = update.arrays, 1.0
+    if plan.unit == "client":
+        clipped, _ = noise.clip(list(arrays.values()), _clip(state))
+        arrays = dict(zip(arrays, clipped, strict=True))
+    elif plan.weights == "rows":
+        share = float(plan.rows_of(update.site))
+    for name, array in arrays.items():
+        if name not in total:
+            total[name] = np.multiply(array, np.float32(share), dtype=np.float32)
+        else:
+            total[name] += array if share == 1 else np.float32(share) * array
+    return share
 
 
 def _moved(state: State, step: Arrays, plan: Plan) -> State:

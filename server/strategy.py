@@ -49,11 +49,13 @@ class Answer:
     size: int = 0
 
 
-def ask(grid: Grid, node: int, request: Request, weights: bytes, *, kind: str = "train") -> Message:
-    """The message to one site: the weights as one array of safetensors bytes.
+def packed(weights: bytes) -> Array:
+    """Safetensors bytes as one array of Flower's; one serves all sites, and is hashed once."""
+    return Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
 
-    `kind` is "train", or "evaluate" to hand out a released model.
-    """
+
+def ask(grid: Grid, node: int, request: Request, weights: Array, *, kind: str = "train") -> Message:
+    """The message to one site; `kind` is "train", or "evaluate" to hand out a released model."""
     fields: dict[str, Any] = {
         "run": request.run,
         "round": request.round,
@@ -64,8 +66,7 @@ def ask(grid: Grid, node: int, request: Request, weights: bytes, *, kind: str = 
         fields["clip"] = request.clip
     if request.head is not None:
         fields["head"] = json.dumps(request.head)
-    array = Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
-    content = RecordDict({ARRAYS: ArrayRecord({"weights": array}), REQUEST: ConfigRecord(fields)})
+    content = RecordDict({ARRAYS: ArrayRecord({"weights": weights}), REQUEST: ConfigRecord(fields)})
     return grid.create_message(content, kind, node, str(request.round))
 
 
