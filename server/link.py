@@ -389,7 +389,6 @@ class Fleet:
         objects = gather(root, self.state.object_store.get)
         self._delete(root)
         arrays: dict[str, Any] = dict(take_arrays(objects, letter.limit))
-        letter.size = sum(len(array.data) for array in arrays.values())
         found = inflate_object_from_contents(root, objects, objects=arrays)
         if not isinstance(found, Message):
             raise TypeError("the reply is no message")

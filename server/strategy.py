@@ -76,8 +76,9 @@ def read(message: Message, request: Request, shapes: Shapes, wire: str) -> Answe
     if message.has_error():
         return Answer(site, "failed", "no-answer")
     content = message.content
-    fields = content.config_records.get(REPLY)
-    if fields is None or set(content) - {REPLY, ARRAYS}:
+    # Not `content.array_records`: such a view lies in a reference cycle and keeps all it shows.
+    fields, record = content.get(REPLY), content.get(ARRAYS)
+    if not isinstance(fields, ConfigRecord) or set(content) - {REPLY, ARRAYS}:
         raise ReplyError("bad-reply")
     status, reason = fields.get("status"), fields.get("reason")
     if status not in ("trained", "declined", "failed") or not isinstance(reason, str):
@@ -97,8 +98,7 @@ def read(message: Message, request: Request, shapes: Shapes, wire: str) -> Answe
     )
     if status != "trained":
         return answer
-    record = content.array_records.get(ARRAYS)
-    array = record.get("update") if record is not None else None
+    array = record.get("update") if isinstance(record, ArrayRecord) else None
     if array is None or array.stype != STYPE or array.dtype != "uint8":
         raise ReplyError("bad-update")
     try:
