@@ -17,8 +17,9 @@ SHORT = (
     ("inference.py", "--seconds", "5", "--rounds", "5"),
     ("utility.py", "--seeds", "2", "--only", "digits"),
     ("engines.py", "--turns", "2", "--only", "vector"),
+    ("network.py", "--cases", "idle,many,large", "--rounds", "3"),
 )
-FULL = (("step.py",), ("inference.py",), ("utility.py",), ("engines.py",))
+FULL = (("step.py",), ("inference.py",), ("utility.py",), ("engines.py",), ("network.py",))
 
 
 def main() -> int:
