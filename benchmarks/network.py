@@ -7,7 +7,7 @@ certificate and a durable ledger; but it does not train: its update lies ready, 
 the coordinator's and the wire's. All share the machine's cores, so the sites' share of the work
 (TLS, hashing, decoding) is in the seconds as well. Linux alone: it reads /proc.
 
-    python benchmarks/network.py [--cases idle,many,large,large-bfloat16,large-int8] [--rounds N]
+    python benchmarks/network.py [--cases idle,many,large,...] [--rounds N]
 """
 
 import argparse
@@ -81,6 +81,7 @@ class Case:
     most_seconds: float | None
     most_memory: int | None = 1000
     wire: str = "float32"
+    more: str = ""
 
 
 CASES = {
@@ -91,6 +92,10 @@ CASES = {
     "large": Case("100 MB, 2 sites", 2, LARGE, 5, 20),
     "large-bfloat16": Case("100 MB, 2 sites, bfloat16 up", 2, LARGE, 5, 20, wire="bfloat16"),
     "large-int8": Case("100 MB, 2 sites, int8 up", 2, LARGE, 5, 20, wire="int8"),
+    "large-state": Case(
+        *("100 MB, 2 sites, momentum and mean", 2, LARGE, 5, 20),
+        more="server_momentum = 0.9\naverage = true\n",
+    ),
 }
 
 
@@ -193,7 +198,8 @@ def prepared(folder: Path, case: Case, rounds: int) -> tuple[Path, Path, list[Pa
     hidden = ", ".join(map(str, case.hidden))
     (folder / "schema.toml").write_text(SCHEMA.format(hidden=hidden))
     plan = folder / "plan.toml"
-    plan.write_text(PLAN.format(sites=case.sites, rounds=rounds, wire=case.wire))
+    text = PLAN.format(sites=case.sites, rounds=rounds, wire=case.wire)
+    plan.write_text(text + case.more)
     return home, plan, sites
 
 
