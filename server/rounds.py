@@ -116,21 +116,20 @@ def _add(total: Arrays, update: Update, state: State, plan: Plan) -> float:
 
 
 def _moved(state: State, step: Arrays, plan: Plan) -> State:
-    velocity = None
-    if plan.server_momentum:
-        momentum = np.float32(plan.server_momentum)
-        old = state.velocity
-        velocity = step if old is None else {n: momentum * old[n] + a for n, a in step.items()}
-    moving = velocity if velocity is not None else step
+    """The state after a step; `step` becomes its velocity, without another copy of the model."""
+    if plan.server_momentum and state.velocity is not None:
+        for name, old in state.velocity.items():
+            step[name] += np.float32(plan.server_momentum) * old
+    velocity = step if plan.server_momentum else None
     rate = np.float32(plan.server_lr)
-    weights = {name: a + rate * moving[name] for name, a in state.weights.items()}
+    weights = {name: a + rate * step[name] for name, a in state.weights.items()}
     mean: Arrays | None = None
     if plan.average and state.mean is not None:
         # A running mean whose memory grows with the rounds and forgets the start.
         keep = np.float32(min(0.98, (state.round + 1) / (state.round + 10)))
-        old = state.mean
+        past = state.mean
         mean = {
-            n: np.asarray(keep * old[n] + (1 - keep) * a, np.float32) for n, a in weights.items()
+            n: np.asarray(keep * past[n] + (1 - keep) * a, np.float32) for n, a in weights.items()
         }
     return State(state.round + 1, weights, velocity, mean, state.clip)
 
