@@ -20,9 +20,11 @@ SHORT = (
     ("peers.py", "--peers", "", "--turns", "5"),
     ("utility.py", "--seeds", "2", "--only", "digits"),
     ("engines.py", "--turns", "2", "--only", "vector"),
+    ("network.py", "--cases", "idle,many,large", "--rounds", "3"),
 )
 FULL = tuple(
-    (f"{name}.py",) for name in ("step", "inference", "scaling", "peers", "utility", "engines")
+    (f"{name}.py",)
+    for name in ("step", "inference", "scaling", "peers", "utility", "engines", "network")
 )
 
 

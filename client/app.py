@@ -121,7 +121,7 @@ def answer(site: Site, content: RecordDict) -> RecordDict:
 
 def received(site: Site, content: RecordDict) -> RecordDict:
     """Take the released model that a coordinator hands out; nothing is computed from rows."""
-    asked: Mapping[str, Any] = content.config_records.get(REQUEST) or {}
+    asked = _asked(content)
     with _Coded(site, asked) as coded:
         run, number, plan, blob = _request(site, content, asked)
         weights = _weights(_task(plan), plan.seed, blob)
@@ -132,7 +132,7 @@ def received(site: Site, content: RecordDict) -> RecordDict:
 
 def begin(site: Site, content: RecordDict) -> Begun | RecordDict:
     """Check, judge and spend; a reply at once where it is refused, or was given before."""
-    asked: Mapping[str, Any] = content.config_records.get(REQUEST) or {}
+    asked = _asked(content)
     with _Coded(site, asked) as coded:
         return _begin(site, content, asked)
     return coded.reply()
@@ -222,12 +222,18 @@ def _keep(site: Site, key: str, values: Mapping[str, Any]) -> None:
         site.on_event("reply not kept", error=error.strerror)
 
 
+def _asked(content: RecordDict) -> Mapping[str, Any]:
+    # Not `content.config_records`: such a view lies in a reference cycle and keeps the weights.
+    found = content.get(REQUEST)
+    return found if isinstance(found, ConfigRecord) else {}
+
+
 def _request(
     site: Site, content: RecordDict, asked: Mapping[str, Any]
 ) -> tuple[str, int, Plan, bytes]:
     run, number, text = asked.get("run"), asked.get("round"), asked.get("plan")
-    record = content.array_records.get(ARRAYS)
-    array = record.get("weights") if record is not None else None
+    record = content.get(ARRAYS)
+    array = record.get("weights") if isinstance(record, ArrayRecord) else None
     if not isinstance(run, str) or not 0 < len(run) <= 64 or not isinstance(text, str):
         raise _Refused("bad-request")
     if isinstance(number, bool) or not isinstance(number, int) or asked.get("site") != site.name:

@@ -8,6 +8,7 @@ import datetime
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Self
 
 from cryptography import x509
@@ -122,9 +123,7 @@ class Certificate:
     @property
     def public_pem(self) -> bytes:
         """The public key in the form in which Flower registers a node."""
-        return serialization.load_der_public_key(self.key).public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        return _public_pem(self.key)
 
     def age(self, now: datetime.datetime) -> str:
         """ "good", "soon" (fewer than 30 days left), "early" or "expired"."""
@@ -216,6 +215,13 @@ def _common_name(name: x509.Name) -> str:
     if len(found) != 1 or not isinstance(found[0].value, str):
         raise IdentityError("name: expected exactly one common name")
     return found[0].value
+
+
+@lru_cache(maxsize=4096)
+def _public_pem(key: bytes) -> bytes:
+    return serialization.load_der_public_key(key).public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def _extension(extensions: x509.Extensions) -> bytes:

@@ -5,14 +5,15 @@ so that they are post-processing and cost no privacy.
 """
 
 import hashlib
+import json
 import math
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 """Named float32 arrays: the weights of a model, or an update of them."""
@@ -21,6 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 KINDS: Final = ("float32", "bfloat16", "int8")
 _SCALE: Final = "/scale"
+_DTYPES: Final = {"<f4": "F32", "<u2": "U16", "|i1": "I8"}
 
 
 class WireError(ValueError):
@@ -40,8 +42,26 @@ def encode(arrays: Mapping[str, npt.NDArray[np.float32]], kind: str = "float32")
             packed[name], packed[name + _SCALE] = _to_int8(values)
         else:
             raise WireError(f"wire: expected one of {', '.join(KINDS)}, got {kind!r}")
-    data: bytes = save(packed)
-    return data
+    return b"".join(parts(packed))
+
+
+def parts(
+    arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """A safetensors file, its head and then each array's own memory: nothing is copied."""
+    head: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    # The library's order: dtypes by size, so that every array is aligned, then names.
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    end = 0
+    for name in names:
+        begin, end = end, end + arrays[name].nbytes
+        dtype, shape = _DTYPES[arrays[name].dtype.str], list(arrays[name].shape)
+        head[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield np.asarray(arrays[name], order="C").reshape(-1).view(np.uint8).data
 
 
 def decode(data: bytes, shapes: Shapes, kind: str = "float32") -> Arrays:

@@ -61,11 +61,12 @@ def coordinate(
     ledger = None
     if plan.unit == "client":
         ledger = _own_ledger(home / "ledgers" / "coordinator.jsonl")
+    child.ready()
     outcomes: list[Outcome] = []
     job = Job(
         plan,
         run,
-        child.initial(),
+        child.initial,
         evaluate=child.evaluate,
         heads=HeadBook(home / "heads", run.id, run.path / "heads", sign),
         ledger=ledger,
@@ -114,13 +115,13 @@ def embedded_rows(plan: Plan) -> int | None:
     return len(learning.load(None, "train")) if learning.embedded else None
 
 
-def evaluator(plan: Plan, data: Path | None) -> Evaluate:
-    """Metrics of weights on public test rows, none where there are none; TaskError."""
+def evaluator(plan: Plan, data: Path | None) -> Evaluate | None:
+    """Metrics of weights on public test rows; None where there are no such rows; TaskError."""
     from client.tasks import task
 
     learning = task(plan.task, plan.schema)
     if data is None and not learning.embedded:
-        return lambda weights: {}
+        return None
     return evaluate_on(plan, learning.load(data, "test"))
 
 

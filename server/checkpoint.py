@@ -3,15 +3,15 @@
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
-from privacy.wire import Arrays
+from privacy.wire import Arrays, parts
 
 
 class CheckpointError(ValueError):
@@ -23,12 +23,14 @@ def path_of(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.safetensors"
 
 
-def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace a file by `data` in one step: readers see the old one or the new one."""
+def write_whole(
+    path: Path, data: bytes | Iterable[bytes | memoryview], *, durable: bool = True
+) -> None:
+    """Replace a file by `data`, or its parts, in one step: readers see the old or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -49,7 +51,7 @@ def write(
 ) -> Path:
     """Write the checkpoint of a round with its metadata; CheckpointError where it cannot be."""
     path = path_of(folder, number)
-    write_whole(path, save(dict(arrays), metadata=dict(metadata)), durable=durable)
+    write_whole(path, parts(arrays, metadata), durable=durable)
     return path
 
 

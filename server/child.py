@@ -1,15 +1,24 @@
-"""What needs torch at the coordinator runs in a child process: first weights, public evaluation."""
+"""What needs torch at the coordinator runs in a child process: first weights, public evaluation.
 
+Arrays go through the pipe one by one and are never a second time in memory on their way.
+"""
+
+import contextlib
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from privacy.loading import from_json
 from privacy.plan import Plan
 from privacy.wire import Arrays
+
+_ROWS: Final = "rows"
 
 
 class ChildError(ValueError):
@@ -22,14 +31,15 @@ class Child:
     It is started before anything waits for it: importing torch takes seconds.
     """
 
-    def __init__(self, plan: Plan, data: Path | None, *, evaluates: bool = True) -> None:
+    def __init__(self, plan: Plan, data: Path | None) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(there, plan.to_json(), data, evaluates), daemon=True
+            target=_serve, args=(there, plan.to_json(), data), daemon=True
         )
         self._process.start()
         there.close()
+        self._evaluates: bool | None = None
 
     def __enter__(self) -> "Child":
         return self
@@ -44,60 +54,90 @@ class Child:
         self._process.kill()  # it holds nothing that would have to be kept
         self._process.join()
 
+    def ready(self) -> bool:
+        """Wait for the child; whether it evaluates. ChildError if it cannot load task or rows."""
+        if self._evaluates is None:
+            self._evaluates = bool(self._answer())
+        return self._evaluates
+
     def initial(self) -> Arrays:
-        """The first weights; waits for the child, and raises ChildError if it cannot load."""
-        weights: Arrays = self._ask(None)
-        return weights
+        """The first weights."""
+        self.ready()
+        with _alive():
+            self._here.send(None)
+            return _take(self._here)
 
     def rows(self) -> int | None:
         """How many training rows an embedded task has, which is public; None for another task."""
-        count: int | None = self._ask("rows")
+        self.ready()
+        with _alive():
+            self._here.send(_ROWS)
+        count: int | None = self._answer()
         return count
 
     def evaluate(self, weights: Arrays) -> Mapping[str, float]:
-        """Metrics of `weights` on the public test rows."""
-        metrics: Mapping[str, float] = self._ask(weights)
+        """Metrics of `weights` on the public test rows; none where there are none."""
+        if not self.ready():
+            return {}
+        with _alive():
+            _give(self._here, weights)
+        metrics: Mapping[str, float] = self._answer()
         return metrics
 
-    def _ask(self, what: Arrays | str | None) -> Any:
-        try:
-            self._here.send(what)
+    def _answer(self) -> Any:
+        with _alive():
             fine, answer = self._here.recv()
-        except (EOFError, OSError):
-            raise RuntimeError("the evaluating process has died") from None
         if not fine:
             raise ChildError(answer)
         return answer
 
 
-def _serve(pipe: Connection, text: str, data: Path | None, evaluates: bool) -> None:
-    """The child's loop: None asks for first weights, "rows" to count, arrays for their metrics."""
+@contextlib.contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError):
+        raise RuntimeError("the evaluating process has died") from None
+
+
+def _serve(pipe: Connection, text: str, data: Path | None) -> None:
+    """The loop: None asks for first weights, _ROWS for a count, arrays for their metrics."""
     from server.app import embedded_rows, evaluator, initial_weights
 
     try:
         plan = from_json(text)
-        weights = initial_weights(plan)
-        evaluate = evaluator(plan, data) if evaluates else None
+        weights: Arrays | None = initial_weights(plan)
+        evaluate = evaluator(plan, data)
+        reply: object = (True, evaluate is not None)
     except ValueError as error:
-        _send(pipe, (False, str(error)))
-        return
-    while True:
-        try:
+        evaluate, reply = None, (False, str(error))
+    # The other end is gone: so is this process.
+    with contextlib.suppress(EOFError, OSError):
+        pipe.send(reply)
+        while True:
             asked = pipe.recv()
-        except (EOFError, OSError):
-            return
-        if asked is None:
-            _send(pipe, (True, weights))
-        elif isinstance(asked, str):
-            _send(pipe, (True, embedded_rows(plan)))
-        elif evaluate is None:
-            _send(pipe, (True, {}))
-        else:
-            _send(pipe, (True, dict(evaluate(asked))))
+            if asked is None:
+                _give(pipe, weights if weights is not None else initial_weights(plan))
+                weights = None
+            elif asked == _ROWS:
+                pipe.send((True, embedded_rows(plan)))
+            elif evaluate is not None:
+                pipe.send((True, dict(evaluate(_take(pipe, asked)))))
 
 
-def _send(pipe: Connection, what: object) -> None:
-    try:
-        pipe.send(what)
-    except (BrokenPipeError, OSError):
-        return
+def _give(pipe: Connection, arrays: Arrays) -> None:
+    pipe.send([(name, array.shape) for name, array in arrays.items()])
+    for array in arrays.values():
+        pipe.send_bytes(_bytes(np.ascontiguousarray(array, dtype=np.float32)))
+
+
+def _take(pipe: Connection, head: Any = None) -> Arrays:
+    found: Arrays = {}
+    for name, shape in head if head is not None else pipe.recv():
+        found[name] = np.empty(shape, dtype=np.float32)
+        pipe.recv_bytes_into(_bytes(found[name]))
+    return found
+
+
+def _bytes(array: npt.NDArray[np.float32]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

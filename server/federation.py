@@ -4,7 +4,9 @@ Every effect comes in through the `Job`, so the same loop runs a simulation and 
 machines: only the Grid differs.
 """
 
+import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from privacy.wire import Arrays, encode
 from server import checkpoint, rounds
 from server.folder import RunFolder
 from server.rounds import State, Update
-from server.strategy import Answer, ReplyError, Request, ask, read
+from server.strategy import Answer, ReplyError, Request, ask, packed, read
 
 NO_ANSWER: Final = "no-answer"
 BUDGET: Final = "budget-exhausted"
@@ -56,7 +58,7 @@ class Job:
 
     plan: Plan
     folder: RunFolder
-    initial: Arrays
+    initial: Callable[[], Arrays]
     evaluate: Callable[[Arrays], Mapping[str, float]] | None = None
     heads: Heads | None = None
     ledger: Ledger | None = None
@@ -112,7 +114,8 @@ def _hand_out(grid: Grid, job: Job) -> None:
         return
     arrays, metadata = checkpoint.read(last)
     number = int(metadata["round"])
-    released = encode(State.from_arrays(arrays, number).released())
+    released = packed(encode(State.from_arrays(arrays, number).released()))
+    del arrays
     text = job.plan.to_json()
     messages, requests = [], []
     for node, site in names(grid).items():
@@ -169,7 +172,7 @@ def _federate(grid: Grid, job: Job) -> Outcome:
 def _resume(job: Job, rounds_done: int) -> State:
     last = checkpoint.latest(job.folder.checkpoints)
     if last is None:
-        return rounds.start(job.initial, job.plan)
+        return rounds.start(job.initial(), job.plan)
     arrays, _ = checkpoint.read(last)
     if job.sign is not None and not last.with_name(f"{last.name}.sig").exists():
         job.sign(last)  # a kill came between the two
@@ -178,7 +181,7 @@ def _resume(job: Job, rounds_done: int) -> State:
 
 def _play(grid: Grid, job: Job, state: State, found: _Round) -> State | None:
     """One round; None where too few sites trained. Only one update is in memory at a time."""
-    updates = _updates(grid, job, state, found)
+    updates: Iterator[Update] = _updates(grid, job, state, found)
     first = next(updates, None)
     if first is None:
         return None
@@ -187,18 +190,15 @@ def _play(grid: Grid, job: Job, state: State, found: _Round) -> State | None:
         events = job.plan.events_of_round("")
         limit = job.plan.limit_of("")
         job.ledger.spend_all(events, limit, run=job.folder.id, round=number, plan=job.plan.digest)
-
-    def rest() -> Iterator[Update]:
-        yield first
-        yield from updates
-
-    following = rounds.combine(state, rest(), job.plan, asked=len(found.answers) or 1)
+    updates = itertools.chain(iter([first]), updates)
+    del first
+    following = rounds.combine(state, updates, job.plan, asked=len(found.answers) or 1)
     return following if len(found.trained()) >= job.plan.min_sites else None
 
 
 def _updates(grid: Grid, job: Job, state: State, found: _Round) -> Iterator[Update]:
     plan, number = job.plan, state.round + 1
-    weights = encode(state.weights)
+    weights = packed(encode(state.weights))
     shapes = {name: array.shape for name, array in state.weights.items()}
     clip = state.clip if plan.unit == "client" else None
     text = plan.to_json()
@@ -210,14 +210,17 @@ def _updates(grid: Grid, job: Job, state: State, found: _Round) -> Iterator[Upda
         found.answers[site] = Answer(site, "failed", NO_ANSWER)
         requests.append(request)
         messages.append(ask(grid, nodes[site], request, weights))
-    found.bytes_down = len(weights) * len(messages)
+    found.bytes_down = len(weights.data) * len(messages)
     pending = dict(zip(grid.push_messages(messages), requests, strict=True))
+    del messages, weights  # what is posted is the Grid's, what is decoded is nobody's
     for request, message in _replies(grid, pending, job.timeout):
         answer = _judged(job, number, request, message, shapes)
+        del message
         found.answers[request.site] = _without_arrays(answer)
         job.on_answer(number, found.answers[request.site])
         if answer.arrays is not None:
             yield Update(answer.site, answer.arrays, answer.below)
+        del answer
     for request in pending.values():
         job.on_answer(number, found.answers[request.site])
 
@@ -229,11 +232,14 @@ def _replies(
     deadline = time.monotonic() + timeout if timeout is not None else None
     while pending:
         came = False
-        for message in grid.pull_messages(list(pending)):
-            request = pending.pop(message.metadata.reply_to_message_id, None)
-            if request is not None:
+        arrived = deque(grid.pull_messages(list(pending)))
+        while arrived:  # given away one by one: no reply stays in memory here
+            request = pending.pop(arrived[0].metadata.reply_to_message_id, None)
+            if request is None:
+                arrived.popleft()
+            else:
                 came = True
-                yield request, message
+                yield request, arrived.popleft()
         if deadline is not None and time.monotonic() >= deadline:
             return
         if pending and not came:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import gc
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +19,6 @@ from server.link import Fleet
 from server.members import Home
 
 _M_MMAP_THRESHOLD: Final = -3
-_MOST_GARBAGE: Final = 64 * 1024 * 1024
 _NO_REPLY: Final = 4  # Flower's code for a reply that cannot be had
 
 
@@ -35,7 +33,6 @@ class LinkGrid(Grid):
         self._fleet, self._door, self._patience = fleet, door, patience
         self.reply_limit: int | None = None
         self._heard = -1
-        self._garbage = 0
 
     @property
     def address(self) -> tuple[str, int]:
@@ -79,7 +76,7 @@ class LinkGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         posted = list(messages)
         self._fleet.overtake({message.metadata.dst_node_id for message in posted})
-        return [self._fleet.post(message, self.reply_limit) for message in posted]
+        return self._fleet.post_all(posted, self.reply_limit)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         fleet = self._fleet
@@ -96,20 +93,12 @@ class LinkGrid(Grid):
                         fleet.fail(letter, "away")
                 if not letter.ready and not letter.failure:
                     continue
-            reply, size = self._read(letter), letter.size
+            reply = self._read(letter)
             fleet.forget(number)
-            self._tidy(size)
             self._heard = -1  # there may be more: `wait` does not wait
             return [reply]
         self._heard = arrivals
         return []
-
-    def _tidy(self, size: int) -> None:
-        """Flower's messages lie in reference cycles: large ones must not wait for the collector."""
-        self._garbage += size
-        if self._garbage > _MOST_GARBAGE:
-            self._garbage = 0
-            gc.collect()
 
     def _read(self, letter: Letter) -> Message:
         if not letter.failure:

@@ -348,26 +348,29 @@ class Fleet:
                         self.log("no reply", site=letter.site, why="overtaken by a later request")
                     self.forget(number)
 
-    def post(self, message: Message, limit: int | None) -> str:
-        """Store a message for its node."""
+    def post_all(self, messages: list[Message], limit: int | None) -> list[str]:
+        """Store messages for their nodes; what they share is hashed once, and stored once."""
         with no_object_id_recompute():
-            number = message.object_id
-            message.metadata.__dict__["_message_id"] = number
-            objects, tree = get_all_nested_objects(message), get_object_tree(message)
-            bare = remove_content_from_message(message)
-            node = message.metadata.dst_node_id
-            site = self.sites.get(node, "")
-            with self.news:
-                session = self.state.start_session(self.run_id)
-                stored, missing = self.state.store_message_and_object_tree(bare, tree, session)
-                letter = Letter(bare, node, site, frozenset(objects), 0)
-                self.letters[number] = letter
-                if not stored:
-                    self.fail(letter, "not connected")
-                for name in missing:
-                    self.state.store_object(self.run_id, session, name, objects[name].deflate())
-                size = sum(len(self.state.object_store.get(name) or b"") for name in objects)
-                letter.limit = limit if limit is not None else 2 * size + 16 * 1024 * 1024
+            return [self._post(message, limit) for message in messages]
+
+    def _post(self, message: Message, limit: int | None) -> str:
+        number = message.object_id
+        message.metadata.__dict__["_message_id"] = number
+        objects, tree = get_all_nested_objects(message), get_object_tree(message)
+        bare = remove_content_from_message(message)
+        node = message.metadata.dst_node_id
+        site = self.sites.get(node, "")
+        with self.news:
+            session = self.state.start_session(self.run_id)
+            stored, missing = self.state.store_message_and_object_tree(bare, tree, session)
+            letter = Letter(bare, node, site, frozenset(objects), 0)
+            self.letters[number] = letter
+            if not stored:
+                self.fail(letter, "not connected")
+            for name in missing:
+                self.state.store_object(self.run_id, session, name, objects[name].deflate())
+            size = sum(len(self.state.object_store.get(name) or b"") for name in objects)
+            letter.limit = limit if limit is not None else 2 * size + 16 * 1024 * 1024
         self.bells.ring(site)
         return number
 
@@ -386,7 +389,6 @@ class Fleet:
         objects = gather(root, self.state.object_store.get)
         self._delete(root)
         arrays: dict[str, Any] = dict(take_arrays(objects, letter.limit))
-        letter.size = sum(len(array.data) for array in arrays.values())
         found = inflate_object_from_contents(root, objects, objects=arrays)
         if not isinstance(found, Message):
             raise TypeError("the reply is no message")

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,10 +57,15 @@ class Members:
 
     sites: Mapping[str, Member]
     revoked_keys: frozenset[str] = frozenset()
+    _by_key: Mapping[str, Member] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        keys = {m.fingerprint: m for m in reversed(list(self.sites.values()))}
+        object.__setattr__(self, "_by_key", keys)
 
     def find(self, key: str) -> Member | None:
         """The site whose current key has this fingerprint, revoked or not."""
-        return next((m for m in self.sites.values() if m.fingerprint == key), None)
+        return self._by_key.get(key)
 
 
 @dataclass(frozen=True, slots=True)

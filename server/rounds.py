@@ -104,46 +104,57 @@ def combine(state: State, updates: Iterable[Update], plan: Plan, *, asked: int =
     al. 2018): a sum of `asked` updates clipped to `clip`, noised here, over the number `asked`,
     which is public and does not depend on who answered.
     """
-    total = {name: np.zeros_like(a, dtype=np.float32) for name, a in state.weights.items()}
+    total: Arrays = {}
     weight, below = 0.0, 0.0
     for update in updates:
-        arrays, share = update.arrays, 1.0
-        if plan.unit == "client":
-            clipped, _ = noise.clip(list(arrays.values()), _clip(state))
-            arrays = dict(zip(arrays, clipped, strict=True))
-            below += update.below or 0.0
-        elif plan.weights == "rows":
-            share = float(plan.rows_of(update.site))
-        for name, array in arrays.items():
-            total[name] += np.float32(share) * array
-        weight += share
+        weight += _add(total, update, state, plan)
+        below += update.below or 0.0
+        del update  # else it would stay in memory while the next one unfolds
+    if not total:
+        total = {name: np.zeros_like(a) for name, a in state.weights.items()}
     if plan.unit == "client":
         total, weight = _noised(total, state, plan), float(asked)
     if weight == 0:
         raise ValueError("updates: expected at least one")
-    step = {name: a / np.float32(weight) for name, a in total.items()}
-    moved = _moved(state, step, plan)
+    for name in total:
+        total[name] /= np.float32(weight)
+    moved = _moved(state, total, plan)
     if plan.unit == "client" and plan.clip_quantile is not None:
         return replace(moved, clip=_adapted(state, below, asked, plan))
     return moved
 
 
+def _add(total: Arrays, update: Update, state: State, plan: Plan) -> float:
+    """Add an update, clipped in the client unit, times its weight; returns the weight."""
+    arrays, share = update.arrays, 1.0
+    if plan.unit == "client":
+        clipped, _ = noise.clip(list(arrays.values()), _clip(state))
+        arrays = dict(zip(arrays, clipped, strict=True))
+    elif plan.weights == "rows":
+        share = float(plan.rows_of(update.site))
+    for name, array in arrays.items():
+        if name not in total:
+            total[name] = np.multiply(array, np.float32(share), dtype=np.float32)
+        else:
+            total[name] += array if share == 1 else np.float32(share) * array
+    return share
+
+
 def _moved(state: State, step: Arrays, plan: Plan) -> State:
-    velocity = None
-    if plan.server_momentum:
-        momentum = np.float32(plan.server_momentum)
-        old = state.velocity
-        velocity = step if old is None else {n: momentum * old[n] + a for n, a in step.items()}
-    moving = velocity if velocity is not None else step
+    """The state after a step; `step` becomes its velocity, without another copy of the model."""
+    if plan.server_momentum and state.velocity is not None:
+        for name, old in state.velocity.items():
+            step[name] += np.float32(plan.server_momentum) * old
+    velocity = step if plan.server_momentum else None
     rate = np.float32(plan.server_lr)
-    weights = {name: a + rate * moving[name] for name, a in state.weights.items()}
+    weights = {name: a + rate * step[name] for name, a in state.weights.items()}
     mean: Arrays | None = None
     if plan.average and state.mean is not None:
         # A running mean whose memory grows with the rounds and forgets the start.
         keep = np.float32(min(0.98, (state.round + 1) / (state.round + 10)))
-        old = state.mean
+        past = state.mean
         mean = {
-            n: np.asarray(keep * old[n] + (1 - keep) * a, np.float32) for n, a in weights.items()
+            n: np.asarray(keep * past[n] + (1 - keep) * a, np.float32) for n, a in weights.items()
         }
     return State(state.round + 1, weights, velocity, mean, state.clip)
 

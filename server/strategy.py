@@ -51,11 +51,13 @@ class Answer:
     size: int = 0
 
 
-def ask(grid: Grid, node: int, request: Request, weights: bytes, *, kind: str = "train") -> Message:
-    """The message to one site: the weights as one array of safetensors bytes.
+def packed(weights: bytes) -> Array:
+    """Safetensors bytes as one array of Flower's; one serves all sites, and is hashed once."""
+    return Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
 
-    `kind` is "train", or "evaluate" to hand out a released model.
-    """
+
+def ask(grid: Grid, node: int, request: Request, weights: Array, *, kind: str = "train") -> Message:
+    """The message to one site; `kind` is "train", or "evaluate" to hand out a released model."""
     fields: dict[str, Any] = {
         "run": request.run,
         "round": request.round,
@@ -66,8 +68,7 @@ def ask(grid: Grid, node: int, request: Request, weights: bytes, *, kind: str = 
         fields["clip"] = request.clip
     if request.head is not None:
         fields["head"] = json.dumps(request.head)
-    array = Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
-    content = RecordDict({ARRAYS: ArrayRecord({"weights": array}), REQUEST: ConfigRecord(fields)})
+    content = RecordDict({ARRAYS: ArrayRecord({"weights": weights}), REQUEST: ConfigRecord(fields)})
     return grid.create_message(content, kind, node, str(request.round))
 
 
@@ -77,8 +78,9 @@ def read(message: Message, request: Request, shapes: Shapes, wire: str) -> Answe
     if message.has_error():
         return Answer(site, "failed", "no-answer")
     content = message.content
-    fields = content.config_records.get(REPLY)
-    if fields is None or set(content) - {REPLY, ARRAYS}:
+    # Not `content.array_records`: such a view lies in a reference cycle and keeps all it shows.
+    fields, record = content.get(REPLY), content.get(ARRAYS)
+    if not isinstance(fields, ConfigRecord) or set(content) - {REPLY, ARRAYS}:
         raise ReplyError("bad-reply")
     status, reason = fields.get("status"), fields.get("reason")
     if status not in ("trained", "declined", "failed") or not isinstance(reason, str):
@@ -91,8 +93,7 @@ def read(message: Message, request: Request, shapes: Shapes, wire: str) -> Answe
     answer = Answer(site, status, reason or None, events, sigma, proof=proof)
     if status != "trained":
         return answer
-    record = content.array_records.get(ARRAYS)
-    array = record.get("update") if record is not None else None
+    array = record.get("update") if isinstance(record, ArrayRecord) else None
     if array is None or array.stype != STYPE or array.dtype != "uint8":
         raise ReplyError("bad-update")
     try:

@@ -65,10 +65,11 @@ def simulate(
     place = Place(plan, world.train, world.parts, folder, insecure)
     ledger = own_ledger(folder, COORDINATOR) if plan.unit == "client" else None
     on_start(plan, len(run.history()))
+    initial = initial_weights(plan)
     job = Job(
         plan,
         run,
-        initial_weights(plan),
+        lambda: initial,
         evaluate=_evaluator(plan, world),
         ledger=ledger,
         sign=signer(own_key(run.path)),

@@ -1,8 +1,10 @@
 """The link between coordinator and sites: real TLS, and Flower's fleet protocol over it."""
 
 import datetime
+import gc
 import threading
 import time
+import weakref
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -186,6 +188,42 @@ def test_the_state_is_empty_after_a_round(tmp_path: Path) -> None:
         assert len(grid._fleet.state.object_store) == 0
         assert not grid._fleet.letters
         assert not grid._fleet._sessions
+
+
+def test_weights_for_many_sites_are_in_memory_once(tmp_path: Path) -> None:
+    home, sites = coordinator(tmp_path, *"abcd")
+    go = threading.Event()
+
+    def waits(weights: np.ndarray) -> np.ndarray:
+        go.wait(20)
+        return weights[:1]
+
+    weights = np.arange(1_000_000, dtype=np.float32)
+    with linked(home) as grid, ExitStack() as stack:
+        for folder in sites.values():
+            stack.enter_context(running(folder, grid.address, app(waits)))
+        assert wait_for(lambda: len(grid.names()) == 4)
+        asked = ask(grid, weights)
+        store = grid._fleet.state.object_store.store
+        held = sum(len(entry.content) for entry in list(store.values()))
+        go.set()
+        assert len(answers(grid, asked)) == 4
+    assert weights.nbytes < held < 1.01 * weights.nbytes
+
+
+def test_a_reply_is_out_of_memory_with_its_last_reference(tmp_path: Path) -> None:
+    home, sites = coordinator(tmp_path, "a")
+    with linked(home) as grid, running(sites["a"], grid.address):
+        assert wait_for(grid.names)
+        gc.disable()  # no collector comes to the rescue
+        try:
+            found = answers(grid, ask(grid, ZERO))
+            kept = weakref.ref(found["a"].content["arrays"]["w"])
+            assert kept() is not None
+            found.clear()
+            assert kept() is None
+        finally:
+            gc.enable()
 
 
 def test_clients_come_back_by_themselves_when_the_coordinator_does(tmp_path: Path) -> None:

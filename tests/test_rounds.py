@@ -1,5 +1,8 @@
 """A round as mathematics, by hand."""
 
+import weakref
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,6 +24,33 @@ def test_equal_weights_average_the_updates() -> None:
     assert after.round == 1
     np.testing.assert_allclose(after.weights["w"], [2, 4])
     np.testing.assert_allclose(state.weights["w"], [1, 2])
+
+
+def test_an_update_is_forgotten_before_the_next_is_asked_for() -> None:
+    plan = load_plan("digits")
+    alive: list[bool] = []
+
+    def updates() -> Iterator[Update]:
+        for number in range(4):
+            update = Update(str(number), arrays(number, number))
+            kept = weakref.ref(update.arrays["w"])
+            yield update
+            del update
+            alive.append(kept() is not None)
+
+    after = combine(start(arrays(0, 0), plan), updates(), plan)
+    assert alive == [False] * 4
+    np.testing.assert_allclose(after.weights["w"], plan.server_lr * np.array([1.5, 1.5]))
+
+
+def test_the_updates_themselves_are_left_as_they_were() -> None:
+    same = arrays(1, 2)
+    combine(
+        start(arrays(0, 0), load_plan("digits")),
+        [Update(s, same) for s in "abc"],
+        load_plan("digits"),
+    )
+    np.testing.assert_array_equal(same["w"], [1, 2])
 
 
 def test_public_rows_weigh_the_updates() -> None:
