@@ -10,7 +10,7 @@ import pytest
 from privacy.loading import load_plan
 from privacy.wire import encode
 from server.app import initial_weights
-from server.strategy import Request, ask, read
+from server.strategy import Request, ask, packed, read
 from simulations.engines import Processes
 from simulations.grid import LocalGrid
 from simulations.run import simulate
@@ -49,7 +49,7 @@ def test_no_two_processes_draw_the_same_noise(tmp_path: Path) -> None:
         asked = [
             (node, Request("run", 1, site, plan.to_json())) for node, site in grid.names().items()
         ]
-        sent = [ask(grid, node, request, encode(weights)) for node, request in asked]
+        sent = [ask(grid, node, request, packed(encode(weights))) for node, request in asked]
         by_id = dict(zip(grid.push_messages(sent), (r for _, r in asked), strict=True))
         updates = []
         while len(updates) < len(asked):
