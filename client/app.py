@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Final
 
 import torch
@@ -23,21 +22,19 @@ from client.release import Field, Paid, Public, Trusted, release
 from client.site import Site
 from client.tasks import Task, TaskError, task
 from client.training import Trained, train
+from client.weights import MOST_NORM, WeightsError, filled, read
 from privacy import noise
 from privacy.events import Event
 from privacy.ledger import Entry, Exhausted, LedgerError, LedgerNotWritten, Standing
 from privacy.loading import from_json
 from privacy.plan import Plan, PlanError
 from privacy.policy import Refusal, judge
-from privacy.wire import Arrays, Shapes, WireError, decode, digest, encode
+from privacy.wire import Arrays, encode
 
 ARRAYS: Final = "arrays"
 REQUEST: Final = "request"
 REPLY: Final = "reply"
 STYPE: Final = "safetensors"
-_MOST_NORM: Final = 1e6
-_SMALL: Final = 1 << 20
-"""Bytes of weights that may be kept."""
 
 
 class _Refused(Exception):
@@ -93,11 +90,7 @@ class Begun:
 
     def model(self) -> torch.nn.Module:
         """A model of its own, with the weights that were asked."""
-        model = self.task.model(self.plan.seed)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(torch.from_numpy(self.weights[name].copy()))
-        return model
+        return filled(self.task, self.plan.seed, self.weights)
 
     def train(self) -> Trained:
         """Look at the rows: exactly the steps that were paid for."""
@@ -124,7 +117,7 @@ def received(site: Site, content: RecordDict) -> RecordDict:
     asked = _asked(content)
     with _Coded(site, asked) as coded:
         run, number, plan, blob = _request(site, content, asked)
-        weights = _weights(_task(plan), plan.seed, blob)
+        weights, _ = _weights(_task(plan), plan.seed, blob)
         site.on_model(plan, run, number, weights)
         return RecordDict({REPLY: ConfigRecord(_about(site, asked, "received", ""))})
     return coded.reply()
@@ -177,8 +170,8 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
     if site.paused():
         raise _Refused("paused")
     learning = _task(plan)
-    weights = (_weights if len(blob) > _SMALL else _same_weights)(learning, plan.seed, blob)
-    key = f"{run}/{number}/{digest(blob)}"
+    weights, known = _weights(learning, plan.seed, blob)
+    key = f"{run}/{number}/{known}"
     kept = site.replies.get(key)
     if kept is not None:
         site.on_event("resent", run=run, round=number)
@@ -256,24 +249,11 @@ def _task(plan: Plan) -> Task:
         raise _Refused("task-not-allowed") from None
 
 
-def _weights(learning: Task, seed: int, blob: bytes) -> Arrays:
+def _weights(learning: Task, seed: int, blob: bytes) -> tuple[Arrays, str]:
     try:
-        weights = decode(blob, _shapes(learning, seed))
-    except WireError:
+        return read(learning, seed, blob)
+    except WeightsError:
         raise _Refused("bad-weights") from None
-    if not noise.norm(list(weights.values())) <= _MOST_NORM:
-        raise _Refused("bad-weights")
-    return weights
-
-
-@lru_cache(maxsize=1)  # simulated sites are asked with the same bytes, one after the other
-def _same_weights(learning: Task, seed: int, blob: bytes) -> Arrays:
-    return _weights(learning, seed, blob)
-
-
-@lru_cache(maxsize=4)
-def _shapes(learning: Task, seed: int) -> Shapes:
-    return {name: tuple(p.shape) for name, p in learning.model(seed).named_parameters()}
 
 
 def _judged(site: Site, plan: Plan, number: int, run: str) -> tuple[Event, ...]:
@@ -336,7 +316,7 @@ def _fields(
     if plan.unit == "none":
         return {"update": Trusted(encode(update, plan.wire))}
     clip = asked.get("clip")
-    if not isinstance(clip, float) or not 0 < clip < _MOST_NORM:
+    if not isinstance(clip, float) or not 0 < clip < MOST_NORM:
         raise _Refused("bad-request")
     clipped, norm = noise.clip(list(update.values()), clip)
     update = dict(zip(update, clipped, strict=True))

@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from client.commands.models import _open
+from client.commands.opening import opened
 from client.conversion import to_onnx
 from client.inference import session
 from client.reading import chunks
@@ -39,7 +39,7 @@ def test_predictions_of_a_file_agree_with_the_model(run: Path, tmp_path: Path) -
                      "--out", tmp_path / "p.csv")  # fmt: skip
     assert answer.code == 0
     found = read_csv(tmp_path / "p.csv")
-    model = _open(str(run), None, None, quiet=True)
+    model = opened(str(run), None, None, quiet=True)
     rows = find_task("digits").load(None, "all")
     assert model.network is not None
     with torch.inference_mode():

@@ -1,0 +1,62 @@
+"""The weights that a request brings: checked before anything else, then put into a model.
+
+The simulated sites of one process are asked with the same bytes, one after the other: small ones
+are read once.
+"""
+
+import copy
+from functools import lru_cache
+from typing import Final
+
+import torch
+from torch import nn
+
+from client.tasks import Task
+from privacy import noise
+from privacy.wire import Arrays, Shapes, WireError, decode, digest
+
+MOST_NORM: Final = 1e6
+_SMALL: Final = 1 << 20
+"""Bytes of weights that may be kept."""
+
+
+class WeightsError(ValueError):
+    """Weights that are not those of the task's model, or without bounds."""
+
+
+def read(learning: Task, seed: int, blob: bytes) -> tuple[Arrays, str]:
+    """The weights by name, and the digest that they are known by; WeightsError."""
+    return (_read if len(blob) > _SMALL else _read_same)(learning, seed, blob)
+
+
+def filled(learning: Task, seed: int, weights: Arrays) -> nn.Module:
+    """A model of the task with these weights."""
+    model = copy.deepcopy(_template(learning, seed))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(weights[name].copy()))
+    return model
+
+
+def _read(learning: Task, seed: int, blob: bytes) -> tuple[Arrays, str]:
+    try:
+        weights = decode(blob, _shapes(learning, seed))
+    except WireError:
+        raise WeightsError("weights: expected those of the task's model") from None
+    if not noise.norm(list(weights.values())) <= MOST_NORM:
+        raise WeightsError(f"weights: expected a norm of at most {MOST_NORM:g}")
+    return weights, digest(blob)
+
+
+_read_same = lru_cache(maxsize=1)(_read)
+
+
+@lru_cache(maxsize=1)
+def _template(learning: Task, seed: int) -> nn.Module:
+    """A model to copy: drawing its first weights takes longer, and they are replaced at once."""
+    return learning.model(seed)
+
+
+@lru_cache(maxsize=4)
+def _shapes(learning: Task, seed: int) -> Shapes:
+    return {name: tuple(p.shape) for name, p in _template(learning, seed).named_parameters()}
