@@ -40,14 +40,18 @@ def test_canary_clients_bound_the_client_unit():
     assert found["event"]["unit"] == "client"
     best = max(bound["epsilon"] for bound in found["bounds"])
     assert 0.5 * found["claimed"] < best < found["claimed"]
-    assert found["estimate"] == pytest.approx(4, rel=0.15)
+    # Of 48 such estimates the mean is 4.4 and the standard deviation 0.5: of so few canaries the
+    # two spreads are never quite equal, which counts as leakage.
+    assert 3 < found["estimate"] < 7
 
 
 @pytest.mark.usefixtures("_without_conformance")
 def test_halved_noise_of_the_coordinator_is_found(monkeypatch):
     normal = noise.normal
     monkeypatch.setattr(noise, "normal", lambda shape, std: normal(shape, std / 2))
-    assert audit_plan(load_plan("digits", CLIENTS), seed=1)["verdict"] == "violation found"
+    found = audit_plan(load_plan("digits", CLIENTS), seed=1)
+    assert found["verdict"] == "violation found"
+    assert found["estimate"] > 7
 
 
 def test_a_plan_without_privacy_cannot_be_audited():
