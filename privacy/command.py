@@ -18,21 +18,18 @@ def run(
 ) -> NoReturn:
     """Run a Typer app as the command `name` and exit; the families of errors become one line.
 
-    `unsound` is evidence that does not hold: exit 4. The narrower families come first: `failed`
-    may name a part of `bad_input`.
+    `unsound` is evidence that does not hold: exit 4. Of a family within another the narrower counts.
     """
+    codes = dict.fromkeys(bad_input, 2) | dict.fromkeys(unsound, 4) | dict.fromkeys(failed, 1)
     try:
         code = app(prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         _end(name, error.format_message(), 2)
     except click.Abort:
         _end(name, "interrupted", 130)
-    except unsound as error:
-        _end(name, str(error), 4)
-    except failed as error:
-        _end(name, str(error), 1)
-    except bad_input as error:
-        _end(name, str(error), 2)
+    except tuple(codes) as error:
+        kind = next(kind for kind in type(error).__mro__ if kind in codes)
+        _end(name, str(error), codes[kind])
     except KeyboardInterrupt:
         _end(name, "interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away

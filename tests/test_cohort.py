@@ -19,7 +19,7 @@ from privacy.plan import Plan, PlanError
 from privacy.reading import read
 from privacy.report import build
 from server import checkpoint
-from server.commands.running import resolved
+from server.commands.running import requested
 from server.rounds import cohort
 from simulations.run import simulate
 from tests.folders import with_heads
@@ -138,7 +138,7 @@ def test_a_round_cannot_need_more_sites_than_it_asks() -> None:
     with pytest.raises(PlanError, match="min_sites: expected at most cohort = 2"):
         quick("min_sites=3")
     with pytest.raises(PlanError, match="--min-sites: expected at most cohort = 2"):
-        resolved("digits", ["cohort=2"], 3)
+        requested("digits", ["cohort=2"], 3)
 
 
 @pytest.mark.parametrize("keep", [lambda run: run, with_heads])

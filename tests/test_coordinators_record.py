@@ -97,7 +97,7 @@ def test_a_resumed_run_signs_what_a_kill_left_unsigned_and_clears_what_it_left_b
     signature.unlink(missing_ok=True)
     (folder.checkpoints / ".000003.safetensors.1.tmp").write_bytes(b"half")
     again = RunFolder.open(tmp_path / "run", plan)
-    job = Job(plan, again, {"w": np.zeros(1, np.float32)}, sign=signer(new_signing_key()))
+    job = Job(plan, again, lambda: {"w": np.zeros(1, np.float32)}, sign=signer(new_signing_key()))
     assert federate(None, job).reason == "done"  # type: ignore[arg-type] - nobody is asked
     assert signature.exists()
     assert not list(folder.checkpoints.glob(".*"))

@@ -119,7 +119,7 @@ def test_a_bad_answer_is_named_and_the_others_round_stands(
         change = {"events": events(live.plan, **change["events"])}
     live.answer = lambda fields, good: (fields | change, data)
     folder = RunFolder.create(tmp_path / "run", live.plan)
-    outcome = federate(live.grid, Job(live.plan, folder, WEIGHTS, timeout=30))
+    outcome = federate(live.grid, Job(live.plan, folder, lambda: WEIGHTS, timeout=30))
     assert outcome.reason == "done"
     (line,) = folder.history()
     assert line["sites"]["hostile"]["status"] == "failed"
@@ -133,7 +133,7 @@ def test_a_bad_answer_is_named_and_the_others_round_stands(
 def test_a_good_answer_counts(live: Live, tmp_path: Path) -> None:
     live.answer = lambda fields, good: (fields, update(np.full(SHAPE, 3.0)))
     folder = RunFolder.create(tmp_path / "run", live.plan)
-    assert federate(live.grid, Job(live.plan, folder, WEIGHTS, timeout=30)).reason == "done"
+    assert federate(live.grid, Job(live.plan, folder, lambda: WEIGHTS, timeout=30)).reason == "done"
     arrays, _ = checkpoint.read(checkpoint.path_of(folder.checkpoints, 1))
     assert np.array_equal(arrays["weight"], np.full(SHAPE, 2.0))
 
@@ -149,7 +149,7 @@ def test_a_round_that_too_few_sites_trained_is_tried_again_after_a_pause(
 
     live.answer = mended
     plan = replace(live.plan, min_sites=2)
-    job = Job(plan, RunFolder.create(tmp_path / "run", plan), WEIGHTS, timeout=30)
+    job = Job(plan, RunFolder.create(tmp_path / "run", plan), lambda: WEIGHTS, timeout=30)
     assert federate(live.grid, replace(job, attempts=3, pause=0.2)).reason == "done"
     pauses = np.diff(asked)
     assert len(pauses) == 2
