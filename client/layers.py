@@ -257,7 +257,7 @@ def _patched(a: Tensor, g: Tensor, conv: Any) -> Tensor:
         ),
     )
     size = math.prod(kernel) * a.shape[3]
-    chunk = max(1, _CACHED // (pixels * size))
+    chunk = max(1, _CACHED // (pixels * size)) * torch.get_num_threads()
     g = g.permute(0, 2, 3, 1).reshape(rows, pixels, -1).transpose(1, 2)
     made = a.new_empty(rows, g.shape[1], size)
     for at in range(0, rows, chunk):

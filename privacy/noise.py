@@ -24,7 +24,7 @@ from privacy import native
 
 _CHUNKS: Final = 16  # of bits at a time: what numpy then makes of them stays in the cache
 _SLAB: Final = 2 * _CHUNKS * native.PAIRS
-_PIECE: Final = 1 << 17
+_PIECE: Final = 1 << 16
 _ZEROS: Final = bytes(native.size(_SLAB))
 _IV: Final = bytes(16)
 _GRID_BITS: Final = 12
@@ -227,7 +227,8 @@ def _fill(sums: NDArray[np.float32], std: float, step: float, over: float, threa
     pieces = [sums[at : at + _PIECE] for at in range(0, len(sums), _PIECE)]
     keys = [_key() for _ in pieces]
     fill = partial(_fill_piece, std=std, step=step, over=over)
-    if threads > 1 and len(pieces) > 2:
+    # Fewer are drawn before another thread has begun; numpy holds the interpreter's lock too often.
+    if threads > 1 and len(pieces) > 4 and _kernel() is not None:
         list(_pool(threads).map(fill, pieces, keys))
     else:
         list(map(fill, pieces, keys))
