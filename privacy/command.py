@@ -18,7 +18,7 @@ def run(
 ) -> NoReturn:
     """Run a Typer app as the command `name` and exit; the families of errors become one line.
 
-    `unsound` is evidence that does not hold: exit 4. Of a family within another the narrower counts.
+    `unsound` is evidence that does not hold: exit 4. Of a family in another the narrower counts.
     """
     codes = dict.fromkeys(bad_input, 2) | dict.fromkeys(unsound, 4) | dict.fromkeys(failed, 1)
     try:
