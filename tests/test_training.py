@@ -256,6 +256,18 @@ def test_a_convolution_learns_and_its_updates_are_plain_arrays() -> None:
         assert update[name].dtype == np.float32
 
 
+def test_images_that_come_as_flat_rows_are_laid_out_for_the_convolution_too() -> None:
+    seen: list[bool] = []
+    convolution = nn.Conv2d(3, 4, 3)
+    convolution.register_forward_hook(
+        lambda _, x, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+    )
+    model = nn.Sequential(nn.Unflatten(1, (3, 4, 4)), convolution, nn.Flatten(), nn.Linear(16, 1))
+    run(model, Rows(torch.randn(6, 48), torch.randn(6, 1)), a_plan(sigma=1.0))
+    assert seen
+    assert all(seen)
+
+
 def test_classification_learns_digits_under_privacy() -> None:
     task = digits()
     rows, test = task.load(None, "train"), task.load(None, "test")
