@@ -24,9 +24,10 @@ from privacy import native
 
 _CHUNKS: Final = 16  # of bits at a time: what numpy then makes of them stays in the cache
 _SLAB: Final = 2 * _CHUNKS * native.PAIRS
-_PIECE: Final = 1 << 16
+_PIECE: Final = 1 << 16  # numbers under one key, and what a thread takes at a time
 _ZEROS: Final = bytes(native.size(_SLAB))
 _IV: Final = bytes(16)
+_KEY: Final = 32
 _GRID_BITS: Final = 12
 
 _log = logging.getLogger(__name__)
@@ -195,9 +196,6 @@ class _Seeded:
 _insecure: ContextVar[_Seeded | None] = ContextVar("insecure", default=None)
 
 
-_KEY: Final = 32
-
-
 def _key() -> bytes:
     """A key that nothing else will ever have."""
     seeded = _insecure.get()
@@ -306,9 +304,10 @@ def _box_muller(
     radius += 0.5
     radius *= 2.0**-63
     np.log(radius, out=radius)
-    radius *= -2 * std**2
+    radius *= -2
     length = radius.astype(np.float32)
     np.sqrt(length, out=length)
+    length *= np.float32(std)
     # Two bits of quadrant; thirty, signed, of the offset from its axis, at most a quarter of pi:
     # small enough for sine and cosine in float32 (in float64 numpy takes ten times as long).
     offset = (angles << np.uint32(2)).view(np.int32).astype(np.float32)

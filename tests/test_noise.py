@@ -113,6 +113,15 @@ def test_the_same_keys_give_the_same_numbers_on_every_path_and_by_any_threads(
     assert np.array_equal(found["numpy", 1][0], found["numpy", 2][0])
 
 
+@pytest.mark.parametrize("std", [1e-25, 1e25])
+def test_tiny_and_huge_noise_is_noise(path: str, std: float) -> None:
+    z = noise.normal(10_000, std) / np.float32(std)
+    assert stats.kstest(z, "norm").pvalue > FALSE_ALARM
+    sums = np.zeros(10_000, dtype=np.float32)
+    noise.privatise(sums, std)
+    assert stats.kstest(sums / np.float32(std), "norm").pvalue > FALSE_ALARM
+
+
 def test_a_noisy_sum_is_the_sum_the_noise_and_the_grid(path: str) -> None:
     sums = np.full(100_000, 5.0, dtype=np.float32)
     noise.privatise(sums, 2.0)
