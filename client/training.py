@@ -65,12 +65,8 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     def add_noise(self) -> None:
         """Make of the clipped sum the noisy mean: noised, on the grid, over the public size."""
         total = self._sum.cpu()  # on a CPU the very same memory
-        noise.privatise(
-            total.numpy(),
-            self.noise_multiplier * self.max_grad_norm,
-            over=self.expected_batch_size,
-            threads=torch.get_num_threads(),
-        )
+        std = self.noise_multiplier * self.max_grad_norm
+        noise.privatise(total.numpy(), std, over=self.expected_batch_size)
         self._sum.copy_(total)
 
     def scale_grad(self) -> None:

@@ -10,10 +10,9 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +23,6 @@ from privacy import native
 
 _CHUNKS: Final = 16  # of bits at a time: what numpy then makes of them stays in the cache
 _SLAB: Final = 2 * _CHUNKS * native.PAIRS
-_PIECE: Final = 1 << 16  # numbers under one key, and what a thread takes at a time
 _ZEROS: Final = bytes(native.size(_SLAB))
 _IV: Final = bytes(16)
 _KEY: Final = 32
@@ -44,16 +42,14 @@ def normal(shape: int | Sequence[int], std: float) -> NDArray[np.float32]:
     if std == 0:
         out.fill(0)
         return out
-    _fill(out.reshape(-1), std, 0.0, 1.0, 1)
+    _fill(out.reshape(-1), std, 0.0, 1.0)
     return out
 
 
-def privatise(
-    sums: NDArray[np.float32], std: float, *, over: float = 1.0, threads: int = 1
-) -> None:
+def privatise(sums: NDArray[np.float32], std: float, *, over: float = 1.0) -> None:
     """Add independent N(0, std^2) to every entry, in place, round to the grid, divide by `over`.
 
-    `sums` are contiguous float32. Many are noised by several threads, each piece under its own key.
+    `sums` are contiguous float32.
     """
     _check(std)
     if not 0 < over < math.inf:
@@ -64,7 +60,7 @@ def privatise(
     if std == 0:
         flat /= np.float32(over)
         return
-    _fill(flat, std, grid(std), over, threads)
+    _fill(flat, std, grid(std), over)
 
 
 def _check(std: float) -> None:
@@ -220,22 +216,9 @@ def _expand(stream: CipherContext, out: NDArray[np.uint8]) -> None:
         stream.update_into(memoryview(_ZEROS)[: len(part)], part)
 
 
-def _fill(sums: NDArray[np.float32], std: float, step: float, over: float, threads: int) -> None:
+def _fill(sums: NDArray[np.float32], std: float, step: float, over: float) -> None:
     """Add draws to a flat array, round to multiples of `step`, divide; step 0 puts draws alone."""
-    pieces = [sums[at : at + _PIECE] for at in range(0, len(sums), _PIECE)]
-    keys = [_key() for _ in pieces]
-    fill = partial(_fill_piece, std=std, step=step, over=over)
-    # Fewer are drawn before another thread has begun; numpy holds the interpreter's lock too often.
-    if threads > 1 and len(pieces) > 4 and _kernel() is not None:
-        list(_pool(threads).map(fill, pieces, keys))
-    else:
-        list(map(fill, pieces, keys))
-
-
-def _fill_piece(
-    sums: NDArray[np.float32], key: bytes, *, std: float, step: float, over: float
-) -> None:
-    kernel = _kernel()
+    kernel, key = _kernel(), _key()
     if kernel is not None and kernel.streams:
         kernel.fill(sums, key, std, step, over)
         return
@@ -246,15 +229,6 @@ def _fill_piece(
         own = bits[: native.size(len(part))]
         _expand(stream, own)
         fill(part, own, std, step, over)
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="noise")
-
-
-if hasattr(os, "register_at_fork"):  # a child has no threads of its parent's pool
-    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @cache

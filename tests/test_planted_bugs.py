@@ -36,7 +36,7 @@ def at_noise(planted):
     def plant(patch):
         draw = planted()
 
-        def privatise(sums, std, *, over=1.0, threads=1):
+        def privatise(sums, std, *, over=1.0):
             sums += draw(sums.shape, std)
             sums[:] = noise.round_to_grid([sums], noise.grid(std))[0] / over
 
