@@ -131,11 +131,7 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
             return
         made = self._parts(x, y, loss)
         square = sum((part.square for part in made[1:]), made[0].square)
-        factors = (self._clip / (square.sqrt() + 1e-6)).clamp_(max=1.0)
-        broken = None
-        if not math.isfinite(square.max()):
-            broken = ~torch.isfinite(square)
-            factors.masked_fill_(broken, 0)
+        factors, broken = clip_factors(square, self._clip)
         with torch.no_grad():
             for part in made:
                 part.add(factors, broken)
@@ -174,6 +170,18 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
             for p in self._trained:
                 p.requires_grad_(True)
             self._tape.clear()
+
+
+def clip_factors(square: Tensor, clip: float) -> tuple[Tensor, Tensor | None]:
+    """What each example's gradient is multiplied by, from its squared norm; which are not finite.
+
+    An example whose norm is not finite has the factor 0; None where there is no such example.
+    """
+    factors = (clip / (square.sqrt() + 1e-6)).clamp_(max=1.0)
+    if math.isfinite(square.max()):
+        return factors, None
+    broken = ~torch.isfinite(square)
+    return factors.masked_fill_(broken, 0), broken
 
 
 def _made_up(rows: int, like: Tensor) -> Tensor:

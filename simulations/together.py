@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.bookkeeping import clip_factors
 from client.memory import keep_freed
 from client.tasks import Rows, Task
 from client.training import Trained, TrainingError, optimizer_of, proximal, rate_of
@@ -92,11 +93,8 @@ def _summed(stack: Stack, flat: Tensor, batch: "Batch", task: Task, clip: float 
     if clip is None:
         dead = ~batch.real
         return made.summed(batch.real.to(flat.dtype), dead if bool(dead.any()) else None)
-    square = made.squares()
-    fine = torch.isfinite(square)
-    factors = torch.where(fine, clip / (square.sqrt() + 1e-6), 0.0).clamp(max=1.0)
-    factors = torch.where(batch.real, factors, 0.0)
-    return made.summed(factors, None if bool(fine.all()) else ~fine)
+    factors, broken = clip_factors(made.squares(), clip)
+    return made.summed(factors.masked_fill_(~batch.real, 0), broken)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
