@@ -18,6 +18,8 @@ from opacus.layers.dp_rnn import RNNLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
+from client.lookup import lookups
+
 Uses = Sequence[tuple[Tensor, Tensor]]
 """(input, output gradient) of every call of a layer in one forward, batch first."""
 
@@ -151,6 +153,10 @@ class Lookup(Part):
         self._tokens = tokens.reshape(len(tokens), -1)
         self._g = g = g.reshape(*self._tokens.shape, -1)
         padding = layer.module.padding_idx
+        self._compiled = lookups(self._tokens, g, padding)
+        if self._compiled is not None:
+            self.square = self._compiled.square
+            return
         if padding is not None:
             self._g = g = g.masked_fill((self._tokens == padding)[..., None], 0)
         self.square = torch.linalg.vector_norm(g.flatten(1), dim=1).square_()
@@ -163,6 +169,9 @@ class Lookup(Part):
             self.square[at] = torch.linalg.vector_norm(self._merged.flatten(1), dim=1).square_()
 
     def add(self, factors: Tensor, broken: Tensor | None) -> None:
+        if self._compiled is not None:
+            self._compiled.add(sum_of(self._weight), factors)
+            return
         g = self._g
         if broken is not None:
             g = g.masked_fill(broken[:, None, None], 0)

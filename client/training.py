@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from client.bookkeeping import BookKeeping
 from client.memory import keep_freed
 from client.tasks.task import Rows, Task
+from client.team import team
 from privacy import noise
 from privacy.events import Event
 from privacy.plan import Plan
@@ -42,18 +43,32 @@ class Trained:
 class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     """Opacus' optimizer of clipped sums, its noise from the system's entropy, on a public grid.
 
-    The sums of all parameters lie in one vector, of which each `p.grad` is a part: so they are
-    noised and scaled in one go. After `pre_step()` they are the noisy mean; `pull` comes after it.
+    The parameters become parts of one vector, which `inner` makes an optimizer of, and each
+    `p.grad` a part of its gradient: so all are noised, scaled and stepped in one go. After
+    `pre_step()` they are the noisy mean; `pull` comes after it.
     """
 
-    def __init__(self, *args: Any, pull: Callable[[], None] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._pull = pull
-        first = self.params[0]
-        sizes = [p.numel() for p in self.params]
-        self._sum = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
-        for p, part in zip(self.params, self._sum.split(sizes), strict=True):
-            p.grad = part.view(p.shape)
+    def __init__(
+        self,
+        trained: Sequence[nn.Parameter],
+        inner: Callable[[Sequence[Tensor]], torch.optim.Optimizer],
+        *,
+        pull: Callable[[], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._trained, self._pull = list(trained), pull
+        self._all = torch.cat([p.detach().reshape(-1) for p in trained])
+        self._all.grad = self._sum = torch.zeros_like(self._all)
+        sizes = [p.numel() for p in trained]
+        parts = zip(trained, self._all.split(sizes), self._sum.split(sizes), strict=True)
+        for p, values, sums in parts:
+            p.data, p.grad = values.view(p.shape), sums.view(p.shape)
+        super().__init__(inner([self._all]), **kwargs)
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """The model's own parameters that are trained."""
+        return self._trained
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Begin the next sum."""
@@ -66,7 +81,7 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         """Make of the clipped sum the noisy mean: noised, on the grid, over the public size."""
         total = self._sum.cpu()  # on a CPU the very same memory
         std = self.noise_multiplier * self.max_grad_norm
-        noise.privatise(total.numpy(), std, over=self.expected_batch_size)
+        noise.privatise(total.numpy(), std, over=self.expected_batch_size, team=team())
         self._sum.copy_(total)
 
     def scale_grad(self) -> None:
@@ -110,19 +125,18 @@ def train(
     named = dict(model.named_parameters(remove_duplicate=False))
     old = {name: p.detach().clone() for name, p in named.items()}
     trained = [p for p in model.parameters() if p.requires_grad]
-    inner = optimizer_of(trained, plan)
     optimizer = NoisyOptimizer(
-        inner,
+        trained,
+        partial(optimizer_of, plan=plan),
         noise_multiplier=0.0 if event is None else event.sigma,
         max_grad_norm=1.0 if plan.clip is None else plan.clip,
         expected_batch_size=rate * plan.rows_of(site),
         pull=proximal(trained, plan.mu) if plan.aggregation == "fedprox" else None,
     )
     with _summed(model, x, plan, event) as add:
-        for step in range(steps):
-            for group in inner.param_groups:
+        for step, drawn in enumerate(noise.batches(len(rows), rate, steps)):
+            for group in optimizer.param_groups:
                 group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
-            drawn = noise.poisson(len(rows), rate)
             optimizer.zero_grad()
             batch = torch.from_numpy(drawn).to(device)
             for part in torch.split(batch, plan.micro_batch) if plan.micro_batch else (batch,):

@@ -27,6 +27,7 @@ _ZEROS: Final = bytes(native.size(_SLAB))
 _IV: Final = bytes(16)
 _KEY: Final = 32
 _GRID_BITS: Final = 12
+_AHEAD: Final = 1 << 20  # rows, of so many steps as that makes
 
 _log = logging.getLogger(__name__)
 
@@ -46,10 +47,16 @@ def normal(shape: int | Sequence[int], std: float) -> NDArray[np.float32]:
     return out
 
 
-def privatise(sums: NDArray[np.float32], std: float, *, over: float = 1.0) -> None:
+def privatise(
+    sums: NDArray[np.float32],
+    std: float,
+    *,
+    over: float = 1.0,
+    team: native.Team = native.ALONE,
+) -> None:
     """Add independent N(0, std^2) to every entry, in place, round to the grid, divide by `over`.
 
-    `sums` are contiguous float32.
+    `sums` are contiguous float32. A `team` of threads may share the work.
     """
     _check(std)
     if not 0 < over < math.inf:
@@ -60,7 +67,7 @@ def privatise(sums: NDArray[np.float32], std: float, *, over: float = 1.0) -> No
     if std == 0:
         flat /= np.float32(over)
         return
-    _fill(flat, std, grid(std), over)
+    _fill(flat, std, grid(std), over, team)
 
 
 def _check(std: float) -> None:
@@ -90,6 +97,16 @@ def poisson(n: int, rate: float) -> NDArray[np.int64]:
     kept[tied] = _bits(int(tied.sum()), np.uint64) < np.uint64((scaled - threshold) * 2**64)
     chosen: NDArray[np.int64] = np.where(tied, ~drawn, drawn)[kept]
     return chosen
+
+
+def batches(n: int, rate: float, steps: int) -> Iterator[NDArray[np.int64]]:
+    """A draw of `poisson` for each step; several are made at once, which is the same law."""
+    ahead = max(1, _AHEAD // max(n, 1))
+    for first in range(0, steps, ahead):
+        count = min(ahead, steps - first)
+        drawn = poisson(n * count, rate)
+        ends = np.searchsorted(drawn, n * np.arange(1, count))
+        yield from np.split(drawn % max(n, 1), ends)
 
 
 def _below(n: int, threshold: int) -> NDArray[np.int64]:
@@ -216,11 +233,17 @@ def _expand(stream: CipherContext, out: NDArray[np.uint8]) -> None:
         stream.update_into(memoryview(_ZEROS)[: len(part)], part)
 
 
-def _fill(sums: NDArray[np.float32], std: float, step: float, over: float) -> None:
+def _fill(
+    sums: NDArray[np.float32],
+    std: float,
+    step: float,
+    over: float,
+    team: native.Team = native.ALONE,
+) -> None:
     """Add draws to a flat array, round to multiples of `step`, divide; step 0 puts draws alone."""
     kernel, key = _kernel(), _key()
     if kernel is not None and kernel.streams:
-        kernel.fill(sums, key, std, step, over)
+        kernel.fill(sums, key, std, step, over, team)
         return
     fill = _numpy_fill if kernel is None else kernel.fill
     stream, bits = _stream(key), np.empty(native.size(min(_SLAB, len(sums))), dtype=np.uint8)

@@ -63,7 +63,7 @@ def train_together(
     old = flat.clone()
     inner = optimizer_of([flat], plan)
     pull = proximal([flat], plan.mu) if plan.aggregation == "fedprox" else None
-    batches = Batches(members)
+    batches = Batches(members, rate, steps)
     if private and plan.clip is None:
         raise TrainingError("clip: expected a value in a private plan, got nothing")
     clip = plan.clip if private else None
@@ -73,7 +73,7 @@ def train_together(
         for step in range(steps):
             for group in inner.param_groups:
                 group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
-            drawn = batches.draw(rate)
+            drawn = batches.draw()
             total = _summed(stack, flat, drawn, task, clip)
             privatise(total.numpy(), members)
             flat.grad = total
@@ -107,19 +107,23 @@ class Batch:
 
 
 class Batches:
-    """All members' rows in one tensor, a row of zeros behind them, and draws from it."""
+    """All members' rows in one tensor, a row of zeros behind them, and a draw for each step."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member], rate: float, steps: int) -> None:
         self._members = members
         self._sizes = [len(member.rows) for member in members]
         self._ends = np.cumsum(self._sizes)
         xs, ys = [m.rows.x for m in members], [m.rows.y for m in members]
+        # Each row is drawn by itself, so that one draw does for all; but not where draws repeat.
+        alone = any(member.context is not None for member in members)
+        parts = self._sizes if alone else [sum(self._sizes)]
+        self._draws = [noise.batches(part, rate, steps) for part in parts]
         self._x = torch.cat([*xs, torch.zeros_like(xs[0][:1]) if len(xs[0]) else _zero(xs[0])])
         self._y = torch.cat([*ys, torch.zeros_like(ys[0][:1]) if len(ys[0]) else _zero(ys[0])])
 
-    def draw(self, rate: float) -> Batch:
-        """A Poisson batch for every member."""
-        rows = self._drawn(rate)
+    def draw(self) -> Batch:
+        """The next Poisson batch of every member."""
+        rows = self._drawn()
         owner = np.searchsorted(self._ends, rows, side="right")
         counts = np.bincount(owner, minlength=len(self._sizes))
         longest = int(counts.max(initial=0))
@@ -130,12 +134,12 @@ class Batches:
         x, y = self._x[index], self._y[index]
         return Batch(x, y, index < len(self._x) - 1)
 
-    def _drawn(self, rate: float) -> NDArray[np.int64]:
-        if all(member.context is None for member in self._members):
-            return noise.poisson(sum(self._sizes), rate)  # each row by itself: one draw for all
+    def _drawn(self) -> NDArray[np.int64]:
+        if len(self._draws) == 1:
+            return _in(self._members[0], partial(next, self._draws[0]))
         drawn = [
-            _in(member, partial(noise.poisson, size, rate))
-            for member, size in zip(self._members, self._sizes, strict=True)
+            _in(member, partial(next, draws))
+            for member, draws in zip(self._members, self._draws, strict=True)
         ]
         starts = self._ends - self._sizes
         return np.concatenate([rows + start for rows, start in zip(drawn, starts, strict=True)])

@@ -1,6 +1,6 @@
 """The audit is itself tested: bugs planted in the running process are found, a correct one passes.
 
-Plants sit where outside code can put them: at `privatise` and `poisson` of `privacy.noise`,
+Plants sit where outside code can put them: at `privatise` and `batches` of `privacy.noise`,
 or at `p.grad` once Opacus' optimizer has prepared the step.
 """
 
@@ -36,7 +36,7 @@ def at_noise(planted):
     def plant(patch):
         draw = planted()
 
-        def privatise(sums, std, *, over=1.0):
+        def privatise(sums, std, *, over=1.0, team=None):
             sums += draw(sums.shape, std)
             sums[:] = noise.round_to_grid([sums], noise.grid(std))[0] / over
 
@@ -46,7 +46,14 @@ def at_noise(planted):
 
 
 def at_poisson(planted):
-    return lambda patch: patch.setattr(noise, "poisson", planted())
+    """Let `planted()(n, rate)` draw the batch of a step."""
+
+    def plant(patch):
+        draw = planted()
+        every = lambda n, rate, steps: (draw(n, rate) for _ in range(steps))  # noqa: E731
+        patch.setattr(noise, "batches", every)
+
+    return plant
 
 
 def after_pre_step(change):
@@ -330,7 +337,7 @@ def test_the_command_refuses_nonsense(arguments):
 
 
 def test_a_trainer_that_breaks_down_under_the_audit_fails_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(noise, "poisson", lambda n, rate: np.array([n + 1]))
+    at_poisson(lambda: lambda n, rate: np.array([n + 1]))(monkeypatch)
     ran = run("--seconds", "5", "--json", "--out", str(tmp_path / "found.json"))
     assert ran.exit_code == 5
     assert "could not be carried out" in ran.output

@@ -163,7 +163,7 @@ def members_of(sizes: list[int], std: list[float]) -> list[Member]:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=6), st.sampled_from([0.01, 0.5, 1.0]))
 def test_a_member_draws_from_its_own_rows_alone(sizes: list[int], rate: float) -> None:
-    batch = Batches(members_of(sizes, [1.0] * len(sizes))).draw(rate)
+    batch = Batches(members_of(sizes, [1.0] * len(sizes)), rate, 1).draw()
     for i, size in enumerate(sizes):
         drawn = int(batch.real[i].sum())
         assert drawn == size if rate == 1 else drawn <= size
@@ -173,8 +173,8 @@ def test_a_member_draws_from_its_own_rows_alone(sizes: list[int], rate: float) -
 
 
 def test_every_members_batches_are_poisson_samples() -> None:
-    batches = Batches(members_of([30, 5, 0, 100], [1.0] * 4))
-    counts = np.array([batches.draw(0.2).real.sum(1).numpy() for _ in range(2000)])
+    batches = Batches(members_of([30, 5, 0, 100], [1.0] * 4), 0.2, 2000)
+    counts = np.array([batches.draw().real.sum(1).numpy() for _ in range(2000)])
     for drawn, size in zip(counts.T, [30, 5, 0, 100], strict=True):
         expected = stats.binom(size, 0.2).pmf(np.arange(size + 1)) * len(drawn)
         found = np.bincount(drawn, minlength=size + 1)

@@ -131,7 +131,7 @@ def test_batches_are_poisson_draws_of_the_secure_stream(monkeypatch: pytest.Monk
 
     def poisson(n: int, rate: float) -> np.ndarray:
         asked.append((n, rate))
-        return np.array([1, 3])
+        return np.array([1, 3, 6] if n == 8 else [1, 3])
 
     monkeypatch.setattr(noise, "poisson", poisson)
     rows = Rows(torch.tensor([[9.0], [1.0], [9.0], [2.0]]), torch.tensor([[9.0], [1], [9], [1]]))
@@ -139,6 +139,11 @@ def test_batches_are_poisson_draws_of_the_secure_stream(monkeypatch: pytest.Monk
     run(model, rows, a_plan(clip=100.0, rate=0.5, lr=1.0))
     assert asked == [(4, 0.5)]
     assert model.weight.item() == pytest.approx((1 + 2) / 2)
+    drawn: list[list[int]] = []
+    look: Any = lambda step, rows, _: drawn.append(rows.tolist())  # noqa: E731
+    run(model, rows, a_plan(rate=0.5, steps=2), on_step=look)
+    assert asked[1:] == [(8, 0.5)]
+    assert drawn == [[1, 3], [2]]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 100])

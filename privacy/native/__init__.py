@@ -1,4 +1,4 @@
-"""Noise and draws compiled at first use, where the machine has a C compiler.
+"""C compiled at first use, where the machine has a compiler: noise and draws.
 
 Nothing here is needed: without a compiler, a private cache folder or agreement with numpy and
 OpenSSL there is no kernel, and the caller computes the same numbers by these. `TACIT_NATIVE=0`
@@ -24,6 +24,10 @@ from numpy.typing import NDArray
 Fill = Callable[[NDArray[np.float32], NDArray[np.uint8], float, float, float], None]
 """(sums, bits, std, step, over): what `Kernel.fill` does, in numpy."""
 
+Team = tuple[int | None, int]
+"""Where a GNU OpenMP library's `GOMP_parallel` lies in memory, and how many threads to ask for."""
+
+ALONE: Final[Team] = (None, 1)
 PAIRS: Final = 512
 """Pairs of numbers in a chunk of bits; a shorter last one has a multiple of four."""
 
@@ -48,11 +52,10 @@ def size(numbers: int) -> int:
 class Kernel:
     """The compiled functions. `bits` are random bytes, or a key of 32 to expand if `streams`."""
 
-    def __init__(self, library: Path) -> None:
-        own = ctypes.CDLL(str(library))
+    def __init__(self, own: ctypes.CDLL) -> None:
         self._fill, self._draw = own.fill, own.draw
         pointers: list[Any] = [*(ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)]
-        self._fill.argtypes = [*pointers, *[ctypes.c_double] * 3]
+        self._fill.argtypes = [*pointers, *[ctypes.c_double] * 3, ctypes.c_void_p, ctypes.c_uint]
         self._draw.argtypes = [*pointers, ctypes.c_long]
         self._fill.restype, self._draw.restype = None, ctypes.c_long
         self.streams = bool(own.streams())
@@ -64,13 +67,14 @@ class Kernel:
         std: float,
         step: float,
         over: float,
+        team: Team = ALONE,
     ) -> None:
         """Add N(0, std^2) to contiguous sums, round to multiples of `step`, divide by `over`.
 
-        Step 0 puts the draws alone.
+        Step 0 puts the draws alone. Every team makes the same numbers.
         """
         given = self._given(bits, size(len(sums)))
-        self._fill(sums.ctypes.data, len(sums), *given, std, step, over)
+        self._fill(sums.ctypes.data, len(sums), *given, std, step, over, *team)
 
     def draw(self, n: int, bits: NDArray[np.uint8] | bytes, threshold: int) -> NDArray[np.int64]:
         """Which of `n` 16-bit words are below `threshold`, and ~i of those equal to it."""
@@ -94,33 +98,40 @@ def load(slow: Fill, stream: Callable[[bytes, int], NDArray[np.uint8]]) -> Kerne
 
     `stream(key, size)` is AES-256 in counter mode, by OpenSSL.
     """
-    if os.environ.get("TACIT_NATIVE") == "0":
+    library = compiled(_SOURCE)
+    if library is None:
         return None
-    try:
-        kernel = Kernel(_library())
-    except (OSError, subprocess.SubprocessError) as error:
-        _log.info("noise: no native kernel (%s)", error)
-        return None
+    kernel = Kernel(library)
     if not _agree(kernel, slow, stream):
         _log.warning("noise: the native kernel disagrees with numpy and is not used")
         return None
     return kernel
 
 
-def _library() -> Path:
+def compiled(source: Path) -> ctypes.CDLL | None:
+    """The library of a C file, or None, with the reason in the log."""
+    if os.environ.get("TACIT_NATIVE") == "0":
+        return None
+    try:
+        return ctypes.CDLL(str(_library(source)))
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.info("%s: no native code (%s)", source.stem, error)
+        return None
+
+
+def _library(source: Path) -> Path:
     """The shared library, compiled unless it lies in the cache under its content's name."""
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
         raise OSError("no C compiler")
-    source = _SOURCE.read_bytes()
     folder = _cache()
     identity = "\0".join([compiler, *_FLAGS, platform.machine(), _processor()]).encode()
-    name = hashlib.sha256(identity + source).hexdigest()[:32]
-    library = folder / f"noise-{name}.so"
+    name = hashlib.sha256(identity + source.read_bytes()).hexdigest()[:32]
+    library = folder / f"{source.stem}-{name}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as made:
-            target = Path(made) / "noise.so"
-            command = [compiler, *_FLAGS, "-o", str(target), str(_SOURCE), "-lm"]
+            target = Path(made) / library.name
+            command = [compiler, *_FLAGS, "-o", str(target), str(source), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=60)
             target.replace(library)
     return library
@@ -149,7 +160,7 @@ def _processor() -> str:
 def _agree(kernel: Kernel, slow: Fill, stream: Callable[[bytes, int], NDArray[np.uint8]]) -> bool:
     """Whether the kernel gives the slow path's numbers, the extreme bits included."""
     rng = np.random.default_rng(0)  # public: only compares the two
-    count, key = 8 * PAIRS + 13, bytes(range(32))
+    count, key = 40 * PAIRS + 13, bytes(range(32))  # more than a thread takes at a time
     bits = rng.integers(0, 256, size(count), dtype=np.uint8)
     radii, angles = bits[: 8 * PAIRS].view(np.uint64), bits[8 * PAIRS :][: 4 * PAIRS]
     radii[:64] = np.uint64(2**64 - 1) >> np.arange(64, dtype=np.uint64)

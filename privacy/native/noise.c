@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define PAIRS 512
+#define SHARE 16 /* chunks that a thread takes at a time */
 #define BLOCK 16
 #define WORDS 3072 /* of 16 bits: as many bytes as a chunk has */
 
@@ -106,6 +107,8 @@ static void next(Stream *s, uint8_t *out, long blocks)
     s->block += blocks;
 }
 
+static void seek(Stream *s, uint64_t block) { s->block = block; }
+
 static void end(Stream *s)
 {
     memset(s, 0, sizeof *s);
@@ -117,42 +120,74 @@ int streams(void) { return 1; }
 typedef struct { int none; } Stream;
 static void begin(Stream *s, const uint8_t *key) { (void)s; (void)key; }
 static void next(Stream *s, uint8_t *out, long blocks) { (void)s; (void)out; (void)blocks; }
+static void seek(Stream *s, uint64_t block) { (void)s; (void)block; }
 static void end(Stream *s) { (void)s; }
 int streams(void) { return 0; }
 #endif
 
-/* Add N(0, std^2) to `n` sums, round them to multiples of `step` and divide them by `over`; step 0
-   puts the draws alone. The bits are given, or else made here from `key`, if `streams()`. */
-void fill(float *sums, long n, const uint8_t *bits, const uint8_t *key, double std, double step,
-          double over)
+typedef struct {
+    float *sums;
+    long n, taken;
+    const uint8_t *bits;
+    float scale, inverse, width;
+    int alone;
+    Stream stream;
+} Work;
+
+/* Fill whichever chunks nobody has taken. */
+static void fill_some(void *shared)
 {
+    Work *work = shared;
     _Alignas(64) uint8_t made[12 * PAIRS + 15 * BLOCK];
     _Alignas(64) float z[2 * PAIRS];
-    const float scale = (float)std, width = (float)(step / over), inverse = (float)(1 / step);
-    Stream stream;
-    if (!bits)
-        begin(&stream, key);
-    for (long at = 0; at < n; at += 2 * PAIRS) {
-        long count = n - at < 2 * PAIRS ? n - at : 2 * PAIRS, pairs = (count + 7) / 8 * 4;
-        float *restrict sum = sums + at;
-        if (bits) {
-            transform(bits, pairs, scale, z, z + pairs);
-            bits += 12 * pairs;
-        } else {
-            next(&stream, made, 12 * pairs / BLOCK);
-            transform(made, pairs, scale, z, z + pairs);
+    const float inverse = work->inverse, width = work->width;
+    const long share = 2 * PAIRS * SHARE;
+    Stream stream = work->stream;
+    for (;;) {
+        long at = __atomic_fetch_add(&work->taken, share, __ATOMIC_RELAXED);
+        if (at >= work->n)
+            break;
+        long last = work->n - at < share ? work->n : at + share;
+        seek(&stream, at / (2 * PAIRS) * (12 * PAIRS / BLOCK));
+        for (; at < last; at += 2 * PAIRS) {
+            long count = last - at < 2 * PAIRS ? last - at : 2 * PAIRS;
+            long pairs = (count + 7) / 8 * 4;
+            float *restrict sum = work->sums + at;
+            const uint8_t *bits = made;
+            if (work->bits)
+                bits = work->bits + at / (2 * PAIRS) * (12 * PAIRS);
+            else
+                next(&stream, made, 12 * pairs / BLOCK);
+            transform(bits, pairs, work->scale, z, z + pairs);
+            if (work->alone)
+                memcpy(sum, z, count * sizeof *z);
+            else
+                for (long i = 0; i < count; i++)
+                    sum[i] = rintf((sum[i] + z[i]) * inverse) * width;
         }
-        if (step == 0)
-            memcpy(sum, z, count * sizeof *z);
-        else
-            for (long i = 0; i < count; i++)
-                sum[i] = rintf((sum[i] + z[i]) * inverse) * width;
     }
-    if (!bits)
-        end(&stream);
+    end(&stream);
     memset(made, 0, sizeof made);
     memset(z, 0, sizeof z);
     __asm__ volatile("" : : "r"(made), "r"(z) : "memory");
+}
+
+/* Add N(0, std^2) to `n` sums, round them to multiples of `step` and divide them by `over`; step 0
+   puts the draws alone. The bits are given, or else made here from `key`, if `streams()`. `team`,
+   if there is one, is GOMP_parallel: it calls a function in up to so many threads. */
+void fill(float *sums, long n, const uint8_t *bits, const uint8_t *key, double std, double step,
+          double over, void (*team)(void (*)(void *), void *, unsigned, unsigned),
+          unsigned threads)
+{
+    Work work = {.sums = sums, .n = n, .bits = bits, .scale = (float)std,
+                 .inverse = (float)(1 / step), .width = (float)(step / over), .alone = step == 0};
+    if (!bits)
+        begin(&work.stream, key);
+    if (team && threads > 1 && n > 2 * PAIRS * SHARE)
+        team(fill_some, &work, threads, 0);
+    else
+        fill_some(&work);
+    end(&work.stream);
 }
 
 /* Write the positions of the words below `threshold` in order, and ~position of those equal to it;
