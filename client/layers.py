@@ -18,7 +18,7 @@ from opacus.layers.dp_rnn import RNNLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.lookup import lookups
+from client.compiled import lookups, outer
 
 Uses = Sequence[tuple[Tensor, Tensor]]
 """(input, output gradient) of every call of a layer in one forward, batch first."""
@@ -125,15 +125,12 @@ class Outer(Part):
         module = layer.module
         self._weight: nn.Parameter = module.weight
         self._bias: nn.Parameter | None = module.bias
-        length = torch.linalg.vector_norm(g, dim=1).square_()
         if not self._weight.requires_grad:
-            self.square = length
+            self.square = torch.linalg.vector_norm(g, dim=1).square_()
             return
-        width = torch.linalg.vector_norm(a, dim=1).square_()
-        fine = torch.maximum(length, width) <= _HUGE
-        if self._bias is not None and self._bias.requires_grad:
-            width += 1
-        self.square = torch.where(fine, length.mul_(width), math.inf)
+        more = 0.0 if self._bias is None or not self._bias.requires_grad else 1.0
+        made = outer(a, g, more, _HUGE)
+        self.square = _outer(a, g, more) if made is None else made
 
     def add(self, factors: Tensor, broken: Tensor | None) -> None:
         a, g = self._a, self._g
@@ -143,6 +140,14 @@ class Outer(Part):
             sum_of(self._weight).addmm_((g * factors[:, None]).t(), a)
         if self._bias is not None and self._bias.requires_grad:
             sum_of(self._bias).addmv_(g.t(), factors)
+
+
+def _outer(a: Tensor, g: Tensor, more: float) -> Tensor:
+    """|g|^2 (|a|^2 + more) of every row, infinite where a factor is huge or no number."""
+    length = torch.linalg.vector_norm(g, dim=1).square_()
+    width = torch.linalg.vector_norm(a, dim=1).square_()
+    fine = torch.maximum(length, width) <= _HUGE
+    return torch.where(fine, length.mul_(width.add_(more)), math.inf)
 
 
 class Lookup(Part):

@@ -1,6 +1,6 @@
-"""An Embedding's per-example gradients by compiled code, where there is a compiler.
+"""Norms and sums of per-example gradients by compiled code, where there is a compiler.
 
-`client.layers.Lookup` computes the same in torch where there is none, or on a GPU.
+`client.layers` computes the same in torch where there is none, or on a GPU.
 """
 
 import ctypes
@@ -15,13 +15,13 @@ from torch import Tensor
 from client.team import team
 from privacy import native
 
-_SOURCE: Final = Path(__file__).with_name("native") / "lookup.c"
+_SOURCE: Final = Path(__file__).with_name("native") / "gradients.c"
 _SHARES: Final = 4
 _log = logging.getLogger(__name__)
 
 
 class _Work(ctypes.Structure):
-    """`Work` of native/lookup.c."""
+    """`Work` of native/gradients.c."""
 
     _pointer, _long = ctypes.c_void_p, ctypes.c_long
     _fields_ = (
@@ -39,7 +39,7 @@ class Lookups:
     def __init__(self, library: ctypes.CDLL, tokens: Tensor, g: Tensor, padding: int) -> None:
         rows, length = tokens.shape
         self._library = library
-        self._tokens, self._g = tokens.contiguous(), g if g.stride(2) == 1 else g.contiguous()
+        self._tokens, self._g = tokens.contiguous(), g if _runs(g) else g.contiguous()
         bits = (2 * length - 1).bit_length()
         self._slots = torch.empty(_SHARES << bits, dtype=torch.int32)
         self._next = torch.empty(rows, length, dtype=torch.int32)
@@ -63,11 +63,38 @@ class Lookups:
         self._library.add(ctypes.byref(self._work), *team())
 
 
+def outer(a: Tensor, g: Tensor, more: float, most: float) -> Tensor | None:
+    """|g|^2 (|a|^2 + more) of the rows of a [B, n] and g [B, m]; infinite where one exceeds `most`.
+
+    None where there is no compiled code for such tensors.
+    """
+    library = _library() if _suits(a) and _suits(g) else None
+    if library is None or not (_runs(a) and _runs(g)):
+        return None
+    return _outer(library, a, g, more, most)
+
+
+def _outer(library: ctypes.CDLL, a: Tensor, g: Tensor, more: float, most: float) -> Tensor:
+    squares = torch.empty(len(a))
+    library.outer(
+        *(a.data_ptr(), a.stride(0), a.shape[1], g.data_ptr(), g.stride(0), g.shape[1], len(a)),
+        *(more, most, squares.data_ptr(), *team()),
+    )
+    return squares
+
+
+def _suits(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def _runs(x: Tensor) -> bool:
+    """Whether the numbers of the last dimension lie side by side."""
+    return x.stride(-1) == 1 or x.shape[-1] == 1
+
+
 def lookups(tokens: Tensor, g: Tensor, padding: int | None) -> Lookups | None:
     """None where there is no compiled code for such tensors."""
-    if g.device.type != "cpu" or (g.dtype, tokens.dtype) != (torch.float32, torch.int64):
-        return None
-    library = _library()
+    library = _library() if _suits(g) and tokens.dtype == torch.int64 else None
     if library is None:
         return None
     return Lookups(library, tokens, g, -1 if padding is None else padding)
@@ -78,16 +105,20 @@ def _library() -> ctypes.CDLL | None:
     library = native.compiled(_SOURCE)
     if library is None:
         return None
+    pointer, long = ctypes.c_void_p, ctypes.c_long
+    rows: list[Any] = [pointer, long, long] * 2
+    library.outer.argtypes = [*rows, long, *[ctypes.c_float] * 2, pointer, pointer, ctypes.c_uint]
     for function in (library.squares, library.add):
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
+        function.argtypes = [pointer, pointer, ctypes.c_uint]
+    for function in (library.outer, library.squares, library.add):
         function.restype = None
-    if not _agrees(library):
-        _log.warning("lookup: the native code disagrees with torch and is not used")
+    if not (_looks_up(library) and _multiplies(library)):
+        _log.warning("gradients: the native code disagrees with torch and is not used")
         return None
     return library
 
 
-def _agrees(library: ctypes.CDLL) -> bool:
+def _looks_up(library: ctypes.CDLL) -> bool:
     """Whether it gives torch's numbers for repeated, padded and broken tokens."""
     tokens = torch.arange(5 * 40).view(5, 40) ** 2 % 23
     g = torch.linspace(-1, 1, 5 * 40 * 19).view(5, 40, 19).sin()
@@ -107,3 +138,12 @@ def _agrees(library: ctypes.CDLL) -> bool:
         and bool(made.square[3].isnan())
         and torch.allclose(sums, right, rtol=1e-5, atol=1e-5)
     )
+
+
+def _multiplies(library: ctypes.CDLL) -> bool:
+    """Whether it gives torch's norms of outer products, the impossible ones included."""
+    a, g = (torch.linspace(-1, 1, 7 * n).view(7, n).sin() for n in (50, 17))
+    a[0], a[1, 0], g[2, 16], g[3, 0] = 1e20, torch.nan, torch.inf, 1e18
+    right = g.square().sum(1) * (a.square().sum(1) + 1)
+    right[:4] = torch.inf
+    return torch.allclose(_outer(library, a, g, 1.0, 1e30), right, rtol=1e-5)

@@ -1,13 +1,14 @@
-/* Per-example gradients of an Embedding: norms and weighted sum, without a copy of them.
-   `client/lookup.py` holds the same in torch; the two are compared before use. An example's equal
+/* Per-example gradients: the norms of a Linear's, the norms and the weighted sum of an Embedding's.
+   `client/layers.py` holds the same in torch; they are compared before use. An example's equal
    tokens add up in their order before the square or the weight is taken: `next` chains them. */
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #define SHARES 4  /* of the vocabulary, or of the examples */
 #define LANES 16
 #define WIDE 4096  /* numbers of a token's gradient at a time; a multiple of LANES */
-#define AHEAD 8
+#define MANY (1 << 15) /* numbers that are worth a second thread */
 
 typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
 
@@ -125,13 +126,45 @@ static void add_some(void *shared)
 
 static void together(void (*some)(void *), Work *work, Team team, unsigned threads)
 {
-    int shared = team && threads > 1 && work->rows * work->length * work->width > 1 << 15;
+    int shared = team && threads > 1 && work->rows * work->length * work->width > MANY;
     work->taken = 0;
     work->shares = shared ? SHARES : 1;
     if (shared)
         team(some, work, threads, 0);
     else
         some(work);
+}
+
+typedef struct {
+    const float *a, *g;            /* [rows, width] and [rows, length], with a stride of the rows */
+    long rows, row_a, width, row_g, length;
+    float more, most, *squares;
+    long shares, taken;
+} Pair;
+
+static void outer_some(void *shared)
+{
+    Pair *p = shared;
+    for (long share; (share = __atomic_fetch_add(&p->taken, 1, __ATOMIC_RELAXED)) < p->shares;)
+        for (long b = p->rows * share / p->shares; b < p->rows * (share + 1) / p->shares; b++) {
+            float width = square(p->a + b * p->row_a, p->width);
+            float length = square(p->g + b * p->row_g, p->length);
+            int fine = width <= p->most && length <= p->most;
+            p->squares[b] = fine ? length * (width + p->more) : INFINITY;
+        }
+}
+
+/* Each example's |g|^2 (|a|^2 + more); infinite where a factor is above `most`, or no number. */
+void outer(const float *a, long row_a, long width, const float *g, long row_g, long length,
+           long rows, float more, float most, float *squares, Team team, unsigned threads)
+{
+    int shared = team && threads > 1 && rows * (width + length) > MANY;
+    Pair pair = {a, g, rows, row_a, width, row_g, length, more, most, squares,
+                 shared ? SHARES : 1, 0};
+    if (shared)
+        team(outer_some, &pair, threads, 0);
+    else
+        outer_some(&pair);
 }
 
 /* Each example's squared norm, and the chains that `add` takes. */

@@ -1,4 +1,4 @@
-"""An Embedding's norms and sums are the same by compiled code, by torch and by dense gradients."""
+"""Norms and sums are the same by compiled code, by torch and by dense gradients."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from client import layers, lookup
+from client import compiled, layers
 from client.layers import Embedding, Lookup, Sampled, layer_of, sum_of
 from client.team import team
 from privacy import native
 
 
 @pytest.fixture(autouse=True)
-def compiled() -> None:
-    if lookup._library() is None:
+def native_code() -> None:
+    if compiled._library() is None:
         pytest.skip("no C compiler")
 
 
@@ -77,6 +77,28 @@ def test_three_ways_give_the_same_norms_and_sums(
         assert torch.isfinite(sums[kind]).all()
 
 
+values = st.floats(width=32) | st.floats(-10, 10, width=32)
+
+
+@given(st.data(), st.integers(1, 70), st.integers(1, 70), st.sampled_from([0.0, 1.0]))
+def test_the_norms_of_outer_products_are_those_of_torch(
+    data: st.DataObject, n: int, m: int, more: float
+) -> None:
+    a, g = torch.randn(5, n), torch.randn(m, 5).t().contiguous()
+    for x in (a, g):
+        x[data.draw(st.integers(0, 4)), 0] = data.draw(values)
+    made = compiled.outer(a, g, more, layers._HUGE)
+    assert made is not None
+    right = layers._outer(a, g, more)
+    assert torch.allclose(made, right, rtol=1e-5)
+    dense = (g[:, :, None] * a[:, None, :]).double().square().sum((1, 2))
+    dense += more * g.double().square().sum(1)
+    finite = made.isfinite()
+    assert torch.allclose(made[finite].double(), dense[finite], rtol=1e-4, atol=1e-15)
+    assert compiled.outer(a.t().contiguous().t(), g, more, 1.0) is None or n == 1
+    assert compiled.outer(a.double(), g, more, 1.0) is None
+
+
 def test_terms_that_cancel_add_up_before_they_are_weighed() -> None:
     layer = layer_of(nn.Embedding(4, 2))
     tokens = torch.tensor([[1, 2, 1, 1]])
@@ -90,7 +112,7 @@ def test_terms_that_cancel_add_up_before_they_are_weighed() -> None:
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
-    library, had = lookup._library(), torch.get_num_threads()
+    library, had = compiled._library(), torch.get_num_threads()
     assert library is not None
     seeded = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 50, (64, 40), generator=seeded)
@@ -100,7 +122,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
             assert (team()[1] > 1) == (threads > 1)
-            made, sums = lookup.Lookups(library, tokens, g, -1), torch.zeros(50, 33)
+            made, sums = compiled.Lookups(library, tokens, g, -1), torch.zeros(50, 33)
             made.add(sums, factors)
             found.append((made.square, sums))
     finally:
@@ -118,21 +140,23 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         ("if (factor == 0)", "if (factor < 0)"),
         ("again[l] = tokens[l] == w->padding", "again[l] = 0"),
         ("sum += g[i] * g[i]", "sum += g[i]"),
+        ("length * (width + p->more)", "length * width + p->more"),
+        ("width <= p->most &&", ""),
     ],
 )
 def test_code_that_disagrees_is_not_used(
     right: str, wrong: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = lookup._SOURCE.read_text()
+    source = compiled._SOURCE.read_text()
     assert right in source
-    planted = tmp_path / "lookup.c"
+    planted = tmp_path / "gradients.c"
     planted.write_text(source.replace(right, wrong))
-    monkeypatch.setattr(lookup, "_SOURCE", planted)
+    monkeypatch.setattr(compiled, "_SOURCE", planted)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert native.compiled(planted) is not None
-    assert lookup._library.__wrapped__() is None
+    assert compiled._library.__wrapped__() is None
 
 
 def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TACIT_NATIVE", "0")
-    assert lookup._library.__wrapped__() is None
+    assert compiled._library.__wrapped__() is None
