@@ -54,6 +54,15 @@ def test_the_batches_of_many_steps_are_draws_of_their_own(n: int, rate: float, s
         assert stats.binomtest(both, steps - 1, 0.16).pvalue > FALSE_ALARM
 
 
+def test_however_many_rows_are_drawn_there_is_room() -> None:
+    kernel = noise._kernel()
+    if kernel is None:
+        pytest.skip("no C compiler")
+    bits = np.zeros(10_000, dtype=np.uint8)
+    assert kernel.draw(5000, bits, 7).tolist() == list(range(5000))
+    assert kernel.draw(5000, bits, 0).tolist() == [~i for i in range(5000)]
+
+
 def test_draws_at_the_ends() -> None:
     assert noise.poisson(5, 1.0).tolist() == [0, 1, 2, 3, 4]
     assert noise.poisson(1000, 0.0).tolist() == []

@@ -56,7 +56,7 @@ class Kernel:
         self._fill, self._draw = own.fill, own.draw
         pointers: list[Any] = [*(ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)]
         self._fill.argtypes = [*pointers, *[ctypes.c_double] * 3, ctypes.c_void_p, ctypes.c_uint]
-        self._draw.argtypes = [*pointers, ctypes.c_long]
+        self._draw.argtypes = [pointers[0], ctypes.c_long, *pointers[1:], ctypes.c_long]
         self._fill.restype, self._draw.restype = None, ctypes.c_long
         self.streams = bool(own.streams())
 
@@ -79,8 +79,13 @@ class Kernel:
     def draw(self, n: int, bits: NDArray[np.uint8] | bytes, threshold: int) -> NDArray[np.int64]:
         """Which of `n` 16-bit words are below `threshold`, and ~i of those equal to it."""
         given = self._given(bits, 2 * n)
-        rows = np.empty(n, dtype=np.int64)
-        return rows[: self._draw(rows.ctypes.data, n, *given, threshold)].copy()
+        expected = n * (threshold + 1) / 2**16
+        for room in (int(expected + 10 * expected**0.5) + 64, n):  # many more, once in 1e20 draws
+            rows = np.empty(min(room, n), dtype=np.int64)
+            found = self._draw(rows.ctypes.data, len(rows), n, *given, threshold)
+            if found >= 0:
+                break
+        return rows[:found].copy()
 
     def _given(self, bits: NDArray[np.uint8] | bytes, needed: int) -> tuple[Any, Any]:
         """(bits, key), one of them None."""

@@ -191,8 +191,8 @@ void fill(float *sums, long n, const uint8_t *bits, const uint8_t *key, double s
 }
 
 /* Write the positions of the words below `threshold` in order, and ~position of those equal to it;
-   returns how many. */
-long draw(int64_t *rows, long n, const uint8_t *bits, const uint8_t *key, long threshold)
+   returns how many, or -1 where there is no room for so many. */
+long draw(int64_t *rows, long room, long n, const uint8_t *bits, const uint8_t *key, long threshold)
 {
     _Alignas(64) uint16_t made[WORDS + 15 * BLOCK / 2];
     const uint16_t most = (uint16_t)threshold;
@@ -209,15 +209,23 @@ long draw(int64_t *rows, long n, const uint8_t *bits, const uint8_t *key, long t
             next(&stream, (uint8_t *)made, (2 * count + BLOCK - 1) / BLOCK);
         for (long group = 0; group < count; group += 64) {
             long last = count - group < 64 ? count : group + 64;
+            uint64_t below = 0;
             int any = 0;
             for (long i = group; i < last; i++)
                 any |= words[i] <= most;
-            if (any)
-                for (long i = group; i < last; i++)
-                    if (words[i] <= most)
-                        rows[found++] = words[i] == most ? ~(int64_t)(at + i) : at + i;
+            for (long i = group; any && i < last; i++)
+                below |= (uint64_t)(words[i] <= most) << (i - group);
+            for (; below; below &= below - 1) {
+                long i = group + __builtin_ctzll(below);
+                if (found == room) {
+                    found = -1;
+                    goto done;
+                }
+                rows[found++] = words[i] == most ? ~(int64_t)(at + i) : at + i;
+            }
         }
     }
+done:
     if (!bits)
         end(&stream);
     return found;
