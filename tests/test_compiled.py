@@ -99,6 +99,13 @@ def test_the_norms_of_outer_products_are_those_of_torch(
     assert compiled.outer(a.double(), g, more, 1.0) is None
 
 
+def test_the_norm_of_a_long_row_is_as_exact_as_that_of_a_short_one() -> None:
+    a, g = torch.full((1, 3_000_001), 1e-3), torch.ones(1, 1)
+    made = compiled.outer(a, g, 0.0, layers._HUGE)
+    assert made is not None
+    assert made.item() == pytest.approx(a.double().square().sum().item(), rel=2e-6)
+
+
 def test_terms_that_cancel_add_up_before_they_are_weighed() -> None:
     layer = layer_of(nn.Embedding(4, 2))
     tokens = torch.tensor([[1, 2, 1, 1]])
@@ -139,7 +146,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         ("sum[i] += factor", "sum[i] = factor"),
         ("if (factor == 0)", "if (factor < 0)"),
         ("again[l] = tokens[l] == w->padding", "again[l] = 0"),
-        ("sum += g[i] * g[i]", "sum += g[i]"),
+        ("block += g[i] * g[i]", "block += g[i]"),
         ("length * (width + p->more)", "length * width + p->more"),
         ("width <= p->most &&", ""),
     ],

@@ -7,6 +7,7 @@
 
 #define SHARES 4  /* of the vocabulary, or of the examples */
 #define LANES 16
+#define BLOCK 1024
 #define WIDE 4096  /* numbers of a token's gradient at a time; a multiple of LANES */
 #define MANY (1 << 15) /* numbers that are worth a second thread */
 
@@ -67,17 +68,24 @@ static const float *gradient(const Work *w, long b, long l, long start, long cou
     return made;
 }
 
-static float square(const float *g, long count)
+/* Blocks add up in double precision, so that rounding does not grow with the length. */
+static double square(const float *g, long count)
 {
-    float lanes[LANES] = {0}, sum = 0;
-    long i = 0;
-    for (; i + LANES <= count; i += LANES)
+    double sum = 0;
+    while (count > 0) {
+        float lanes[LANES] = {0}, block = 0;
+        long size = count < BLOCK ? count : BLOCK, i = 0;
+        for (; i + LANES <= size; i += LANES)
+            for (int j = 0; j < LANES; j++)
+                lanes[j] += g[i + j] * g[i + j];
         for (int j = 0; j < LANES; j++)
-            lanes[j] += g[i + j] * g[i + j];
-    for (int j = 0; j < LANES; j++)
-        sum += lanes[j];
-    for (; i < count; i++)
-        sum += g[i] * g[i];
+            block += lanes[j];
+        for (; i < size; i++)
+            block += g[i] * g[i];
+        sum += block;
+        g += size;
+        count -= size;
+    }
     return sum;
 }
 
@@ -87,14 +95,14 @@ static void square_some(void *shared)
     float made[WIDE];
     for (long share; (share = __atomic_fetch_add(&w->taken, 1, __ATOMIC_RELAXED)) < w->shares;)
         for (long b = w->rows * share / w->shares; b < w->rows * (share + 1) / w->shares; b++) {
-            float sum = 0;
+            double sum = 0;
             chain(w, b, w->slots + (share << w->bits));
             for (long l = 0; l < w->length; l++)
                 for (long s = 0; s < w->width && !w->again[b * w->length + l]; s += WIDE) {
                     long count = w->width - s < WIDE ? w->width - s : WIDE;
                     sum += square(gradient(w, b, l, s, count, made), count);
                 }
-            w->squares[b] = sum;
+            w->squares[b] = (float)sum;
         }
 }
 
@@ -147,10 +155,10 @@ static void outer_some(void *shared)
     Pair *p = shared;
     for (long share; (share = __atomic_fetch_add(&p->taken, 1, __ATOMIC_RELAXED)) < p->shares;)
         for (long b = p->rows * share / p->shares; b < p->rows * (share + 1) / p->shares; b++) {
-            float width = square(p->a + b * p->row_a, p->width);
-            float length = square(p->g + b * p->row_g, p->length);
+            double width = square(p->a + b * p->row_a, p->width);
+            double length = square(p->g + b * p->row_g, p->length);
             int fine = width <= p->most && length <= p->most;
-            p->squares[b] = fine ? length * (width + p->more) : INFINITY;
+            p->squares[b] = fine ? (float)(length * (width + p->more)) : INFINITY;
         }
 }
 
