@@ -18,7 +18,7 @@ from opacus.layers.dp_rnn import RNNLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.compiled import lookups, outer
+from client.gradients import lookups, outer
 
 Uses = Sequence[tuple[Tensor, Tensor]]
 """(input, output gradient) of every call of a layer in one forward, batch first."""

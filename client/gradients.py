@@ -84,6 +84,8 @@ def _outer(library: ctypes.CDLL, a: Tensor, g: Tensor, more: float, most: float)
 
 
 def _suits(x: Tensor) -> bool:
+    if type(x) is not Tensor:  # one that is traced has no memory
+        return False
     return x.dtype == torch.float32 and x.device.type == "cpu"
 
 

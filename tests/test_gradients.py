@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from client import compiled, layers
+from client import gradients, layers
 from client.layers import Embedding, Lookup, Sampled, layer_of, sum_of
 from client.team import team
 from privacy import native
@@ -16,7 +16,7 @@ from privacy import native
 
 @pytest.fixture(autouse=True)
 def native_code() -> None:
-    if compiled._library() is None:
+    if gradients._library() is None:
         pytest.skip("no C compiler")
 
 
@@ -87,7 +87,7 @@ def test_the_norms_of_outer_products_are_those_of_torch(
     a, g = torch.randn(5, n), torch.randn(m, 5).t().contiguous()
     for x in (a, g):
         x[data.draw(st.integers(0, 4)), 0] = data.draw(values)
-    made = compiled.outer(a, g, more, layers._HUGE)
+    made = gradients.outer(a, g, more, layers._HUGE)
     assert made is not None
     right = layers._outer(a, g, more)
     assert torch.allclose(made, right, rtol=1e-5)
@@ -95,13 +95,13 @@ def test_the_norms_of_outer_products_are_those_of_torch(
     dense += more * g.double().square().sum(1)
     finite = made.isfinite()
     assert torch.allclose(made[finite].double(), dense[finite], rtol=1e-4, atol=1e-15)
-    assert compiled.outer(a.t().contiguous().t(), g, more, 1.0) is None or n == 1
-    assert compiled.outer(a.double(), g, more, 1.0) is None
+    assert gradients.outer(a.t().contiguous().t(), g, more, 1.0) is None or n == 1
+    assert gradients.outer(a.double(), g, more, 1.0) is None
 
 
 def test_the_norm_of_a_long_row_is_as_exact_as_that_of_a_short_one() -> None:
     a, g = torch.full((1, 3_000_001), 1e-3), torch.ones(1, 1)
-    made = compiled.outer(a, g, 0.0, layers._HUGE)
+    made = gradients.outer(a, g, 0.0, layers._HUGE)
     assert made is not None
     assert made.item() == pytest.approx(a.double().square().sum().item(), rel=2e-6)
 
@@ -119,7 +119,7 @@ def test_terms_that_cancel_add_up_before_they_are_weighed() -> None:
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
-    library, had = compiled._library(), torch.get_num_threads()
+    library, had = gradients._library(), torch.get_num_threads()
     assert library is not None
     seeded = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 50, (64, 40), generator=seeded)
@@ -129,7 +129,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
             assert (team()[1] > 1) == (threads > 1)
-            made, sums = compiled.Lookups(library, tokens, g, -1), torch.zeros(50, 33)
+            made, sums = gradients.Lookups(library, tokens, g, -1), torch.zeros(50, 33)
             made.add(sums, factors)
             found.append((made.square, sums))
     finally:
@@ -154,16 +154,16 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 def test_code_that_disagrees_is_not_used(
     right: str, wrong: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = compiled._SOURCE.read_text()
+    source = gradients._SOURCE.read_text()
     assert right in source
     planted = tmp_path / "gradients.c"
     planted.write_text(source.replace(right, wrong))
-    monkeypatch.setattr(compiled, "_SOURCE", planted)
+    monkeypatch.setattr(gradients, "_SOURCE", planted)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert native.compiled(planted) is not None
-    assert compiled._library.__wrapped__() is None
+    assert gradients._library.__wrapped__() is None
 
 
 def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TACIT_NATIVE", "0")
-    assert compiled._library.__wrapped__() is None
+    assert gradients._library.__wrapped__() is None
