@@ -31,11 +31,12 @@ def read(learning: Task, seed: int, blob: bytes) -> tuple[Arrays, str]:
 
 def filled(learning: Task, seed: int, weights: Arrays) -> nn.Module:
     """A model of the task with these weights."""
-    model = copy.deepcopy(_template(learning, seed))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(weights[name].copy()))
-    return model
+    template = _template(learning, seed)
+    made = {
+        id(old): nn.Parameter(torch.from_numpy(weights[name].copy()), old.requires_grad)
+        for name, old in template.named_parameters()
+    }
+    return copy.deepcopy(template, made)  # which finds each parameter made already
 
 
 def _read(learning: Task, seed: int, blob: bytes) -> tuple[Arrays, str]:
