@@ -22,7 +22,7 @@ from simulations.grid import context, identify
 from simulations.pipes import Get, Shared, receive, send
 from simulations.world import Place, sites
 
-_MOST_SHARED: Final = 1 << 24
+_MOST_SHARED: Final = 1 << 24  # bytes; what a larger model adds in memory is not worth the time
 Asked = tuple[str, str, Message]
 W = TypeVar("W", bound=Hashable)
 

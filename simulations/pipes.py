@@ -6,7 +6,6 @@ A pipe holds 200 kB: who sends more waits until the other side has read it, whic
 import io
 import pickle
 from collections.abc import Callable
-from functools import partial
 from mmap import mmap
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -44,9 +43,9 @@ class Shared:
 
 
 def send(pipe: Connection, value: object, shared: Shared | None, *, over: bool = True) -> None:
-    """Send a value, the large part of it by way of `shared` where that can take it."""
+    """Send a value, the first large part of it by way of `shared` where that can take it."""
     whole = io.BytesIO()
-    _Pickler(whole, None if shared is None else partial(shared.put, over=over)).dump(value)
+    _Pickler(whole, shared, over).dump(value)
     pipe.send_bytes(whole.getbuffer())
 
 
@@ -56,14 +55,16 @@ def receive(pipe: Connection, get: Get | None) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, put: Callable[[bytes], Place | None] | None) -> None:
+    def __init__(self, file: io.BytesIO, shared: Shared | None, over: bool) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self._put = put
+        self._shared, self._over = shared, over
 
     def persistent_id(self, obj: object) -> Place | None:
-        if self._put is not None and type(obj) is bytes and len(obj) >= _LARGE:
-            return self._put(obj)
-        return None
+        if self._shared is None or type(obj) is not bytes or len(obj) < _LARGE:
+            return None
+        place = self._shared.put(obj, over=self._over)
+        self._over = self._over and place is None  # nothing else goes over what this value has
+        return place
 
 
 class _Unpickler(pickle.Unpickler):

@@ -99,9 +99,12 @@ def test_what_is_large_crosses_by_shared_memory_where_it_fits_and_else_by_the_pi
         assert (len(there.recv_bytes()) < 100) is (len(value) <= 3000)
         send(here, {"large": value}, shared)
         assert receive(there, shared.get) == {"large": value}
-    send(here, {"large": b"d" * 2000}, shared, over=False)  # the last one is not got yet
+    two = [b"d" * 2000, b"e" * 2000]
+    send(here, two, shared)
+    assert receive(there, shared.get) == two
+    send(here, {"large": b"f" * 2000}, shared, over=False)  # the last one is not got yet
     assert len(there.recv_bytes()) > 2000
-    assert shared.get((2, 2000)) == b"b" * 2000
+    assert shared.get((3, 2000)) == b"d" * 2000
 
 
 def test_of_the_replies_of_all_sites_only_so_many_bytes_are_kept() -> None:
