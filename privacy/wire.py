@@ -64,11 +64,15 @@ def parts(
         yield np.asarray(arrays[name], order="C").reshape(-1).view(np.uint8).data
 
 
+def most(shapes: Shapes) -> int:
+    """More bytes than arrays of these shapes ever take, with their head."""
+    return 4 * sum(math.prod(shape) for shape in shapes.values()) + 512 * len(shapes) + 65536
+
+
 def decode(data: bytes, shapes: Shapes, kind: str = "float32") -> Arrays:
     """The arrays in `data`; WireError unless names, shapes, dtypes and values are as expected."""
-    count = sum(math.prod(shape) for shape in shapes.values())
-    if len(data) > 4 * count + 512 * len(shapes) + 65536:
-        raise WireError(f"expected about {4 * count} bytes, got {len(data)}")
+    if len(data) > most(shapes):
+        raise WireError(f"expected at most {most(shapes)} bytes, got {len(data)}")
     try:
         packed = load(data)
     except (SafetensorError, KeyError, ValueError, OverflowError):

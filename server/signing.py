@@ -13,13 +13,14 @@ KEY: Final = "signing.key"
 PUBLIC: Final = "signing.pub"
 
 
-def signer(key: Path | bytes) -> Callable[[Path], None]:
+def signer(key: Path | bytes, *, durable: bool = True) -> Callable[[Path], None]:
     """A function that signs a checkpoint with a key: the coordinator's, or a run's own."""
 
     def sign(path: Path) -> None:
         metadata = read_metadata(path)
         signature = sign_model(path.read_bytes(), metadata["run"], int(metadata["round"]), key)
-        write_whole(path.with_name(path.name + ".sig"), signature.to_bytes())
+        beside = path.with_name(path.name + ".sig")
+        write_whole(beside, signature.to_bytes(), durable=durable)
 
     return sign
 

@@ -3,9 +3,10 @@
 import gc
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from functools import lru_cache
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Final, Generic, TypeVar
 
 import torch
 import torch.multiprocessing as processes
@@ -13,8 +14,17 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from client.app import make_app
+from client.tasks import task
+from client.weights import shapes
+from privacy.plan import Plan
+from privacy.wire import most
 from simulations.grid import context, identify
+from simulations.pipes import Get, Shared, receive, send
 from simulations.world import Place, sites
+
+_MOST_SHARED: Final = 1 << 24  # bytes; what a larger model adds in memory is not worth the time
+Asked = tuple[str, str, Message]
+W = TypeVar("W", bound=Hashable)
 
 
 class EngineError(RuntimeError):
@@ -27,7 +37,7 @@ class Serial:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._app = simulated_app(place)
-        self._waiting: deque[tuple[str, str, Message]] = deque()
+        self._waiting: deque[Asked] = deque()
 
     def submit(self, number: str, site: str, message: Message) -> None:
         """Queue a message."""
@@ -45,6 +55,38 @@ class Serial:
         """Nothing is held."""
 
 
+class Waiting(Generic[W]):
+    """Messages that no worker has yet.
+
+    A site that is asked again in a round goes to the worker that had it: there its reply is kept,
+    anywhere else it would train and pay again.
+    """
+
+    def __init__(self) -> None:
+        self._new: deque[Asked] = deque()
+        self._again: dict[W, deque[Asked]] = {}
+        self._had: dict[str, W] = {}
+        self._round = ""
+
+    def put(self, number: str, site: str, message: Message) -> None:
+        """Queue a message."""
+        if message.metadata.group_id != self._round:
+            self._round = message.metadata.group_id
+            self._had.clear()
+        had = self._had.get(site)
+        queue = self._new if had is None else self._again.setdefault(had, deque())
+        queue.append((number, site, message))
+
+    def take(self, worker: W) -> Asked | None:
+        """The next message for a worker that has nothing to do."""
+        queue = self._again.get(worker) or self._new
+        if not queue:
+            return None
+        asked = queue.popleft()
+        self._had[asked[1]] = worker
+        return asked
+
+
 class Processes:
     """A pool of processes that keep torch warm and share the rows' memory.
 
@@ -58,26 +100,32 @@ class Processes:
         for tensor in (place.train.x, place.train.y, place.train.subject):
             if tensor is not None and not forks:
                 tensor.share_memory_()
-        self._waiting: deque[tuple[str, str, Message]] = deque()
+        self._waiting: Waiting[Connection] = Waiting()
         self._idle: list[Connection] = []
         self._busy: dict[Connection, str] = {}
+        self._replies: dict[Connection, Get | None] = {}
         self._workers = []
         starting: Any = processes.get_context("fork" if forks else "spawn")
+        room = _room(place.plan) if forks else 0
+        self._asked = Shared(room) if room else None
         gc.collect()
         gc.freeze()  # a collection in a worker would copy every page that it looks at
         for _ in range(workers):
             here, there = starting.Pipe()
             others = (*self._idle, here) if forks else ()
-            worker = starting.Process(target=_work, args=(there, place, others), daemon=True)
+            replies = Shared(room) if room else None
+            args = (there, place, others, self._asked, replies)
+            worker = starting.Process(target=_work, args=args, daemon=True)
             worker.start()
             there.close()
             self._workers.append(worker)
             self._idle.append(here)
+            self._replies[here] = None if replies is None else replies.get
         gc.unfreeze()
 
     def submit(self, number: str, site: str, message: Message) -> None:
         """Queue a message, and give it to a worker that has nothing to do."""
-        self._waiting.append((number, site, message))
+        self._waiting.put(number, site, message)
         self._feed()
 
     def collect(self) -> tuple[str, Message] | None:
@@ -89,7 +137,7 @@ class Processes:
                 continue
             number = self._busy.pop(ready)
             try:
-                reply: Message = ready.recv()
+                reply: Message = receive(ready, self._replies[ready])
             except (EOFError, OSError):
                 raise EngineError("a worker process has died") from None
             self._idle.append(ready)
@@ -108,11 +156,13 @@ class Processes:
                 worker.join()
 
     def _feed(self) -> None:
-        while self._idle and self._waiting:
-            number, site, message = self._waiting.popleft()
-            pipe = self._idle.pop()
-            pipe.send((site, message))
-            self._busy[pipe] = number
+        for pipe in reversed(self._idle):
+            asked = self._waiting.take(pipe)
+            if asked is not None:
+                number, *what = asked
+                send(pipe, what, self._asked, over=not self._busy)
+                self._busy[pipe] = number
+        self._idle = [pipe for pipe in self._idle if pipe not in self._busy]
 
 
 def simulated_app(place: Place) -> ClientApp:
@@ -121,7 +171,19 @@ def simulated_app(place: Place) -> ClientApp:
     return make_app(lambda asked: site(str(asked.node_config["site"])))
 
 
-def _work(pipe: Connection, place: Place, others: Iterable[Connection]) -> None:
+def _room(plan: Plan) -> int:
+    """Shared bytes for the weights of the plan's model, or an update of them; 0 if it is large."""
+    room = most(shapes(task(plan.task, plan.schema), plan.seed))
+    return room if room <= _MOST_SHARED else 0
+
+
+def _work(
+    pipe: Connection,
+    place: Place,
+    others: Iterable[Connection],
+    asked: Shared | None,
+    replies: Shared | None,
+) -> None:
     """A worker's loop: a site and a message in, its reply out, until the pipe closes.
 
     `others` are ends of pipes that a fork inherits: open here, they would outlive their owner.
@@ -130,12 +192,13 @@ def _work(pipe: Connection, place: Place, others: Iterable[Connection]) -> None:
         end.close()
     torch.set_num_threads(1)
     app = simulated_app(place)
+    get = None if asked is None else lru_cache(maxsize=1)(asked.get)  # once a round
     while True:
         try:
-            site, message = pipe.recv()
+            site, message = receive(pipe, get)
         except (EOFError, OSError):
             return
         identify(message.metadata.run_id)
         with place.draws(site, message.metadata.group_id):
             reply = app(message=message, context=context(message, site))
-        pipe.send(reply)
+        send(pipe, reply, replies)

@@ -1,12 +1,11 @@
 """Ray actors behind the Grid, for a simulation over several machines; the rows are sent once."""
 
-from collections import deque
 from typing import Any
 
 import ray
 from flwr.app import Message
 
-from simulations.engines import simulated_app
+from simulations.engines import Waiting, simulated_app
 from simulations.grid import context, identify
 from simulations.world import Place
 
@@ -32,11 +31,11 @@ class RayActors:
         actor = ray.remote(num_cpus=1)(_Actor)
         self._idle = [actor.remote(shared) for _ in range(workers)]
         self._busy: dict[Any, tuple[str, Any]] = {}
-        self._waiting: deque[tuple[str, str, Message]] = deque()
+        self._waiting: Waiting[Any] = Waiting()
 
     def submit(self, number: str, site: str, message: Message) -> None:
         """Queue a message, and give it to an actor that has nothing to do."""
-        self._waiting.append((number, site, message))
+        self._waiting.put(number, site, message)
         self._feed()
 
     def collect(self) -> tuple[str, Message] | None:
@@ -58,10 +57,12 @@ class RayActors:
             ray.shutdown()
 
     def _feed(self) -> None:
-        while self._idle and self._waiting:
-            number, site, message = self._waiting.popleft()
-            actor = self._idle.pop()
-            self._busy[actor.answer.remote(site, message)] = (number, actor)
+        for actor in list(self._idle):
+            asked = self._waiting.take(actor)
+            if asked is not None:
+                number, site, message = asked
+                self._busy[actor.answer.remote(site, message)] = (number, actor)
+                self._idle.remove(actor)
 
 
 class _Actor:

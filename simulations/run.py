@@ -72,7 +72,7 @@ def simulate(
         lambda: initial,
         evaluate=_evaluator(plan, world),
         ledger=ledger,
-        sign=signer(own_key(run.path)),
+        sign=signer(own_key(run.path), durable=run.durable),
         on_round=on_round,
         insecure=insecure,
     )

@@ -1,18 +1,23 @@
 """Whatever runs the clients, a simulation is the same: the same numbers, the same ledgers."""
 
 import json
+from collections.abc import Sequence
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from privacy.ledger import verify
 from privacy.loading import load_plan
-from privacy.wire import encode
+from privacy.plan import Plan
+from privacy.wire import Arrays, encode
 from server.app import initial_weights
 from server.strategy import Request, ask, packed, read
 from simulations.engines import Processes
 from simulations.grid import LocalGrid
+from simulations.pipes import Shared, receive, send
 from simulations.run import simulate
 from simulations.world import Place, Recent, prepare
 
@@ -39,29 +44,67 @@ def test_a_pool_of_processes_gives_the_numbers_of_one(tmp_path: Path) -> None:
         assert one == pytest.approx(other, abs=1e-5)
 
 
+def replies_of(grid: LocalGrid, plan: Plan, sites: Sequence[str]) -> dict[str, Arrays]:
+    """The updates of some sites, asked together for the first round."""
+    weights = initial_weights(plan)
+    shapes = {name: array.shape for name, array in weights.items()}
+    nodes = {site: node for node, site in grid.names().items()}
+    asked = [Request("run", 1, site, plan.to_json()) for site in sites]
+    sent = [ask(grid, nodes[request.site], request, packed(encode(weights))) for request in asked]
+    by_id = dict(zip(grid.push_messages(sent), asked, strict=True))
+    found: dict[str, Arrays] = {}
+    while len(found) < len(sites):
+        for reply in grid.pull_messages(list(by_id)):
+            request = by_id[reply.metadata.reply_to_message_id]
+            arrays = read(reply, request, shapes, "float32").arrays
+            assert arrays is not None
+            found[request.site] = arrays
+    return found
+
+
 def test_no_two_processes_draw_the_same_noise(tmp_path: Path) -> None:
     plan, world = prepare(load_plan("digits", ["sites=6", "sigma=9", "rate=0.2"]), None)
     engine = Processes(Place(plan, world.train, world.parts, tmp_path, False), 2)
     try:
-        grid = LocalGrid(engine, list(world.parts))
-        weights = initial_weights(plan)
-        shapes = {name: array.shape for name, array in weights.items()}
-        asked = [
-            (node, Request("run", 1, site, plan.to_json())) for node, site in grid.names().items()
-        ]
-        sent = [ask(grid, node, request, packed(encode(weights))) for node, request in asked]
-        by_id = dict(zip(grid.push_messages(sent), (r for _, r in asked), strict=True))
-        updates = []
-        while len(updates) < len(asked):
-            for reply in grid.pull_messages(list(by_id)):
-                request = by_id[reply.metadata.reply_to_message_id]
-                arrays = read(reply, request, shapes, "float32").arrays
-                assert arrays is not None
-                updates.append(np.concatenate([a.ravel() for a in arrays.values()]))
+        found = replies_of(LocalGrid(engine, list(world.parts)), plan, list(world.parts))
     finally:
         engine.close()
+    updates = [np.concatenate([a.ravel() for a in arrays.values()]) for arrays in found.values()]
     alike = np.corrcoef(np.stack(updates))[np.triu_indices(6, 1)]
     assert abs(alike).max() < 0.3  # the noise of 650 numbers drowns what their rows share
+
+
+def test_a_site_asked_again_in_a_round_sends_its_reply_again_and_pays_nothing(
+    tmp_path: Path,
+) -> None:
+    plan, world = prepare(load_plan("digits", ["sites=2", "sigma=9", "rate=0.2"]), None)
+    engine = Processes(Place(plan, world.train, world.parts, tmp_path, False), 2)
+    one, other = world.parts
+    try:
+        grid = LocalGrid(engine, list(world.parts))
+        first = replies_of(grid, plan, [one])
+        again = replies_of(grid, plan, [other, one])  # the first worker is given the other site
+    finally:
+        engine.close()
+    for name, array in first[one].items():
+        np.testing.assert_array_equal(array, again[one][name])
+    assert len(verify(tmp_path / "ledgers" / f"{one}.jsonl").entries) == 1
+
+
+def test_what_is_large_crosses_by_shared_memory_where_it_fits_and_else_by_the_pipe() -> None:
+    here, there = Pipe()
+    shared = Shared(3000)
+    for value in (b"a" * 2000, b"b" * 2000, b"c" * 4000):
+        send(here, {"large": value}, shared)
+        assert (len(there.recv_bytes()) < 100) is (len(value) <= 3000)
+        send(here, {"large": value}, shared)
+        assert receive(there, shared.get) == {"large": value}
+    two = [b"d" * 2000, b"e" * 2000]
+    send(here, two, shared)
+    assert receive(there, shared.get) == two
+    send(here, {"large": b"f" * 2000}, shared, over=False)  # the last one is not got yet
+    assert len(there.recv_bytes()) > 2000
+    assert shared.get((3, 2000)) == b"d" * 2000
 
 
 def test_of_the_replies_of_all_sites_only_so_many_bytes_are_kept() -> None:
