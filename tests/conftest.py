@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from privacy.environment import prepare
+
 os.environ.update(
-    FLWR_TELEMETRY_ENABLED="0",
-    FLWR_DISABLE_UPDATE_CHECK="1",
-    FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
-    RAY_USAGE_STATS_ENABLED="0",
-    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
     OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
     FLWR_HOME=tempfile.mkdtemp(prefix="tacit-test-flwr-"),
 )
+prepare()
 
 
 @pytest.fixture(scope="session")
