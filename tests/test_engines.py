@@ -1,5 +1,6 @@
 """Whatever runs the clients, a simulation is the same: the same numbers, the same ledgers."""
 
+import gc
 import json
 from collections.abc import Sequence
 from multiprocessing import Pipe
@@ -124,6 +125,7 @@ def test_ray_gives_the_numbers_of_one_process(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
     serial = played(tmp_path / "serial", "serial")
     cluster = played(tmp_path / "ray", "ray")
+    gc.collect()  # Ray has ended its processes, and not waited for them
     assert cluster[1] == serial[1]
     for one, other in zip(serial[0], cluster[0], strict=True):
         assert one == pytest.approx(other, abs=1e-5)
