@@ -121,7 +121,7 @@ def test_of_the_replies_of_all_sites_only_so_many_bytes_are_kept() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # Ray's
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's
 def test_ray_gives_the_numbers_of_one_process(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
     serial = played(tmp_path / "serial", "serial")
