@@ -49,6 +49,10 @@ class Layer(ABC):
         out: Tensor = type(self.module).forward(self.module, x)
         return out
 
+    def cast(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """What of a bfloat16 pass goes into `samples`: float32, where the layer knows no better."""
+        return a.float() if a.is_floating_point() else a, g.float()
+
     @abstractmethod
     def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each trained parameter's gradient per example [B, ...]."""
@@ -69,26 +73,25 @@ class Part(ABC):
 
 
 class Sampled(Part):
-    """Per-example gradients as they are, in chunks of examples where they are many."""
+    """Per-example gradients as they are, in chunks of at most `most` examples."""
 
     def __init__(self, uses: Sequence[tuple[Layer, Tensor, Tensor]]) -> None:
         self._uses = uses
-        self._rows = len(uses[0][1])
+        rows = uses[0][1].shape[0]
         width = sum(p.numel() for p in {p for layer, _, _ in uses for p in layer.trained})
-        self._chunk = max(1, _MOST // width)
+        self.most = max(1, _MOST // width)
+        whole = isinstance(rows, torch.SymInt) or rows <= self.most  # no number while it is traced
+        starts = (0,) if whole else range(0, rows, self.most)
+        self._chunks = [slice(None) if whole else slice(at, at + self.most) for at in starts]
         self._kept: Mapping[nn.Parameter, Tensor] | None = None
         squares = []
-        for at in self._chunks():
+        for at in self._chunks:
             made = self._made(at)
             norms = [torch.linalg.vector_norm(_flat(x)[0], dim=1) for x in made.values()]
             squares.append(torch.stack(norms).square_().sum(0))
-            if self._rows <= self._chunk:
+            if whole:
                 self._kept = made
         self.square = torch.cat(squares)
-
-    def _chunks(self) -> Iterator[slice]:
-        for start in range(0, self._rows, self._chunk):
-            yield slice(start, start + self._chunk)
 
     def _made(self, at: slice) -> dict[nn.Parameter, Tensor]:
         made: dict[nn.Parameter, Tensor] = {}
@@ -98,7 +101,7 @@ class Sampled(Part):
         return made
 
     def add(self, factors: Tensor, broken: Tensor | None) -> None:
-        for at in self._chunks():
+        for at in self._chunks:
             for p, sample in (self._kept or self._made(at)).items():
                 flat, restored = _flat(sample)
                 if broken is not None:
@@ -202,7 +205,7 @@ def sum_of(p: nn.Parameter) -> Tensor:
 
 class Linear(Layer):
     def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        a, g = a.reshape(len(a), -1, a.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
+        a, g = a.reshape(a.shape[0], -1, a.shape[-1]), g.reshape(g.shape[0], -1, g.shape[-1])
         yield from _affine(self.module, g.transpose(1, 2) @ a, g.sum(1))
 
     def part(self, uses: Uses) -> Part:
@@ -215,6 +218,10 @@ class Linear(Layer):
 
 class Convolution(Layer):
     """Conv1d and Conv2d, by the patches of the input that each output pixel sees."""
+
+    def cast(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Both in bfloat16: their products are the dearest part."""
+        return a.to(torch.bfloat16), g.to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.channels_last or x.dim() != 4:
@@ -231,19 +238,23 @@ class Convolution(Layer):
             weight = _patched(a[:, :, None], g[:, :, None], conv).squeeze(3)
         else:
             weight = _patched(a, g, conv)
-        yield from _affine(conv, weight, g.flatten(2).sum(2))
+        yield from _affine(conv, weight, g.flatten(2).sum(2, dtype=weight.dtype))
 
 
 def _patched(a: Tensor, g: Tensor, conv: Any) -> Tensor:
-    """Weight gradients [B, P, C / groups, height, width] of a convolution of padded images."""
+    """Weight gradients [B, P, C / groups, height, width] of a convolution of padded images.
+
+    Products of bfloat16 are made float32, so that norm and sum are taken of the same numbers.
+    """
+    kept = torch.float32 if g.dtype == torch.bfloat16 else g.dtype
     kernel, stride, dilation = (
         (1, *x) if len(x) == 1 else x for x in (conv.kernel_size, conv.stride, conv.dilation)
     )
-    rows, pixels = len(a), g.shape[2] * g.shape[3]
+    rows, pixels = a.shape[0], g.shape[2] * g.shape[3]
     if conv.groups > 1:
         columns = functional.unfold(a, kernel, dilation=dilation, stride=stride)
         columns = columns.view(rows, conv.groups, -1, pixels).transpose(2, 3)
-        made = g.reshape(rows, conv.groups, -1, pixels) @ columns
+        made = (g.reshape(rows, conv.groups, -1, pixels) @ columns).to(kept)
         return made.view(rows, g.shape[1], -1, *kernel)
     # With the channels innermost a patch is a few long runs, which copy several times faster than
     # unfold does; a few examples at a time, so that their patches stay in the cache.
@@ -259,10 +270,17 @@ def _patched(a: Tensor, g: Tensor, conv: Any) -> Tensor:
     size = math.prod(kernel) * a.shape[3]
     chunk = max(1, _CACHED // (pixels * size)) * torch.get_num_threads()
     g = g.permute(0, 2, 3, 1).reshape(rows, pixels, -1).transpose(1, 2)
-    made = a.new_empty(rows, g.shape[1], size)
-    for at in range(0, rows, chunk):
-        part = slice(at, at + chunk)
-        torch.bmm(g[part], patches[part].reshape(-1, pixels, size), out=made[part])
+    if isinstance(rows, torch.SymInt):  # traced: no number to count to
+        made = torch.bmm(g, patches.reshape(rows, pixels, size))
+    else:
+        made = a.new_empty(rows, g.shape[1], size, dtype=kept)
+        for at in range(0, rows, chunk):
+            part = slice(at, at + chunk)
+            some = patches[part].reshape(-1, pixels, size)
+            if kept == g.dtype:
+                torch.bmm(g[part], some, out=made[part])
+            else:
+                made[part] = torch.bmm(g[part], some)
     return made.view(rows, -1, *kernel, a.shape[3]).permute(0, 1, 4, 2, 3)
 
 
@@ -298,15 +316,21 @@ class Embedding(Layer):
 class Norm(Layer):
     """LayerNorm and GroupNorm: the scale's gradient is g times the normalised input."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.module.weight.dtype:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):  # mixed, it is slower than float32
+            return super().forward(x.float()).to(x.dtype)
+
     def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
         norm = self.module
         if isinstance(norm, nn.GroupNorm):
             normal = functional.group_norm(a, norm.num_groups, None, None, norm.eps)
-            shape = (len(a), norm.num_channels, -1)
+            shape = (a.shape[0], norm.num_channels, -1)
             scaled, plain = (g * normal).reshape(shape).sum(2), g.reshape(shape).sum(2)
         else:
             normal = functional.layer_norm(a, norm.normalized_shape, None, None, norm.eps)
-            shape = (len(a), -1, *norm.normalized_shape)
+            shape = (a.shape[0], -1, *norm.normalized_shape)
             scaled, plain = (g * normal).reshape(shape).sum(1), g.reshape(shape).sum(1)
         yield from _affine(norm, scaled, plain)
 
