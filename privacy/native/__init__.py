@@ -113,7 +113,7 @@ def _library() -> Path:
     if compiler is None:
         raise OSError("no C compiler")
     source = _SOURCE.read_bytes()
-    folder = _cache()
+    folder = private_cache()
     identity = "\0".join([compiler, *_FLAGS, platform.machine(), _processor()]).encode()
     name = hashlib.sha256(identity + source).hexdigest()[:32]
     library = folder / f"noise-{name}.so"
@@ -126,10 +126,10 @@ def _library() -> Path:
     return library
 
 
-def _cache() -> Path:
-    """A folder that nobody else can write to: what is loaded from it runs as us."""
+def private_cache(part: str = "") -> Path:
+    """A folder, or part of it, that nobody else can write to: what is loaded from it runs as us."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "tacit"
+    folder = private_cache() / part if part else Path(base) / "tacit"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
