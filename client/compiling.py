@@ -34,6 +34,10 @@ Graph = Callable[[Mapping[str, Tensor], Tensor, Tensor], tuple[list[Tensor], Ten
 
 _LEAST: Final = 16
 _MOST: Final = 4096  # torch compiles for batches up to this, and below 16 for convolutions anew
+_OPTIONS: Final = {
+    "compile_threads": 1,  # a pool of processes would outlive the compilation
+    "cpp_cache_precompile_headers": False,  # they lie in the shared temporary folder
+}
 _TRIED: Final = 64
 _KEPT: Final = 8
 _log = logging.getLogger(__name__)
@@ -168,7 +172,7 @@ def _made(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             traced = _traced(step, _values(model), rows, labels)
-            graph = torch.compile(traced, fullgraph=True, options={"compile_threads": 1})
+            graph = torch.compile(traced, fullgraph=True, options=_OPTIONS)
             for batch in (rows, labels):
                 torch._dynamo.mark_dynamic(batch, 0, min=_LEAST, max=_MOST)
             with torch.no_grad():

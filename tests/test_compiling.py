@@ -3,6 +3,8 @@
 import copy
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,23 @@ def test_nothing_is_compiled_into_a_folder_that_others_can_write_to(
     (tmp_path / "tacit" / "inductor").chmod(0o777)
     assert not Both(dense(), (5,)).is_compiled
     assert "is not private" in caplog.text
+
+
+@pytest.mark.slow
+def test_no_code_lies_in_the_folder_that_all_users_share(tmp_path: Path) -> None:
+    program = (
+        "import torch; from torch import nn; from client.bookkeeping import BookKeeping;"
+        "from client.compiling import compiled; model = nn.Linear(5, 1);"
+        "book = BookKeeping(model, clip=1.0); x, y = torch.randn(2, 5), torch.randn(2, 1);"
+        "loss = lambda out, y: ((out - y) ** 2).sum(1); book.examine(x);"
+        "compiled(book, model, x, y, loss)"
+    )
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    places = {"TMPDIR": str(shared), "XDG_CACHE_HOME": str(own)}
+    subprocess.run([sys.executable, "-c", program], env=os.environ | places, check=True)
+    assert list((own / "tacit" / "inductor").rglob("*.so"))
+    assert not [path for path in shared.rglob("*") if path.is_file()]
 
 
 @pytest.mark.slow
