@@ -34,7 +34,7 @@ Graph = Callable[[Mapping[str, Tensor], Tensor, Tensor], tuple[list[Tensor], Ten
 
 _LEAST: Final = 16
 _MOST: Final = 4096  # torch compiles for batches up to this, and below 16 for convolutions anew
-_OPTIONS: Final = {
+_OPTIONS: Final[dict[str, str | int | bool | Callable[..., Any]]] = {
     "compile_threads": 1,  # a pool of processes would outlive the compilation
     "cpp_cache_precompile_headers": False,  # they lie in the shared temporary folder
 }
