@@ -39,6 +39,7 @@ def always_used(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Where a machine is busy, a graph may seem slower than it is."""
     monkeypatch.setattr(compiling.timeit, "repeat", lambda *_, **__: [next(pace)])
     pace = iter(range(10**6, 0, -1))
+    compiling._graphs.clear()
     yield
     compiling._graphs.clear()
 
@@ -205,10 +206,7 @@ def test_no_code_lies_in_the_folder_that_all_users_share(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_compiled_round_is_the_eager_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_a_compiled_round_is_the_eager_round() -> None:
     task, rows = digits(), Rows(torch.randn(60, 64), torch.randint(0, 10, (60,)))
     plan = Plan(
         task="digits", rounds=1, rate=1.0, rows=60, lr=0.1, clip=1.0, sigma=0.0, delta=1e-5, steps=3
@@ -221,5 +219,3 @@ def test_a_compiled_round_is_the_eager_round(
     assert any(compiling._graphs.values())
     for name, value in eager.update.items():
         assert ours.update[name] == pytest.approx(value, rel=1e-4, abs=1e-6)
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "tacit" / "inductor")
-    assert list((tmp_path / "tacit" / "inductor").rglob("*.so"))

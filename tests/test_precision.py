@@ -13,6 +13,11 @@ from client.bookkeeping import BookKeeping
 from privacy.loading import parse
 from privacy.plan import PlanError
 
+PLAN = {
+    "task": "digits", "rounds": 1, "rate": 1.0, "rows": 4, "lr": 0.1, "sites": 2,
+    "clip": 1.0, "sigma": 1.0, "delta": 1e-5, "precision": "bfloat16",
+}  # fmt: skip
+
 
 def row_loss(out: Tensor, y: Tensor) -> Tensor:
     assert out.dtype == torch.float32
@@ -98,14 +103,16 @@ def test_the_sums_are_nearly_those_of_float32(name: str) -> None:
     assert norm([a - b for a, b in zip(ours, right, strict=True)]) < 0.05 * norm(right)
 
 
+def test_sites_that_train_together_are_not_compiled() -> None:
+    vector = {"engine": "vector", "compile": True}
+    with pytest.raises(PlanError, match=r"simulation\.compile: expected false"):
+        parse(PLAN | {"precision": "float32", "simulation": vector})
+
+
 @pytest.mark.parametrize(
     "more", [{"unit": "client"}, {"simulation": {"engine": "vector"}}, {"precision": "float16"}]
 )
 def test_a_plan_that_cannot_be_trained_in_bfloat16_is_refused(more: dict[str, object]) -> None:
-    plan = {
-        "task": "digits", "rounds": 1, "rate": 1.0, "rows": 4, "lr": 0.1, "sites": 2,
-        "clip": 1.0, "sigma": 1.0, "delta": 1e-5, "precision": "bfloat16",
-    }  # fmt: skip
-    assert parse(plan).precision == "bfloat16"
+    assert parse(PLAN).precision == "bfloat16"
     with pytest.raises(PlanError, match="precision: expected"):
-        parse(plan | more)
+        parse(PLAN | more)
