@@ -103,6 +103,7 @@ class Begun:
             event=self.event,
             round=self.number,
             device=self.site.device,
+            compile=self.site.compile,
         )
 
 

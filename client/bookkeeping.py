@@ -11,7 +11,7 @@ Norms are taken of exactly what is summed. The "ghost norm" of sequences and ima
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from opacus.layers.dp_rnn import DPRNNBase
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
-from client.layers import Layer, ModelError, Part, layer_of, parts, sum_of
+from client.layers import Layer, ModelError, layer_of, parts
+from client.parts import Part, sum_of
 
 _log = logging.getLogger(__name__)
 
@@ -29,16 +30,17 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
     """A model that adds the clipped sum of its examples' gradients to `p.grad`.
 
     It takes the place of Opacus' GradSampleModule before a DPOptimizerFastGradientClipping. An
-    example whose gradient is not finite contributes exactly zero.
+    example whose gradient is not finite contributes exactly zero. In `precision` bfloat16 are the
+    model's products and those of inputs with output gradients; norms, factors and sums are float32.
     """
 
-    def __init__(self, model: nn.Module, *, clip: float) -> None:
+    def __init__(self, model: nn.Module, *, clip: float, precision: str = "float32") -> None:
         model.train()
         errors = ModuleValidator.validate(model, strict=False)
         if errors:
             raise ModelError(f"model: expected one that Opacus supports: {errors[0]}")
         super().__init__(model, batch_first=True, loss_reduction="sum")
-        self._clip = clip
+        self.clip, self.precision = clip, precision
         self._tape: list[tuple[Layer, Tensor, Tensor, int]] = []
         self._trained = [p for p in model.parameters() if p.requires_grad]
         if not self._trained:
@@ -113,7 +115,7 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         outs = []
         for rows in (2, 3):
             with self._recording():
-                outs.append(self(_made_up(rows, like)).detach())
+                outs.append(self(made_up(rows, like)).detach())
                 for layer, a, _, _ in self._tape:
                     if len(a) != rows:
                         raise ModelError(f"model: expected the batch first in {layer.name}")
@@ -129,18 +131,24 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
             sum_of(p)
         if not len(x):
             return
-        made = self._parts(x, y, loss)
-        square = sum((part.square for part in made[1:]), made[0].square)
-        factors, broken = clip_factors(square, self._clip)
+        made, square = self.parts(x, y, loss)
+        factors, broken = clip_factors(square, self.clip)
         with torch.no_grad():
             for part in made:
                 part.add(factors, broken)
 
-    def _parts(self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> list[Part]:
-        with self._recording():
-            losses = loss(self(x), y)
-            if losses.shape != (len(x),):
-                raise ModelError(f"loss: expected shape ({len(x)},), got {tuple(losses.shape)}")
+    def parts(
+        self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[list[Part], Tensor]:
+        """The batch's gradients by layer, not yet clipped, and each example's squared norm."""
+        half = self.precision == "bfloat16"
+        lower = torch.autocast(x.device.type, torch.bfloat16) if half else nullcontext()
+        with self._recording(), lower:
+            out = self(x)
+            losses = loss(out.float() if half else out, y)
+            rows = x.shape[0]
+            if losses.shape != (rows,):
+                raise ModelError(f"loss: expected shape ({rows},), got {tuple(losses.shape)}")
             tape = list(self._tape)
             for layer, _, out, version in tape:
                 if out._version != version:
@@ -152,11 +160,12 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         uses: dict[Layer, list[tuple[Tensor, Tensor]]] = {}
         for (layer, a, _, _), g in zip(tape, gradients, strict=True):
             if g is not None:
-                if len(a) != len(x) or len(g) != len(x):
+                if a.shape[0] != rows or g.shape[0] != rows:
                     raise ModelError(f"model: expected the batch first in {layer.name}")
-                uses.setdefault(layer, []).append((a, g))
+                uses.setdefault(layer, []).append(layer.cast(a, g) if half else (a, g))
         with torch.no_grad():
-            return parts(uses)
+            made = parts(uses)
+            return made, sum((part.square for part in made[1:]), made[0].square)
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
@@ -172,19 +181,25 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
             self._tape.clear()
 
 
+def at_most(square: Tensor, clip: float) -> Tensor:
+    """The factors that bring finite norms, given squared, to at most `clip`."""
+    return (clip / (square.sqrt() + 1e-6)).clamp_(max=1.0)
+
+
 def clip_factors(square: Tensor, clip: float) -> tuple[Tensor, Tensor | None]:
     """What each example's gradient is multiplied by, from its squared norm; which are not finite.
 
     An example whose norm is not finite has the factor 0; None where there is no such example.
     """
-    factors = (clip / (square.sqrt() + 1e-6)).clamp_(max=1.0)
+    factors = at_most(square, clip)
     if math.isfinite(square.max()):
         return factors, None
     broken = ~torch.isfinite(square)
     return factors.masked_fill_(broken, 0), broken
 
 
-def _made_up(rows: int, like: Tensor) -> Tensor:
+def made_up(rows: int, like: Tensor) -> Tensor:
+    """So many rows shaped like `like`, of which no value is looked at."""
     row = torch.arange(rows).view(-1, *[1] * (like.dim() - 1))
     if not like.is_floating_point():
         return (row % 2).expand(rows, *like.shape[1:]).to(like.device, like.dtype)

@@ -1,16 +1,10 @@
-"""Per-example gradients of each kind of layer, from its inputs and its output gradients.
-
-A `Part` is one layer's (or a group of layers' that share weights) share of the batch: the squared
-norms of its examples' gradients, then their weighted sum. Norm and sum are taken of the same
-numbers, in the same rounding, so that a factor made from the norm bounds what is summed.
-"""
+"""Per-example gradients of each kind of layer, from its inputs and its output gradients."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-import numpy as np
 import torch
 from opacus.grad_sample import GradSampleModule
 from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
@@ -18,7 +12,7 @@ from opacus.layers.dp_rnn import RNNLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.gradients import lookups, outer
+from client.parts import Lookup, Outer, Part, sum_of
 
 Uses = Sequence[tuple[Tensor, Tensor]]
 """(input, output gradient) of every call of a layer in one forward, batch first."""
@@ -27,8 +21,6 @@ _MOST: Final = 1 << 24
 """Per-example gradients held at a time, in numbers; more are made again in chunks of examples."""
 _CACHED: Final = 1 << 17
 """Numbers that fit a core's cache."""
-_HUGE: Final = 1e30
-"""A factor of a product of squares above this counts as infinite, so that none can underflow."""
 
 
 class ModelError(ValueError):
@@ -51,46 +43,39 @@ class Layer(ABC):
         out: Tensor = type(self.module).forward(self.module, x)
         return out
 
+    def cast(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """What of a bfloat16 pass goes into `samples`: float32, where the layer knows no better."""
+        return a.float() if a.is_floating_point() else a, g.float()
+
     @abstractmethod
     def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each trained parameter's gradient per example [B, ...]."""
 
-    def part(self, uses: Uses) -> "Part":
+    def part(self, uses: Uses) -> Part:
         """The part of a batch that this layer alone answers for."""
         return Sampled([(self, a, g) for a, g in uses])
 
 
-class Part(ABC):
-    """Some parameters' share of a batch's per-example gradients."""
-
-    square: Tensor
-
-    @abstractmethod
-    def add(self, factors: Tensor, broken: Tensor | None) -> None:
-        """Add sum_i factors_i * gradient_i to each `p.grad`; rows where `broken` are zero."""
-
-
 class Sampled(Part):
-    """Per-example gradients as they are, in chunks of examples where they are many."""
+    """Per-example gradients as they are, in chunks of at most `most` examples."""
 
     def __init__(self, uses: Sequence[tuple[Layer, Tensor, Tensor]]) -> None:
         self._uses = uses
-        self._rows = len(uses[0][1])
+        rows = uses[0][1].shape[0]
         width = sum(p.numel() for p in {p for layer, _, _ in uses for p in layer.trained})
-        self._chunk = max(1, _MOST // width)
+        self.most = max(1, _MOST // width)
+        whole = isinstance(rows, torch.SymInt) or rows <= self.most  # no number while it is traced
+        starts = (0,) if whole else range(0, rows, self.most)
+        self._chunks = [slice(None) if whole else slice(at, at + self.most) for at in starts]
         self._kept: Mapping[nn.Parameter, Tensor] | None = None
         squares = []
-        for at in self._chunks():
+        for at in self._chunks:
             made = self._made(at)
             norms = [torch.linalg.vector_norm(_flat(x)[0], dim=1) for x in made.values()]
             squares.append(torch.stack(norms).square_().sum(0))
-            if self._rows <= self._chunk:
+            if whole:
                 self._kept = made
         self.square = torch.cat(squares)
-
-    def _chunks(self) -> Iterator[slice]:
-        for start in range(0, self._rows, self._chunk):
-            yield slice(start, start + self._chunk)
 
     def _made(self, at: slice) -> dict[nn.Parameter, Tensor]:
         made: dict[nn.Parameter, Tensor] = {}
@@ -100,7 +85,7 @@ class Sampled(Part):
         return made
 
     def add(self, factors: Tensor, broken: Tensor | None) -> None:
-        for at in self._chunks():
+        for at in self._chunks:
             for p, sample in (self._kept or self._made(at)).items():
                 flat, restored = _flat(sample)
                 if broken is not None:
@@ -117,111 +102,14 @@ def _flat(sample: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     return laid.flatten(1), lambda row: row.view(laid.shape[1:]).permute(back)
 
 
-class Outer(Part):
-    """A Linear on vectors: the gradient is the outer product g a', of norm |g| |a|."""
-
-    def __init__(self, layer: Layer, a: Tensor, g: Tensor) -> None:
-        self._layer, self._a, self._g = layer, a, g
-        module = layer.module
-        self._weight: nn.Parameter = module.weight
-        self._bias: nn.Parameter | None = module.bias
-        if not self._weight.requires_grad:
-            self.square = torch.linalg.vector_norm(g, dim=1).square_()
-            return
-        more = 0.0 if self._bias is None or not self._bias.requires_grad else 1.0
-        made = outer(a, g, more, _HUGE)
-        self.square = _outer(a, g, more) if made is None else made
-
-    def add(self, factors: Tensor, broken: Tensor | None) -> None:
-        a, g = self._a, self._g
-        if broken is not None:
-            a, g = a.masked_fill(broken[:, None], 0), g.masked_fill(broken[:, None], 0)
-        if self._weight.requires_grad:
-            sum_of(self._weight).addmm_((g * factors[:, None]).t(), a)
-        if self._bias is not None and self._bias.requires_grad:
-            sum_of(self._bias).addmv_(g.t(), factors)
-
-
-def _outer(a: Tensor, g: Tensor, more: float) -> Tensor:
-    """|g|^2 (|a|^2 + more) of every row, infinite where a factor is huge or no number."""
-    length = torch.linalg.vector_norm(g, dim=1).square_()
-    width = torch.linalg.vector_norm(a, dim=1).square_()
-    fine = torch.maximum(length, width) <= _HUGE
-    return torch.where(fine, length.mul_(width.add_(more)), math.inf)
-
-
-class Lookup(Part):
-    """An Embedding: gradients of an example's equal tokens add up before the norm is taken."""
-
-    def __init__(self, layer: Layer, tokens: Tensor, g: Tensor) -> None:
-        self._weight: nn.Parameter = layer.module.weight
-        self._tokens = tokens.reshape(len(tokens), -1)
-        self._g = g = g.reshape(*self._tokens.shape, -1)
-        padding = layer.module.padding_idx
-        self._compiled = lookups(self._tokens, g, padding)
-        if self._compiled is not None:
-            self.square = self._compiled.square
-            return
-        if padding is not None:
-            self._g = g = g.masked_fill((self._tokens == padding)[..., None], 0)
-        self.square = torch.linalg.vector_norm(g.flatten(1), dim=1).square_()
-        ordered = _sorted(self._tokens)
-        again = ordered[:, 1:] == ordered[:, :-1]
-        self._repeating = again.any(1).nonzero().flatten()
-        if len(self._repeating):
-            at = self._repeating
-            self._merged = _merged(g[at], self._tokens[at])
-            self.square[at] = torch.linalg.vector_norm(self._merged.flatten(1), dim=1).square_()
-
-    def add(self, factors: Tensor, broken: Tensor | None) -> None:
-        if self._compiled is not None:
-            self._compiled.add(sum_of(self._weight), factors)
-            return
-        g = self._g
-        if broken is not None:
-            g = g.masked_fill(broken[:, None, None], 0)
-        scaled = g * factors[:, None, None]
-        if len(self._repeating):
-            at = self._repeating
-            merged = self._merged
-            if broken is not None:
-                merged = merged.masked_fill(broken[at, None, None], 0)
-            scaled[at] = merged * factors[at, None, None]
-        sum_of(self._weight).index_add_(0, self._tokens.flatten(), scaled.flatten(0, 1))
-
-
-def _sorted(tokens: Tensor) -> Tensor:
-    if tokens.device.type == "cpu":  # numpy sorts without branches: six times as fast as torch
-        return torch.from_numpy(np.sort(tokens.numpy(), axis=1))
-    return tokens.sort(1).values
-
-
-def _merged(g: Tensor, tokens: Tensor) -> Tensor:
-    """g [B, L, d] with each token's gradients added up at one of its places, and zero elsewhere."""
-    rows, length, _ = g.shape
-    ordered, order = tokens.sort(1)
-    first = torch.searchsorted(ordered, ordered)
-    place = torch.empty_like(order).scatter_(1, order, order.gather(1, first))
-    place += torch.arange(rows, device=g.device)[:, None] * length
-    made = torch.zeros_like(g, memory_format=torch.contiguous_format).view(rows * length, -1)
-    return made.index_add_(0, place.flatten(), g.flatten(0, 1)).view(g.shape)
-
-
-def sum_of(p: nn.Parameter) -> Tensor:
-    """`p.grad`, which starts at zero."""
-    if p.grad is None:
-        p.grad = torch.zeros_like(p, memory_format=torch.contiguous_format)
-    return p.grad
-
-
 class Linear(Layer):
     def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        a, g = a.reshape(len(a), -1, a.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
+        a, g = a.reshape(a.shape[0], -1, a.shape[-1]), g.reshape(g.shape[0], -1, g.shape[-1])
         yield from _affine(self.module, g.transpose(1, 2) @ a, g.sum(1))
 
     def part(self, uses: Uses) -> Part:
         if len(uses) == 1 and uses[0][0].dim() == 2:
-            return Outer(self, *uses[0])
+            return Outer(self.module, *uses[0])
         if len(uses) > 1 and all(a.dim() == 2 for a, _ in uses):  # a recurrent cell: over time
             uses = [(torch.stack([a for a, _ in uses], 1), torch.stack([g for _, g in uses], 1))]
         return super().part(uses)
@@ -229,6 +117,10 @@ class Linear(Layer):
 
 class Convolution(Layer):
     """Conv1d and Conv2d, by the patches of the input that each output pixel sees."""
+
+    def cast(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Both in bfloat16: their products are the dearest part."""
+        return a.to(torch.bfloat16), g.to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.channels_last or x.dim() != 4:
@@ -245,19 +137,23 @@ class Convolution(Layer):
             weight = _patched(a[:, :, None], g[:, :, None], conv).squeeze(3)
         else:
             weight = _patched(a, g, conv)
-        yield from _affine(conv, weight, g.flatten(2).sum(2))
+        yield from _affine(conv, weight, g.flatten(2).sum(2, dtype=weight.dtype))
 
 
 def _patched(a: Tensor, g: Tensor, conv: Any) -> Tensor:
-    """Weight gradients [B, P, C / groups, height, width] of a convolution of padded images."""
+    """Weight gradients [B, P, C / groups, height, width] of a convolution of padded images.
+
+    Products of bfloat16 are made float32, so that norm and sum are taken of the same numbers.
+    """
+    kept = torch.float32 if g.dtype == torch.bfloat16 else g.dtype
     kernel, stride, dilation = (
         (1, *x) if len(x) == 1 else x for x in (conv.kernel_size, conv.stride, conv.dilation)
     )
-    rows, pixels = len(a), g.shape[2] * g.shape[3]
+    rows, pixels = a.shape[0], g.shape[2] * g.shape[3]
     if conv.groups > 1:
         columns = functional.unfold(a, kernel, dilation=dilation, stride=stride)
         columns = columns.view(rows, conv.groups, -1, pixels).transpose(2, 3)
-        made = g.reshape(rows, conv.groups, -1, pixels) @ columns
+        made = (g.reshape(rows, conv.groups, -1, pixels) @ columns).to(kept)
         return made.view(rows, g.shape[1], -1, *kernel)
     # With the channels innermost a patch is a few long runs, which copy several times faster than
     # unfold does; a few examples at a time, so that their patches stay in the cache.
@@ -273,10 +169,17 @@ def _patched(a: Tensor, g: Tensor, conv: Any) -> Tensor:
     size = math.prod(kernel) * a.shape[3]
     chunk = max(1, _CACHED // (pixels * size)) * torch.get_num_threads()
     g = g.permute(0, 2, 3, 1).reshape(rows, pixels, -1).transpose(1, 2)
-    made = a.new_empty(rows, g.shape[1], size)
-    for at in range(0, rows, chunk):
-        part = slice(at, at + chunk)
-        torch.bmm(g[part], patches[part].reshape(-1, pixels, size), out=made[part])
+    if isinstance(rows, torch.SymInt):  # traced: no number to count to
+        made = torch.bmm(g, patches.reshape(rows, pixels, size))
+    else:
+        made = a.new_empty(rows, g.shape[1], size, dtype=kept)
+        for at in range(0, rows, chunk):
+            part = slice(at, at + chunk)
+            some = patches[part].reshape(-1, pixels, size)
+            if kept == g.dtype:
+                torch.bmm(g[part], some, out=made[part])
+            else:
+                made[part] = torch.bmm(g[part], some)
     return made.view(rows, -1, *kernel, a.shape[3]).permute(0, 1, 4, 2, 3)
 
 
@@ -306,21 +209,27 @@ class Embedding(Layer):
         yield weight, sample
 
     def part(self, uses: Uses) -> Part:
-        return Lookup(self, *uses[0]) if len(uses) == 1 else super().part(uses)
+        return Lookup(self.module, *uses[0]) if len(uses) == 1 else super().part(uses)
 
 
 class Norm(Layer):
     """LayerNorm and GroupNorm: the scale's gradient is g times the normalised input."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.module.weight.dtype:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):  # mixed, it is slower than float32
+            return super().forward(x.float()).to(x.dtype)
+
     def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
         norm = self.module
         if isinstance(norm, nn.GroupNorm):
             normal = functional.group_norm(a, norm.num_groups, None, None, norm.eps)
-            shape = (len(a), norm.num_channels, -1)
+            shape = (a.shape[0], norm.num_channels, -1)
             scaled, plain = (g * normal).reshape(shape).sum(2), g.reshape(shape).sum(2)
         else:
             normal = functional.layer_norm(a, norm.normalized_shape, None, None, norm.eps)
-            shape = (len(a), -1, *norm.normalized_shape)
+            shape = (a.shape[0], -1, *norm.normalized_shape)
             scaled, plain = (g * normal).reshape(shape).sum(1), g.reshape(shape).sum(1)
         yield from _affine(norm, scaled, plain)
 

@@ -135,6 +135,7 @@ def resident(
     policy: Path | None,
     population: str | None,
     where: str,
+    compile: bool = False,
 ) -> Site:
     """The site as its process holds it; the policy's file is read again before each judgement.
 
@@ -177,6 +178,7 @@ def resident(
         rows,
         replies=KeptReplies(site.folder / "replies", write),
         device=device(where),
+        compile=compile,
         on_event=log,
         on_model=keeper(site.folder, name, own),
         on_plan=on_plan,

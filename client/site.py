@@ -79,10 +79,11 @@ def _nothing(*_: Any, **facts: Any) -> None:
 class Site:
     """One data owner, as its own process sees it.
 
-    `rows(task)` gives the training rows; `ledger` is None only where nothing private may be asked;
-    `on_event(what, facts)` hears what happened, for the log, never a value of a record;
-    `on_model(plan, run, round, weights)` is given each released model that arrives, `on_plan(plan)`
-    each plan that is asked, before it is judged: the owner may have changed the policy meanwhile.
+    `rows(task)` gives the training rows; `device` computes, `compile`d if wished; `ledger` is None
+    only where nothing private may be asked; `on_event(what, facts)` hears what happened, for the
+    log, never a value of a record; `on_model(plan, run, round, weights)` is given each released
+    model that arrives, `on_plan(plan)` each plan that is asked, before it is judged: the owner may
+    have changed the policy meanwhile.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Site:
     rows: Callable[[Task], Rows]
     replies: Replies = field(default_factory=LastReply)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compile: bool = False
     on_event: Callable[..., None] = _nothing
     on_model: Callable[..., None] = _nothing
     on_plan: Callable[[Plan], None] = _nothing

@@ -107,13 +107,14 @@ def train(
     event: Event | None,
     round: int,
     device: torch.device | str = "cpu",
+    compile: bool = False,
     on_step: Callable[[int, NDArray[np.int64], Any], None] | None = None,
 ) -> Trained:
     """Train `model` in place for one round (from 1) and return what changed.
 
     `event` is what was paid: its sigma, rate and steps are used, not the plan's; without an event
-    the steps are plain. `on_step(step, drawn rows, optimizer)` is called after every step, for
-    tests and audits.
+    the steps are plain. `compile`d steps have the same sums, sooner. `on_step(step, drawn rows,
+    optimizer)` is called after every step, for tests and audits.
     """
     if event is not None and event.unit != "record":
         raise TrainingError(f"event: expected the unit record, got {event.unit}")
@@ -133,7 +134,7 @@ def train(
         expected_batch_size=rate * plan.rows_of(site),
         pull=proximal(trained, plan.mu) if plan.aggregation == "fedprox" else None,
     )
-    with _summed(model, x, plan, event) as add:
+    with _summed(model, Rows(x, y), task, plan, event, compile=compile) as add:
         for step, drawn in enumerate(noise.batches(len(rows), rate, steps)):
             for group in optimizer.param_groups:
                 group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
@@ -182,17 +183,24 @@ Add = Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], None]
 
 
 @contextmanager
-def _summed(model: nn.Module, x: Tensor, plan: Plan, event: Event | None) -> Iterator[Add]:
+def _summed(
+    model: nn.Module, rows: Rows, task: Task, plan: Plan, event: Event | None, *, compile: bool
+) -> Iterator[Add]:
     """How a batch's gradient is added to `p.grad`: clipped by example; plainly without an event."""
     if event is None:
         yield partial(_plain, model)
         return
     if plan.clip is None:
         raise TrainingError("clip: expected a value in a private plan, got nothing")
-    wrapped = BookKeeping(model, clip=plan.clip)
+    wrapped = BookKeeping(model, clip=plan.clip, precision=plan.precision)
     try:
-        wrapped.examine(x)
-        yield wrapped.accumulate
+        wrapped.examine(rows.x)
+        if compile:
+            from client.compiling import compiled  # a compiler, loaded where it is wanted
+
+            yield compiled(wrapped, model, rows.x, rows.y, task.loss)
+        else:
+            yield wrapped.accumulate
     finally:
         wrapped.to_standard_module()
 

@@ -49,6 +49,7 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+_FLAG: Final[Check] = (lambda value: isinstance(value, bool), "true or false")
 _POSITIVE = _number(0, _MOST, open_low=True)
 _EPSILON = _number(0, 1e6, open_low=True)
 _CHECKS: Final[Mapping[str, Check]] = {
@@ -78,7 +79,7 @@ _CHECKS: Final[Mapping[str, Check]] = {
     "mu": _number(0, _MOST),
     "server_lr": _POSITIVE,
     "server_momentum": _number(0, 1, open_high=True),
-    "average": (lambda v: isinstance(v, bool), "true or false"),
+    "average": _FLAG,
     "weights": _choice("equal", "rows"),
     "clip_quantile": _number(0, 1, open_low=True, open_high=True),
     "clip_lr": _POSITIVE,
@@ -90,6 +91,7 @@ _CHECKS: Final[Mapping[str, Check]] = {
     "metrics_sigma": _POSITIVE,
     "metrics_clip": _POSITIVE,
     "micro_batch": _whole(1),
+    "precision": _choice("float32", "bfloat16"),
     "wire": _choice("float32", "bfloat16", "int8"),
     "min_sites": _whole(1, 100_000),
     "cohort": _whole(1, 100_000),
@@ -104,6 +106,7 @@ _SITE_CHECKS: Final[Mapping[str, Check]] = {
 _SIMULATION_CHECKS: Final[Mapping[str, Check]] = {
     "engine": _choice("serial", "processes", "vector", "ray"),
     "workers": _whole(1, 1024),
+    "compile": _FLAG,
     "dropout": _number(0, 1, open_high=True),
     "slow": _number(0, 1, open_high=True),
 }
@@ -217,6 +220,12 @@ def _consistent(plan: Plan) -> None:
         raise PlanError(f'metrics: expected unit = "record" beside them, got {plan.unit}')
     if plan.metrics and plan.metrics_sigma is None:
         raise PlanError("metrics_sigma: missing, expected the noise multiplier of the metrics")
+    if plan.precision != "float32" and plan.unit != "record":
+        raise PlanError(f'precision: expected float32 unless unit = "record", got {plan.precision}')
+    if plan.simulation.engine == "vector" and plan.precision != "float32":
+        raise PlanError(f'precision: expected float32 with "vector", got {plan.precision}')
+    if plan.simulation.engine == "vector" and plan.simulation.compile:
+        raise PlanError('simulation.compile: expected false with "vector", got true')
     if plan.unit == "client" and plan.weights != "equal":
         raise PlanError('weights: expected "equal" where unit = "client", got ' + plan.weights)
     if plan.unit == "client" and any(own.epsilon for own in plan.site.values()):

@@ -29,6 +29,7 @@ class Simulation:
 
     engine: str = "serial"
     workers: int = 2
+    compile: bool = False
     dropout: float = 0.0
     slow: float = 0.0
 
@@ -88,6 +89,7 @@ class Plan:
     metrics_sigma: float | None = None
     metrics_clip: float = 5.0
     micro_batch: int | None = None
+    precision: str = "float32"
     wire: str = "float32"
     min_sites: int = 1
     cohort: int | None = None

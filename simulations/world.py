@@ -53,7 +53,14 @@ class Place:
         ledger = own_ledger(self.folder, name) if self.plan.unit == "record" else None
         part = self.parts[name]
         kept = LastReply() if replies is None else replies
-        return Site(name, policy, ledger, lambda _: self.train.take(part), kept)
+        return Site(
+            name,
+            policy,
+            ledger,
+            lambda _: self.train.take(part),
+            kept,
+            compile=self.plan.simulation.compile,
+        )
 
     def draws(self, site: str, number: str) -> AbstractContextManager[None]:
         """Where one site's noise of one round comes from: the system, unless marked insecure."""

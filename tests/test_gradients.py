@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from client import gradients, layers
-from client.layers import Embedding, Lookup, Sampled, layer_of, sum_of
+from client import gradients, parts
+from client.layers import Embedding, Sampled, layer_of
+from client.parts import Lookup, sum_of
 from client.team import team
 from privacy import native
 
@@ -25,8 +26,8 @@ def by(kind: str, layer: Embedding, tokens: Tensor, g: Tensor) -> Lookup | Sampl
         return Sampled([(layer, tokens, g)])
     with pytest.MonkeyPatch.context() as patch:
         if kind == "torch":
-            patch.setattr(layers, "lookups", lambda *_: None)
-        return Lookup(layer, tokens, g)
+            patch.setattr(parts, "lookups", lambda *_: None)
+        return Lookup(layer.module, tokens, g)
 
 
 def summed(
@@ -69,10 +70,10 @@ def test_three_ways_give_the_same_norms_and_sums(
         broken = torch.arange(len(g)) == 0
         factors[0] = 0
     with torch.no_grad():
-        parts = {kind: by(kind, layer, tokens, g) for kind in ("dense", "torch", "compiled")}
-        sums = {kind: summed(part, layer, factors, broken) for kind, part in parts.items()}
+        made = {kind: by(kind, layer, tokens, g) for kind in ("dense", "torch", "compiled")}
+        sums = {kind: summed(part, layer, factors, broken) for kind, part in made.items()}
     for kind in ("torch", "compiled"):
-        assert torch.allclose(parts[kind].square, parts["dense"].square, rtol=1e-5, equal_nan=True)
+        assert torch.allclose(made[kind].square, made["dense"].square, rtol=1e-5, equal_nan=True)
         assert torch.allclose(sums[kind], sums["dense"], rtol=1e-5, atol=1e-5)
         assert torch.isfinite(sums[kind]).all()
 
@@ -87,9 +88,9 @@ def test_the_norms_of_outer_products_are_those_of_torch(
     a, g = torch.randn(5, n), torch.randn(m, 5).t().contiguous()
     for x in (a, g):
         x[data.draw(st.integers(0, 4)), 0] = data.draw(values)
-    made = gradients.outer(a, g, more, layers._HUGE)
+    made = gradients.outer(a, g, more, parts._HUGE)
     assert made is not None
-    right = layers._outer(a, g, more)
+    right = parts._outer(a, g, more)
     assert torch.allclose(made, right, rtol=1e-5)
     dense = (g[:, :, None] * a[:, None, :]).double().square().sum((1, 2))
     dense += more * g.double().square().sum(1)
@@ -101,7 +102,7 @@ def test_the_norms_of_outer_products_are_those_of_torch(
 
 def test_the_norm_of_a_long_row_is_as_exact_as_that_of_a_short_one() -> None:
     a, g = torch.full((1, 3_000_001), 1e-3), torch.ones(1, 1)
-    made = gradients.outer(a, g, 0.0, layers._HUGE)
+    made = gradients.outer(a, g, 0.0, parts._HUGE)
     assert made is not None
     assert made.item() == pytest.approx(a.double().square().sum().item(), rel=2e-6)
 

@@ -41,6 +41,9 @@ def run(
         str | None, typer.Option(help="Which population, where there are several.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile training here (docs/performance.md).")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Made-up rows, no network: show what would leave.")
     ] = False,
@@ -65,7 +68,13 @@ def run(
     site = Enrolled(directory).joined()
     with resident.alone(directory):
         held = resident.resident(
-            site, source, log, policy=policy, population=population, where=device
+            site,
+            source,
+            log,
+            policy=policy,
+            population=population,
+            where=device,
+            compile=compile,
         )
         spent = held.ledger.head.n if held.ledger is not None else 0
         log("starting", site=site.name, device=str(held.device), spent_entries=spent)

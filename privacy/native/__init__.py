@@ -129,7 +129,7 @@ def _library(source: Path) -> Path:
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
         raise OSError("no C compiler")
-    folder = _cache()
+    folder = private_cache()
     identity = "\0".join([compiler, *_FLAGS, platform.machine(), _processor()]).encode()
     name = hashlib.sha256(identity + source.read_bytes()).hexdigest()[:32]
     library = folder / f"{source.stem}-{name}.so"
@@ -142,10 +142,10 @@ def _library(source: Path) -> Path:
     return library
 
 
-def _cache() -> Path:
-    """A folder that nobody else can write to: what is loaded from it runs as us."""
+def private_cache(part: str = "") -> Path:
+    """A folder, or part of it, that nobody else can write to: what is loaded from it runs as us."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "tacit"
+    folder = private_cache() / part if part else Path(base) / "tacit"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
