@@ -117,7 +117,7 @@ def _merged(g: Tensor, tokens: Tensor) -> Tensor:
     return made.index_add_(0, place.flatten(), g.flatten(0, 1)).view(g.shape)
 
 
-def sum_of(p: nn.Parameter) -> Tensor:
+def sum_of(p: Tensor) -> Tensor:
     """`p.grad`, which starts at zero."""
     if p.grad is None:
         p.grad = torch.zeros_like(p, memory_format=torch.contiguous_format)
