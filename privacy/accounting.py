@@ -21,6 +21,7 @@ from typing import Any, Final, TypeGuard
 import dp_accounting
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 from dp_accounting import rdp
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
@@ -213,11 +214,30 @@ def _pld_epsilon(
     while interval < _RELATIVE * size:
         interval *= 2
     while True:
-        composed = _composed(segments, interval, records)
+        with scipy.fft.set_backend(_Forgetful):
+            composed = _composed(segments, interval, records)
         epsilon = max(0.0, float(composed.get_epsilon_for_delta(delta)))
         if interval <= finest or interval / 4 < _RELATIVE * epsilon:
             return epsilon
         interval /= 4
+
+
+class _Forgetful:
+    """numpy's FFT in scipy's place: the same bits, but scipy keeps 16 plans of some 10 MB each."""
+
+    __ua_domain__ = "numpy.scipy.fft"
+
+    @staticmethod
+    def __ua_function__(method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if method is scipy.fft.fft and not np.iscomplexobj(args[0]):
+            return _mirrored(*args, **kwargs)
+        own = getattr(np.fft, method.__name__, None)
+        return NotImplemented if own is None else own(*args, **kwargs)
+
+
+def _mirrored(x: npt.ArrayLike, n: int) -> npt.NDArray[np.complex128]:
+    half = np.fft.rfft(x, n)
+    return np.concatenate([half, half[1 : (n + 1) // 2][::-1].conj()])
 
 
 def _one_gaussian(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
@@ -229,14 +249,24 @@ def _one_gaussian(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     return tuple(sorted([*(s for s in segments if s[1] < 1), (together, 1.0, 1)]))
 
 
-@lru_cache(maxsize=32)
 def _composed(segments: tuple[Segment, ...], interval: float, records: int) -> Any:
+    """All segments in turn. Distributions take megabytes, so few are kept for the next question.
+
+    A history that only grows never asks for the same again: of one segment none is kept.
+    """
     *past, last = segments
+    if not past:
+        return _repeated.__wrapped__(last, interval, records)
     tail = _repeated(last, interval, records)
-    return _composed(tuple(past), interval, records).compose(tail) if past else tail
+    return _before(tuple(past), interval, records).compose(tail)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
+def _before(segments: tuple[Segment, ...], interval: float, records: int) -> Any:
+    return _composed(segments, interval, records)
+
+
+@lru_cache(maxsize=16)
 def _repeated(segment: Segment, interval: float, records: int) -> Any:
     sigma, rate, releases = segment
     return _once(sigma, rate, interval, records).self_compose(releases)
