@@ -12,16 +12,9 @@ import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.accounting import (
-    AccountingError,
-    Budget,
-    _Forgetful,
-    calibrate,
-    merge,
-    spent,
-    within,
-)
+from privacy.accounting import AccountingError, Budget, calibrate, merge, spent, within
 from privacy.events import Event, EventError
+from privacy.losses import _Forgetful
 
 
 def record(sigma: float, rate: float, steps: int, count: int = 1) -> Event:
