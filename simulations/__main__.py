@@ -53,11 +53,8 @@ def simulate(
     ] = False,
 ) -> None:
     """Simulate a private federation: train, account and keep a run folder."""
-    with loading():
-        from privacy.loading import load_plan
-        from server.folder import FolderError
-        from simulations.run import simulate as play
-        from simulations.showing import RunView, sentence
+    from privacy.loading import load_plan
+    from server.folder import FolderError
 
     console = Console(quiet=as_json, stderr=False)
     if resume and name is None:
@@ -68,6 +65,10 @@ def simulate(
     chosen = load_plan(plan, overrides)
     label = name if name is not None else f"{chosen.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_name(label)
+    with loading():
+        from simulations.run import simulate as play
+        from simulations.showing import RunView, sentence
+
     with ExitStack() as stack:
         if dashboard:
             from server.dashboard import serve
