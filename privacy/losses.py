@@ -168,7 +168,9 @@ def _before(segments: tuple[Segment, ...], interval: float, records: int) -> Any
 @lru_cache(maxsize=16)
 def _repeated(segment: Segment, interval: float, records: int) -> Any:
     sigma, rate, releases = segment
-    return _once(sigma, rate, interval, records).self_compose(releases)
+    # Without sampling the releases are merged into one: of another sigma each time.
+    once = _once if rate < 1 else _once.__wrapped__
+    return once(sigma, rate, interval, records).self_compose(releases)
 
 
 @lru_cache(maxsize=64)

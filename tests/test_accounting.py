@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from privacy.accounting import AccountingError, Budget, calibrate, merge, spent, within
 from privacy.events import Event, EventError
-from privacy.losses import _Forgetful
+from privacy.losses import _Forgetful, _once
 
 
 def record(sigma: float, rate: float, steps: int, count: int = 1) -> Event:
@@ -217,3 +217,10 @@ def test_a_growing_history_does_not_grow_in_memory() -> None:
     command = [sys.executable, "-c", GROWING]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 40  # it was 120
+
+
+def test_of_releases_without_sampling_no_distribution_is_kept() -> None:
+    before = _once.cache_info().currsize
+    for steps in (1, 2, 3):
+        spent([record(5.5, 1.0, steps)], 1e-5)
+    assert _once.cache_info().currsize == before
