@@ -148,10 +148,11 @@ def _one_gaussian(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     return tuple(sorted([*(s for s in segments if s[1] < 1), (together, 1.0, 1)]))
 
 
+@lru_cache(maxsize=2)
 def _composed(segments: tuple[Segment, ...], interval: float, records: int) -> Any:
-    """All segments in turn. Distributions take megabytes, so few are kept for the next question.
+    """All segments in turn. Distributions take megabytes: the last are kept, for another delta.
 
-    A history that only grows never asks for the same again: of one segment none is kept.
+    A history that only grows never asks for the same again: of one segment no more is kept.
     """
     *past, last = segments
     if not past:
@@ -162,7 +163,7 @@ def _composed(segments: tuple[Segment, ...], interval: float, records: int) -> A
 
 @lru_cache(maxsize=8)
 def _before(segments: tuple[Segment, ...], interval: float, records: int) -> Any:
-    return _composed(segments, interval, records)
+    return _composed.__wrapped__(segments, interval, records)
 
 
 @lru_cache(maxsize=16)
