@@ -6,11 +6,12 @@ al. 2016). An empty batch takes its noisy step too. What the inner optimizer doe
 mean (weight decay, FedProx, momentum, Adam) depends on no row.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -162,9 +163,19 @@ def rate_of(plan: Plan, step: int, steps: int) -> float:
 def optimizer_of(trained: Sequence[Tensor], plan: Plan) -> torch.optim.Optimizer:
     """What the plan does with the noisy means."""
     if plan.optimizer == "adam":
-        return torch.optim.Adam(trained, lr=plan.lr, weight_decay=plan.l2)
+        return _eager(torch.optim.Adam)(trained, lr=plan.lr, weight_decay=plan.l2)
     momentum = plan.momentum if plan.optimizer == "momentum" else 0.0
-    return torch.optim.SGD(trained, lr=plan.lr, momentum=momentum, weight_decay=plan.l2)
+    return _eager(torch.optim.SGD)(trained, lr=plan.lr, momentum=momentum, weight_decay=plan.l2)
+
+
+@cache
+def _eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """`kind` that never meets torch.compile: its guards against it load torch's whole compiler."""
+    own = {
+        "add_param_group": inspect.unwrap(kind.add_param_group),
+        "step": torch.no_grad()(inspect.unwrap(kind.step)),
+    }
+    return type(kind.__name__, (kind,), own)
 
 
 def proximal(trained: Sequence[Tensor], mu: float) -> Callable[[], None]:

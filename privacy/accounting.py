@@ -3,7 +3,8 @@
 The accountant is Google's privacy loss distributions (Koskela et al. 2020; discretised by
 "connect the dots", Doroshenko et al. 2022, which never under-reports), with Rényi differential
 privacy (Mironov 2017; Zhu and Wang 2019 for Poisson sampling) beside it as cross-check and as
-fast upper bound. One neighbouring relation throughout: add or remove one unit.
+fast upper bound. One neighbouring relation throughout: add or remove one unit. Their mathematics
+is in `privacy/losses.py`, loaded when the first question is asked: scipy takes 70 MB and a second.
 
 >>> spent([], 1e-5)
 0.0
@@ -11,32 +12,17 @@ fast upper bound. One neighbouring relation throughout: add or remove one unit.
 1.8282
 """
 
-import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeGuard
 
-import dp_accounting
-import numpy as np
-import numpy.typing as npt
-from dp_accounting import rdp
-from dp_accounting.pld import privacy_loss_distribution as pld
-from scipy.optimize import brentq
-
 from privacy.events import Event
 
 ACCOUNTANTS: Final = ("pld", "rdp")
-_FINEST: Final = 1e-4
-_COARSER: Final = 8.0
-_RELATIVE: Final = 2e-5
-_BEYOND: Final = 1e6
-_SMALL_DELTA: Final = 1e-5
-_FINE_SEGMENTS: Final = 8
 _DISTINCT_SEGMENTS: Final = 64
 _SIGMA_GRID: Final = 0.01
-_ORDERS: Final = tuple(rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
 
 Segment = tuple[float, float, int]
 """(sigma, rate, releases): equal mechanisms merged."""
@@ -87,9 +73,11 @@ def spent(
         return 0.0
     if any(sigma == 0 for sigma, _, _ in segments):
         return math.inf
+    from privacy.losses import pld_epsilon, rdp_epsilon
+
     if accountant == "rdp":
-        return _rdp_epsilon(segments, delta)
-    return _pld_epsilon(segments, delta, records)
+        return rdp_epsilon(segments, delta)
+    return pld_epsilon(segments, delta, records)
 
 
 def within(events: Iterable[Event], budget: Budget, *, records: int = 1) -> bool:
@@ -131,128 +119,9 @@ def calibrate(budget: Budget, *, rate: float, steps: int, beside: tuple[Event, .
         raise AccountingError(f"rate: expected 0 < rate <= 1, got {rate!r}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise AccountingError(f"steps: expected a whole number >= 1, got {steps!r}")
+    from privacy.losses import least_sigma
 
-    others = merge(beside)
-
-    def excess(log_sigma: float, coarser: float = _COARSER) -> float:
-        segments = tuple(sorted((*others, (math.exp(log_sigma), rate, steps))))
-        return _pld_epsilon(segments, budget.delta, 1, coarser) / budget.epsilon - 1
-
-    low, high = 0.0, 0.0
-    while excess(high) > 0:
-        low, high = high, high + 1.0
-        if high > math.log(1e9):
-            raise AccountingError(f"epsilon: no sigma reaches {budget.epsilon} in {steps} steps")
-    while low == high or excess(low) < 0:
-        low -= 0.5
-        if low < math.log(1e-2):
-            return math.exp(high)
-    sigma = _inside(excess, low, high)
-    if excess(sigma, 1.0) < -1e-3:  # coarse dots cost something here: many or very quiet steps
-        sigma = _inside(lambda s: excess(s, 1.0), low, sigma)
-    return math.exp(sigma)
-
-
-def _inside(excess: Callable[[float], float], low: float, high: float) -> float:
-    """The root of a falling `excess`, approached from the side where it is not positive."""
-    root: float = brentq(excess, low, high, xtol=1e-5, rtol=1e-6, maxiter=100)
-    while excess(root) > 0:
-        root += 1e-5
-    return root
-
-
-@lru_cache(maxsize=4096)
-def _rdp_epsilon(segments: tuple[Segment, ...], delta: float) -> float:
-    total = np.zeros(len(_ORDERS))
-    for sigma, rate, releases in segments:
-        total = total + _rdp_once(sigma, rate) * releases
-    epsilon, _ = rdp.rdp_privacy_accountant.compute_epsilon(_ORDERS, total, delta)
-    return max(0.0, float(epsilon))
-
-
-@lru_cache(maxsize=4096)
-def _rdp_once(sigma: float, rate: float) -> npt.NDArray[np.float64]:
-    accountant = rdp.RdpAccountant(_ORDERS)
-    gaussian = dp_accounting.GaussianDpEvent(sigma)
-    event = dp_accounting.PoissonSampledDpEvent(rate, gaussian) if rate < 1 else gaussian
-    logger = logging.getLogger("absl")
-    logger.addFilter(_quiet)  # an order whose series does not converge is left out: looser, sound
-    try:
-        accountant.compose(event)
-    finally:
-        logger.removeFilter(_quiet)
-    # The library gives no public view of the accumulated orders; composing once leaves them here.
-    once: npt.NDArray[np.float64] = np.asarray(accountant._rdp, dtype=np.float64)
-    return once
-
-
-def _quiet(record: logging.LogRecord) -> bool:
-    return "failed to converge" not in record.getMessage()
-
-
-@lru_cache(maxsize=4096)
-def _pld_epsilon(
-    segments: tuple[Segment, ...], delta: float, records: int, coarser: float = 1.0
-) -> float:
-    """Discretised losses on a grid that only ever doubles as events are added.
-
-    The grids are nested, and connecting fewer dots dominates connecting more, so that epsilon
-    cannot fall when a longer history takes a coarser grid. The error is about
-    releases * interval^2.
-    """
-    segments = _one_gaussian(segments)
-    group = tuple((s / records, q, n) for s, q, n in segments)
-    size = _rdp_epsilon(group, min(delta, _SMALL_DELTA))  # of the losses, whatever delta is asked
-    if size > _BEYOND:
-        return _rdp_epsilon(group, delta)
-    finest = coarser * (4 * _FINEST if len(segments) > _FINE_SEGMENTS else _FINEST)
-    finest = max(finest, _COARSER * _FINEST) if records > 1 else finest  # mixtures are slow
-    interval = finest
-    while interval > finest / 64 and interval > finest * size:
-        interval /= 2
-    while interval < _RELATIVE * size:
-        interval *= 2
-    while True:
-        composed = _composed(segments, interval, records)
-        epsilon = max(0.0, float(composed.get_epsilon_for_delta(delta)))
-        if interval <= finest or interval / 4 < _RELATIVE * epsilon:
-            return epsilon
-        interval /= 4
-
-
-def _one_gaussian(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    """Releases without sampling are together one Gaussian: the 1 / sigma^2 add up, exactly."""
-    whole = [(sigma, n) for sigma, rate, n in segments if rate == 1]
-    if sum(n for _, n in whole) < 2:
-        return segments
-    together = math.fsum(n / sigma**2 for sigma, n in whole) ** -0.5
-    return tuple(sorted([*(s for s in segments if s[1] < 1), (together, 1.0, 1)]))
-
-
-@lru_cache(maxsize=32)
-def _composed(segments: tuple[Segment, ...], interval: float, records: int) -> Any:
-    *past, last = segments
-    tail = _repeated(last, interval, records)
-    return _composed(tuple(past), interval, records).compose(tail) if past else tail
-
-
-@lru_cache(maxsize=32)
-def _repeated(segment: Segment, interval: float, records: int) -> Any:
-    sigma, rate, releases = segment
-    return _once(sigma, rate, interval, records).self_compose(releases)
-
-
-@lru_cache(maxsize=64)
-def _once(sigma: float, rate: float, interval: float, records: int) -> Any:
-    if records == 1 or rate == 1:
-        return pld.from_gaussian_mechanism(
-            sigma / records, sampling_prob=rate, value_discretization_interval=interval
-        )
-    shifts = list(range(records + 1))
-    weights = [math.comb(records, k) * rate**k * (1 - rate) ** (records - k) for k in shifts]
-    return pld.from_mixture_gaussian_mechanism(
-        sigma, shifts, weights, value_discretization_interval=interval
-    )
+    return least_sigma(budget.epsilon, budget.delta, rate, steps, merge(beside))
 
 
 def _coarsen(totals: dict[tuple[float, float], int]) -> dict[tuple[float, float], int]:

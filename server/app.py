@@ -23,6 +23,7 @@ from server.summary import summarise
 
 Evaluate = Callable[[Arrays], Mapping[str, float]]
 _PAUSE_SECONDS: Final = 2.0
+_ROWS: Final = 256  # evaluated at a time: activations stay in the cache, and are few
 
 
 def make_app(job: Job, done: Callable[[Outcome], None]) -> ServerApp:
@@ -140,7 +141,7 @@ def evaluate_on(plan: Plan, rows: object) -> Evaluate:
         with torch.inference_mode():
             for name, parameter in model.named_parameters():
                 parameter.copy_(torch.from_numpy(weights[name]))
-            outputs = torch.cat([model(part) for part in torch.split(rows.x, 4096)])
+            outputs = torch.cat([model(part) for part in torch.split(rows.x, _ROWS)])
             return learning.metrics(outputs, rows.y)
 
     return evaluate

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from privacy.environment import loading
 from privacy.loading import from_json
 from privacy.plan import Plan
 from privacy.wire import Arrays
@@ -102,11 +103,12 @@ def _alive() -> Iterator[None]:
 
 def _serve(pipe: Connection, text: str, data: Path | None) -> None:
     """The loop: None asks for first weights, _ROWS for a count, arrays for their metrics."""
-    from server.app import embedded_rows, evaluator, initial_weights
-
     try:
-        plan = from_json(text)
-        weights: Arrays | None = initial_weights(plan)
+        with loading():  # torch
+            from server.app import embedded_rows, evaluator, initial_weights
+
+            plan = from_json(text)
+            weights: Arrays | None = initial_weights(plan)
         evaluate = evaluator(plan, data)
         reply: object = (True, evaluate is not None)
     except ValueError as error:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from privacy.command import run
-from privacy.environment import prepare
+from privacy.environment import loading, prepare
 
 if TYPE_CHECKING:
     from privacy.plan import Plan
@@ -55,8 +55,6 @@ def simulate(
     """Simulate a private federation: train, account and keep a run folder."""
     from privacy.loading import load_plan
     from server.folder import FolderError
-    from simulations.run import simulate as play
-    from simulations.showing import RunView, sentence
 
     console = Console(quiet=as_json, stderr=False)
     if resume and name is None:
@@ -67,6 +65,10 @@ def simulate(
     chosen = load_plan(plan, overrides)
     label = name if name is not None else f"{chosen.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_name(label)
+    with loading():
+        from simulations.run import simulate as play
+        from simulations.showing import RunView, sentence
+
     with ExitStack() as stack:
         if dashboard:
             from server.dashboard import serve
@@ -118,22 +120,12 @@ def _check_name(name: str) -> None:
 
 
 def main() -> None:
-    """Run the command."""
+    """Run the command: bad input is one line and exit 2, a file that fails one line and exit 1."""
     prepare()
-    from client.tasks import TaskError
-    from privacy.accounting import AccountingError
     from privacy.ledger import LedgerError
-    from privacy.plan import PlanError
     from server.checkpoint import CheckpointError
-    from server.folder import FolderError
-    from simulations.split import SplitError
 
-    run(
-        app,
-        "tacit-simulate",
-        bad_input=(PlanError, TaskError, SplitError, FolderError, AccountingError),
-        failed=(CheckpointError, LedgerError),
-    )
+    run(app, "tacit-simulate", bad_input=(ValueError,), failed=(CheckpointError, LedgerError))
 
 
 if __name__ == "__main__":

@@ -108,8 +108,7 @@ class Processes:
         starting: Any = processes.get_context("fork" if forks else "spawn")
         room = _room(place.plan) if forks else 0
         self._asked = Shared(room) if room else None
-        gc.collect()
-        gc.freeze()  # a collection in a worker would copy every page that it looks at
+        gc.freeze()  # a collection, here or in a worker, would copy every page that it looks at
         for _ in range(workers):
             here, there = starting.Pipe()
             others = (*self._idle, here) if forks else ()
@@ -121,7 +120,6 @@ class Processes:
             self._workers.append(worker)
             self._idle.append(here)
             self._replies[here] = None if replies is None else replies.get
-        gc.unfreeze()
 
     def submit(self, number: str, site: str, message: Message) -> None:
         """Queue a message, and give it to a worker that has nothing to do."""
@@ -154,6 +152,7 @@ class Processes:
             if worker.is_alive():
                 worker.kill()
                 worker.join()
+        gc.unfreeze()
 
     def _feed(self) -> None:
         for pipe in reversed(self._idle):

@@ -71,12 +71,13 @@ class Place:
 
 @dataclass(slots=True)
 class Recent:
-    """The last replies of all sites of a process, up to so many bytes; older ones are forgotten.
+    """A process's replies of this round, up to so many bytes; the older ones are forgotten.
 
     A site that is asked again for a round whose reply is forgotten trains and pays again.
     """
 
     most: int = _KEPT_BYTES
+    _round: str = ""
     _kept: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
@@ -89,7 +90,11 @@ class Recent:
         return self._kept.get((site, key))
 
     def put(self, site: str, key: str, reply: bytes) -> None:
-        """Keep a reply, and forget the oldest beyond the bound."""
+        """Keep a reply, and forget those of other rounds and the oldest beyond the bound."""
+        run_and_round = key.rpartition("/")[0]
+        if run_and_round != self._round:  # no round is asked again once the next has begun
+            self._kept.clear()
+            self._round, self._bytes = run_and_round, 0
         self._bytes += len(reply) - len(self._kept.pop((site, key), b""))
         self._kept[site, key] = reply
         while self._bytes > self.most:

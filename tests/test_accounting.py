@@ -1,14 +1,20 @@
 """Epsilon: known answers, and the laws that matter more."""
 
 import math
+import subprocess
+import sys
 from statistics import NormalDist
 
+import numpy as np
 import pytest
+import scipy.fft
+import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy.accounting import AccountingError, Budget, calibrate, merge, spent, within
 from privacy.events import Event, EventError
+from privacy.losses import _Forgetful, _once
 
 
 def record(sigma: float, rate: float, steps: int, count: int = 1) -> Event:
@@ -169,3 +175,52 @@ def test_very_small_epsilons_are_as_exact_as_large_ones(sigma: float) -> None:
 
     assert delta_at(found) <= delta * (1 + 1e-6)
     assert delta_at(found * 0.995) > delta
+
+
+def test_the_forgetful_fft_is_scipys_to_the_last_bit() -> None:
+    random = np.random.default_rng(0)
+    for rows, length in ((700, 1155), (700, 1024), (1001, 97200)):
+        real = random.random(rows)
+        spectrum = scipy.fft.fft(real, length)
+        apart = (spectrum, scipy.fft.ifft(spectrum), scipy.signal.fftconvolve(real, real))
+        with scipy.fft.set_backend(_Forgetful, only=True):
+            together = (
+                scipy.fft.fft(real, length),
+                scipy.fft.ifft(spectrum),
+                scipy.signal.fftconvolve(real, real),
+            )
+        for one, other in zip(apart, together, strict=True):
+            assert np.array_equal(one, other)
+
+
+GROWING = """
+from privacy.accounting import spent
+from privacy.events import Event
+
+def megabytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+def ask(n):
+    spent([Event("record", 1.0, 32 / 600, 19, n)], 1e-5)
+
+ask(1)
+before = megabytes()
+for n in range(2, 12):
+    ask(n)
+print(megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_growing_history_does_not_grow_in_memory() -> None:
+    command = [sys.executable, "-c", GROWING]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 40  # it was 120
+
+
+def test_of_releases_without_sampling_no_distribution_is_kept() -> None:
+    before = _once.cache_info().currsize
+    for steps in (1, 2, 3):
+        spent([record(5.5, 1.0, steps)], 1e-5)
+    assert _once.cache_info().currsize == before

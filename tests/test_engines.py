@@ -133,6 +133,18 @@ def test_of_the_replies_of_all_sites_only_so_many_bytes_are_kept() -> None:
     assert (one.get("key"), two.get("key"), two.get("next")) == (None, b"ab", b"abc")
 
 
+def test_no_reply_is_kept_into_the_next_round() -> None:
+    recent = Recent(most=10)
+    one, two = recent.of("one"), recent.of("two")
+    one.put("run/1/weights", b"1234")
+    two.put("run/1/weights", b"1234")
+    two.put("run/2/others", b"12345678")
+    assert one.get("run/1/weights") is None
+    assert (two.get("run/1/weights"), two.get("run/2/others")) == (None, b"12345678")
+    one.put("run/2/others", b"12")
+    assert two.get("run/2/others") == b"12345678"
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's
 def test_ray_gives_the_numbers_of_one_process(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`--help` is an instant: no command loads torch, Opacus or Flower to say what it does."""
+"""`--help` is an instant: no command loads torch, Opacus, Flower or scipy to say what it does."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "opacus", "flwr", "onnx", "ray", "sklearn")
+HEAVY = ("torch", "opacus", "flwr", "onnx", "ray", "sklearn", "scipy")
 ASK = """
 import json, sys
 import click, typer
@@ -34,7 +34,13 @@ print(json.dumps([len(asked), [name for name in {heavy!r} if name in sys.modules
 
 
 @pytest.mark.parametrize(
-    ("module", "least"), [("client.__main__", 20), ("server.__main__", 9), ("privacy.__main__", 9)]
+    ("module", "least"),
+    [
+        ("client.__main__", 20),
+        ("server.__main__", 9),
+        ("privacy.__main__", 9),
+        ("simulations.__main__", 1),
+    ],
 )
 def test_no_help_loads_what_only_the_work_needs(module: str, least: int) -> None:
     code = ASK.format(module=module, heavy=HEAVY)

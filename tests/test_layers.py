@@ -22,7 +22,7 @@ NEVER = {
     "simulations": set(),
 }
 ONLY_IN = {
-    "dp_accounting": {"privacy/accounting.py"},
+    "dp_accounting": {"privacy/losses.py"},
     "cryptography": {"privacy/identity.py", "privacy/certificates.py", "privacy/noise.py"},
 }
 PRIVATE_FLOWER = ("flwr.supercore", "flwr.superlink", "flwr.supernode", "flwr.common", "flwr.proto")

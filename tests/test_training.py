@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +18,7 @@ from torch.nn import functional
 from client.layers import ModelError
 from client.tasks.digits import task as digits
 from client.tasks.task import Rows, Task
-from client.training import TrainingError, rate_of, train
+from client.training import TrainingError, optimizer_of, rate_of, train
 from privacy import noise
 from privacy.events import Event
 from privacy.plan import Plan
@@ -192,6 +194,54 @@ def test_weight_decay_momentum_and_adam_act_on_the_noisy_mean() -> None:
     adam = linear(0.0)
     run(adam, rows, a_plan(rows=1, optimizer="adam", lr=0.1))
     assert adam.weight.item() == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind", "options"),
+    [
+        ({}, torch.optim.SGD, {}),
+        ({"optimizer": "momentum"}, torch.optim.SGD, {"momentum": 0.9}),
+        ({"optimizer": "adam"}, torch.optim.Adam, {}),
+    ],
+)
+def test_the_optimizers_are_torchs_own(
+    keys: dict[str, Any], kind: Any, options: dict[str, float]
+) -> None:
+    found = []
+    for make in (
+        lambda p: optimizer_of([p], a_plan(l2=0.1, **keys)),
+        lambda p: kind([p], lr=0.1, weight_decay=0.1, **options),
+    ):
+        p = nn.Parameter(torch.arange(6.0))
+        optimizer = make(p)
+        for step in range(4):
+            p.grad = torch.arange(6.0).sub(step)
+            optimizer.step()
+        assert isinstance(optimizer, kind)
+        found.append(p.detach())
+    assert torch.equal(*found)
+
+
+LEAN = """
+import sys
+import torch
+from client.training import optimizer_of
+from privacy.plan import Plan
+
+for kind in ("sgd", "momentum", "adam"):
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = optimizer_of([p], Plan(task="digits", rounds=1, rate=0.1, rows=4, lr=0.1, clip=1.0,
+        sigma=1.0, delta=1e-5, optimizer=kind))
+    p.grad = torch.ones(3)
+    optimizer.step()
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_no_step_loads_torchs_compiler() -> None:
+    command = [sys.executable, "-c", LEAN]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_cosine_schedule_falls_over_the_whole_run() -> None:

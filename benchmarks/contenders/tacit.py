@@ -8,13 +8,17 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import torch
-import turns
-import workload as w
-from product import register
+from privacy.environment import loading, prepare
 
-from privacy.plan import Plan, Simulation
-from simulations.run import simulate
+prepare()
+with loading():  # as the command does
+    import torch
+    import turns
+    import workload as w
+    from product import register
+
+    from privacy.plan import Plan, Simulation
+    from simulations.run import simulate
 
 for known in w.MODELS:  # here, so that a process that imports this file anew knows them too
     register(f"peers-{known}", partial(w.model, known), w.data)

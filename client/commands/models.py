@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from privacy.environment import loading
+
 Name = Annotated[
     str,
     typer.Option("--model", help="A run folder, a checkpoint, an exported file, or latest."),
@@ -50,9 +52,10 @@ def predict(
     key: Key = None,
 ) -> None:
     """Predict every row of a file with a released model; nothing leaves this machine."""
-    from client import predicting
-    from client.commands.opening import explained, opened, progress, tell_faults
-    from client.inference import predictor
+    with loading():
+        from client import predicting
+        from client.commands.opening import explained, opened, progress, tell_faults
+        from client.inference import predictor
 
     found = opened(model, directory, key, quiet=json_)
     ready = predictor(found, device)
@@ -100,14 +103,15 @@ def evaluate(
     key: Key = None,
 ) -> None:
     """Measure a released model on this site's own labelled rows; the figures stay here."""
-    from client.commands.opening import opened, progress, tell_faults
-    from client.evaluating import evaluate as measured
-    from client.inference import predict as predicted
-    from client.inference import predictor
-    from client.pages import evaluation_page
-    from client.predicting import Tally
-    from client.reading import chunks
-    from client.store import write
+    with loading():
+        from client.commands.opening import opened, progress, tell_faults
+        from client.evaluating import evaluate as measured
+        from client.inference import predict as predicted
+        from client.inference import predictor
+        from client.pages import evaluation_page
+        from client.predicting import Tally
+        from client.reading import chunks
+        from client.store import write
 
     of = opened(model, directory, key, quiet=json_)
     ready, tally = predictor(of, device), Tally()
@@ -196,11 +200,12 @@ def serve(
     key: Key = None,
 ) -> None:
     """Answer predictions over HTTP on this machine, always with the newest released model."""
-    from client.commands.opening import say_origin
-    from client.hosting import run
-    from client.listening import Limits, listening
-    from client.models import find, load
-    from client.trust import known_keys
+    with loading():
+        from client.commands.opening import say_origin
+        from client.hosting import run
+        from client.listening import Limits, listening
+        from client.models import find, load
+        from client.trust import known_keys
 
     trust = known_keys(directory, key or ())
     where = listening(listen, token_file)

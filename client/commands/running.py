@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from privacy.environment import loading
+
 if TYPE_CHECKING:
     from client.enrolled import Enrolled
     from client.resident import Log
@@ -57,8 +59,9 @@ def run(
         found = rehearse(directory, plan, policy)
         typer.echo(json.dumps(found) if as_json else show(found))
         return
-    from client import resident
-    from client.site import SiteError
+    with loading():
+        from client import resident
+        from client.site import SiteError
 
     if not data:
         raise SiteError("--data: expected the path of this site's rows, or builtin:K/N")
@@ -83,8 +86,9 @@ def run(
 
 def _stay(site: "Enrolled", server: str, held: "Site", log: "Log") -> int:
     """Serve in a thread of its own until a signal, a `leave` or a refusal ends it."""
-    from client.agent import Agent, Refused, quiet
-    from client.app import make_app
+    with loading():
+        from client.agent import Agent, Refused, quiet
+        from client.app import make_app
 
     quiet()
     stop, code = threading.Event(), [0]
