@@ -1,10 +1,11 @@
 """Accounting is a fold over events: epsilon is computed from what was released, never stored.
 
 The accountant is Google's privacy loss distributions (Koskela et al. 2020; discretised by
-"connect the dots", Doroshenko et al. 2022, which never under-reports), with Rényi differential
-privacy (Mironov 2017; Zhu and Wang 2019 for Poisson sampling) beside it as cross-check and as
-fast upper bound. One neighbouring relation throughout: add or remove one unit. Their mathematics
-is in `privacy/losses.py`, loaded when the first question is asked: scipy takes 70 MB and a second.
+"connect the dots", Doroshenko et al. 2022, which never under-reports; releases without sampling
+are one Gaussian, exactly: Balle and Wang 2018), with Rényi differential privacy (Mironov 2017; Zhu
+and Wang 2019 for Poisson sampling) beside it as cross-check and as fast upper bound. One
+neighbouring relation throughout: add or remove one unit. Their mathematics is in
+`privacy/losses.py`, loaded when the first question is asked: scipy takes 70 MB and a second.
 
 >>> spent([], 1e-5)
 0.0

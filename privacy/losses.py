@@ -16,6 +16,7 @@ import scipy.fft
 from dp_accounting import rdp
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
+from scipy.special import log_ndtr
 
 from privacy.accounting import AccountingError, Segment
 
@@ -102,6 +103,8 @@ def pld_epsilon(
     """
     segments = _one_gaussian(segments)
     group = tuple((s / records, q, n) for s, q, n in segments)
+    if len(group) == 1 and group[0][1] == 1:
+        return _gaussian_epsilon(group[0][0], delta)
     size = rdp_epsilon(group, min(delta, _SMALL_DELTA))  # of the losses, whatever delta is asked
     if size > _BEYOND:
         return rdp_epsilon(group, delta)
@@ -119,6 +122,24 @@ def pld_epsilon(
         if interval <= finest or interval / 4 < _RELATIVE * epsilon:
             return epsilon
         interval /= 4
+
+
+def _gaussian_epsilon(sigma: float, delta: float) -> float:
+    """Epsilon of one Gaussian release of every record, exact (Balle and Wang 2018, theorem 8)."""
+
+    def excess(epsilon: float) -> float:
+        half, moved = 1 / (2 * sigma), epsilon * sigma
+        more, less = log_ndtr(half - moved), epsilon + log_ndtr(-half - moved)
+        log_delta = more + np.log1p(-np.exp(less - more)) if less < more else -math.inf
+        return float(log_delta) - math.log(delta)
+
+    if excess(0.0) <= 0:
+        return 0.0
+    low, high = 0.0, 1 / (2 * sigma**2) + math.sqrt(-2 * math.log(delta)) / sigma  # by Rényi's
+    while high - low > 1e-13 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return high
 
 
 class _Forgetful:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import scipy.fft
 import scipy.signal
+from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
+from dp_accounting.pld import privacy_loss_distribution as pld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +44,22 @@ def test_epsilon_is_what_other_libraries_say(
 def test_a_gaussian_without_sampling_agrees_with_its_closed_form() -> None:
     """Balle and Wang 2018, Theorem 8, at mu = sqrt(30) / 10."""
     assert spent([record(10, 1, 30)], 1e-6) == pytest.approx(2.49196, rel=1e-4)
+
+
+@given(st.floats(0.05, 1e3), st.integers(1, 1000), st.integers(1, 4), st.floats(1e-12, 0.5))
+def test_releases_of_every_record_are_one_gaussian_exactly(
+    sigma: float, releases: int, records: int, delta: float
+) -> None:
+    found = spent([record(sigma, 1, releases)], delta, records=records)
+    exact = get_epsilon_gaussian(sigma / records / math.sqrt(releases), delta)
+    assert found == pytest.approx(exact, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 3.0, 40.0])
+def test_the_exact_gaussian_is_at_most_its_discretised_losses(sigma: float) -> None:
+    losses = pld.from_gaussian_mechanism(sigma, value_discretization_interval=1e-4)
+    found = spent([record(sigma, 1, 1)], 1e-5)
+    assert found <= losses.get_epsilon_for_delta(1e-5) <= found * (1 + 1e-3)
 
 
 @pytest.mark.parametrize(("records", "epsilon"), [(1, 1.83), (2, 3.98), (5, 11.64)])
