@@ -210,7 +210,7 @@ def _updates(grid: Grid, job: Job, state: State, found: _Round) -> Iterator[Upda
         found.answers[site] = Answer(site, "failed", NO_ANSWER)
         requests.append(request)
         messages.append(ask(grid, nodes[site], request, weights))
-    found.bytes_down = len(weights["weights"].data) * len(messages)
+    found.bytes_down = len(weights.data) * len(messages)
     pending = dict(zip(grid.push_messages(messages), requests, strict=True))
     del messages, weights  # what is posted is the Grid's, what is decoded is nobody's
     for request, message in _replies(grid, pending, job.timeout):

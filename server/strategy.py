@@ -51,15 +51,12 @@ class Answer:
     size: int = 0
 
 
-def packed(weights: bytes) -> ArrayRecord:
+def packed(weights: bytes) -> Array:
     """Safetensors bytes as one array of Flower's; one serves all sites, and is hashed once."""
-    array = Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
-    return ArrayRecord({"weights": array})
+    return Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
 
 
-def ask(
-    grid: Grid, node: int, request: Request, weights: ArrayRecord, *, kind: str = "train"
-) -> Message:
+def ask(grid: Grid, node: int, request: Request, weights: Array, *, kind: str = "train") -> Message:
     """The message to one site; `kind` is "train", or "evaluate" to hand out a released model."""
     fields: dict[str, Any] = {
         "run": request.run,
@@ -71,7 +68,7 @@ def ask(
         fields["clip"] = request.clip
     if request.head is not None:
         fields["head"] = json.dumps(request.head)
-    content = RecordDict({ARRAYS: weights, REQUEST: ConfigRecord(fields)})
+    content = RecordDict({ARRAYS: ArrayRecord({"weights": weights}), REQUEST: ConfigRecord(fields)})
     return grid.create_message(content, kind, node, str(request.round))
 
 
