@@ -64,10 +64,13 @@ class Both:
         return torch.randn(n, *self._shape), torch.randn(n, 1)
 
     def agree(self, x: Tensor, y: Tensor) -> None:
-        eager, ours = (self._sums(step, x, y) for step in (self._book.accumulate, self.add))
+        eager, ours = self._sums(self._book.accumulate, x, y), self.compiled(x, y)
         scale = sum(float(s.square().sum()) for s in eager) ** 0.5
         for s, expected in zip(ours, eager, strict=True):
             assert torch.allclose(s, expected, rtol=1e-5, atol=1e-5 * max(scale, 1e-3))
+
+    def compiled(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        return self._sums(self.add, x, y)
 
     def _sums(self, step: Callable[..., None], x: Tensor, y: Tensor) -> list[Tensor]:
         self.model.zero_grad()
@@ -122,6 +125,28 @@ def test_sequences_and_images_have_the_eager_sums(model: nn.Module, shape: Any) 
     assert both.is_compiled
     for n in (3, 16, 41, 200):
         both.agree(*both.rows(n))
+
+
+@pytest.mark.slow
+def test_no_record_moves_a_compiled_sum_by_more_than_the_clip() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2))
+    both = Both(model, (2, 4))
+    assert both.is_compiled
+
+    @given(st.integers(0, 1000), st.sampled_from([1e-3, 1.0, 1e3, 1e9, 1e20, 1e38]))
+    @settings(max_examples=100, deadline=None)
+    def bounded(seed: int, scale: float) -> None:
+        torch.manual_seed(seed)
+        x, y = both.rows(20)
+        a = torch.randn(4) * scale
+        x[7] = torch.stack([a, -a * (1 + 1e-6)])  # terms that nearly cancel
+        y[7] *= scale
+        others = torch.arange(20) != 7
+        whole, rest = both.compiled(x, y), both.compiled(x[others], y[others])
+        moved = sum(float((w - r).square().sum()) for w, r in zip(whole, rest, strict=True)) ** 0.5
+        assert moved <= CLIP * (1 + 1e-5) + 1e-5
+
+    bounded()
 
 
 class Recurrent(nn.Module):
