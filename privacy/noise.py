@@ -162,13 +162,6 @@ def grid(std: float) -> float:
     return 2.0 ** (math.floor(math.log2(std)) - _GRID_BITS) if std > 0 else 0.0
 
 
-def round_to_grid(arrays: Sequence[NDArray[Any]], step: float) -> list[NDArray[Any]]:
-    """Every entry at the nearest multiple of `step`; step 0 leaves them as they are."""
-    if step == 0:
-        return list(arrays)
-    return [(np.rint(a / step) * step).astype(a.dtype) for a in arrays]
-
-
 @cache
 def _warn_once() -> None:
     _log.warning("insecure: noise and sampling are reproducible, so nothing here is private")

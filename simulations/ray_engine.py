@@ -5,6 +5,7 @@ from typing import Any
 import ray
 from flwr.app import Message
 
+from privacy import environment
 from simulations.engines import Waiting, simulated_app
 from simulations.grid import context, identify
 from simulations.world import Place
@@ -18,6 +19,7 @@ class RayActors:
     """
 
     def __init__(self, place: Place, workers: int) -> None:
+        environment.prepare()  # who simulates from a program of their own has not
         self._own = not ray.is_initialized()
         if self._own:
             ray.init(
