@@ -209,6 +209,23 @@ def test_any_number_of_threads_gives_the_same_numbers(count: int) -> None:
     assert all(np.array_equal(found[0], other) for other in found)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_does_not_wait_for_its_parents_threads() -> None:
+    had = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        noise.privatise(np.zeros(200_000, dtype=np.float32), 1.0, team=team())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # other threads are idle here
+            child = os.fork()
+        if child == 0:
+            noise.privatise(np.zeros(200_000, dtype=np.float32), 1.0, team=team())
+            os._exit(0 if team() == native.ALONE else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(had)
+
+
 def test_the_kernel_is_kept_where_only_its_owner_writes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
