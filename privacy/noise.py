@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from privacy import native
 
-_CHUNKS: Final = 16  # of bits at a time: what numpy then makes of them stays in the cache
+_CHUNKS: Final = 64  # of bits at a time: fewer cost calls, more leave the cache
 _SLAB: Final = 2 * _CHUNKS * native.PAIRS
 _ZEROS: Final = bytes(native.size(_SLAB))
 _IV: Final = bytes(16)
@@ -271,10 +271,10 @@ def _chunks(
     sums: NDArray[np.float32], bits: NDArray[np.uint8], std: float, step: float, over: float
 ) -> None:
     """Fill sums [chunks, 2, pairs] from bits [chunks, 12 * pairs]."""
-    chunks, _, pairs = sums.shape
-    radii = bits[:, : 8 * pairs].copy().view(np.uint64).reshape(-1)
-    angles = bits[:, 8 * pairs : 12 * pairs].copy().view(np.uint32).reshape(-1)
-    z = _box_muller(radii, angles, std).reshape(2, chunks, pairs).transpose(1, 0, 2)
+    pairs = sums.shape[2]
+    radii = bits[:, : 8 * pairs].view(np.uint64)
+    angles = bits[:, 8 * pairs : 12 * pairs].view(np.uint32)
+    z = _box_muller(radii, angles, std).transpose(1, 0, 2)
     if step == 0:
         sums[:] = z
         return
@@ -287,22 +287,20 @@ def _chunks(
 def _box_muller(
     radii: NDArray[np.uint64], angles: NDArray[np.uint32], std: float
 ) -> NDArray[np.float32]:
-    """Two normal numbers [2, n] from every 12 bytes (Box and Muller 1958)."""
+    """Two normal numbers [2, ...] from every 12 bytes (Box and Muller 1958)."""
     # 63 bits of u keep the tail: the largest radius is sqrt(-2 ln 2^-64) = 9.4. (Of 64 unsigned
     # bits a processor makes floats five times as slowly.)
-    radius = (radii >> np.uint64(1)).view(np.int64).astype(np.float64)
-    radius += 0.5
-    radius *= 2.0**-63
+    radius = np.multiply((radii >> np.uint64(1)).view(np.int64), 2.0**-63)
+    radius += 2.0**-64
     np.log(radius, out=radius)
-    radius *= -2
     length = radius.astype(np.float32)
+    length *= -2
     np.sqrt(length, out=length)
     length *= np.float32(std)
     # Two bits of quadrant; thirty, signed, of the offset from its axis, at most a quarter of pi:
     # small enough for sine and cosine in float32 (in float64 numpy takes ten times as long).
-    offset = (angles << np.uint32(2)).view(np.int32).astype(np.float32)
-    offset *= np.float32(math.pi / 2**33)
-    z = np.empty((2, len(radii)), dtype=np.float32)
+    offset = np.multiply((angles << np.uint32(2)).view(np.int32), math.pi / 2**33, dtype=np.float32)
+    z = np.empty((2, *radii.shape), dtype=np.float32)
     np.cos(offset, out=z[0])
     np.sin(offset, out=z[1])
     z *= length
