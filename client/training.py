@@ -127,6 +127,8 @@ def train(
     named = dict(model.named_parameters(remove_duplicate=False))
     old = {name: p.detach().clone() for name, p in named.items()}
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise TrainingError("model: expected parameters to train, got none")
     optimizer = NoisyOptimizer(
         trained,
         partial(optimizer_of, plan=plan),

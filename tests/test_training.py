@@ -128,6 +128,13 @@ def test_released_sums_lie_on_the_public_grid() -> None:
     assert np.array_equal(parts, np.rint(parts))
 
 
+@pytest.mark.parametrize("event", [None, Event("record", 1.0, 1.0, 1)])
+def test_a_model_that_is_frozen_whole_is_refused(event: Event | None) -> None:
+    model = linear(0.3).requires_grad_(False)
+    with pytest.raises(TrainingError, match="expected parameters to train"):
+        run(model, EMPTY, a_plan(sigma=1.0), event=event)
+
+
 def test_batches_are_poisson_draws_of_the_secure_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, float]] = []
 
