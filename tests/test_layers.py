@@ -31,7 +31,8 @@ COMPOSITION_ROOT = "server/app.py"
 
 
 def sources(package: str) -> Iterator[Path]:
-    yield from sorted((ROOT / package).rglob("*.py"))
+    made = ROOT / "benchmarks" / "results"  # with whole environments of peers
+    yield from sorted(p for p in (ROOT / package).rglob("*.py") if made not in p.parents)
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
