@@ -1,6 +1,6 @@
 """Norms and sums of per-example gradients by compiled code, where there is a compiler.
 
-`client.layers` computes the same in torch where there is none, or on a GPU.
+`client.parts` computes the same in torch where there is none, or on a GPU.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from client.team import team
 from privacy import native
 
 _SOURCE: Final = Path(__file__).with_name("native") / "gradients.c"
-_SHARES: Final = 4
+_SHARES: Final = 4  # of native/gradients.c
 _log = logging.getLogger(__name__)
 
 

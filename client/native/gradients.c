@@ -1,11 +1,11 @@
 /* Per-example gradients: the norms of a Linear's, the norms and the weighted sum of an Embedding's.
-   `client/layers.py` holds the same in torch; they are compared before use. An example's equal
+   `client/parts.py` holds the same in torch; they are compared before use. An example's equal
    tokens add up in their order before the square or the weight is taken: `next` chains them. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#define SHARES 4  /* of the vocabulary, or of the examples */
+#define SHARES 4  /* of the vocabulary, or of the examples; client/gradients.py makes their slots */
 #define LANES 16
 #define BLOCK 1024
 #define WIDE 4096  /* numbers of a token's gradient at a time; a multiple of LANES */
