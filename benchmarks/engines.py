@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from privacy.environment import prepare
+from privacy.runtime import prepare
 
 prepare()
 
@@ -25,8 +25,8 @@ import torch
 from sklearn.datasets import load_digits
 from table import quartiles, save, show, versions
 
-from privacy.loading import load_plan
-from privacy.plan import Plan
+from privacy.contract.plan import Plan
+from privacy.contract.plan_file import load_plan
 from simulations.run import simulate
 
 ENGINES = ("serial", "processes", "vector")

@@ -25,10 +25,10 @@ sys.path.insert(0, str(ROOT))
 
 from table import save, versions
 
-from client.conversion import to_onnx
-from client.exporting import quantized
-from client.inference import session
-from tests.released import own_key, release
+from client.inference.export import quantized
+from client.inference.onnx_graph import to_onnx
+from client.inference.predictor import session
+from tests.support.models import own_key, release
 
 
 def mlp() -> nn.Module:

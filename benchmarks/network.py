@@ -2,9 +2,9 @@
 
 The coordinator is `tacit-server run` itself, in its own process: mutual TLS 1.3 on 127.0.0.1, node
 authentication, ledgers' heads checked and counter-signed, accounting, a durable checkpoint a round,
-its evaluating child. Each site is a process too, with the product's `client.agent`, its own
-certificate and a durable ledger; but it does not train: its update lies ready, so that a round is
-the coordinator's and the wire's. All share the machine's cores, so the sites' share of the work
+its evaluating child. Each site is a process too, with the product's `client.agent.connection`, its
+own certificate and a durable ledger; but it does not train: its update lies ready, so that a round
+is the coordinator's and the wire's. All share the machine's cores, so the sites' share of the work
 (TLS, hashing, decoding) is in the seconds as well. Linux alone: it reads /proc.
 
     python benchmarks/network.py [--cases idle,many,large,...] [--rounds N]
@@ -36,13 +36,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from table import quartiles, save, show, versions
 
-from client.agent import Agent
-from client.enrolled import Enrolled, enroll, join
-from privacy.heads import Head
-from privacy.ledger import Ledger
-from privacy.loading import from_json
-from privacy.wire import decode, encode
-from server import members
+from client.agent.connection import Agent
+from client.agent.credentials import Enrolled, enroll, join
+from privacy.arrays import decode, encode
+from privacy.contract.plan_file import from_json
+from privacy.ledger.heads import Head
+from privacy.ledger.ledger import Ledger
+from server.registry import sites as members
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL, LARGE = (500, 500), (4096, 4096, 2048)

@@ -1,9 +1,9 @@
 """What a DP-SGD step costs, relative to a step of plain eager SGD on the same shapes.
 
-Ours is the product's own `client.training.train`, with Poisson sampling, book-keeping clipping and
-noise from the system's entropy; the plain step gets ready-made batches. Opacus' two modes run
-beside them on the same batches with `torch.normal`. `--compile` and `--bfloat16` add our own step
-with these; the first compiled round, from an empty cache, is timed by itself.
+Ours is the product's own `client.dpsgd.training.train`, with Poisson sampling, book-keeping
+clipping and noise from the system's entropy; the plain step gets ready-made batches. Opacus' two
+modes run beside them on the same batches with `torch.normal`. `--compile` and `--bfloat16` add our
+own step with these; the first compiled round, from an empty cache, is timed by itself.
 
     python benchmarks/step.py [--models mlp,mnist-cnn] [--turns 15] [--threads 2] [--no-opacus]
         [--compile] [--bfloat16]
@@ -27,12 +27,12 @@ from table import interleaved, ratios, save, show, versions
 from torch import Tensor, nn
 from torch.nn import functional
 
+from client.dpsgd.training import train
 from client.tasks.digits import task as digits
 from client.tasks.task import Rows, Task
-from client.training import train
-from privacy import noise
-from privacy.events import Event
-from privacy.plan import Plan
+from privacy.accounting.events import Event
+from privacy.contract.plan import Plan
+from privacy.mechanism import noise
 
 
 class Text(nn.Module):

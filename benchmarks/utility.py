@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from privacy.environment import prepare
+from privacy.runtime import prepare
 
 prepare()
 
@@ -23,8 +23,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from privacy.loading import load_plan
-from server.summary import versions
+from privacy.contract.plan_file import load_plan
+from server.rounds.summary import versions
 from simulations.run import simulate
 
 

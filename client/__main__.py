@@ -6,8 +6,8 @@ from typing import NoReturn
 import typer
 
 from client.commands import audit, enrolment, ledgers, models, plans, running
-from privacy.command import run
-from privacy.environment import prepare
+from privacy.commands.exit_codes import run
+from privacy.runtime import prepare
 
 app = typer.Typer(
     help="Train and predict with the rows of this site, inside its own limits.",

@@ -17,19 +17,19 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from client.metrics import paid_metrics
+from client.dpsgd.private_metrics import paid_metrics
+from client.dpsgd.training import Trained, train
+from client.dpsgd.weights import MOST_NORM, WeightsError, filled, read
 from client.release import Field, Paid, Public, Trusted, release
 from client.site import Site
 from client.tasks import Task, TaskError, task
-from client.training import Trained, train
-from client.weights import MOST_NORM, WeightsError, filled, read
-from privacy import noise
-from privacy.events import Event
-from privacy.ledger import Entry, Exhausted, LedgerError, LedgerNotWritten, Standing
-from privacy.loading import from_json
-from privacy.plan import Plan, PlanError
-from privacy.policy import Refusal, judge
-from privacy.wire import Arrays, encode
+from privacy.accounting.events import Event
+from privacy.arrays import Arrays, encode
+from privacy.contract.decision import Refusal, judge
+from privacy.contract.plan import Plan, PlanError
+from privacy.contract.plan_file import from_json
+from privacy.ledger.ledger import Entry, Exhausted, LedgerError, LedgerNotWritten, Standing
+from privacy.mechanism import noise
 
 ARRAYS: Final = "arrays"
 REQUEST: Final = "request"

@@ -1,18 +1,18 @@
 """The one door out: a field leaves a site only if it tells nothing of the data, or is paid for.
 
-Every reply is built here. A field is `Public` by a name that privacy/outputs.py declares to be
-independent of the data and says why, `Paid` by entries of this site's own ledger, or `Trusted`
-where the site's policy trusts the coordinator with un-noised updates. Anything else raises before
-it is sent.
+Every reply is built here. A field is `Public` by a name that privacy/contract/outputs.py declares
+to be independent of the data and says why, `Paid` by entries of this site's own ledger, or
+`Trusted` where the site's policy trusts the coordinator with un-noised updates. Anything else
+raises before it is sent.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from privacy.events import Event
-from privacy.ledger import Entry, Ledger
-from privacy.outputs import PUBLIC
+from privacy.accounting.events import Event
+from privacy.contract.outputs import PUBLIC
+from privacy.ledger.ledger import Entry, Ledger
 
 REASONS: Final = frozenset(
     {

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 
 from client.tasks import Rows, Task
-from privacy.heads import Head, Proof
-from privacy.ledger import Ledger, LedgerError
-from privacy.plan import Plan
-from privacy.policy import Policy
+from privacy.contract.decision import Policy
+from privacy.contract.plan import Plan
+from privacy.ledger.heads import Head, Proof
+from privacy.ledger.ledger import Ledger, LedgerError
 
 
 class SiteError(ValueError):

@@ -4,14 +4,14 @@ from typing import NoReturn
 
 import typer
 
-from privacy.accounting import AccountingError
-from privacy.command import run
-from privacy.commands import accounts, filing, ledgers, plans
-from privacy.events import EventError
-from privacy.ledger import LedgerError, LedgerMissing
-from privacy.plan import PlanError
-from privacy.policy import PolicyError
-from privacy.reading import ReportError
+from privacy.accounting.epsilon import AccountingError
+from privacy.accounting.events import EventError
+from privacy.commands import epsilon, ledgers, plans, report
+from privacy.commands.exit_codes import run
+from privacy.contract.decision import PolicyError
+from privacy.contract.plan import PlanError
+from privacy.ledger.ledger import LedgerError, LedgerMissing
+from privacy.report.sources import ReportError
 
 app = typer.Typer(
     help="Count, check and show what private training spends.",
@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for commands in (accounts, ledgers, plans, filing):
+for commands in (epsilon, ledgers, plans, report):
     commands.register(app)
 
 

@@ -5,11 +5,11 @@ from typing import NoReturn
 
 import typer
 
-from privacy.command import run
-from privacy.environment import prepare
-from server import dashboard
-from server.checkpoint import CheckpointError
+from privacy.commands.exit_codes import run
+from privacy.runtime import prepare
 from server.commands import membership, running
+from server.dashboard import app as dashboard
+from server.rounds.checkpoint import CheckpointError
 
 app = typer.Typer(
     help="Coordinate a federation: enrol sites, run plans, show what happened.",

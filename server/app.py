@@ -12,14 +12,14 @@ import numpy as np
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from privacy.ledger import Ledger
-from privacy.plan import Plan
-from privacy.wire import Arrays
-from server.child import Child
-from server.federation import Job, Outcome, federate
-from server.folder import RunFolder
-from server.heads import HeadBook
-from server.summary import summarise
+from privacy.arrays import Arrays
+from privacy.contract.plan import Plan
+from privacy.ledger.ledger import Ledger
+from server.model_process import Child
+from server.registry.heads import HeadBook
+from server.rounds.loop import Job, Outcome, federate
+from server.rounds.run_folder import RunFolder
+from server.rounds.summary import summarise
 
 Evaluate = Callable[[Arrays], Mapping[str, float]]
 _PAUSE_SECONDS: Final = 2.0

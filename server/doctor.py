@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from privacy.certificates import Certificate, issued_by
-from privacy.identity import IdentityError
-from server.guard import DoorError, listen
-from server.members import Home, MembersError, split_host
+from privacy.identity.certificates import Certificate, issued_by
+from privacy.identity.keys import IdentityError
+from server.fleet.tls import DoorError, listen
+from server.registry.sites import Home, MembersError, split_host
 
 FLOWER: Final = "1.41.0"
 Check = dict[str, str]

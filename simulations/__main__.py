@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from privacy.command import run
-from privacy.environment import loading, prepare
+from privacy.commands.exit_codes import run
+from privacy.runtime import loading, prepare
 
 if TYPE_CHECKING:
-    from privacy.plan import Plan
+    from privacy.contract.plan import Plan
 
 EXIT = {"done": 0, "failed": 1, "budget": 3}
 VIOLATION = 5
@@ -53,8 +53,8 @@ def simulate(
     ] = False,
 ) -> None:
     """Simulate a private federation: train, account and keep a run folder."""
-    from privacy.loading import load_plan
-    from server.folder import FolderError
+    from privacy.contract.plan_file import load_plan
+    from server.rounds.run_folder import FolderError
 
     console = Console(quiet=as_json, stderr=False)
     if resume and name is None:
@@ -66,12 +66,12 @@ def simulate(
     label = name if name is not None else f"{chosen.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_name(label)
     with loading():
+        from simulations.display import RunView, sentence
         from simulations.run import simulate as play
-        from simulations.showing import RunView, sentence
 
     with ExitStack() as stack:
         if dashboard:
-            from server.dashboard import serve
+            from server.dashboard.app import serve
 
             served = serve(runs / label)
             stack.callback(served.close)
@@ -113,7 +113,7 @@ def _audited(plan: "Plan", folder: Path, data: Path | None, seed: int | None) ->
 
 
 def _check_name(name: str) -> None:
-    from server.folder import FolderError
+    from server.rounds.run_folder import FolderError
 
     if not name or name.startswith(".") or "/" in name or len(name) > 100 or not name.isprintable():
         raise FolderError(f"--name: expected a plain file name, got {name!r}")
@@ -122,8 +122,8 @@ def _check_name(name: str) -> None:
 def main() -> None:
     """Run the command: bad input is one line and exit 2, a file that fails one line and exit 1."""
     prepare()
-    from privacy.ledger import LedgerError
-    from server.checkpoint import CheckpointError
+    from privacy.ledger.ledger import LedgerError
+    from server.rounds.checkpoint import CheckpointError
 
     run(app, "tacit-simulate", bad_input=(ValueError,), failed=(CheckpointError, LedgerError))
 

@@ -16,18 +16,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.auditing import one_thread, result, tested, through_ledger
-from client.canary import Scored, bounds, summary
-from client.conformance import Check, conform
+from client.audit.audit import one_thread, result, tested, through_ledger
+from client.audit.canary import Scored, bounds, summary
+from client.audit.conformance import Check, conform
 from client.tasks import task
-from privacy.accounting import spent
-from privacy.audit import normals_epsilon
-from privacy.events import Event
-from privacy.ledger import Ledger
-from privacy.plan import Plan, PlanError
+from privacy.accounting.epsilon import spent
+from privacy.accounting.events import Event
+from privacy.audit.bounds import normals_epsilon
+from privacy.contract.plan import Plan, PlanError
+from privacy.ledger.ledger import Ledger
 from server.app import initial_weights
-from server.rounds import Update, combine, start
-from simulations.world import prepare
+from server.rounds.aggregation import Update, combine, start
+from simulations.dataset import prepare
 
 _MANY: Final = 20_000
 _FEW: Final = 4_000  # where a record is large: every canary passes through the whole model

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from flwr.app import Context, RecordDict
 
-from privacy import noise
-from privacy.plan import Plan
+from privacy.contract.plan import Plan
+from privacy.mechanism import noise
 from server.app import evaluate_on, initial_weights, make_app
-from server.federation import Job, Outcome
-from server.folder import FolderError, RunFolder
-from server.signing import own_key, signer
-from server.summary import summarise
-from simulations.engines import Processes, Serial
+from server.registry.signing import own_key, signer
+from server.rounds.loop import Job, Outcome
+from server.rounds.run_folder import FolderError, RunFolder
+from server.rounds.summary import summarise
+from simulations.dataset import Place, World, own_ledger, prepare
+from simulations.engines.pool import Processes, Serial
+from simulations.engines.vector import Vector, stack_of
 from simulations.grid import Engine, LocalGrid
-from simulations.vector import Vector, stack_of
-from simulations.world import Place, World, own_ledger, prepare
 
 COORDINATOR = "coordinator"
 
@@ -99,7 +99,7 @@ def _engine(place: Place) -> Engine:
     if options.engine == "processes":
         return Processes(place, options.workers)
     if options.engine == "ray":
-        from simulations.ray_engine import RayActors
+        from simulations.engines.ray import RayActors
 
         return RayActors(place, options.workers)
     if options.engine == "vector":

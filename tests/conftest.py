@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from privacy.environment import prepare
+from privacy.runtime import prepare
 
 os.environ.update(
     OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),

@@ -22,11 +22,15 @@ NEVER = {
     "simulations": set(),
 }
 ONLY_IN = {
-    "dp_accounting": {"privacy/losses.py"},
-    "cryptography": {"privacy/identity.py", "privacy/certificates.py", "privacy/noise.py"},
+    "dp_accounting": {"privacy/accounting/accountants.py"},
+    "cryptography": {
+        "privacy/identity/keys.py",
+        "privacy/identity/certificates.py",
+        "privacy/mechanism/noise.py",
+    },
 }
 PRIVATE_FLOWER = ("flwr.supercore", "flwr.superlink", "flwr.supernode", "flwr.common", "flwr.proto")
-MAY_KNOW_FLOWER = {"server/link.py", "client/agent.py", "simulations/grid.py"}
+MAY_KNOW_FLOWER = {"server/fleet/superlink.py", "client/agent/connection.py", "simulations/grid.py"}
 COMPOSITION_ROOT = "server/app.py"
 
 

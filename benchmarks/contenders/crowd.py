@@ -13,7 +13,7 @@ from product import register
 from torch import nn
 from turns import Turns
 
-from privacy.plan import Plan, Simulation
+from privacy.contract.plan import Plan, Simulation
 from simulations.run import simulate
 
 ROWS, PIXELS, BATCH, STEPS = 100, 64, 20, 2

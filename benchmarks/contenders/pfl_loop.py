@@ -1,7 +1,7 @@
 """pfl's loop around Tacit's trainer: its backend, its federated averaging, its cohorts.
 
-The trainer is `client.training.train` itself, so that only the loop differs. pfl keeps no ledgers
-and writes no checkpoints; epsilon is not accounted here at all.
+The trainer is `client.dpsgd.training.train` itself, so that only the loop differs. pfl keeps no
+ledgers and writes no checkpoints; epsilon is not accounted here at all.
 
     python benchmarks/contenders/pfl_loop.py MODEL ROUNDS
 """
@@ -28,11 +28,11 @@ def main() -> None:
     from pfl.metrics import Metrics
     from pfl.model.pytorch import PyTorchModel
 
-    from client.tasks.learning import cross_entropy
+    from client.dpsgd.training import train
+    from client.tasks.losses import cross_entropy
     from client.tasks.task import Rows
-    from client.training import train
-    from privacy.events import Event
-    from privacy.plan import Plan
+    from privacy.accounting.events import Event
+    from privacy.contract.plan import Plan
 
     torch.set_num_threads(1)
     training, tested = data("train"), data("test")

@@ -10,7 +10,7 @@ from torch import nn
 from workload import Data
 
 from client import tasks
-from client.tasks.learning import classification_metrics, cross_entropy, probabilities
+from client.tasks.losses import classification_metrics, cross_entropy, probabilities
 from client.tasks.task import Rows, Task
 
 

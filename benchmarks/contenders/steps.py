@@ -15,11 +15,11 @@ def tacit(name: str, steps: int, batch: int) -> Callable[[], object]:
     import torch
     from workload import data, model
 
-    from client.tasks.learning import cross_entropy
+    from client.dpsgd.training import train
+    from client.tasks.losses import cross_entropy
     from client.tasks.task import Rows
-    from client.training import train
-    from privacy.events import Event
-    from privacy.plan import Plan
+    from privacy.accounting.events import Event
+    from privacy.contract.plan import Plan
 
     torch.set_num_threads(1)
     rows, net = data("train"), model(name)

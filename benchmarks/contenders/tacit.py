@@ -8,7 +8,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from privacy.environment import loading, prepare
+from privacy.runtime import loading, prepare
 
 prepare()
 with loading():  # as the command does
@@ -17,7 +17,7 @@ with loading():  # as the command does
     import workload as w
     from product import register
 
-    from privacy.plan import Plan, Simulation
+    from privacy.contract.plan import Plan, Simulation
     from simulations.run import simulate
 
 for known in w.MODELS:  # here, so that a process that imports this file anew knows them too

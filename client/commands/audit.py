@@ -35,8 +35,8 @@ def audit(
 
     Exit 0: no violation found (which is no proof of privacy); 5: violation found.
     """
-    from client.auditing import CLEAN, audit_installation
-    from client.conformance import Check
+    from client.audit.audit import CLEAN, audit_installation
+    from client.audit.conformance import Check
 
     if not 0.05 <= epsilon <= 50:
         raise typer.BadParameter(f"--epsilon: expected 0.05 <= epsilon <= 50, got {epsilon:g}")
@@ -68,7 +68,7 @@ def audit(
 
 def keep(audit: dict[str, Any], path: Path) -> None:
     """Write an audit as JSON, and its picture under the same name with .svg."""
-    from client.plot import bounds_svg
+    from client.audit.plot import bounds_svg
 
     path.write_text(json.dumps(audit, indent=2) + "\n", encoding="utf-8")
     path.with_suffix(".svg").write_text(bounds_svg(audit), encoding="utf-8")

@@ -26,7 +26,7 @@ def enroll(
     as_json: Json = False,
 ) -> None:
     """Make this site's keys, which never leave it, and its request NAME.csr."""
-    from client.enrolled import enroll as make
+    from client.agent.credentials import enroll as make
 
     path, key = make(directory, site)
     if as_json:
@@ -42,8 +42,8 @@ def join(
     as_json: Json = False,
 ) -> None:
     """Take in the coordinator's answer: our certificate, its authority, its address, its key."""
-    from client.enrolled import Enrolled, authority
-    from client.enrolled import join as take
+    from client.agent.credentials import Enrolled, authority
+    from client.agent.credentials import join as take
 
     now = datetime.datetime.now(datetime.UTC)
     certificate = take(directory, bundle, now)
@@ -61,7 +61,7 @@ def pause(
     off: Annotated[bool, typer.Option("--off", help="Take part again.")] = False,
 ) -> None:
     """Answer no round until `pause --off`; the client stays connected."""
-    from client.enrolled import Enrolled
+    from client.agent.credentials import Enrolled
 
     site = Enrolled(directory)
     name = site.name
@@ -74,7 +74,7 @@ def pause(
 
 def leave(directory: Dir = HERE) -> None:
     """Give up the certificate; the running client stops. Ledgers, keys and models stay."""
-    from client.enrolled import Enrolled
+    from client.agent.credentials import Enrolled
 
     site = Enrolled(directory)
     name = site.name

@@ -11,18 +11,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client import populations
-from client.asked import asked, site_of
-from client.enrolled import Enrolled
-from client.populations import Population, PopulationError, choose
-from privacy.accounting import Budget, spent
-from privacy.forecast import rounds_that_fit
-from privacy.identity import verify
-from privacy.ledger import Ledger
-from privacy.loading import load_plan
-from privacy.plan import Plan
-from privacy.policy import Accepted, Policy, judge, load_policy
-from privacy.recovery import Known, RecoveryError, known_events, recover
+from client.agent import populations
+from client.agent.credentials import Enrolled
+from client.agent.populations import Population, PopulationError, choose
+from client.agent.received_plans import asked, site_of
+from privacy.accounting.epsilon import Budget, spent
+from privacy.contract.decision import Accepted, Policy, judge, load_policy
+from privacy.contract.forecast import rounds_that_fit
+from privacy.contract.plan import Plan
+from privacy.contract.plan_file import load_plan
+from privacy.identity.keys import verify
+from privacy.ledger.ledger import Ledger
+from privacy.ledger.recovery import Known, RecoveryError, known_events, recover
 
 Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
 PolicyFile = Annotated[

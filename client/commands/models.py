@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from privacy.environment import loading
+from privacy.runtime import loading
 
 Name = Annotated[
     str,
@@ -53,9 +53,9 @@ def predict(
 ) -> None:
     """Predict every row of a file with a released model; nothing leaves this machine."""
     with loading():
-        from client import predicting
-        from client.commands.opening import explained, opened, progress, tell_faults
-        from client.inference import predictor
+        from client.commands.shared import explained, opened, progress, tell_faults
+        from client.inference import batch as predicting
+        from client.inference.predictor import predictor
 
     found = opened(model, directory, key, quiet=json_)
     ready = predictor(found, device)
@@ -104,14 +104,14 @@ def evaluate(
 ) -> None:
     """Measure a released model on this site's own labelled rows; the figures stay here."""
     with loading():
-        from client.commands.opening import opened, progress, tell_faults
-        from client.evaluating import evaluate as measured
-        from client.inference import predict as predicted
-        from client.inference import predictor
-        from client.pages import evaluation_page
-        from client.predicting import Tally
-        from client.reading import chunks
-        from client.store import write
+        from client.commands.shared import opened, progress, tell_faults
+        from client.data.input_files import chunks
+        from client.inference.batch import Tally
+        from client.inference.evaluation import evaluate as measured
+        from client.inference.html import evaluation_page
+        from client.inference.predictor import predict as predicted
+        from client.inference.predictor import predictor
+        from client.models.store import write
 
     of = opened(model, directory, key, quiet=json_)
     ready, tally = predictor(of, device), Tally()
@@ -152,11 +152,11 @@ def export(
     key: Key = None,
 ) -> None:
     """Write a released model in another form, its card inside, compared on the spot."""
-    from client.commands.opening import opened, rows
-    from client.exporting import export as exported
-    from client.models import ModelError
-    from client.store import write
-    from client.trust import sign_beside
+    from client.commands.shared import opened, rows
+    from client.inference.export import export as exported
+    from client.models.loading import ModelError
+    from client.models.store import write
+    from client.models.trusted_keys import sign_beside
 
     of = opened(model, directory, key, quiet=json_)
     private = None if data is None else rows(of, data)
@@ -201,11 +201,11 @@ def serve(
 ) -> None:
     """Answer predictions over HTTP on this machine, always with the newest released model."""
     with loading():
-        from client.commands.opening import say_origin
-        from client.hosting import run
-        from client.listening import Limits, listening
-        from client.models import find, load
-        from client.trust import known_keys
+        from client.commands.shared import say_origin
+        from client.models.loading import find, load
+        from client.models.trusted_keys import known_keys
+        from client.serving.address import Limits, listening
+        from client.serving.server import run
 
     trust = known_keys(directory, key or ())
     where = listening(listen, token_file)
@@ -231,11 +231,11 @@ def adapt(
     key: Key = None,
 ) -> None:
     """Fit the last layer to this site's own rows: a model for this site alone, never shared."""
-    from client.adapting import adapt as adapted
-    from client.commands.opening import opened, rows
-    from client.models import ModelError
-    from client.store import write
-    from client.trust import sign_beside, site_name
+    from client.commands.shared import opened, rows
+    from client.inference.personalisation import adapt as adapted
+    from client.models.loading import ModelError
+    from client.models.store import write
+    from client.models.trusted_keys import sign_beside, site_name
 
     of = opened(model, directory, key, quiet=json_)
     site = site_name(directory)

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client import asked, populations
-from client.store import write
-from privacy.accounting import spent
-from privacy.events import Event
-from privacy.forecast import Forecast, epsilons, forecast
-from privacy.plan import Plan
-from privacy.policy import Policy, PolicyError, load_policy, parse_policy
+from client.agent import populations, received_plans
+from client.models.store import write
+from privacy.accounting.epsilon import spent
+from privacy.accounting.events import Event
+from privacy.contract.decision import Policy, PolicyError, load_policy, parse_policy
+from privacy.contract.forecast import Forecast, epsilons, forecast
+from privacy.contract.plan import Plan
 
 Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
 PolicyFile = Annotated[
@@ -95,7 +95,8 @@ def plans(directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = Fals
     """The plans that were asked, what each would cost, and what was said to it."""
     rules = load_policy(policy or directory / "policy.toml")
     found = [
-        _facts(directory, rules, one.plan) | {"since": one.since} for one in asked.asked(directory)
+        _facts(directory, rules, one.plan) | {"since": one.since}
+        for one in received_plans.asked(directory)
     ]
     if as_json:
         typer.echo(json.dumps({"plans": found}))
@@ -137,15 +138,15 @@ def deny(
 
 def _answer(directory: Path, policy: Path, text: str, as_json: bool, *, allowed: bool) -> None:
     rules = load_policy(policy)
-    digest = asked.find(directory, text)
-    plan = next((a.plan for a in asked.asked(directory) if a.plan.digest == digest), None)
+    digest = received_plans.find(directory, text)
+    plan = next((a.plan for a in received_plans.asked(directory) if a.plan.digest == digest), None)
     facts: dict[str, Any] = {"plan": digest}
     if plan is not None:
-        before = asked.last_approved(directory, rules, but=digest)
-        changes = asked.difference(before, plan) if before is not None else {}
+        before = received_plans.last_approved(directory, rules, but=digest)
+        changes = received_plans.difference(before, plan) if before is not None else {}
         facts |= {"since_plan": before.digest if before is not None else None}
         facts |= {"changes": {key: list(pair) for key, pair in changes.items()}}
-    after = (asked.approve if allowed else asked.deny)(policy, digest)
+    after = (received_plans.approve if allowed else received_plans.deny)(policy, digest)
     if plan is not None:
         facts = _facts(directory, after, plan) | facts
     facts["state"] = "approved" if allowed else "denied"
@@ -157,7 +158,7 @@ def _answer(directory: Path, policy: Path, text: str, as_json: bool, *, allowed:
 
 def _facts(directory: Path, rules: Policy, plan: Plan) -> dict[str, Any]:
     """A plan, what it asks of each population's balance, and whether it may."""
-    site, past = asked.site_of(directory), _past(directory)
+    site, past = received_plans.site_of(directory), _past(directory)
     found = forecast(plan, site, rules, past)
     state = "denied" if plan.digest in rules.denied else "asked"
     if plan.digest in rules.plans:

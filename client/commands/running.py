@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privacy.environment import loading
+from privacy.runtime import loading
 
 if TYPE_CHECKING:
-    from client.enrolled import Enrolled
-    from client.resident import Log
+    from client.agent.credentials import Enrolled
+    from client.agent.process import Log
     from client.site import Site
 
 Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
@@ -54,23 +54,23 @@ def run(
 ) -> None:
     """Stay connected and take part in what the policy allows, until stopped."""
     if dry_run:
-        from client.rehearsal import rehearse, show
+        from client.agent.dry_run import rehearse, show
 
         found = rehearse(directory, plan, policy)
         typer.echo(json.dumps(found) if as_json else show(found))
         return
     with loading():
-        from client import resident
+        from client.agent import process
         from client.site import SiteError
 
     if not data:
         raise SiteError("--data: expected the path of this site's rows, or builtin:K/N")
-    from client.enrolled import Enrolled
+    from client.agent.credentials import Enrolled
 
-    source, log = resident.Source.parse(data), resident.Log(as_json=as_json)
+    source, log = process.Source.parse(data), process.Log(as_json=as_json)
     site = Enrolled(directory).joined()
-    with resident.alone(directory):
-        held = resident.resident(
+    with process.alone(directory):
+        held = process.resident(
             site,
             source,
             log,
@@ -87,7 +87,7 @@ def run(
 def _stay(site: "Enrolled", server: str, held: "Site", log: "Log") -> int:
     """Serve in a thread of its own until a signal, a `leave` or a refusal ends it."""
     with loading():
-        from client.agent import Agent, Refused, quiet
+        from client.agent.connection import Agent, Refused, quiet
         from client.app import make_app
 
     quiet()
@@ -128,7 +128,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check everything that `run` needs, one by one, each with the next step; exit 1 on a fault."""
-    from client.doctor import examine
+    from client.agent.doctor import examine
 
     found = examine(directory, server, data, policy)
     if as_json:

@@ -7,15 +7,9 @@ from typing import Any, Final
 
 import torch
 
-from client.tasks.columns import Category, Columns, Number
-from client.tasks.learning import (
-    classification_metrics,
-    cross_entropy,
-    linear,
-    probabilities,
-    seeded,
-)
-from client.tasks.reading import batches, folder_file, headed, whole
+from client.data.csv import batches, folder_file, headed, whole
+from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
+from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.task import Rows, Task, check_part
 
 NAMES: Final = (

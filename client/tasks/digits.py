@@ -9,15 +9,9 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from client.tasks.columns import Category, Columns, Number
-from client.tasks.learning import (
-    classification_metrics,
-    cross_entropy,
-    linear,
-    probabilities,
-    seeded,
-)
-from client.tasks.reading import batches
+from client.data.csv import batches
+from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
+from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.task import Rows, Task, check_part
 
 CLASSES: Final = tuple(str(digit) for digit in range(10))

@@ -1,7 +1,7 @@
 """Fashion-MNIST: 70,000 images of clothes, 28x28 pixels, 10 kinds.
 
-The model sees each image through fixed filters (`client.tasks.filters`), which are public: nothing
-about them was learnt from these images, and each image passes them alone.
+The model sees each image through fixed filters (`client.tasks.scattering`), which are public:
+nothing about them was learnt from these images, and each image passes them alone.
 """
 
 from pathlib import Path
@@ -10,16 +10,10 @@ from typing import Final
 import numpy as np
 import torch
 
-from client.tasks import filters
-from client.tasks.columns import Category, Columns, Number
-from client.tasks.learning import (
-    classification_metrics,
-    cross_entropy,
-    linear,
-    probabilities,
-    seeded,
-)
-from client.tasks.reading import batches, folder_file, images
+from client.data.csv import batches, folder_file, images
+from client.tasks import scattering
+from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
+from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.task import Encoded, Rows, Task, TaskError, check_part
 
 CLASSES: Final = (
@@ -55,21 +49,21 @@ def _part(path: Path | None, part: str) -> Rows:
 
 
 def _seen(pixels: torch.Tensor) -> torch.Tensor:
-    """Images [n, 28, 28] of bytes to features [n, filters.WIDTH], some at a time."""
+    """Images [n, 28, 28] of bytes to features [n, scattering.WIDTH], some at a time."""
     starts = range(0, len(pixels), 2000)
-    return torch.cat([filters.oriented(pixels[i : i + 2000].float() / 255) for i in starts])
+    return torch.cat([scattering.oriented(pixels[i : i + 2000].float() / 255) for i in starts])
 
 
 def encode(table: object) -> Encoded:
     """Pixel columns to features, by the same filters."""
     pixels = COLUMNS.encode(table)
-    seen = front(pixels.x) if len(pixels.x) else torch.zeros(0, filters.WIDTH)
+    seen = front(pixels.x) if len(pixels.x) else torch.zeros(0, scattering.WIDTH)
     return Encoded(seen, pixels.y, pixels.kept, pixels.misfits, pixels.x)
 
 
 def front(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels in -1..1 [n, 784] to features."""
-    return filters.oriented((pixels.reshape(-1, 28, 28) + 1) / 2)
+    return scattering.oriented((pixels.reshape(-1, 28, 28) + 1) / 2)
 
 
 def task() -> Task:
@@ -80,8 +74,8 @@ def task() -> Task:
         classes=CLASSES,
         inputs=COLUMNS.features,
         label=COLUMNS.label.name,
-        shape=(filters.WIDTH,),
-        model=seeded(lambda: linear(filters.WIDTH, len(CLASSES))),
+        shape=(scattering.WIDTH,),
+        model=seeded(lambda: linear(scattering.WIDTH, len(CLASSES))),
         load=load,
         read=batches,
         encode=encode,

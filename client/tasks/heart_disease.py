@@ -14,15 +14,9 @@ import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 
-from client.tasks.columns import Category, Columns, Number
-from client.tasks.learning import (
-    classification_metrics,
-    cross_entropy,
-    linear,
-    probabilities,
-    seeded,
-)
-from client.tasks.reading import batches, headed, whole
+from client.data.csv import batches, headed, whole
+from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
+from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.task import Rows, Task, TaskError, check_part
 
 HOSPITALS: Final = ("cleveland", "hungarian", "switzerland", "va")

@@ -15,9 +15,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from client.tasks import learning
-from client.tasks.columns import ABSENT, Category, Columns, Number, distinct
-from client.tasks.reading import batches, place, whole
+from client.data.csv import batches, place, whole
+from client.tasks import losses
+from client.tasks.preprocessing import ABSENT, Category, Columns, Number, distinct
 from client.tasks.task import Rows, Task, TaskError, check_part
 
 KEYS: Final = {"kind", "label", "subject", "site", "hidden", "test", "delimiter", "columns"}
@@ -280,17 +280,17 @@ def task(text: str) -> Task:
         return Task(
             **common,
             classes=label.values,
-            model=learning.seeded(lambda: learning.layered(columns.width, plan.hidden, outputs)),
-            loss=learning.cross_entropy,
-            metrics=learning.classification_metrics,
-            decode=learning.probabilities,
+            model=losses.seeded(lambda: losses.layered(columns.width, plan.hidden, outputs)),
+            loss=losses.cross_entropy,
+            metrics=losses.classification_metrics,
+            decode=losses.probabilities,
         )
     half, middle = (label.high - label.low) / 2, (label.high + label.low) / 2
     return Task(
         **common,
         classes=(),
-        model=learning.seeded(lambda: learning.layered(columns.width, plan.hidden, 1)),
-        loss=learning.squared_error,
-        metrics=learning.regression_metrics(half),
+        model=losses.seeded(lambda: losses.layered(columns.width, plan.hidden, 1)),
+        loss=losses.squared_error,
+        metrics=losses.regression_metrics(half),
         decode=lambda outputs: outputs.reshape(len(outputs)) * half + middle,
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from client.tasks.columns import Columns
+    from client.tasks.preprocessing import Columns
 
 PARTS: Final = ("train", "test", "all")
 """The parts of a data set that `Task.load` knows."""

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from privacy.accounting import check_delta, merge, spent
-from privacy.entries import Entry, Verified, verify
-from privacy.ledger import LedgerError
+from privacy.accounting.epsilon import check_delta, merge, spent
+from privacy.ledger.entries import Entry, Verified, verify
+from privacy.ledger.ledger import LedgerError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 File = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger's file.")]

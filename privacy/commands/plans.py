@@ -12,13 +12,13 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from privacy.accounting import Budget, spent
-from privacy.entries import verify
-from privacy.events import Event
-from privacy.forecast import Forecast, epsilons, forecast, sites_of
-from privacy.loading import load_plan
-from privacy.plan import Plan, SitePlan
-from privacy.policy import Policy, load_policy
+from privacy.accounting.epsilon import Budget, spent
+from privacy.accounting.events import Event
+from privacy.contract.decision import Policy, load_policy
+from privacy.contract.forecast import Forecast, epsilons, forecast, sites_of
+from privacy.contract.plan import Plan, SitePlan
+from privacy.contract.plan_file import load_plan
+from privacy.ledger.entries import verify
 
 _SHOWN: Final = 20
 _COUNTED: Final = 1000

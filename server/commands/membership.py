@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from privacy.certificates import Certificate
-from privacy.identity import signing_public
-from server import members
-from server.members import Home, Member, MembersError, plain, spaced
+from privacy.identity.certificates import Certificate
+from privacy.identity.keys import signing_public
+from server.registry import sites as members
+from server.registry.sites import Home, Member, MembersError, plain, spaced
 
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 Hosts = Annotated[

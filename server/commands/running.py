@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from privacy.loading import load_plan, with_rows
-from privacy.plan import Plan, PlanError
-from server.members import Home, MembersError, split_host
+from privacy.contract.plan import Plan, PlanError
+from privacy.contract.plan_file import load_plan, with_rows
+from server.registry.sites import Home, MembersError, split_host
 
 if TYPE_CHECKING:
-    from server.child import Child
-    from server.federation import Outcome
-    from server.folder import RunFolder
-    from server.grid import LinkGrid
-    from server.registered import RegisteredGrid
+    from server.fleet.grid import LinkGrid
+    from server.flower.grid import RegisteredGrid
+    from server.model_process import Child
+    from server.rounds.loop import Outcome
+    from server.rounds.run_folder import RunFolder
 
 EXIT: Final = {"done": 0, "failed": 1, "budget": 3}
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
@@ -61,7 +61,7 @@ def run(
     asked = requested(plan, list(set_ or []), min_sites)
     label = labelled(name, asked)
     _check_certificate(home)
-    from server.child import Child
+    from server.model_process import Child
 
     with Child(asked, data) as child:
         chosen = resolved(asked, child, home.runs / label if resume else None)
@@ -94,7 +94,7 @@ def resolved(plan: Plan, child: "Child", kept: Path | None) -> Plan:
 
     A run that goes on, in the folder `kept`, has counted them already.
     """
-    from server.folder import RunFolder
+    from server.rounds.run_folder import RunFolder
 
     if plan.rows != "actual":
         return plan
@@ -120,7 +120,7 @@ def _serve(
     resume: bool,
     as_json: bool,
 ) -> int:
-    from server.grid import serve
+    from server.fleet.grid import serve
 
     view = View(home, as_json=as_json)
     with serve(home.folder, where, log=view.log) as grid:
@@ -142,11 +142,11 @@ def play(
     hand_out: float = 30.0,
 ) -> "Outcome":
     """Make or open the run's folder and play the plan with the sites of `grid`, for all to see."""
-    from privacy.identity import sign, signing_public
+    from privacy.identity.keys import sign, signing_public
     from server.app import coordinate
-    from server.checkpoint import write_whole
-    from server.folder import RunFolder
-    from server.signing import PUBLIC, signer
+    from server.registry.signing import PUBLIC, signer
+    from server.rounds.checkpoint import write_whole
+    from server.rounds.run_folder import RunFolder
 
     path = home.runs / label
     home.runs.mkdir(mode=0o700, exist_ok=True)
@@ -181,7 +181,7 @@ class View:
         self._now: dict[str, Any] = {}
 
     def log(self, event: str, **facts: object) -> None:
-        from server.guard import line
+        from server.fleet.tls import line
 
         more = " ".join(f"{name}={value}" for name, value in facts.items())
         said = f"{time.strftime('%H:%M:%S')} {event} {more}"
@@ -229,7 +229,7 @@ class View:
         print(f"{summary['reason']}{detail} after {summary['rounds']} rounds; kept in {path}")
 
     def _tell(self, **facts: Any) -> None:
-        from server.checkpoint import CheckpointError, write_whole
+        from server.rounds.checkpoint import CheckpointError, write_whole
 
         self._now |= facts | {"time": time.time()}
         with contextlib.suppress(CheckpointError):  # nor does this: a full disk stops checkpoints
@@ -239,7 +239,7 @@ class View:
 def _check_certificate(home: Home) -> None:
     import datetime
 
-    from privacy.certificates import Certificate
+    from privacy.identity.certificates import Certificate
 
     for path in (home.ca, home.certificate):
         found = Certificate.read(path.read_bytes())

@@ -1,0 +1,358 @@
+"""The resident client: it dials out, takes requests, runs the installed app, sends replies.
+
+The only file of a site that knows Flower's private names. Nothing that arrives is ever executed:
+the app is the one that is installed. Whatever breaks between here and the coordinator is retried
+with a capped pause; only a revoked, expired or unknown certificate ends it.
+"""
+
+import contextlib
+import datetime
+import logging
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.clientapp import ClientApp
+from flwr.common.constant import TIMESTAMP_HEADER, ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, node_pb2
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from client.agent.credentials import Enrolled
+from privacy.identity.certificates import issued_by
+from privacy.identity.keys import private_key
+
+_HEARTBEAT: Final = 30.0
+_BEAT_SECONDS: Final = 10.0
+_PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+_MOST_REQUEST: Final = 4 * 1024**3
+_GONE: Final = 410
+_SIGNATURE_SECONDS: Final = 60.0
+_SIGNED: Final = (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
+
+Log = Callable[..., None]
+
+
+class Refused(Exception):
+    """The coordinator does not want this site any more, or its certificate is not good."""
+
+
+class _Lost(Exception):
+    """The connection, or our place in it, is gone: connect again."""
+
+
+@dataclass(slots=True)
+class _Link:
+    """One activated connection."""
+
+    client: FleetHttpClient
+    node: node_pb2.Node
+    pool: ThreadPoolExecutor
+    left: bool = False
+
+    def pull(self) -> tuple[Message, Any] | None:
+        """The next request's head, or None when none came within the coordinator's patience."""
+        answer = self.client.PullMessages(fleet_pb2.PullMessagesRequest(node=self.node))
+        if not answer.messages_list:
+            return None
+        return message_from_proto(answer.messages_list[0]), answer.message_object_trees[0]
+
+    def fetch(self, head: Message, tree: Any) -> Message:
+        """The whole request."""
+        run, number = head.metadata.run_id, head.metadata.message_id
+        names = list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
+        found = self.pool.map(lambda name: self._object(run, name), names)
+        contents = dict(zip(names, found, strict=True))
+        if sum(map(len, contents.values())) > _MOST_REQUEST:
+            raise _Lost("a request too large")
+        message = inflate_object_from_contents(number, contents)
+        if not isinstance(message, Message):
+            raise _Lost("a request that is no message")
+        message.metadata.__dict__["_message_id"] = number
+        self.client.ConfirmMessageReceived(
+            message_pb2.ConfirmMessageReceivedRequest(
+                node=self.node, run_id=run, message_object_id=number
+            )
+        )
+        return message
+
+    def _object(self, run: int, name: str) -> bytes:
+        answer = self.client.PullObject(
+            message_pb2.PullObjectRequest(node=self.node, run_id=run, object_id=name)
+        )
+        if not answer.object_available:
+            raise _Lost("an object of the request is gone")
+        content: bytes = answer.object_content
+        return content
+
+    def send(self, reply: Message) -> None:
+        """The whole reply; what the coordinator has already is not sent again."""
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects, tree = get_all_nested_objects(reply), get_object_tree(reply)
+            bare = remove_content_from_message(reply) if reply.has_content() else reply
+            answer = self.client.PushMessages(
+                fleet_pb2.PushMessagesRequest(
+                    node=self.node,
+                    messages_list=[message_to_proto(bare)],
+                    message_object_trees=[tree],
+                    clientapp_runtime_list=[0.0],
+                )
+            )
+            run, session = reply.metadata.run_id, answer.session_id
+            contents = [(name, objects[name].deflate()) for name in answer.objects_to_push]
+        list(self.pool.map(lambda pair: self._store(run, session, *pair), contents))
+
+    def _store(self, run: int, session: str, name: str, content: bytes) -> None:
+        answer = self.client.PushObject(
+            message_pb2.PushObjectRequest(
+                node=self.node,
+                run_id=run,
+                session_id=session,
+                object_id=name,
+                object_content=content,
+            )
+        )
+        if not answer.stored:
+            raise _Lost("the coordinator dropped the reply")
+
+    def take_leave(self) -> None:
+        """Tell the coordinator not to wait, over this connection: a site may have no other."""
+        if self.left:
+            return
+        self.left = True
+        request = fleet_pb2.DeactivateNodeRequest(node_id=self.node.node_id)
+        with contextlib.suppress(httpx.HTTPError, ValueError, OSError, RuntimeError):
+            self.client.DeactivateNode(request)
+
+
+class _NodeAuth:
+    """Flower's node authentication, signed once a minute instead of at each request."""
+
+    def __init__(self, key: Any) -> None:
+        self._real = NodeAuthHttpInterceptor(key, key.public_key())
+        self._signed: tuple[float, dict[str, str]] = (0.0, {})
+
+    def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> httpx.Response:
+        """Add the three headers of a request."""
+        until, headers = self._signed
+        if time.monotonic() < until:
+            context.request.headers.update(headers)
+            return call_next(context)
+
+        def keep(signed: Any) -> httpx.Response:
+            found = {name: signed.request.headers[name] for name in _SIGNED}
+            self._signed = time.monotonic() + _SIGNATURE_SECONDS, found
+            return call_next(signed)
+
+        return self._real.intercept(context, keep)
+
+
+class Agent:
+    """Keeps one site connected to one coordinator until `stop` is set."""
+
+    def __init__(
+        self, app: ClientApp, site: Enrolled, server: str, *, log: Log, stop: threading.Event
+    ) -> None:
+        self._app, self._site, self._server = app, site, server
+        self._log, self._stop = log, stop
+        self._reply: Message | None = None
+        self._contexts: dict[int, Context] = {}
+        self._idle: _Link | None = None
+
+    def close(self) -> None:
+        """After `stop` was set: take leave, which ends a waiting poll.
+
+        Work in hand is finished first, and its reply sent: it is paid for.
+        """
+        link = self._idle
+        if link is not None:
+            link.take_leave()
+
+    def run(self) -> None:
+        """Serve until stopped; Refused where trying again is useless."""
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                with self._connected() as link:
+                    self._log("connected", server=self._server)
+                    for _ in self._serve(link):
+                        failures = 0  # a connection that serves, not one that merely stands
+            except Refused:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a coordinator sends, its site comes back
+                why = self._why(error)
+                pause = _PAUSES[min(failures, len(_PAUSES) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311
+                failures += 1
+                if not self._stop.is_set():
+                    self._log("disconnected", why=why, retry_in=round(pause, 1))
+                    self._stop.wait(pause)
+
+    def _serve(self, link: _Link) -> Iterator[None]:
+        """Answer what is asked; yields after every exchange that went well."""
+        while True:
+            reply = self._reply
+            if reply is not None and reply.metadata.src_node_id != link.node.node_id:
+                # Node ids end with a coordinator's process: the next one asks for the round again,
+                # and is answered by the stored reply.
+                self._log("dropped", what="a reply to a coordinator that is no more")
+                self._reply = None
+            elif reply is not None:
+                link.send(reply)
+                self._reply = None
+            self._idle = link  # before looking at `stop`: `close` comes after it was set
+            try:
+                if self._stop.is_set():
+                    return
+                found = link.pull()
+            finally:
+                self._idle = None
+            yield
+            if found is not None:
+                head, tree = found
+                self._reply = self._answer(link.fetch(head, tree))
+
+    def _answer(self, message: Message) -> Message:
+        """The app's reply; an app that fails says so and nothing else."""
+        meta = message.metadata
+        TaskIdentity.task_id, TaskIdentity.run_id = 1, meta.run_id
+        TaskIdentity.node_id = meta.dst_node_id
+        context = self._contexts.setdefault(
+            meta.run_id,
+            Context(
+                run_id=meta.run_id,
+                node_id=meta.dst_node_id,
+                node_config={"site": self._site.name},
+                state=RecordDict(),
+                run_config={},
+            ),
+        )
+        try:
+            return self._app(message, context)
+        except Exception as error:  # noqa: BLE001 - an exception's text may hold data: none leaves
+            self._log("failed", error=type(error).__name__)
+            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            return Message(Error(code, "the client failed"), reply_to=message)
+
+    def _dial(self) -> FleetHttpClient:
+        key = private_key(self._site.key.read_bytes())
+        client = FleetHttpClient(
+            f"https://{self._server}",
+            interceptors=[_NodeAuth(key)],
+            verify=self._site.tls(),
+        )
+        client.close()  # its own would follow redirects and drop idle connections
+        client._client = httpx.Client(
+            verify=self._site.tls(),
+            timeout=httpx.Timeout(30.0, connect=10.0),
+            limits=httpx.Limits(keepalive_expiry=60.0),
+        )
+        return client
+
+    def _check(self) -> None:
+        """Whether our own certificate is one to show: what refuses it only hangs up."""
+        certificate = self._site.read_certificate()
+        if certificate.age(datetime.datetime.now(datetime.UTC)) == "expired":
+            raise Refused("expired")
+        if not issued_by(self._site.certificate.read_bytes(), self._site.ca.read_bytes()):
+            raise Refused("not of the coordinator's authority")
+
+    @contextmanager
+    def _connected(self) -> Iterator[_Link]:
+        self._check()
+        public = public_key_to_bytes(private_key(self._site.key.read_bytes()).public_key())
+        with self._dial() as client, ThreadPoolExecutor(3) as pool:
+            answer = client.ActivateNode(
+                fleet_pb2.ActivateNodeRequest(public_key=public, heartbeat_interval=_HEARTBEAT)
+            )
+            node = node_pb2.Node(node_id=answer.node_id)
+            over = threading.Event()
+            beat = threading.Thread(target=self._beat, args=(client, node, over), daemon=True)
+            beat.start()
+            link = _Link(client, node, pool)
+            try:
+                yield link
+            finally:
+                over.set()
+                if self._stop.is_set():
+                    link.take_leave()
+                beat.join(_BEAT_SECONDS)
+
+    def _beat(self, client: FleetHttpClient, node: node_pb2.Node, over: threading.Event) -> None:
+        request = heartbeat_pb2.SendNodeHeartbeatRequest(node=node, heartbeat_interval=_HEARTBEAT)
+        while not over.wait(_BEAT_SECONDS):
+            # What fails here fails in the main loop too, which knows what to do.
+            with contextlib.suppress(httpx.HTTPError, ValueError, RuntimeError):
+                client.SendNodeHeartbeat(request)
+
+    def _why(self, error: Exception) -> str:
+        """What went wrong, in words for the log; Refused where it will not get better."""
+        if isinstance(error, httpx.HTTPStatusError):
+            status = error.response.status_code
+            if status == _GONE:
+                raise Refused("revoked") from None
+            if status == 413:
+                self._reply = None
+                return "the reply was too large: given up"
+            return f"refused ({status})"
+        reason = tls_reason(error)
+        if reason in ("expired", "not known to the coordinator"):
+            raise Refused(reason) from None
+        return reason or type(error).__name__.removeprefix("_")
+
+
+def tls_reason(error: BaseException) -> str:
+    """Which TLS fault lies behind an error, or "" where none does."""
+    text = ""
+    link: BaseException | None = error
+    while link is not None:
+        text += f" {link}"
+        if isinstance(link, ssl.SSLCertVerificationError):
+            text += f" {link.verify_message}"
+        link = link.__cause__ or link.__context__
+    lower = text.lower().replace("_", " ")
+    for words, reason in _TLS_REASONS:
+        if words in lower:
+            return reason
+    return ""
+
+
+_TLS_REASONS: Final = (
+    ("alert certificate expired", "expired"),
+    ("alert unknown ca", "not known to the coordinator"),
+    ("alert certificate revoked", "revoked"),
+    ("hostname mismatch", "the coordinator's certificate is for another name"),
+    ("ip address mismatch", "the coordinator's certificate is for another address"),
+    ("certificate has expired", "the coordinator's certificate has expired"),
+    ("not yet valid", "the coordinator's certificate is not valid yet: is this clock right?"),
+    ("unable to get local issuer", "the coordinator's certificate is of another authority"),
+    ("self-signed", "the coordinator's certificate is of another authority"),
+    ("certificate verify failed", "the coordinator's certificate does not hold"),
+    ("wrong version number", "what answers there does not speak TLS"),
+)
+
+
+def quiet() -> None:
+    """Silence Flower's own log: it prints texts of exceptions."""
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,0 +1,101 @@
+"""A round on made-up rows, without network and without any ledger of yours: what would leave."""
+
+import hashlib
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from client.agent import received_plans
+from client.agent.credentials import Enrolled
+from client.app import ARRAYS, REPLY, REQUEST, STYPE, answer
+from client.site import Site
+from client.tasks import Rows, Task, task
+from privacy.arrays import encode
+from privacy.contract.decision import Policy, load_policy
+from privacy.contract.outputs import PUBLIC
+from privacy.contract.plan import Plan
+from privacy.contract.plan_file import load_plan
+from privacy.ledger.ledger import Ledger
+
+_ROWS: Final = 200
+
+
+def rehearse(directory: Path, name: str | None, policy: Path | None) -> dict[str, Any]:
+    """Play round 1 of a plan (the last one asked, else `digits`) and list every field and byte."""
+    site = Enrolled(directory)
+    known = site.name if site.about.is_file() else "rehearsal"
+    plan = _plan(directory, name)
+    rules = _rules(directory, policy, plan)
+    learning = task(plan.task, plan.schema)
+    model = learning.model(plan.seed)
+    weights = encode({n: p.detach().numpy() for n, p in model.named_parameters()})
+    array = Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
+    said: dict[str, Any] = {"run": "rehearsal", "round": 1, "site": known, "plan": plan.to_json()}
+    content = RecordDict({ARRAYS: ArrayRecord({"weights": array}), REQUEST: ConfigRecord(said)})
+    with tempfile.TemporaryDirectory() as folder:
+        own = Ledger.create(Path(folder) / "ledger.jsonl", population="nobody", durable=False)
+        held = Site(known, rules, own, lambda _: made_up(learning))
+        reply = answer(held, content)
+    return _facts(plan, reply)
+
+
+def made_up(learning: Task) -> Rows:
+    """Random rows in the form of the task's own."""
+    x = torch.rand((_ROWS, *learning.shape)) * 2 - 1
+    if learning.kind == "regression":
+        return Rows(x, torch.rand(_ROWS) * 2 - 1)
+    return Rows(x, torch.randint(len(learning.classes), (_ROWS,)))
+
+
+def show(found: dict[str, Any]) -> str:
+    """The list for a person."""
+    lines = [
+        f"{found['task']} ({found['plan'][:16]}): {found['status']} {found['reason']}".rstrip()
+    ]
+    for one in found["fields"]:
+        lines.append(f"  {one['name']:<8} {one['bytes']:>9} bytes  {one['why']}")
+        lines.append(f"           {one['value']}")
+    lines.append(f"{found['bytes']} bytes would leave, and nothing else; the rows were made up")
+    return "\n".join(lines)
+
+
+def _plan(directory: Path, name: str | None) -> Plan:
+    before = received_plans.asked(directory)
+    plan = before[-1].plan if name is None and before else load_plan(name or "digits")
+    return plan if isinstance(plan.rows, int) else replace(plan, rows=_ROWS)
+
+
+def _rules(directory: Path, policy: Path | None, plan: Plan) -> Policy:
+    path = policy or directory / "policy.toml"
+    if policy is not None or path.is_file():
+        return load_policy(path)
+    return Policy.simulated(plan, plan.limit_of(""))
+
+
+def _facts(plan: Plan, reply: RecordDict) -> dict[str, Any]:
+    fields = dict(reply.config_records[REPLY])
+    listed: list[dict[str, Any]] = []
+    for name, value in fields.items():
+        text = repr(value)
+        why = f"public: {PUBLIC[name]}" if name in PUBLIC else "paid for by the ledger"
+        listed.append({"name": name, "bytes": len(text.encode()), "why": why, "value": text})
+    for record in reply.array_records.values():
+        for name, array in record.items():
+            digest = hashlib.sha256(array.data).hexdigest()
+            value = f"{plan.wire} safetensors, sha256 {digest}, begins {array.data[:32].hex()}"
+            why = "the noised update, paid for by the ledger"
+            if not plan.private or plan.unit != "record":
+                why = "the update, NOT noised here"
+            listed.append({"name": name, "bytes": len(array.data), "why": why, "value": value})
+    return {
+        "plan": plan.digest,
+        "task": plan.task,
+        "status": fields["status"],
+        "reason": fields["reason"],
+        "fields": listed,
+        "bytes": sum(one["bytes"] for one in listed),
+    }

@@ -1,0 +1,135 @@
+"""The people in a site's data: each population has one name, given once, and one ledger for life.
+
+`DIR/populations.json` says where the ledgers are. Contents may change, files may move, the client
+may be installed again: the name and the ledger stay, and the ledger's log says what changed.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from client.models.store import write
+from privacy.contract.decision import Policy
+from privacy.ledger.ledger import Ledger, LedgerError
+
+FILE: Final = "populations.json"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class PopulationError(ValueError):
+    """No population, or not one of that name: one line for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """A name and its ledger; `data` is where its rows lay when it was added, if that was said."""
+
+    name: str
+    ledger: str
+    data: str | None = None
+
+
+def add(directory: Path, name: str, ledger: Path, data: Path | None = None) -> tuple[Ledger, bool]:
+    """Register a population with its ledger, made new or found; True where it was found."""
+    if not _NAME.fullmatch(name):
+        raise PopulationError(f"{name!r}: expected letters, digits, '_', '-' and '.' as a name")
+    if data is not None and not data.exists():
+        raise PopulationError(f"--data {data}: expected a file or folder, found none")
+    path = ledger.absolute()
+    kept = {one.name: one for one in known(directory)}
+    if name in kept and Path(kept[name].ledger) != path:
+        raise PopulationError(f"{name}: is there already, with the ledger {kept[name].ledger}")
+    found = path.exists() or path.with_name(path.name + ".log").exists()
+    if found:
+        opened = Ledger.open(path)
+        if opened.population != name:
+            raise PopulationError(f"{path}: is the ledger of {opened.population!r}, not of {name}")
+    else:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        opened = Ledger.create(path, population=name)
+    kept[name] = Population(name, str(path), None if data is None else str(data.absolute()))
+    text = json.dumps([asdict(one) for one in kept.values()], indent=1) + "\n"
+    write(directory / FILE, text.encode())
+    if data is not None:
+        log_contents(opened, data)
+    return opened, found
+
+
+def known(directory: Path) -> tuple[Population, ...]:
+    """The populations of a site, in the order in which they were added."""
+    path = directory / FILE
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(Population(**one) for one in json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise PopulationError(f"{path}: expected a list of populations ({error})") from None
+
+
+def choose(directory: Path, data: Path | None = None, name: str | None = None) -> Population:
+    """The population whose rows are asked for: by name, by where they lie, or the only one."""
+    kept = known(directory)
+    if name is not None:
+        kept = tuple(one for one in kept if one.name == name)
+    elif data is not None and len(kept) > 1:
+        kept = tuple(one for one in kept if one.data == str(data.absolute()))
+    if len(kept) == 1:
+        return kept[0]
+    if not known(directory):
+        raise PopulationError(
+            f"{directory}: knows no data yet; expected `tacit-client data add NAME --ledger PATH` "
+            "first, once for the people in the data"
+        )
+    names = ", ".join(one.name for one in known(directory))
+    raise PopulationError(f"expected one of the populations {names}, got {name or data or 'none'}")
+
+
+def open_ledger(population: Population, data: Path | None = None) -> Ledger:
+    """The ledger of a population, whose log hears of it where the data's contents have changed."""
+    ledger = Ledger.open(Path(population.ledger))
+    if ledger.population != population.name:
+        raise LedgerError(
+            population.ledger, f"is of {ledger.population!r}, expected {population.name!r}"
+        )
+    if data is not None:
+        log_contents(ledger, data)
+    return ledger
+
+
+def log_contents(ledger: Ledger, data: Path) -> bool:
+    """Note the data's fingerprint if it is another than the last; True if it was noted."""
+    digest = fingerprint(data)
+    noted = [note.details.get("sha256") for note in ledger.notes() if note.what == "contents"]
+    if noted and noted[-1] == digest:
+        return False
+    ledger.note("contents", sha256=digest)
+    return True
+
+
+def log_policy(ledger: Ledger, policy: Policy) -> bool:
+    """Note the policy's limit if it is another than the last; True if it was noted."""
+    limit = {"epsilon": repr(policy.epsilon), "delta": repr(policy.delta)}
+    noted = [dict(note.details) for note in ledger.notes() if note.what == "policy"]
+    if noted and noted[-1] == limit:
+        return False
+    ledger.note("policy", **limit)
+    return True
+
+
+def fingerprint(data: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files in a folder."""
+    total = hashlib.sha256()
+    try:
+        files = sorted(p for p in data.rglob("*") if p.is_file()) if data.is_dir() else [data]
+        for path in files:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            if not data.is_dir():
+                return content
+            total.update(f"{path.relative_to(data)}\0{content}\n".encode())
+    except OSError as error:
+        raise PopulationError(f"--data {data}: cannot be read ({error.strerror})") from None
+    return total.hexdigest()

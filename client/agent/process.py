@@ -1,0 +1,230 @@
+"""What the resident client holds: the site's rules, its ledger, its rows; a log without data."""
+
+import fcntl
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from client.agent import populations, received_plans
+from client.agent.credentials import Enrolled, EnrolmentError
+from client.models.received import keeper
+from client.models.store import write
+from client.site import KeptReplies, Site, SiteError
+from client.tasks import Rows, Task, TaskError, task
+from client.tasks.task import builtin, cap
+from privacy.contract.decision import BUILTIN, Policy, PolicyError, load_policy
+from privacy.contract.plan import Plan
+from privacy.identity.keys import verify
+from privacy.ledger.heads import Head, HeadError, payload
+from privacy.ledger.ledger import Ledger
+
+BUILTIN_PREFIX = "builtin:"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a site's rows are: a path, or part `part` of `parts` of an embedded task."""
+
+    path: Path | None
+    part: int = 0
+    parts: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Source":
+        """`PATH` or `builtin:K/N`; SiteError for anything that is not there."""
+        if text.startswith(BUILTIN_PREFIX):
+            part, _, parts = text.removeprefix(BUILTIN_PREFIX).partition("/")
+            if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts) < 10_000):
+                raise SiteError(f"--data: expected builtin:K/N with 0 <= K < N, got {text!r:.80}")
+            return cls(None, int(part), int(parts))
+        path = Path(text)
+        if not path.exists():
+            raise SiteError(f"--data {path}: expected a file or folder, found none")
+        return cls(path)
+
+    def rows(self, learning: Task, policy: Policy) -> Rows:
+        """The training rows of a task, no more of each subject than the policy's limit binds."""
+        if self.path is None:
+            if not learning.embedded:
+                raise TaskError(f"--data builtin: {learning.name} is not embedded, expected a path")
+            return builtin(learning.load(None, "train"), self.part, self.parts)
+        rows = cap(learning.load(self.path, "train"), policy.records_per_subject)
+        if len(rows) < policy.min_rows:
+            raise SiteError(f"--data: fewer rows than min_rows = {policy.min_rows}")
+        return rows
+
+
+class Log:
+    """One line an event, JSON or for people; it never holds a record's value.
+
+    A log that cannot be written, such as on a full disk, stops nothing.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._json, self._lock = as_json, threading.Lock()
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self._lock, suppress(OSError):
+            if self._json:
+                said = json.dumps({"time": now, "event": event, **facts}, default=str)
+                print(said + "\n", end="", flush=True)
+            else:
+                more = " ".join(f"{name}={value}" for name, value in facts.items())
+                sys.stderr.write(f"{now[11:19]} {event} {more}".rstrip() + "\n")
+                sys.stderr.flush()
+
+
+def rules(directory: Path, source: Source, policy: Path | None, log: Callable[..., None]) -> Policy:
+    """The owner's policy; for embedded data, which is public, a built-in one."""
+    path = policy or directory / "policy.toml"
+    if policy is None and not path.is_file():
+        if source.path is not None:
+            raise SiteError(
+                f"{path}: no policy, expected one (write it: tacit-client policy new --dir "
+                f"{directory}; then read it)"
+            )
+        log(
+            "BUILT-IN POLICY",
+            note="public example data: any plan within epsilon "
+            f"{BUILTIN.epsilon:g} at delta {BUILTIN.delta:g}; never use it for real records",
+        )
+        return BUILTIN
+    return load_policy(path)
+
+
+def ledger(directory: Path, source: Source, population: str | None) -> Ledger:
+    """The one ledger of the people in the data; part of an embedded data set gets its own."""
+    if source.path is not None:
+        return populations.open_ledger(
+            populations.choose(directory, source.path, population), source.path
+        )
+    name = f"builtin-{source.part}-{source.parts}"
+    opened, _ = populations.add(directory, name, directory / "ledgers" / f"{name}.jsonl")
+    return opened
+
+
+def device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda:N`, if it is there."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise SiteError(f"--device: expected auto, cpu or cuda:N, got {name!r:.40}") from None
+    if found.type not in ("cpu", "cuda"):
+        raise SiteError(f"--device: expected auto, cpu or cuda:N, got {name!r:.40}")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise SiteError(f"--device: no {name} here ({torch.cuda.device_count()} CUDA devices)")
+    return found
+
+
+def resident(
+    site: Enrolled,
+    source: Source,
+    log: Log,
+    *,
+    policy: Path | None,
+    population: str | None,
+    where: str,
+    compile: bool = False,
+) -> Site:
+    """The site as its process holds it; the policy's file is read again before each judgement.
+
+    The caller holds the site's folder (`alone`).
+    """
+    allowed = rules(site.folder, source, policy, log)
+    file = None if allowed is BUILTIN else policy or site.folder / "policy.toml"
+    own = ledger(site.folder, source, population)
+    name, key, cache = site.name, site.verify, dict[str, Rows]()
+
+    def rows(learning: Task) -> Rows:
+        known = f"{learning.name}/{learning.label}/{learning.inputs}"
+        if known not in cache:
+            cache.clear()
+            cache[known] = source.rows(learning, allowed)
+        return cache[known]
+
+    def on_plan(plan: Plan) -> None:
+        try:
+            received_plans.remember(site.folder, plan)
+        except OSError as error:  # the plan is judged all the same
+            log("plan not kept", error=error.strerror)
+        if file is not None:
+            held.policy = again(file, held.policy, own, log)
+
+    def check_head(said: Any) -> bool:
+        try:
+            head = Head(said["n"], said["digest"])
+            return verify(key, payload(name, head), bytes.fromhex(said["signature"]))
+        except (KeyError, TypeError, ValueError, HeadError):
+            return False
+
+    _try_rows(allowed, rows)
+    populations.log_policy(own, allowed)
+    _look_at_certificate(site, log)
+    held = Site(
+        name,
+        allowed,
+        own,
+        rows,
+        replies=KeptReplies(site.folder / "replies", write),
+        device=device(where),
+        compile=compile,
+        on_event=log,
+        on_model=keeper(site.folder, name, own),
+        on_plan=on_plan,
+        paused=site.paused.exists,
+        check_head=check_head,
+    )
+    return held
+
+
+def again(file: Path, before: Policy, own: Ledger, log: Log) -> Policy:
+    """The policy as its owner left it by now; one that cannot be read approves of nothing."""
+    try:
+        policy = load_policy(file)
+    except PolicyError as error:
+        log("policy", problem=str(error))
+        return replace(before, approve="list", plans=())
+    if populations.log_policy(own, policy):
+        log("policy", epsilon=policy.epsilon, delta=policy.delta)
+    return policy
+
+
+def _look_at_certificate(site: Enrolled, log: Log) -> None:
+    """An enrolment that is over is refused, one that soon will be is told."""
+    certificate = site.read_certificate()
+    age = certificate.age(datetime.now(UTC))
+    if age == "expired":
+        raise EnrolmentError(
+            f"{site.certificate}: expired on {certificate.ends:%Y-%m-%d}, expected a new bundle "
+            f"(the coordinator: tacit-server renew {site.name})"
+        )
+    if age == "soon":
+        log("certificate expires soon", ends=f"{certificate.ends:%Y-%m-%d}")
+
+
+def _try_rows(policy: Policy, rows: Callable[[Task], Rows]) -> None:
+    """Where the policy names one task, read its rows now: a bad file shows before any round."""
+    if len(policy.tasks) == 1 and policy.tasks[0] not in ("*", "table"):
+        rows(task(policy.tasks[0]))
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Hold the site's folder: two clients of one site would answer each other's requests."""
+    with (directory / ".running").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SiteError(f"--dir {directory}: its client runs already") from None
+        yield

@@ -1,0 +1,209 @@
+"""The audit of an installation: conformance, canaries, and an attack for the reader's intuition.
+
+Everything is made up and paid from a throw-away ledger, so an audit costs no one's budget. Its
+verdict is "no violation found", never "private".
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from client.audit.canary import Scored, bounds, score, summary
+from client.audit.conformance import BROKEN, Check, broken, conform
+from client.audit.membership_inference import attack
+from client.audit.probes import made_up
+from client.tasks.losses import cross_entropy, layered, seeded
+from client.tasks.task import Rows, Task
+from privacy.accounting.epsilon import Budget, calibrate
+from privacy.accounting.events import Event
+from privacy.audit.bounds import ALPHA, Bound
+from privacy.contract.plan import Plan
+from privacy.ledger.ledger import Ledger
+
+CLEAN: Final = "no violation found"
+FOUND: Final = "violation found"
+
+DELTA: Final = 1e-5
+_ROUNDS, _STEPS, _RATE, _ROWS = 4, 25, 0.25, 1000
+_LEAST, _MOST, _PER_SECOND = 20_000, 200_000, 700  # canaries
+
+
+def audit_installation(
+    epsilon: float,
+    *,
+    seconds: float = 60.0,
+    device: str = "cpu",
+    on_check: Callable[[Check], None] = lambda check: None,
+) -> dict[str, Any]:
+    """Audit the trainer of this process at a claimed `epsilon`, in about `seconds` at most.
+
+    The number of canaries follows from the time that is left once conformance has been checked; all
+    else is fixed. The result is what `audit.json` holds.
+    """
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"epsilon: expected 0 < epsilon, got {epsilon!r}")
+    with one_thread():
+        return _audit(epsilon, seconds, device, on_check)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small operations on several threads mostly wait for each other, and copies want none."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _audit(
+    epsilon: float, seconds: float, device: str, on_check: Callable[[Check], None]
+) -> dict[str, Any]:
+    began = time.monotonic()
+    checks = []
+    for check in conform(device):
+        checks.append(check)
+        on_check(check)
+    sigma = calibrate(Budget(epsilon, DELTA), rate=_RATE, steps=_ROUNDS * _STEPS)
+    plan = Plan(
+        task="audit",
+        rounds=_ROUNDS,
+        steps=_STEPS,
+        rate=_RATE,
+        rows=_ROWS,
+        lr=0.5,
+        clip=1.0,
+        sigma=sigma,
+        delta=DELTA,
+        optimizer="sgd",
+    )
+    left = seconds - (time.monotonic() - began)
+    count = int(np.clip(left * _PER_SECOND, _LEAST, _MOST))
+    task, rows = _made_up()
+    event = Event("record", sigma, _RATE, _STEPS, _ROUNDS)
+    found: tuple[Bound, ...] = ()
+    more: dict[str, Any] = {}
+    try:
+        scored, event = through_ledger(task, rows, plan, site="audit", count=count, device=device)
+        found = bounds(scored, event, epsilon, DELTA)
+        more["canaries"] = summary(scored)
+        plain = attack(None, device=device)
+        private = attack(replace(event, steps=_STEPS * _ROUNDS, count=1), device=device)
+        more["membership"] = {"without_privacy": asdict(plain), "private": asdict(private)}
+    except BROKEN as error:
+        checks.append(broken("canaries", error))
+        on_check(checks[-1])
+    return result(
+        what="installation",
+        epsilon=epsilon,
+        delta=DELTA,
+        event=event,
+        checks=(*checks, *tested(found, on_check)),
+        bounds=found,
+        seconds=time.monotonic() - began,
+        **more,
+    )
+
+
+def through_ledger(
+    task: Task,
+    rows: Rows,
+    plan: Plan,
+    *,
+    site: str,
+    count: int,
+    rounds: int | None = None,
+    device: str = "cpu",
+    coins: np.random.Generator | None = None,
+) -> tuple[Scored, Event]:
+    """Score canaries of a plan whose rounds are paid, before each, from a throw-away ledger.
+
+    Returns the scores and, as one event, everything that the ledger holds in the end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger.create(Path(folder) / "audit.jsonl", population="audit", durable=False)
+
+        def pay(event: Event, number: int) -> Event:
+            return ledger.spend(event, None, run="audit", round=number, plan=plan.digest).event
+
+        scored = score(
+            task,
+            rows,
+            plan,
+            site=site,
+            count=count,
+            rounds=rounds,
+            pay=pay,
+            device=device,
+            coins=coins,
+        )
+        (paid,) = ledger.merged()
+    return scored, paid
+
+
+def tested(
+    found: Sequence[Bound], on_check: Callable[[Check], None] = lambda check: None
+) -> tuple[Check, ...]:
+    """The canaries' bounds as checks: how likely the claim makes these scores."""
+    checks = tuple(
+        Check(f"canaries: {bound.name}", bound.epsilon, bound.p, "lower bound on epsilon")
+        for bound in found
+    )
+    for check in checks:
+        on_check(check)
+    return checks
+
+
+def result(
+    *,
+    what: str,
+    epsilon: float,
+    delta: float,
+    event: Event,
+    checks: Sequence[Check],
+    bounds: Sequence[Bound],
+    seconds: float,
+    **more: Any,
+) -> dict[str, Any]:
+    """An audit as JSON; a violation is any check that chance does not explain."""
+    return {
+        "v": 1,
+        "what": what,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "claimed": epsilon,
+        "delta": delta,
+        "event": event.to_dict(),
+        "bounds": [asdict(bound) for bound in bounds],
+        "checks": [_as_json(check) for check in checks],
+        "alpha": ALPHA,
+        **more,
+        "verdict": CLEAN if all(check.passed for check in checks) else FOUND,
+        "seconds": round(seconds, 1),
+        "versions": {name: version(name) for name in ("torch", "opacus", "numpy", "scipy")},
+    }
+
+
+def _as_json(check: Check) -> dict[str, Any]:
+    statistic = check.statistic if math.isfinite(check.statistic) else None
+    return asdict(check) | {"statistic": statistic, "passed": check.passed}
+
+
+def _made_up() -> tuple[Task, Rows]:
+    """Ten clouds in 64 dimensions: ordinary records among which the canaries hide."""
+    source = torch.Generator().manual_seed(0)
+    centres = torch.randn((10, 64), generator=source)
+    y = torch.randint(10, (_ROWS,), generator=source)
+    rows = Rows(0.3 * centres[y] + 0.5 * torch.randn((_ROWS, 64), generator=source), y)
+    model = seeded(lambda: layered(64, (32,), 10))
+    return made_up("audit", model, rows, cross_entropy), rows

@@ -1,0 +1,83 @@
+"""What the commands on released models share: open one, read its rows, say what was left out."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from client.data.input_files import chunks
+from client.inference import batch
+from client.inference.batch import Tally
+from client.models.loading import Model, find, load
+from client.models.store import write
+from client.models.trusted_keys import known_keys
+from client.tasks.task import Rows
+
+
+def opened(name: str, directory: Path | None, keys: list[str] | None, *, quiet: bool) -> Model:
+    """The model of that name, whose origin was asked about; it is said unless `quiet`."""
+    model = load(find(name, directory), known_keys(directory, keys or ()))
+    if not quiet:
+        say_origin(model)
+    return model
+
+
+def say_origin(model: Model) -> None:
+    """Whose model it is, on stderr."""
+    card = model.card
+    typer.echo(
+        f"model {model.digest[:16]} ({card.task}, run {card.run}, round {card.round}): "
+        f"{model.origin.words}; {card.privacy}",
+        err=True,
+    )
+
+
+def rows(model: Model, data: Path, skip_bad: bool = False) -> Rows:
+    """All labelled rows of a file at once."""
+    tally = Tally()
+    found = list(tally.watch(chunks(model.task, data, labels=True), skip_bad, lambda done: None))
+    labels = [chunk.y for chunk in found if chunk.y is not None]
+    tell_faults(tally)
+    return Rows(torch.cat([chunk.x for chunk in found]), torch.cat(labels))
+
+
+def explained(model: Model, tally: Tally, out: Path | None) -> list[dict[str, Any]]:
+    """What the first rows' predictions rest on, a line a row; beside `out`, if there is one."""
+    from client.inference.attribution import explain
+    from client.inference.html import explanation_page
+
+    if not tally.first:
+        return []
+    found = explain(model, torch.cat(tally.first), tally.numbers)
+    lines = [one.to_dict() for one in found]
+    if out is not None:
+        numbers = "".join(json.dumps(line) + "\n" for line in lines)
+        write(out.with_name(out.name + ".explained.jsonl"), numbers.encode())
+        write(out.with_name(out.name + ".explained.html"), explanation_page(model, found).encode())
+    return lines
+
+
+def tell_faults(tally: Tally) -> None:
+    """Which rows were left out, the first of them one by one."""
+    for fault in tally.faults[: batch.SHOWN]:
+        typer.echo(f"skipped: {fault}", err=True)
+    if tally.skipped > 0 and len(tally.faults) > batch.SHOWN:
+        typer.echo(f"skipped: {tally.skipped} rows in all", err=True)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[batch.Progress]:
+    """A bar on the terminal, if there is one."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,1 @@
+"""Files to rows: the readers of the site's own data."""

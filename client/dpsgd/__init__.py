@@ -1,0 +1,1 @@
+"""DP-SGD on one site: per-example norms, clipped sums, noise and the training loop."""

@@ -1,0 +1,293 @@
+"""Per-example gradients of each kind of layer, from its inputs and its output gradients."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+import torch
+from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
+from opacus.layers.dp_rnn import RNNLinear
+from torch import Tensor, nn
+from torch.nn import functional
+
+from client.dpsgd.clipped_sum import Lookup, Outer, Part, sum_of
+
+Uses = Sequence[tuple[Tensor, Tensor]]
+"""(input, output gradient) of every call of a layer in one forward, batch first."""
+
+_MOST: Final = 1 << 24
+"""Per-example gradients held at a time, in numbers; more are made again in chunks of examples."""
+_CACHED: Final = 1 << 17
+"""Numbers that fit a core's cache."""
+
+
+class ModelError(ValueError):
+    """A model whose per-example gradients cannot be told apart, or that mixes examples."""
+
+
+class Layer(ABC):
+    """A module with trained parameters of its own."""
+
+    fallback: ClassVar[bool] = False
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module: Any = module
+        self.name = type(module).__name__
+        self.channels_last = False
+        self.trained = [p for p in module.parameters() if p.requires_grad]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The module's own forward."""
+        out: Tensor = type(self.module).forward(self.module, x)
+        return out
+
+    def cast(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """What of a bfloat16 pass goes into `samples`: float32, where the layer knows no better."""
+        return a.float() if a.is_floating_point() else a, g.float()
+
+    @abstractmethod
+    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Each trained parameter's gradient per example [B, ...]."""
+
+    def part(self, uses: Uses) -> Part:
+        """The part of a batch that this layer alone answers for."""
+        return Sampled([(self, a, g) for a, g in uses])
+
+
+class Sampled(Part):
+    """Per-example gradients as they are, in chunks of at most `most` examples."""
+
+    def __init__(self, uses: Sequence[tuple[Layer, Tensor, Tensor]]) -> None:
+        self._uses = uses
+        rows = uses[0][1].shape[0]
+        width = sum(p.numel() for p in {p for layer, _, _ in uses for p in layer.trained})
+        self.most = max(1, _MOST // width)
+        whole = isinstance(rows, torch.SymInt) or rows <= self.most  # no number while it is traced
+        starts = (0,) if whole else range(0, rows, self.most)
+        self._chunks = [slice(None) if whole else slice(at, at + self.most) for at in starts]
+        self._kept: Mapping[nn.Parameter, Tensor] | None = None
+        squares = []
+        for at in self._chunks:
+            made = self._made(at)
+            norms = [torch.linalg.vector_norm(_flat(x)[0], dim=1) for x in made.values()]
+            squares.append(torch.stack(norms).square_().sum(0))
+            if whole:
+                self._kept = made
+        self.square = torch.cat(squares)
+
+    def _made(self, at: slice) -> dict[nn.Parameter, Tensor]:
+        made: dict[nn.Parameter, Tensor] = {}
+        for layer, a, g in self._uses:
+            for p, sample in layer.samples(a[at], g[at]):
+                made[p] = made[p] + sample if p in made else sample
+        return made
+
+    def add(self, factors: Tensor, broken: Tensor | None) -> None:
+        for at in self._chunks:
+            for p, sample in (self._kept or self._made(at)).items():
+                flat, restored = _flat(sample)
+                if broken is not None:
+                    flat = flat.masked_fill(broken[at, None], 0)
+                sum_of(p).add_(restored(factors[at] @ flat))
+
+
+def _flat(sample: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """[B, ...] as [B, n] in memory order, without copying; and the way back for one row."""
+    strides = sample.stride()
+    order = sorted(range(1, sample.dim()), key=lambda dim: -strides[dim])
+    laid = sample.permute(0, *order)
+    back = [order.index(dim) for dim in range(1, sample.dim())]
+    return laid.flatten(1), lambda row: row.view(laid.shape[1:]).permute(back)
+
+
+class Linear(Layer):
+    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        a, g = a.reshape(a.shape[0], -1, a.shape[-1]), g.reshape(g.shape[0], -1, g.shape[-1])
+        yield from _affine(self.module, g.transpose(1, 2) @ a, g.sum(1))
+
+    def part(self, uses: Uses) -> Part:
+        if len(uses) == 1 and uses[0][0].dim() == 2:
+            return Outer(self.module, *uses[0])
+        if len(uses) > 1 and all(a.dim() == 2 for a, _ in uses):  # a recurrent cell: over time
+            uses = [(torch.stack([a for a, _ in uses], 1), torch.stack([g for _, g in uses], 1))]
+        return super().part(uses)
+
+
+class Convolution(Layer):
+    """Conv1d and Conv2d, by the patches of the input that each output pixel sees."""
+
+    def cast(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Both in bfloat16: their products are the dearest part."""
+        return a.to(torch.bfloat16), g.to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.channels_last or x.dim() != 4:
+            return super().forward(x)
+        out = super().forward(x.contiguous(memory_format=torch.channels_last))
+        return out.contiguous(memory_format=torch.channels_last)
+
+    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        conv = self.module
+        a = functional.pad(
+            a, conv._reversed_padding_repeated_twice, mode=_PADDING[conv.padding_mode]
+        )
+        if a.dim() == 3:
+            weight = _patched(a[:, :, None], g[:, :, None], conv).squeeze(3)
+        else:
+            weight = _patched(a, g, conv)
+        yield from _affine(conv, weight, g.flatten(2).sum(2, dtype=weight.dtype))
+
+
+def _patched(a: Tensor, g: Tensor, conv: Any) -> Tensor:
+    """Weight gradients [B, P, C / groups, height, width] of a convolution of padded images.
+
+    Products of bfloat16 are made float32, so that norm and sum are taken of the same numbers.
+    """
+    kept = torch.float32 if g.dtype == torch.bfloat16 else g.dtype
+    kernel, stride, dilation = (
+        (1, *x) if len(x) == 1 else x for x in (conv.kernel_size, conv.stride, conv.dilation)
+    )
+    rows, pixels = a.shape[0], g.shape[2] * g.shape[3]
+    if conv.groups > 1:
+        columns = functional.unfold(a, kernel, dilation=dilation, stride=stride)
+        columns = columns.view(rows, conv.groups, -1, pixels).transpose(2, 3)
+        made = (g.reshape(rows, conv.groups, -1, pixels) @ columns).to(kept)
+        return made.view(rows, g.shape[1], -1, *kernel)
+    # With the channels innermost a patch is a few long runs, which copy several times faster than
+    # unfold does; a few examples at a time, so that their patches stay in the cache.
+    a = a.permute(0, 2, 3, 1).contiguous()
+    example, row, pixel, channel = a.stride()
+    patches = a.as_strided(
+        (rows, *g.shape[2:], *kernel, a.shape[3]),
+        (
+            *(example, row * stride[0], pixel * stride[1]),
+            *(row * dilation[0], pixel * dilation[1], channel),
+        ),
+    )
+    size = math.prod(kernel) * a.shape[3]
+    chunk = max(1, _CACHED // (pixels * size)) * torch.get_num_threads()
+    g = g.permute(0, 2, 3, 1).reshape(rows, pixels, -1).transpose(1, 2)
+    if isinstance(rows, torch.SymInt):  # traced: no number to count to
+        made = torch.bmm(g, patches.reshape(rows, pixels, size))
+    else:
+        made = a.new_empty(rows, g.shape[1], size, dtype=kept)
+        for at in range(0, rows, chunk):
+            part = slice(at, at + chunk)
+            some = patches[part].reshape(-1, pixels, size)
+            if kept == g.dtype:
+                torch.bmm(g[part], some, out=made[part])
+            else:
+                made[part] = torch.bmm(g[part], some)
+    return made.view(rows, -1, *kernel, a.shape[3]).permute(0, 1, 4, 2, 3)
+
+
+_PADDING: Final = {
+    "zeros": "constant",
+    "reflect": "reflect",
+    "replicate": "replicate",
+    "circular": "circular",
+}
+
+
+class Embedding(Layer):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        if self.module.scale_grad_by_freq or self.module.max_norm is not None:
+            raise ModelError("model: expected an Embedding without max_norm or scale_grad_by_freq")
+
+    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        weight: nn.Parameter = self.module.weight
+        rows, (vocabulary, width) = len(a), weight.shape
+        keys = a.reshape(rows, -1) + vocabulary * torch.arange(rows, device=a.device)[:, None]
+        sample = g.new_zeros(rows * vocabulary, width)
+        sample.index_add_(0, keys.flatten(), g.reshape(-1, width))
+        sample = sample.view(rows, vocabulary, width)
+        if self.module.padding_idx is not None:
+            sample[:, self.module.padding_idx] = 0
+        yield weight, sample
+
+    def part(self, uses: Uses) -> Part:
+        return Lookup(self.module, *uses[0]) if len(uses) == 1 else super().part(uses)
+
+
+class Norm(Layer):
+    """LayerNorm and GroupNorm: the scale's gradient is g times the normalised input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.module.weight.dtype:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):  # mixed, it is slower than float32
+            return super().forward(x.float()).to(x.dtype)
+
+    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        norm = self.module
+        if isinstance(norm, nn.GroupNorm):
+            normal = functional.group_norm(a, norm.num_groups, None, None, norm.eps)
+            shape = (a.shape[0], norm.num_channels, -1)
+            scaled, plain = (g * normal).reshape(shape).sum(2), g.reshape(shape).sum(2)
+        else:
+            normal = functional.layer_norm(a, norm.normalized_shape, None, None, norm.eps)
+            shape = (a.shape[0], -1, *norm.normalized_shape)
+            scaled, plain = (g * normal).reshape(shape).sum(1), g.reshape(shape).sum(1)
+        yield from _affine(norm, scaled, plain)
+
+
+class ByOpacus(Layer):
+    """Any other layer, through Opacus' own samplers or else torch.func."""
+
+    fallback = True
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        if isinstance(module, nn.EmbeddingBag):  # Opacus drops its repeated tokens
+            raise ModelError("model: expected no EmbeddingBag (use Embedding and mean)")
+        self._sampler = GradSampleModule.GRAD_SAMPLERS.get(type(module))
+        if self._sampler is None:
+            try:
+                prepare_layer(module, batch_first=True)
+            except NotImplementedError as error:
+                raise ModelError(f"model: expected no {self.name}: {error}") from None
+            self._sampler = ft_compute_per_sample_gradient
+
+    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        for p, sample in self._sampler(self.module, [a], g).items():
+            if p.requires_grad:
+                yield p, sample
+
+
+def _affine(module: Any, weight: Tensor, bias: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    if module.weight.requires_grad:
+        yield module.weight, weight
+    if module.bias is not None and module.bias.requires_grad:
+        yield module.bias, bias
+
+
+_KINDS: Final[Mapping[type[nn.Module], type[Layer]]] = {
+    nn.Linear: Linear,
+    RNNLinear: Linear,
+    nn.Conv1d: Convolution,
+    nn.Conv2d: Convolution,
+    nn.Embedding: Embedding,
+    nn.LayerNorm: Norm,
+    nn.GroupNorm: Norm,
+}
+
+
+def layer_of(module: nn.Module) -> Layer:
+    """The layer that knows `module`; ModelError where there is none."""
+    return _KINDS.get(type(module), ByOpacus)(module)
+
+
+def parts(uses: Mapping[Layer, Uses]) -> list[Part]:
+    """The parts of a batch: a layer each, but those that share a parameter together."""
+    owners: dict[nn.Parameter, int] = {}
+    for layer in uses:
+        for p in layer.trained:
+            owners[p] = owners.get(p, 0) + 1
+    shared = [layer for layer in uses if any(owners[p] > 1 for p in layer.trained)]
+    made = [layer.part(pairs) for layer, pairs in uses.items() if layer not in shared]
+    if shared:
+        made.append(Sampled([(layer, a, g) for layer in shared for a, g in uses[layer]]))
+    return made

@@ -1,0 +1,228 @@
+"""One round of learning at a site: exactly the noisy steps that were paid for, on Opacus' parts.
+
+A step draws every row with probability `rate`, sums the clipped gradients of the rows drawn, adds
+noise from `privacy.mechanism.noise`, rounds to a public grid and divides by a public number
+(DP-SGD: Abadi et al. 2016). An empty batch takes its noisy step too. What the inner optimizer does
+with the noisy mean (weight decay, FedProx, momentum, Adam) depends on no row.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.optimizers import DPOptimizerFastGradientClipping
+from torch import Tensor, nn
+
+from client.dpsgd.clipping import BookKeeping
+from client.dpsgd.memory import keep_freed
+from client.dpsgd.openmp import team
+from client.tasks.task import Rows, Task
+from privacy.accounting.events import Event
+from privacy.contract.plan import Plan
+from privacy.mechanism import noise
+
+
+class TrainingError(ValueError):
+    """A round that cannot be trained as asked."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """What a round changed: new minus old weights by name, and the steps that were taken."""
+
+    update: dict[str, NDArray[np.float32]]
+    steps: int
+
+
+class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
+    """Opacus' optimizer of clipped sums, its noise from the system's entropy, on a public grid.
+
+    The parameters become parts of one vector, which `inner` makes an optimizer of, and each
+    `p.grad` a part of its gradient: so all are noised, scaled and stepped in one go. After
+    `pre_step()` they are the noisy mean; `pull` comes after it.
+    """
+
+    def __init__(
+        self,
+        trained: Sequence[nn.Parameter],
+        inner: Callable[[Sequence[Tensor]], torch.optim.Optimizer],
+        *,
+        pull: Callable[[], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._trained, self._pull = list(trained), pull
+        self._all = torch.cat([p.detach().reshape(-1) for p in trained])
+        self._all.grad = self._sum = torch.zeros_like(self._all)
+        sizes = [p.numel() for p in trained]
+        parts = zip(trained, self._all.split(sizes), self._sum.split(sizes), strict=True)
+        for p, values, sums in parts:
+            p.data, p.grad = values.view(p.shape), sums.view(p.shape)
+        super().__init__(inner([self._all]), **kwargs)
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """The model's own parameters that are trained."""
+        return self._trained
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Begin the next sum."""
+        self._sum.zero_()
+
+    def accumulate(self) -> None:
+        """The model has left its clipped sum where it is noised."""
+
+    def add_noise(self) -> None:
+        """Make of the clipped sum the noisy mean: noised, on the grid, over the public size."""
+        total = self._sum.cpu()  # on a CPU the very same memory
+        std = self.noise_multiplier * self.max_grad_norm
+        noise.privatise(total.numpy(), std, over=self.expected_batch_size, team=team())
+        self._sum.copy_(total)
+
+    def scale_grad(self) -> None:
+        """Already divided."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One noisy step; then `pull`, which sees no row."""
+        if not self.pre_step():
+            return None
+        if self._pull is not None:
+            self._pull()
+        result: float | None = self.original_optimizer.step(closure)
+        return result
+
+
+def train(
+    model: nn.Module,
+    rows: Rows,
+    task: Task,
+    plan: Plan,
+    *,
+    site: str,
+    event: Event | None,
+    round: int,
+    device: torch.device | str = "cpu",
+    compile: bool = False,
+    on_step: Callable[[int, NDArray[np.int64], Any], None] | None = None,
+) -> Trained:
+    """Train `model` in place for one round (from 1) and return what changed.
+
+    `event` is what was paid: its sigma, rate and steps are used, not the plan's; without an event
+    the steps are plain. `compile`d steps have the same sums, sooner. `on_step(step, drawn rows,
+    optimizer)` is called after every step, for tests and audits.
+    """
+    if event is not None and event.unit != "record":
+        raise TrainingError(f"event: expected the unit record, got {event.unit}")
+    keep_freed()
+    rate = plan.rate if event is None else event.rate
+    steps = plan.steps if event is None else event.steps * event.count
+    model.to(device).train()
+    x, y = rows.x.to(device), rows.y.to(device)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    old = {name: p.detach().clone() for name, p in named.items()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise TrainingError("model: expected parameters to train, got none")
+    optimizer = NoisyOptimizer(
+        trained,
+        partial(optimizer_of, plan=plan),
+        noise_multiplier=0.0 if event is None else event.sigma,
+        max_grad_norm=1.0 if plan.clip is None else plan.clip,
+        expected_batch_size=rate * plan.rows_of(site),
+        pull=proximal(trained, plan.mu) if plan.aggregation == "fedprox" else None,
+    )
+    with _summed(model, Rows(x, y), task, plan, event, compile=compile) as add:
+        for step, drawn in enumerate(noise.batches(len(rows), rate, steps)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
+            optimizer.zero_grad()
+            batch = torch.from_numpy(drawn).to(device)
+            for part in torch.split(batch, plan.micro_batch) if plan.micro_batch else (batch,):
+                add(x.index_select(0, part), y.index_select(0, part), task.loss)
+            optimizer.step()
+            if on_step is not None:
+                on_step(step, drawn, optimizer)
+    update = {
+        name: (value - old[name] if name in old else torch.zeros_like(value)).cpu().numpy()
+        for name, value in model.state_dict().items()
+    }
+    return Trained(update, steps)
+
+
+def rate_of(plan: Plan, step: int, steps: int) -> float:
+    """The learning rate of the run's global `step` (from 0) of `steps`."""
+    if plan.schedule == "cosine":
+        return plan.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return plan.lr
+
+
+def optimizer_of(trained: Sequence[Tensor], plan: Plan) -> torch.optim.Optimizer:
+    """What the plan does with the noisy means."""
+    if plan.optimizer == "adam":
+        return _eager(torch.optim.Adam)(trained, lr=plan.lr, weight_decay=plan.l2)
+    momentum = plan.momentum if plan.optimizer == "momentum" else 0.0
+    return _eager(torch.optim.SGD)(trained, lr=plan.lr, momentum=momentum, weight_decay=plan.l2)
+
+
+@cache
+def _eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """`kind` that never meets torch.compile: its guards against it load torch's whole compiler."""
+    own = {
+        "add_param_group": inspect.unwrap(kind.add_param_group),
+        "step": torch.no_grad()(inspect.unwrap(kind.step)),
+    }
+    return type(kind.__name__, (kind,), own)
+
+
+def proximal(trained: Sequence[Tensor], mu: float) -> Callable[[], None]:
+    """FedProx (Li et al. 2020): the gradient of mu/2 |w - w_0|^2, which depends on no row."""
+    start = [p.detach().clone() for p in trained]
+
+    def pull() -> None:
+        with torch.no_grad():
+            for p, at in zip(trained, start, strict=True):
+                p.grad.add_(p - at, alpha=mu)  # type: ignore[union-attr]
+
+    return pull
+
+
+Add = Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], None]
+
+
+@contextmanager
+def _summed(
+    model: nn.Module, rows: Rows, task: Task, plan: Plan, event: Event | None, *, compile: bool
+) -> Iterator[Add]:
+    """How a batch's gradient is added to `p.grad`: clipped by example; plainly without an event."""
+    if event is None:
+        yield partial(_plain, model)
+        return
+    if plan.clip is None:
+        raise TrainingError("clip: expected a value in a private plan, got nothing")
+    wrapped = BookKeeping(model, clip=plan.clip, precision=plan.precision)
+    try:
+        wrapped.examine(rows.x)
+        if compile:
+            from client.dpsgd.compiling import compiled  # a compiler, loaded where it is wanted
+
+            yield compiled(wrapped, model, rows.x, rows.y, task.loss)
+        else:
+            yield wrapped.accumulate
+    finally:
+        wrapped.to_standard_module()
+
+
+def _plain(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    for p in model.parameters():
+        if p.requires_grad and p.grad is None:
+            p.grad = torch.zeros_like(p)
+    if len(x):
+        torch.autograd.backward(loss(model(x), y).sum())

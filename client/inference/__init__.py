@@ -1,0 +1,1 @@
+"""Local use of a released model: predict, evaluate, explain, personalise, export."""

@@ -1,0 +1,215 @@
+"""A model on a site's own labelled rows: how good, how well calibrated, and for which groups not.
+
+Everything here stays at the site: figures of private rows are themselves releases. Groups smaller
+than a threshold are suppressed even so, since a page is easily passed on.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics.functional.classification import binary_auroc
+
+from client.inference.predictor import Predictions, Scores
+from client.tasks.task import Task
+
+SMALLEST: Final = 20
+"""Rows of the smallest group that is shown."""
+BINS: Final = 10
+"""Bins of the reliability plot, and of the expected calibration error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """The rows whose confidence lies in one tenth: their mean confidence and their accuracy."""
+
+    low: float
+    high: float
+    rows: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One value of the grouping column; `metrics` is empty where the group is too small."""
+
+    name: str
+    rows: int
+    metrics: dict[str, float]
+    behind: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The metrics of all rows and of each group; `confusion[true][predicted]` counts rows.
+
+    A group is `behind` if its accuracy (or mean squared error) is worse than that of all other rows
+    by more than chance explains: two standard errors of the difference, at least 0.05 (or a tenth).
+    """
+
+    rows: int
+    metrics: dict[str, float]
+    confusion: tuple[tuple[int, ...], ...]
+    bins: tuple[Bin, ...]
+    groups: tuple[Group, ...] = ()
+    suppressed: int = 0
+    skipped: int = 0
+    classes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The evaluation as JSON values."""
+        return {
+            "rows": self.rows,
+            "skipped": self.skipped,
+            "metrics": self.metrics,
+            "classes": list(self.classes),
+            "confusion": [list(row) for row in self.confusion],
+            "reliability": [
+                {
+                    "low": b.low,
+                    "high": b.high,
+                    "rows": b.rows,
+                    "confidence": b.confidence,
+                    "accuracy": b.accuracy,
+                }
+                for b in self.bins
+            ],
+            "groups": {
+                g.name: {"rows": g.rows, "behind": g.behind, **g.metrics} for g in self.groups
+            },
+            "groups_suppressed": self.suppressed,
+        }
+
+
+def evaluate(
+    task: Task, predicted: Iterator[Predictions], *, smallest: int = SMALLEST
+) -> Evaluation:
+    """Gather the scores of labelled rows (a few numbers a row) and measure them."""
+    scores: list[Scores] = []
+    labels: list[NDArray[Any]] = []
+    groups: list[str] = []
+    skipped = 0
+    for part in predicted:
+        skipped += len({fault.row for fault in part.faults})
+        if part.labels is None or not len(part.rows):
+            continue
+        scores.append(part.scores)
+        labels.append(part.labels)
+        groups += part.groups or []
+    if not scores:
+        raise ValueError("expected labelled rows, found none")
+    return measure(task, np.concatenate(scores), np.concatenate(labels), groups, smallest, skipped)
+
+
+def measure(
+    task: Task,
+    scores: Scores,
+    labels: NDArray[Any],
+    groups: Sequence[str] = (),
+    smallest: int = SMALLEST,
+    skipped: int = 0,
+) -> Evaluation:
+    """The figures of scores [rows, outputs] against labels [rows], by group where given."""
+    found = Evaluation(
+        rows=len(labels),
+        metrics=metrics(task, scores, labels),
+        confusion=confusion(scores, labels, len(task.classes)),
+        bins=reliability(task, scores, labels),
+        skipped=skipped,
+        classes=task.classes,
+    )
+    if not groups:
+        return found
+    names = np.array(groups, dtype=object)
+    errors = _errors(task, scores, labels)
+    shown, hidden = _large_enough(names, smallest)
+    figures = []
+    for name in shown:
+        own = names == name
+        behind = _behind(errors[own], errors[~own], task.kind)
+        of_own = metrics(task, scores[own], labels[own])
+        figures.append(Group(name or "(none)", int(own.sum()), of_own, behind))
+    return replace(found, groups=tuple(figures), suppressed=hidden)
+
+
+def _large_enough(names: NDArray[Any], smallest: int) -> tuple[list[str], int]:
+    """The groups that may be shown, and how many may not.
+
+    What is hidden together has to be large enough too: it is all rows less the groups shown.
+    """
+    counts = sorted(Counter(names.tolist()).items(), key=lambda item: (item[1], item[0]))
+    hidden = rows = 0
+    for _, count in counts:
+        if count >= smallest and (rows == 0 or rows >= smallest):
+            break
+        hidden, rows = hidden + 1, rows + count
+    return sorted(name for name, _ in counts[hidden:]), hidden
+
+
+def metrics(task: Task, scores: Scores, labels: NDArray[Any]) -> dict[str, float]:
+    """The task's own metrics; for classes the area under the ROC curve and the ECE too."""
+    outputs, y = torch.from_numpy(scores), torch.from_numpy(labels)
+    values = dict(task.metrics(outputs, y))
+    if task.kind == "regression":
+        return values
+    decoded = task.decode(outputs)
+    # A class that no row has, or every row has, has no curve.
+    present = torch.unique(y)
+    if len(present) > 1:
+        classes = [1] if decoded.shape[1] == 2 else present.tolist()
+        each = [float(binary_auroc(decoded[:, c], (y == c).long())) for c in classes]
+        values["auc"] = sum(each) / len(each)
+    values["ece"] = calibration_error(reliability(task, scores, labels))
+    return values
+
+
+def confusion(scores: Scores, labels: NDArray[Any], classes: int) -> tuple[tuple[int, ...], ...]:
+    """How many rows of each class (first index) were taken for each class; none in a regression."""
+    if not classes:
+        return ()
+    table = np.zeros((classes, classes), np.int64)
+    np.add.at(table, (labels, scores.argmax(1)), 1)
+    return tuple(tuple(int(count) for count in row) for row in table)
+
+
+def reliability(task: Task, scores: Scores, labels: NDArray[Any]) -> tuple[Bin, ...]:
+    """Confidence against accuracy in tenths of confidence; empty ones are left out."""
+    if task.kind == "regression":
+        return ()
+    decoded = task.decode(torch.from_numpy(scores)).numpy()
+    confidence, right = decoded.max(1), decoded.argmax(1) == labels
+    place = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
+    bins = []
+    for i in range(BINS):
+        own = place == i
+        if own.any():
+            mean, accuracy = float(confidence[own].mean()), float(right[own].mean())
+            bins.append(Bin(i / BINS, (i + 1) / BINS, int(own.sum()), mean, accuracy))
+    return tuple(bins)
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """The mean distance of confidence and accuracy over rows (Guo et al. 2017, section 2)."""
+    total = sum(b.rows for b in bins)
+    return sum(b.rows * abs(b.confidence - b.accuracy) for b in bins) / total if total else 0.0
+
+
+def _errors(task: Task, scores: Scores, labels: NDArray[Any]) -> NDArray[np.float64]:
+    """A row's error: 1 for a wrong class; its squared error in a regression."""
+    if task.kind == "regression":
+        return np.asarray((scores.reshape(len(labels)) - labels) ** 2, np.float64)
+    return np.asarray(scores.argmax(1) != labels, np.float64)
+
+
+def _behind(own: NDArray[np.float64], others: NDArray[np.float64], kind: str) -> bool:
+    if not len(others):
+        return False
+    worse = float(own.mean() - others.mean())
+    chance = 2 * float(np.sqrt(own.var() / len(own) + others.var() / len(others)))
+    least = 0.05 if kind == "classification" else 0.1 * float(others.mean())
+    return worse > max(chance, least)

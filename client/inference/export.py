@@ -1,0 +1,250 @@
+"""A released model in a form that other programs run, with its card inside and its exactness shown.
+
+Every export is compared with the torch model on the spot and refused where they differ too much.
+Figures of private rows are never written into the file: it may be passed on, and they are unpaid.
+"""
+
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional
+
+from client.inference.onnx_graph import ConversionError, to_onnx
+from client.inference.predictor import Scores, input_type, session
+from client.models.loading import Model, ModelError
+from client.tasks.task import Rows, Task
+from privacy.model_card import POST_PROCESSING
+
+FORMATS: Final = ("safetensors", "onnx", "onnx-int8")
+CLOSEST: Final = 1e-4
+"""The largest difference of a score that a full-precision export may show."""
+MOST_LOST: Final = 0.5
+"""Points of accuracy that an int8 export may lose."""
+SYNTHETIC: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How an export compares with its model: `rows` of `source`.
+
+    `difference` is the largest of any probability (or value), `same` the part of rows with the same
+    prediction, `lost` the points of accuracy lost where labels are known.
+    """
+
+    source: str
+    rows: int
+    difference: float
+    same: float
+    lost: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Export:
+    """The bytes of an exported model, and how well they agree with it on each set of rows."""
+
+    content: bytes
+    model: Model
+    suffix: str
+    agreements: tuple[Agreement, ...]
+
+
+def export(model: Model, kind: str, private: Rows | None = None) -> Export:
+    """Export a released model; `private` rows are compared on too, and leave no figure behind.
+
+    ModelError for a model that is private to its site, or an export that does not agree.
+    """
+    if kind not in FORMATS:
+        raise ModelError(f"format: expected one of {', '.join(FORMATS)}, got {kind!r}")
+    refuse_private(model)
+    if model.network is None:
+        raise ModelError(f"{model.path}: expected a checkpoint or .safetensors file, got ONNX")
+    task, network = model.task, model.network
+    public = public_rows(task)
+    if kind == "safetensors":
+        content, agreements = _safetensors(model), ()
+        return Export(content, model, ".safetensors", agreements)
+    try:
+        graph = to_onnx(network, task.shape, input_type(task))
+    except ConversionError as error:
+        raise ModelError(f"{model.path}: {error}") from error
+    if kind == "onnx-int8":
+        graph = quantized(graph, public.x.numpy())
+    compared = [
+        compare(task, network, graph, rows, source)
+        for rows, source in ((public, source_of(task)), (private, "rows at this site"))
+        if rows is not None and len(rows)
+    ]
+    for agreement in compared:
+        _refuse_disagreeing(model, kind, agreement)
+    outward = tuple(a for a in compared if a.source != "rows at this site")
+    _describe(graph, model, kind, outward)
+    return Export(graph.SerializeToString(), model, ".onnx", tuple(compared))
+
+
+def refuse_private(model: Model) -> None:
+    """Refuse to share what was adapted to a site's rows without privacy."""
+    if model.card.private_to is not None:
+        raise ModelError(
+            f"{model.path}: private to the site {model.card.private_to}: adapted to its rows "
+            "without privacy, so it is neither exported nor served to others"
+        )
+
+
+def source_of(task: Task) -> str:
+    """What `public_rows` are, in words."""
+    return "embedded test rows" if task.embedded else "synthetic rows of the task's public bounds"
+
+
+def public_rows(task: Task) -> Rows:
+    """Rows that are nobody's secret: the embedded test rows, or rows drawn from the bounds alone.
+
+    A synthetic row has uniform features in -1..1, the range that tasks map their bounds to; where
+    the task computes features from pictures, these are made of blots of many sizes. Its label is 0
+    and says nothing.
+    """
+    if task.embedded:
+        return task.load(None, "test")
+    generator = torch.Generator().manual_seed(0)
+    shape = (SYNTHETIC, *task.shape)
+    if task.front is not None:
+        with torch.inference_mode():
+            x = task.front(_blots(len(task.inputs), generator))
+    elif input_type(task) == torch.float32:
+        x = 2 * torch.rand(shape, generator=generator) - 1
+    else:
+        x = torch.randint(0, 2, shape, generator=generator).to(input_type(task))
+    y = torch.zeros(SYNTHETIC, dtype=torch.int64)
+    return Rows(x, y if task.kind == "classification" else y.float())
+
+
+def _blots(columns: int, generator: torch.Generator) -> Tensor:
+    """Rows in -1..1: square pictures of random blots, smooth ones and fine ones; else uniform."""
+    side = math.isqrt(columns)
+    if side * side != columns:
+        return 2 * torch.rand(SYNTHETIC, columns, generator=generator) - 1
+    scales = [2 ** (row % 5) + 1 for row in range(SYNTHETIC)]
+    pictures = [
+        functional.interpolate(
+            torch.randn(1, 1, scale, scale, generator=generator), (side, side), mode="bilinear"
+        )
+        for scale in scales
+    ]
+    return torch.cat(pictures).reshape(SYNTHETIC, columns).mul(2).clamp(-1, 1)
+
+
+def quantized(graph: onnx.ModelProto, rows: NDArray[Any]) -> onnx.ModelProto:
+    """The graph in int8, its ranges calibrated on `rows`; these are public, so it costs nothing.
+
+    Weights and activations are quantised statically (Jacob et al. 2018); ranges of every layer are
+    the largest seen.
+    """
+    with tempfile.TemporaryDirectory(prefix="tacit-") as folder, _quiet():
+        source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
+        onnx.save(graph, source)
+        quantize_static(
+            source,
+            target,
+            _Calibration(rows),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=False,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        return onnx.load(target)
+
+
+class _Calibration(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, rows: NDArray[Any]) -> None:
+        self.batches: Iterator[NDArray[Any]] = iter(np.array_split(rows, max(1, len(rows) // 128)))
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {"x": batch}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantiser's advice on other models out of the site's log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def compare(
+    task: Task, network: torch.nn.Module, graph: onnx.ModelProto, rows: Rows, source: str
+) -> Agreement:
+    """Run both on the same rows."""
+    with torch.inference_mode():
+        expected: Scores = network(rows.x).numpy()
+    found = session(graph.SerializeToString())(rows.x.numpy())
+    values = [task.decode(torch.from_numpy(s)).numpy() for s in (expected, found)]
+    difference = float(np.abs(values[0] - values[1]).max())
+    if task.kind == "regression":
+        return Agreement(source, len(rows), difference, float(difference <= CLOSEST), None)
+    same = float((expected.argmax(1) == found.argmax(1)).mean())
+    lost = None
+    if not source.startswith("synthetic"):
+        right = [(s.argmax(1) == rows.y.numpy()).mean() for s in (expected, found)]
+        lost = float(100 * (right[0] - right[1]))
+    return Agreement(source, len(rows), difference, same, lost)
+
+
+def _refuse_disagreeing(model: Model, kind: str, found: Agreement) -> None:
+    if kind == "onnx" and found.difference > CLOSEST:
+        raise ModelError(
+            f"{model.path}: expected scores within {CLOSEST:g} of the model's on {found.source}, "
+            f"got {found.difference:.2g}"
+        )
+    if kind == "onnx-int8" and found.lost is not None and found.lost > MOST_LOST:
+        raise ModelError(
+            f"{model.path}: expected int8 to lose at most {MOST_LOST} points of accuracy on "
+            f"{found.source}, got {found.lost:.2f}; export as onnx"
+        )
+
+
+def _safetensors(model: Model) -> bytes:
+    if model.network is None:
+        raise ModelError(f"{model.path}: expected a checkpoint, got ONNX")
+    card = model.card.changed("the coordinator's own state left out", format="safetensors")
+    content: bytes = save(model.network.state_dict(), metadata=_metadata(model, card.to_json()))
+    return content
+
+
+def _describe(
+    graph: onnx.ModelProto, model: Model, kind: str, agreements: tuple[Agreement, ...]
+) -> None:
+    found = json.dumps([asdict(agreement) for agreement in agreements])
+    what = "converted to ONNX" if kind == "onnx" else "converted to ONNX and quantised to int8"
+    card = model.card.changed(f"{what}; {POST_PROCESSING}", format=kind)
+    card = card.changed(f"compared with the released model: {found}")
+    onnx.helper.set_model_props(graph, _metadata(model, card.to_json()))
+
+
+def _metadata(model: Model, card: str) -> dict[str, str]:
+    """What every command needs to know a model again."""
+    kept = ("run", "round", "plan", "task", "plan_json", "history", "insecure")
+    return {k: v for k, v in model.metadata.items() if k in kept} | {"card": card}

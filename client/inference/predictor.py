@@ -1,0 +1,144 @@
+"""Prediction with a released model, on the site's own machine: rows in, predictions out.
+
+On the CPU the model runs as an ONNX graph in ONNX Runtime, several times faster than eager torch
+for the small models here; on a GPU, where asked, it runs as it was trained.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from client.data.input_files import Chunk, Fault
+from client.inference.onnx_graph import ConversionError, to_onnx
+from client.models.loading import Model, ModelError
+from client.tasks.task import Task
+
+BATCH: Final = 8192
+"""Rows that go through the model at once."""
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictor:
+    """A loaded model ready to score encoded rows: `scores(x)` [rows, outputs] of x [rows, ...]."""
+
+    model: Model
+    scores: Callable[[NDArray[Any]], Scores]
+    engine: str
+
+    def outputs(self, x: NDArray[Any]) -> Scores:
+        """The scores of any number of rows, a batch at a time."""
+        if len(x) <= BATCH:
+            return self.scores(x)
+        return np.concatenate([self.scores(x[i : i + BATCH]) for i in range(0, len(x), BATCH)])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What was said of some rows: `rows` counts from 1 through the file.
+
+    `prediction` is the class, or the value in the label's unit; `probability` is that of the class,
+    None for a regression; `labels` are the known labels as indices or values; `scores` are raw.
+    """
+
+    rows: NDArray[np.int64]
+    prediction: list[str] | list[float]
+    probability: NDArray[np.float32] | None
+    scores: Scores
+    labels: NDArray[Any] | None
+    groups: list[str] | None
+    faults: tuple[Fault, ...]
+    done: float
+
+
+def predictor(model: Model, device: str = "cpu", threads: int | None = None) -> Predictor:
+    """Make a model ready on a device: `cpu`, or `cuda` and the like through torch."""
+    if device != "cpu":
+        return _on_device(model, device)
+    if model.graph is not None:
+        return Predictor(model, session(model.graph, threads), "ONNX Runtime")
+    if model.network is None:
+        raise ModelError(f"{model.path}: expected a model with weights")
+    try:
+        graph = to_onnx(model.network, model.task.shape, input_type(model.task))
+    except ConversionError:
+        return _on_device(model, "cpu")
+    return Predictor(model, session(graph.SerializeToString(), threads), "ONNX Runtime")
+
+
+def session(graph: bytes, threads: int | None = None) -> Callable[[NDArray[Any]], Scores]:
+    """A function that runs an ONNX graph in this process."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    # Spinning workers would hold whole cores between requests.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        running = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except RuntimeError as error:
+        raise ModelError("expected an ONNX graph that ONNX Runtime can run") from error
+
+    def scores(x: NDArray[Any]) -> Scores:
+        result: Scores = running.run(["scores"], {"x": x})[0]
+        return result
+
+    return scores
+
+
+def input_type(task: Task) -> torch.dtype:
+    """The numbers that a task's model takes."""
+    return getattr(task, "dtype", torch.float32)
+
+
+def _on_device(model: Model, device: str) -> Predictor:
+    if model.network is None:
+        raise ModelError(f"{model.path}: an exported ONNX file runs on the CPU, got {device}")
+    try:
+        network = model.network.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device: expected one that is here, got {device!r}") from error
+
+    def scores(x: NDArray[Any]) -> Scores:
+        with torch.inference_mode():
+            result: Scores = network(torch.from_numpy(x).to(device)).float().cpu().numpy()
+            return result
+
+    return Predictor(model, scores, f"torch on {device}")
+
+
+def decode(task: Task, scores: Scores) -> tuple[list[str] | list[float], Scores | None]:
+    """Scores as classes with their probabilities, or as values in the label's unit."""
+    decoded = task.decode(torch.from_numpy(scores)).numpy()
+    if task.kind == "regression":
+        return [float(value) for value in decoded.reshape(-1)], None
+    best = decoded.argmax(1)
+    names = np.array(task.classes, dtype=object)[best].tolist()
+    return names, decoded[np.arange(len(best)), best]
+
+
+def predict(ready: Predictor, chunks: Iterator[Chunk]) -> Iterator[Predictions]:
+    """Predict chunk after chunk: memory holds one of them, whatever the file's size."""
+    task = ready.model.task
+    for chunk in chunks:
+        x = np.ascontiguousarray(chunk.x.numpy())
+        scores = ready.outputs(x) if len(x) else np.zeros((0, 1), np.float32)
+        prediction, probability = decode(task, scores) if len(x) else ([], None)
+        labels = None if chunk.y is None else chunk.y.numpy()
+        yield Predictions(
+            chunk.rows,
+            prediction,
+            probability,
+            scores,
+            labels,
+            chunk.groups,
+            chunk.faults,
+            chunk.done,
+        )

@@ -1,0 +1,1 @@
+"""Which released models a site keeps, trusts and loads."""

@@ -1,0 +1,248 @@
+"""Released models found, verified and loaded: nothing is used before its signature is looked at.
+
+A model is a run folder (its newest round), a checkpoint, an exported file, or `latest` of a site.
+Only safetensors and ONNX are ever read: neither format can carry code, and no pickle is loaded.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import torch
+from safetensors import SafetensorError, deserialize
+from torch import nn
+
+from client.models.provenance import Origin, OriginError, Trust, signature_path, vouch
+from client.models.store import latest
+from client.tasks import task as find_task
+from client.tasks.task import Task, TaskError
+from privacy.contract.plan import PlanError
+from privacy.contract.plan_file import from_json
+from privacy.model_card import Card, CardError, of_checkpoint
+
+LARGEST: Final = 4 * 2**30
+"""Bytes of the largest model file that is read."""
+_HEADER: Final = 100 * 2**20
+_ROUND: Final = re.compile(r"\d{6}\.safetensors")
+_NUMBERS: Final = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+class ModelError(ValueError):
+    """A model that cannot be used; always one line."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A released model: its task, its card, and its weights as a network or as an ONNX graph.
+
+    `digest` is the SHA-256 of the file, `origin` says who vouches for it; `metadata` is the file's.
+    """
+
+    task: Task
+    card: Card
+    digest: str
+    origin: Origin
+    path: Path
+    metadata: dict[str, str]
+    network: nn.Module | None = None
+    graph: bytes | None = None
+
+
+def find(name: str, directory: Path | None = None) -> Path:
+    """The file that `name` means: a run folder's newest round, a file, or a site's `latest`."""
+    if name == "latest":
+        if directory is None:
+            raise ModelError("model: latest is a site's newest model, expected --dir as well")
+        path = latest(directory)
+        if path is None:
+            raise ModelError(f"{directory}: expected a released model of this site, found none")
+        return path
+    path = Path(name)
+    if path.is_dir():
+        folder = path / "checkpoints"
+        if not folder.is_dir():
+            raise ModelError(f"{path}: expected a run folder (with checkpoints), found none")
+        rounds = sorted(file for file in folder.iterdir() if _ROUND.fullmatch(file.name))
+        if not rounds:
+            raise ModelError(f"{folder}: expected a checkpoint of a complete round, found none")
+        # A round is signed just after it is written: until then, the one before is the newest.
+        return next((file for file in rounds[:-3:-1] if signature_path(file).is_file()), rounds[-1])
+    if not path.is_file():
+        raise ModelError(f"{path}: expected a run folder, a model file or latest, found none")
+    if path.suffix not in (".safetensors", ".onnx"):
+        raise ModelError(f"{path}: expected a .safetensors or .onnx file, got {path.suffix!r}")
+    return path
+
+
+def load(path: Path, trust: Trust) -> Model:
+    """Read a model file once, ask who vouches for these bytes, then build the model from them."""
+    try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise ModelError(f"{path}: expected at most {LARGEST} bytes, got {size}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: expected a readable file, got {error.strerror}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        origin = vouch(path, digest, trust)
+        read = _from_onnx if path.suffix == ".onnx" else _from_safetensors
+        model = read(path, content, digest, origin)
+    except (OriginError, CardError, PlanError, TaskError, ModelError) as error:
+        known = str(error).startswith(f"{path}")
+        raise ModelError(str(error) if known else f"{path}: {error}") from error
+    signed = origin.signature
+    if signed is not None and (signed.run, signed.round) != (model.card.run, model.card.round):
+        raise ModelError(
+            f"{path}: signed as round {signed.round} of run {signed.run}, "
+            f"got round {model.card.round} of run {model.card.run}"
+        )
+    return model
+
+
+def described(task: Task) -> dict[str, Any]:
+    """What a task says of itself on a card."""
+    names = ("kind", "classes", "inputs", "label", "shape")
+    return {name: getattr(task, name) for name in names}
+
+
+def header(content: bytes) -> dict[str, str]:
+    """The text metadata of a safetensors file."""
+    size = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or size > min(_HEADER, len(content) - 8):
+        raise ModelError("expected a whole safetensors file, got a damaged one")
+    try:
+        values = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ModelError("expected a whole safetensors file, got a damaged one") from error
+    if not isinstance(values, dict):
+        raise ModelError("expected a safetensors file with metadata")
+    return {str(key): str(value) for key, value in values.items()}
+
+
+def tensors(content: bytes) -> dict[str, torch.Tensor]:
+    """The released tensors of a safetensors file; the coordinator's own state is left out."""
+    try:
+        entries = deserialize(content)
+    except (SafetensorError, OverflowError) as error:
+        raise ModelError("expected a whole safetensors file, got a damaged one") from error
+    found: dict[str, torch.Tensor] = {}
+    for name, entry in entries:
+        if name.startswith("server/"):
+            continue
+        kind = _NUMBERS.get(entry["dtype"])
+        if kind is None:
+            raise ModelError(f"tensor {name}: expected plain numbers, got {entry['dtype']}")
+        values = np.frombuffer(entry["data"], dtype=kind).reshape(entry["shape"])
+        found[name] = torch.from_numpy(values.copy())
+    return found
+
+
+def _from_safetensors(path: Path, content: bytes, digest: str, origin: Origin) -> Model:
+    metadata = header(content)
+    task = _task(metadata)
+    network = task.model(0)
+    _fill(network, tensors(content))
+    if "card" in metadata:
+        card = _agreeing(Card.from_json(metadata["card"]), task, metadata)
+    else:
+        card = of_checkpoint(
+            _mapping(metadata["plan_json"]),
+            _mapping(metadata.get("history", "{}")),
+            metadata,
+            described(task),
+            digest=digest,
+            signer=origin.words,
+        )
+    return Model(task, card, digest, origin, path, metadata, network=network.eval())
+
+
+def _from_onnx(path: Path, content: bytes, digest: str, origin: Origin) -> Model:
+    try:
+        graph = onnx.load_model_from_string(content)
+        onnx.checker.check_model(graph)
+    except (ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError("expected a whole ONNX file, got a damaged one") from error
+    except Exception as error:
+        if type(error).__module__ != "google.protobuf.message":
+            raise
+        raise ModelError("expected a whole ONNX file, got a damaged one") from error
+    if any(kept.data_location == onnx.TensorProto.EXTERNAL for kept in graph.graph.initializer):
+        raise ModelError("expected all weights inside the ONNX file, got some outside it")
+    metadata = {item.key: item.value for item in graph.metadata_props}
+    task = _task(metadata)
+    if "card" not in metadata:
+        raise ModelError("expected an ONNX file with a model card, found none")
+    card = _agreeing(Card.from_json(metadata["card"]), task, metadata)
+    wanted = ("x", *task.shape)
+    values = [*graph.graph.input]
+    found = [
+        (value.name, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:]))
+        for value in values
+    ]
+    if found != [wanted] or [value.name for value in graph.graph.output] != ["scores"]:
+        raise ModelError(f"expected one input x of shape {task.shape} and one output scores")
+    return Model(task, card, digest, origin, path, metadata, graph=content)
+
+
+def _task(metadata: dict[str, str]) -> Task:
+    """The task that the metadata name, once they agree with each other."""
+    for name in ("run", "round", "plan", "task", "plan_json"):
+        if name not in metadata:
+            raise ModelError(f"expected a model of Tacit, found no {name} in its metadata")
+    if not metadata["round"].isascii() or not metadata["round"].isdigit():
+        raise ModelError("round: expected a number in the model's metadata")
+    plan = from_json(metadata["plan_json"])
+    if plan.digest != metadata["plan"]:
+        raise ModelError("expected the digest of the plan inside, got another plan's")
+    if plan.task != metadata["task"]:
+        raise ModelError(f"expected a model of task {plan.task}, got {metadata['task']!r}")
+    return find_task(plan.task, plan.schema)
+
+
+def _agreeing(card: Card, task: Task, metadata: dict[str, str]) -> Card:
+    """The card of an exported file, if it speaks of the file's own run."""
+    stated = (card.task, card.run, str(card.round), card.plan, card.shape, card.classes)
+    found = (task.name, *(metadata[name] for name in ("run", "round", "plan")))
+    if stated != (*found, task.shape, task.classes):
+        raise ModelError("expected the card of this model, got another one's")
+    return card
+
+
+def _fill(network: nn.Module, found: dict[str, torch.Tensor]) -> None:
+    """Put the tensors into the network, if they are exactly its own and finite."""
+    wanted = network.state_dict()
+    if set(wanted) != set(found):
+        name = sorted(set(wanted) ^ set(found))[0]
+        raise ModelError(f"tensor {name}: expected the {len(wanted)} tensors of the task's model")
+    for name, value in found.items():
+        if value.shape != wanted[name].shape:
+            shapes = f"{tuple(wanted[name].shape)}, got {tuple(value.shape)}"
+            raise ModelError(f"tensor {name}: expected the shape {shapes}")
+        if not torch.isfinite(value).all():
+            raise ModelError(f"tensor {name}: expected finite numbers")
+    network.load_state_dict(found)
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError("expected JSON in the model's metadata, got another text") from error
+    if not isinstance(values, dict):
+        raise ModelError("expected a JSON object in the model's metadata")
+    return values

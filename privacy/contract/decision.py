@@ -1,0 +1,174 @@
+"""What a site says to a plan: a coordinator's plan is a request, the owner's policy decides.
+
+`judge` is pure: the plan, the policy and what was spent before go in; an acceptance with the events
+to spend, or a refusal with a code, comes out. It reads nothing of the data, so that a refusal tells
+nothing of it; the ledger checks the limit again under its lock.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from privacy.accounting.epsilon import AccountingError, Budget, calibrate, spent, within
+from privacy.accounting.events import Event
+from privacy.contract.plan import Plan, PlanError
+from privacy.contract.policy import (
+    ANY,
+    BUILTIN,
+    UPDATE,
+    Policy,
+    PolicyError,
+    load_policy,
+    parse_policy,
+)
+
+__all__ = [
+    "BUILTIN",
+    "EXHAUSTED",
+    "Accepted",
+    "Policy",
+    "PolicyError",
+    "Refusal",
+    "judge",
+    "load_policy",
+    "parse_policy",
+]
+
+
+EXHAUSTED: Final = "budget-exhausted"
+_MOST_NOISE: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The site takes part and spends `events`; `event` is its training's, the first of them.
+
+    There is none where the coordinator adds the noise (unit "client") or nobody does ("none").
+    `sigma` is at least the plan's: more, where the policy allows to answer with more noise.
+    """
+
+    event: Event | None
+    events: tuple[Event, ...]
+
+    @property
+    def sigma(self) -> float | None:
+        return self.event.sigma if self.event is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The site declines: `code` leaves the site, `message` is for its operator alone."""
+
+    code: str
+    message: str
+
+
+def judge(
+    plan: Plan,
+    policy: Policy,
+    spent: Sequence[Event],
+    *,
+    site: str,
+    round: int = 1,
+    run: Sequence[Event] = (),
+    rounds_today: int = 0,
+) -> Accepted | Refusal:
+    """Whether a site takes part in one round of `plan`, and with which event.
+
+    `spent` is everything its ledger holds, `run` the part of this run (for the plan's own limit),
+    `rounds_today` how many rounds it has spent on today.
+    """
+    if refusal := _permitted(plan, policy, rounds_today):
+        return refusal
+    if plan.unit != "record":
+        return Accepted(None, ())
+    if any(event.unit != plan.unit for event in spent):
+        return Refusal("ledger-untrusted", f"the ledger's unit is not the plan's, {plan.unit}")
+    try:
+        events = _offer(plan, policy, spent, site, plan.rounds - round + 1)
+    except (AccountingError, PlanError) as error:
+        return Refusal(EXHAUSTED, f"no noise keeps the rounds left inside: {error}")
+    if refusal := _bounded(policy, events):
+        return refusal
+    for past, limit, records in (
+        (spent, policy.budget, policy.records_per_subject),
+        (run, plan.limit_of(site), 1),
+    ):
+        if limit is not None and not within((*past, *events), limit, records=records):
+            return Refusal(EXHAUSTED, _over(past, events, limit, records))
+    return Accepted(events[0], events)
+
+
+def _permitted(plan: Plan, policy: Policy, rounds_today: int) -> Refusal | None:
+    """The rules that no amount of noise can satisfy."""
+    if plan.unit != "record" and not policy.trust_coordinator:
+        text = f'unit = "{plan.unit}" shows un-noised updates to the coordinator'
+        return Refusal(
+            "coordinator-not-trusted", f"{text}; the policy has trust_coordinator = false"
+        )
+    if plan.task not in policy.tasks and ANY not in policy.tasks:
+        return Refusal(
+            "task-not-allowed", f"tasks allows {', '.join(policy.tasks)}, not {plan.task}"
+        )
+    if plan.digest in policy.denied:
+        return Refusal("plan-not-approved", f"the plan {plan.digest[:16]} was denied")
+    if policy.approve == "list" and plan.digest not in policy.plans:
+        return Refusal("plan-not-approved", f"plans does not list {plan.digest}")
+    if missing := [name for name in (UPDATE, *plan.metrics) if name not in policy.outputs]:
+        return Refusal("output-not-allowed", f"outputs does not list {', '.join(missing)}")
+    if plan.steps > policy.max_steps:
+        return Refusal("too-many-steps", f"max_steps is {policy.max_steps}, asked {plan.steps}")
+    if rounds_today >= policy.max_rounds_per_day:
+        return Refusal("too-many-rounds-today", f"{rounds_today} rounds were spent on today")
+    return None
+
+
+def _bounded(policy: Policy, events: tuple[Event, ...]) -> Refusal | None:
+    """The least noise, of every release, and the most rate, of the training."""
+    least = min(event.sigma for event in events)
+    if least < policy.min_sigma:
+        return Refusal("noise-too-low", f"min_sigma is {policy.min_sigma:g}, asked {least:.4g}")
+    if events[0].rate > policy.max_rate:
+        return Refusal(
+            "rate-too-high", f"max_rate is {policy.max_rate:g}, asked {events[0].rate:g}"
+        )
+    return None
+
+
+def _offer(
+    plan: Plan, policy: Policy, past: Sequence[Event], site: str, left: int
+) -> tuple[Event, ...]:
+    """The round's events: the plan's, or with as much more noise as all rounds left need to fit.
+
+    A noise level that the ledger already holds is preferred, so that a whole run keeps to one.
+    """
+    events = plan.events_of_round(site)
+    if not policy.more_noise or policy.records_per_subject > 1 or policy.budget is None:
+        return events
+    first, beside = events[0], tuple(replace(e, count=left) for e in events[1:])
+    first = replace(first, sigma=max(first.sigma, policy.min_sigma))
+
+    def fits(sigma: float) -> bool:
+        rest = replace(first, sigma=sigma, count=left)
+        return within((*past, *beside, rest), policy.budget or Budget(0, policy.delta))
+
+    known = {e.sigma for e in past if (e.rate, e.steps) == (first.rate, first.steps)}
+    for sigma in sorted({first.sigma} | {s for s in known if s > first.sigma}):
+        if fits(sigma):
+            return (replace(first, sigma=sigma), *events[1:])
+    need = calibrate(
+        policy.budget, rate=first.rate, steps=first.steps * left, beside=(*past, *beside)
+    )
+    if need > _MOST_NOISE * first.sigma:
+        raise AccountingError(f"sigma {need:.4g} would drown what is asked at {first.sigma:.4g}")
+    return (replace(first, sigma=max(first.sigma, need)), *events[1:])
+
+
+def _over(past: Sequence[Event], events: tuple[Event, ...], limit: Budget, records: int) -> str:
+    before = spent(past, limit.delta, records=records)
+    after = spent((*past, *events), limit.delta, records=records)
+    group = f" for {records} records of one subject" if records > 1 else ""
+    return (
+        f"epsilon would go from {before:.4g} to {after:.4g} of {limit.epsilon:g} "
+        f"at delta {limit.delta:g}{group}"
+    )

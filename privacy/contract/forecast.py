@@ -1,0 +1,109 @@
+"""Before a run: what each site will have spent after each round, and which round it will refuse.
+
+The same `judge` and the same `spent` as in the run, over the events that the same plan yields, so
+that the forecast and the run's ledgers agree.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from privacy.accounting.epsilon import Budget, spent, within
+from privacy.accounting.events import Event
+from privacy.contract.decision import EXHAUSTED, Accepted, Policy, Refusal, judge
+from privacy.contract.outputs import Output, outputs
+from privacy.contract.plan import Plan
+
+EVERY: Final = "every site"
+"""The one site of a plan whose sites have their names from the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """One site's future in a plan: `events` of each round, the round it refuses, and why.
+
+    `fits` is how many rounds the budgets hold; other refusals can be lifted by the owner.
+    """
+
+    site: str
+    events: tuple[Event, ...]
+    fits: int
+    refusal: Refusal | None
+    leaves: tuple[Output, ...]
+
+    @property
+    def refused(self) -> int | None:
+        """The first round that would be refused, or None."""
+        if self.refusal is None:
+            return None
+        return self.fits + 1 if self.refusal.code == EXHAUSTED else 1
+
+
+def sites_of(plan: Plan) -> tuple[str, ...]:
+    """The sites that a plan speaks of, before anybody has joined."""
+    if plan.split == "natural" or plan.sites is None:
+        return tuple(sorted(plan.site)) or (EVERY,)
+    numbered = tuple(f"site-{i}" for i in range(plan.sites))
+    return numbered + tuple(name for name in sorted(plan.site) if name not in numbered)
+
+
+def forecast(
+    plan: Plan, site: str, policy: Policy | None = None, past: Sequence[Event] = ()
+) -> Forecast:
+    """The future of one site under its policy, or else under the plan's own limit alone."""
+    policy = policy or Policy.simulated(plan, plan.limit_of(site))
+    verdict = judge(plan, policy, past, site=site)
+    barred = verdict if isinstance(verdict, Refusal) else None
+    events = plan.events_of_round(site)
+    if isinstance(verdict, Accepted) and plan.unit == "record":
+        events = verdict.events
+    fits = plan.rounds
+    for history, limit, records in (
+        (past, policy.budget, policy.records_per_subject),
+        ((), plan.limit_of(site), 1),
+    ):
+        if limit is not None and plan.unit == "record":
+            fits = rounds_that_fit(history, events, limit, records=records, most=fits)
+    if fits < plan.rounds and barred is None:
+        run = tuple(replace(e, count=fits) for e in events)
+        last = judge(plan, policy, (*past, *run), site=site, round=fits + 1, run=run)
+        barred = last if isinstance(last, Refusal) else None
+    return Forecast(site, events, fits, barred, outputs(plan, events))
+
+
+def epsilons(found: Forecast, delta: float, rounds: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """Epsilon of the site in this run after each of `rounds`, as far as it takes part."""
+    for number in rounds:
+        taken = [replace(e, count=min(number, found.fits)) for e in found.events]
+        yield number, spent(taken, delta)
+
+
+def rounds_that_fit(
+    past: Sequence[Event],
+    events: Sequence[Event],
+    limit: Budget,
+    *,
+    records: int = 1,
+    most: int = 1_000_000,
+) -> int:
+    """How many rounds of `events` after `past` stay inside `limit`, at most `most`."""
+
+    def fits(rounds: int) -> bool:
+        more = [replace(e, count=e.count * rounds) for e in events]
+        return within((*past, *more), limit, records=records)
+
+    return last_true(fits, most)
+
+
+def last_true(holds: Callable[[int], bool], most: int) -> int:
+    """The largest n <= most at which a property holds that once lost stays lost; 0 if none."""
+    if most > 0 and holds(most):
+        return most
+    step = 1
+    while step < most and holds(step):
+        step *= 2
+    low, high = step // 2, min(step, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

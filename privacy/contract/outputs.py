@@ -1,0 +1,49 @@
+"""What a reply may hold: the fields that tell nothing of any record, and who pays for the rest."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from privacy.accounting.events import Event
+from privacy.contract.plan import Plan
+
+PUBLIC: Final[Mapping[str, str]] = {
+    "run": "the coordinator's own id of the run",
+    "round": "the coordinator's own number of the round",
+    "site": "the site's name, known since enrolment",
+    "status": "what was done: decided from plan, policy and ledger before training",
+    "reason": "a code from a fixed list",
+    "events": "this run's events: they follow from the plan",
+    "sigma": "the noise multiplier used: the plan's, or the policy's where that is more",
+    "head": "the ledger's length and salted digests: how often was spent, never on what",
+}
+"""The fields that tell nothing of any record, each with the reason why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A field of a reply: paid by `event`; or `protected` since it is public; or bare."""
+
+    name: str
+    event: Event | None
+    protected: bool
+    why: str
+
+
+def outputs(plan: Plan, events: tuple[Event, ...]) -> tuple[Output, ...]:
+    """Everything that one round of `plan` sends from a site which spends `events`."""
+    if plan.unit == "record":
+        paid = [Output("update", events[0], True, "the noisy sum of clipped gradients")]
+        if plan.metrics:
+            names = ", ".join(plan.metrics)
+            paid.append(Output("metrics", events[1], True, f"noisy clipped sums: {names}"))
+    else:
+        why = (
+            "clipped at the site; the coordinator adds the noise before it publishes"
+            if plan.unit == "client"
+            else "without any noise"
+        )
+        paid = [Output("update", None, False, f"shown to the coordinator {why}")]
+        if plan.clip_sigma is not None:
+            paid.append(Output("below", None, False, "whether the norm was below the clip"))
+    return (*paid, *(Output(name, None, True, why) for name, why in PUBLIC.items()))

@@ -1,0 +1,38 @@
+"""One ledger's spending in one run, round by round."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from privacy.accounting.events import Event
+
+TOLERANCE: Final = 1e-3
+"""How far a stated epsilon may lie from the recomputed one, and RDP below PLD."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One account after one round: what the round cost and what the run cost so far."""
+
+    round: int
+    status: str
+    reason: str | None
+    events: tuple[Event, ...]
+    epsilon_round: float
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What one ledger shows for one run; `derived` says what from: itself, or plan and heads."""
+
+    name: str
+    covers: tuple[str, ...]
+    derived: str
+    rows: tuple[Row, ...]
+    past: tuple[Event, ...]
+    run: tuple[Event, ...]
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The whole life of the ledger, other runs included."""
+        return self.past + self.run

@@ -1,0 +1,135 @@
+"""What was said of a run against what was recounted: each misfit is a problem in the report."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from privacy.accounting.epsilon import spent
+from privacy.accounting.events import Event
+from privacy.contract.plan import Plan
+from privacy.report.accounts import TOLERANCE, Account, Row
+from privacy.report.sources import Problem, Source
+
+
+def said_of(line: Mapping[str, Any], covers: Sequence[str]) -> Mapping[str, Any]:
+    """What the history says of an account in a round; of several sites, trained if any was."""
+    found = [line["sites"][site] for site in covers if site in line["sites"]]
+    if not found:
+        return {"status": "absent", "reason": None}
+    return next((one for one in found if one["status"] == "trained"), found[0])
+
+
+def against_history(
+    source: Source, plan: Plan, account: Account, notes: list[str]
+) -> list[Problem]:
+    """Every epsilon that the history states, against the one recounted for that round."""
+    if account.name in source.books and source.books[account.name].error is not None:
+        return []  # said already, and nothing to compare with
+    found: list[Problem] = []
+    recounted = {row.round: row for row in account.rows}
+    once: tuple[Event, ...] = ()
+    latest = 0.0
+    for index, line in enumerate(source.history, start=1):
+        row = recounted.get(line["round"])
+        if row is None:
+            continue
+        if row.status == "trained":
+            once += row.events[: len(plan.events_of_round(account.name))]
+        for site in account.covers:
+            said = line["sites"].get(site)
+            if said is None:
+                continue
+            place = f"{source.name}/history.jsonl line {index}, {site}"
+            stated = said.get("epsilon")
+            if stated is None:
+                if said["status"] == "trained":
+                    found.append(Problem("epsilon-differs", place, "no epsilon is stated"))
+                continue
+            if abs(stated - row.epsilon) <= TOLERANCE:
+                latest = row.epsilon
+            elif said["status"] != "trained" and abs(stated - latest) <= TOLERANCE:
+                pass  # what was spent on a reply that never came shows with the next one
+            elif abs(stated - spent(once, plan.delta_())) <= TOLERANCE:
+                notes.append(
+                    f"{account.name}: rounds that were paid for and never completed are in the "
+                    "ledger and in this report's totals, not in the history's"
+                )
+            else:
+                message = f"epsilon {stated:.6g} is stated, recomputed is {row.epsilon:.6g}"
+                found.append(Problem("epsilon-differs", place, message))
+            found += _stated(said, row, plan, account.name, place)
+    return found
+
+
+def _stated(said: Mapping[str, Any], row: Row, plan: Plan, name: str, place: str) -> list[Problem]:
+    """The other figures of a trained site's line: cost of the round, delta, and the mechanism."""
+    if row.status != "trained" or not row.events:
+        return []
+    found: list[Problem] = []
+    marginal = said.get("epsilon_round")
+    once = row.events[: len(plan.events_of_round(name))]
+    alone = spent(once, plan.delta_())
+    if marginal is None or (
+        abs(marginal - row.epsilon_round) > TOLERANCE
+        and not 0 <= marginal <= spent(row.events, plan.delta_()) + TOLERANCE
+    ):
+        message = f"epsilon_round {marginal} is stated, the round by itself costs {alone:.6g}"
+        found.append(Problem("epsilon-differs", place, message))
+    if said.get("delta") is not None and said["delta"] != plan.delta_():
+        message = f"delta {said['delta']:g} is stated, the plan's is {plan.delta_():g}"
+        found.append(Problem("epsilon-differs", place, message))
+    for key in ("sigma", "rate", "steps"):
+        stated = said.get(key)
+        if stated is None or any(
+            math.isclose(stated, getattr(event, key), rel_tol=1e-9) for event in row.events
+        ):
+            continue
+        message = f"{key} {stated:g} is stated, paid for was {getattr(row.events[0], key):g}"
+        found.append(Problem("event-differs", place, message))
+    return found
+
+
+def two_accountants(source: Source, account: Account, delta: float) -> list[Problem]:
+    pld, rdp = spent(account.run, delta), spent(account.run, delta, accountant="rdp")
+    if rdp >= pld - TOLERANCE:
+        return []
+    message = f"RDP gives {rdp:.6g}, less than PLD's {pld:.6g}: one of the two accountants is wrong"
+    return [Problem("accountants-disagree", f"{source.name}, {account.name}", message)]
+
+
+def _reached(account: Account, number: int) -> float:
+    """What an account had spent after a round; who was not asked in it keeps what it had."""
+    return next((row.epsilon for row in reversed(account.rows) if row.round <= number), 0.0)
+
+
+def within_limit(source: Source, plan: Plan, account: Account) -> list[Problem]:
+    """A limit that the plan sets for this run must have held."""
+    limit = plan.limit_of(account.covers[0] if account.covers else account.name)
+    if limit is None:
+        return []
+    epsilon = spent(account.run, limit.delta)
+    if epsilon <= limit.epsilon + TOLERANCE:
+        return []
+    message = f"epsilon {epsilon:.6g} was spent, the limit is {limit.epsilon:g}"
+    return [Problem("limit-passed", f"{source.name}, {account.name}", message)]
+
+
+def federation(source: Source, accounts: Sequence[Account]) -> list[Problem]:
+    """The history's federation total is the largest over the sites, never an average."""
+    found: list[Problem] = []
+    for index, line in enumerate(source.history, start=1):
+        stated = [s["epsilon"] for s in line["sites"].values() if s.get("epsilon") is not None]
+        total = line.get("epsilon")
+        if not stated or any(
+            source.books[a.name].error for a in accounts if a.name in source.books
+        ):
+            continue
+        so_far = [_reached(account, line["round"]) for account in accounts]
+        most = max([*stated, *so_far], default=0.0)
+        if total is None or (
+            abs(total - most) > TOLERANCE and abs(total - max(stated)) > TOLERANCE
+        ):
+            message = f"epsilon {total} is stated, the largest over the sites is {most:.6g}"
+            place = f"{source.name}/history.jsonl line {index}"
+            found.append(Problem("epsilon-differs", place, message))
+    return found

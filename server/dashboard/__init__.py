@@ -1,0 +1,1 @@
+"""The coordinator's read-only page on a run."""

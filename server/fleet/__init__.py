@@ -1,0 +1,1 @@
+"""The network side: TLS, authentication of sites, liveness, and Flower's SuperLink behind it."""

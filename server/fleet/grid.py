@@ -1,0 +1,161 @@
+"""The coordinator's Grid over the link: who is there, messages out, replies in, one at a time."""
+
+import contextlib
+import ctypes
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from server.fleet.letter import Letter
+from server.fleet.superlink import Fleet
+from server.fleet.tls import Log
+from server.fleet.tls_server import Door
+from server.registry.sites import Home
+
+_M_MMAP_THRESHOLD: Final = -3
+_NO_REPLY: Final = 4  # Flower's code for a reply that cannot be had
+
+
+class LinkGrid(Grid):
+    """Flower's Grid over the fleet; replies come one at a time, as soon as each is whole.
+
+    A message that cannot be answered any more (its time to live is over, its site is revoked or
+    has been away for `patience` seconds, its reply was too large) is answered with an error.
+    """
+
+    def __init__(self, fleet: "Fleet", door: Door, patience: float) -> None:
+        self._fleet, self._door, self._patience = fleet, door, patience
+        self.reply_limit: int | None = None
+        self._heard = -1
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where sites connect."""
+        return self._door.address
+
+    def set_run(self, run: Any) -> None:
+        raise NotImplementedError("a link has one run")
+
+    @property
+    def run(self) -> Any:
+        return self._fleet.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        message = Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+        self._fleet.sent_by_us(message)
+        return message
+
+    def names(self) -> Mapping[int, str]:
+        """Which site each connected node is: the name in the certificate that holds its key."""
+        fleet = self._fleet
+        with fleet.news:
+            return {fleet.nodes[s]: s for s in sorted(fleet.active) if not fleet.silent(s)}
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.names())
+
+    def wait(self, seconds: float) -> None:
+        """Until something may have arrived, but no longer than so many seconds."""
+        with self._fleet.news:
+            if self._heard == self._fleet.arrivals:
+                self._fleet.news.wait(seconds)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        posted = list(messages)
+        self._fleet.overtake({message.metadata.dst_node_id for message in posted})
+        return self._fleet.post_all(posted, self.reply_limit)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        fleet = self._fleet
+        arrivals = fleet.arrivals
+        for number in message_ids:
+            with fleet.news:
+                letter = fleet.letters.get(number)
+                if letter is None:
+                    continue
+                if not letter.ready and not letter.failure:
+                    if letter.expired:
+                        fleet.fail(letter, "too late")
+                    elif fleet.silent(letter.site) > self._patience:
+                        fleet.fail(letter, "away")
+                if not letter.ready and not letter.failure:
+                    continue
+            reply = self._read(letter)
+            fleet.forget(number)
+            self._heard = -1  # there may be more: `wait` does not wait
+            return [reply]
+        self._heard = arrivals
+        return []
+
+    def _read(self, letter: Letter) -> Message:
+        if not letter.failure:
+            try:
+                return self._fleet.open(letter)
+            except Exception as error:  # noqa: BLE001 - hostile bytes: that site's reply failed, no more
+                self._fleet.log("bad reply", site=letter.site, why=type(error).__name__)
+        why = letter.failure or "unreadable"
+        return Message(Error(_NO_REPLY, why), reply_to=letter.message)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        pending = set(self.push_messages(messages))
+        end = time.monotonic() + timeout if timeout is not None else None
+        found = []
+        while pending and (end is None or time.monotonic() < end):
+            for reply in self.pull_messages(list(pending)):
+                pending.discard(reply.metadata.reply_to_message_id)
+                found.append(reply)
+            self.wait(0.2)
+        for number in pending:
+            self._fleet.forget(number)
+        return found
+
+
+@contextmanager
+def serve(
+    folder: Path, listen: tuple[str, int], *, log: Log, patience: float = 90.0
+) -> Iterator[LinkGrid]:
+    """The coordinator's link, open while the block runs: its only port, and a Grid over it."""
+    for name in ("flwr", "uvicorn.error"):  # `log` says what there is to say
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _give_memory_back()
+    home = Home(folder).check()
+    fleet = Fleet(log)
+    door = Door(
+        home,
+        listen,
+        fleet.handle,
+        log=log,
+        seen=fleet.presence.seen,
+        gone=fleet.gone,
+        changed=fleet.register,
+        tick=fleet.tick,
+    )
+    fleet.bells.loop = door.loop
+    fleet.register(home.members())
+    door.open()
+    try:
+        yield LinkGrid(fleet, door, patience)
+    finally:
+        door.close()
+        fleet.close()
+
+
+def _give_memory_back() -> None:
+    """Have glibc return the parts of a freed model at once: it would keep them in its heaps."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)

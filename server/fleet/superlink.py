@@ -1,0 +1,397 @@
+"""Flower's SuperLink inside the coordinator: its state and its fleet protocol behind our own door.
+
+The only file of the coordinator that knows Flower's private names. Of the SuperLink it takes the
+state and the fleet's handlers; no other route exists. A site's requests must come over the
+certificate whose key is that node's key, and touch nothing but that node's own messages.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final
+
+from flwr.app import Error, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import (
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    SUPERLINK_NODE_ID,
+    TIMESTAMP_HEADER,
+    SubStatus,
+)
+from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+    FLWR_IN_MEMORY_DB_NAME,
+    NOOP_FEDERATION_ID,
+    TaskType,
+)
+from flwr.supercore.error import FlowerError
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.servicer.fleet import fleet_handlers
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from server.fleet.authentication import Denied, authenticate
+from server.fleet.letter import Letter
+from server.fleet.liveness import Bells, Presence
+from server.fleet.reply_decoding import gather, take_arrays
+from server.fleet.tls import Log
+from server.fleet.tls_server import PREFIX, Answer, Headers
+from server.registry.sites import Member, Members
+
+POLL_SECONDS: Final = 20.0
+_MOST_OBJECTS: Final = 20_000
+_NODE_HEADERS: Final = tuple(
+    name.lower().encode()
+    for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
+)
+
+
+class Fleet:
+    """Flower's state, and what each site may do to it."""
+
+    def __init__(self, log: Log) -> None:
+        database = FLWR_IN_MEMORY_DB_NAME
+        store = ObjectStoreFactory(database)
+        self.state: Any = LinkStateFactory(database, NoOpFederationManager(), store).state()
+        self.run_id: int = self.state.create_run(
+            None, None, None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
+        )
+        self.run: Run = self.state.get_run_info(run_ids=[self.run_id])[0]
+        self.task = self.run.primary_task_id or 0
+        if self.state.claim_task(self.task) is None or not self.state.activate_task(self.task):
+            raise RuntimeError("Flower's state refused a new run")
+        # Flower's messages take their run and their sender from this global of the process.
+        TaskIdentity.task_id, TaskIdentity.run_id = self.task, self.run_id
+        TaskIdentity.node_id = SUPERLINK_NODE_ID
+        self.log = log
+        self.news = threading.Condition(threading.RLock())
+        self.letters: dict[str, Letter] = {}
+        self.arrivals = 0
+        self.nodes: dict[str, int] = {}
+        self.sites: dict[int, str] = {}
+        self.active: set[str] = set()
+        self.presence = Presence()
+        self._keys: dict[str, str] = {}
+        self._sessions: dict[str, Letter] = {}
+        self.bells = Bells()
+        self._beat = 0.0
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="fleet")
+        self._routes: dict[str, tuple[Any, Callable[[Member, int, Any], Any]]] = {
+            "deactivate-node": (fleet_pb2.DeactivateNodeRequest, self._deactivate),
+            "send-node-heartbeat": (
+                heartbeat_pb2.SendNodeHeartbeatRequest,
+                lambda member, node, asked: fleet_handlers.send_node_heartbeat(asked, self.state),
+            ),
+            "push-messages": (fleet_pb2.PushMessagesRequest, self._push),
+            "push-object": (message_pb2.PushObjectRequest, self._push_object),
+            "pull-object": (message_pb2.PullObjectRequest, self._pull_object),
+            "confirm-message-received": (
+                message_pb2.ConfirmMessageReceivedRequest,
+                lambda member, node, request: message_pb2.ConfirmMessageReceivedResponse(),
+            ),
+        }
+
+    def register(self, members: Members) -> None:
+        """Make a node of every enrolled site; a revoked or re-keyed one is none any more."""
+        with self.news:
+            for site, member in members.sites.items():
+                known = self._keys.get(site)
+                if known is not None and (known != member.fingerprint or member.revoked):
+                    self.active.discard(site)
+                    self.sites.pop(self.nodes.pop(site, 0), None)
+                    self._keys.pop(site)
+                    for letter in self.letters.values():
+                        if letter.site == site and not letter.ready and not letter.failure:
+                            self.fail(letter, "revoked")
+                if site not in self._keys and not member.revoked:
+                    node = self.state.create_node(
+                        NOOP_FLWR_AID,
+                        NOOP_ACCOUNT_NAME,
+                        member.certificate.public_pem,
+                        0,
+                        name=site,
+                    )
+                    self.nodes[site], self.sites[node] = node, site
+                    self._keys[site] = member.fingerprint
+        self.bells.ring_all()
+
+    async def handle(self, member: Member, path: str, headers: Headers, body: bytes) -> Answer:
+        """Answer one request of a known site."""
+        name = path.removeprefix(PREFIX)
+        try:
+            authenticate(member, *(headers.get(one, b"") for one in _NODE_HEADERS))
+            if name == "activate-node":
+                asked = fleet_pb2.ActivateNodeRequest.FromString(body)
+                return await self._in_thread(partial(self._activate, member, asked))
+            if name == "pull-messages":
+                poll = fleet_pb2.PullMessagesRequest.FromString(body)
+                return 200, await self._poll(member, self._node(member, poll), poll)
+            if name not in self._routes:
+                return 404, b""
+            kind, route = self._routes[name]
+            request = kind.FromString(body)
+            node = self._node(member, request)
+            return await self._in_thread(partial(route, member, node, request))
+        except DecodeError:
+            return 400, b""
+        except Denied as denied:
+            self.log("denied", site=member.name, why=str(denied))
+            return denied.status, b""
+        except FlowerError as error:
+            self.log("denied", site=member.name, why=f"flower {error.code}")
+            return 403, b""
+        except (ValueError, KeyError, RuntimeError) as error:
+            self.log("denied", site=member.name, why=type(error).__name__)
+            return 400, b""
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Answer:
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._pool, lambda: call().SerializeToString())
+        return 200, found
+
+    def _node(self, member: Member, request: Any) -> int:
+        said = request.node.node_id if hasattr(request, "node") else request.node_id
+        node = self.nodes.get(member.name)
+        if node is None or said != node:
+            raise Denied(401, "another node's id, or one of before a restart")
+        if member.name not in self.active:
+            raise Denied(401, "not activated")
+        return node
+
+    def _activate(self, member: Member, request: Any) -> Any:
+        """A (re)started client: whatever it had been given and did not answer is given again."""
+        if request.public_key != member.certificate.public_pem:
+            raise Denied(401, "another site's key")
+        node = self.nodes[member.name]
+        with self.news:
+            self.bells.next(member.name)
+            self.state.deactivate_node(node)  # else it is refused until its heartbeat expires
+            answer = fleet_handlers.activate_node(request, self.state)
+            self.active.add(member.name)
+            for letter in self.letters.values():
+                if letter.node == node and not letter.ready and not letter.failure:
+                    self._drop_reply(letter)
+                    number = letter.message.metadata.message_id
+                    self.state.message_ins_store[number].metadata.delivered_at = ""
+            self.news.notify_all()
+        self.bells.ring(member.name)
+        self.log("connected", site=member.name, node=node)
+        return answer
+
+    def gone(self, site: str) -> None:
+        """A site's last connection closed: a poll that still waits for it must take nothing."""
+        with self.news:
+            self.bells.next(site)
+        self.presence.gone(site)
+        self.bells.ring(site)
+
+    def silent(self, site: str) -> float:
+        """For how long a site has been away: 0 while it is there."""
+        return self.presence.silent(site) if site in self.active else 1e9
+
+    def tick(self) -> None:
+        """Keep Flower's run alive."""
+        if time.monotonic() > self._beat + 10:
+            self._beat = time.monotonic()
+            self.state.acknowledge_task_heartbeat(self.task)
+
+    def close(self) -> None:
+        """End Flower's run."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.state.finish_task(self.task, SubStatus.COMPLETED, "")
+
+    async def _poll(self, member: Member, node: int, request: Any) -> bytes:
+        """Flower's poll, kept waiting until there is something to give."""
+        bell, turn = self.bells.of(member.name), self.bells.turn(member.name)
+        end = time.monotonic() + POLL_SECONDS
+        while True:
+            bell.clear()
+            with self.news:
+                here = member.name in self.active and self.nodes.get(member.name) == node
+                if not here or turn != self.bells.turn(member.name):
+                    return b""
+                found = fleet_handlers.pull_messages(request, self.state, self.state.object_store)
+            left = end - time.monotonic()
+            if found.messages_list or left <= 0:
+                answer: bytes = found.SerializeToString()
+                return answer
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(bell.wait(), left)
+
+    def _deactivate(self, member: Member, node: int, request: Any) -> Any:
+        answer = fleet_handlers.deactivate_node(request, self.state)
+        with self.news:
+            self.active.discard(member.name)
+            self.bells.next(member.name)
+            self.news.notify_all()
+        self.bells.ring(member.name)
+        self.log("disconnected", site=member.name)
+        return answer
+
+    def _pull_object(self, member: Member, node: int, request: Any) -> Any:
+        own = any(
+            request.object_id in letter.objects
+            for letter in list(self.letters.values())
+            if letter.node == node
+        )
+        if not own or request.run_id != self.run_id:
+            return message_pb2.PullObjectResponse(object_found=False, object_available=False)
+        return fleet_handlers.pull_object(request, self.state)
+
+    def _push(self, member: Member, node: int, request: Any) -> Any:
+        """A reply's head: it must answer a message of this very node, once."""
+        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+            raise Denied(400, "expected one reply")
+        meta, tree = request.messages_list[0].metadata, request.message_object_trees[0]
+        if meta.src_node_id != node or meta.run_id != self.run_id:
+            raise Denied(401, "a reply in another node's name")
+        with self.news:
+            letter = self.letters.get(meta.reply_to_message_id)
+            if letter is None or letter.failure:
+                self.log("late", site=member.name, what="a reply that nobody waits for")
+                return fleet_pb2.PushMessagesResponse()
+            if letter.node != node:
+                raise Denied(401, "a reply to another node's message")
+            if letter.ready:
+                if letter.reply != tree.object_id:
+                    self.log("twice", site=member.name, what="a second reply")
+                return fleet_pb2.PushMessagesResponse()
+            count = sum(1 for _ in iterate_object_tree(tree))
+            if tree.object_id != meta.message_id or count > _MOST_OBJECTS:
+                raise Denied(400, "a reply of another form")
+            if letter.reply != tree.object_id:
+                self._drop_reply(letter)
+            answer = fleet_handlers.push_messages(request, self.state)
+            if self.state.message_ins_id_to_message_res_id.get(meta.reply_to_message_id) is None:
+                raise Denied(400, "a reply that Flower's state refuses")
+            letter.reply, letter.missing = tree.object_id, set(answer.objects_to_push)
+            self._sessions[answer.session_id] = letter
+            if not letter.missing:
+                self._complete(letter)
+            return answer
+
+    def _push_object(self, member: Member, node: int, request: Any) -> Any:
+        letter = self._sessions.get(request.session_id)
+        if letter is None or letter.node != node or request.object_id not in letter.missing:
+            return message_pb2.PushObjectResponse(stored=False)
+        with self.news:
+            letter.size += len(request.object_content)
+            if letter.size > letter.limit:
+                self.fail(letter, "oversized")
+                raise Denied(413, f"a reply of more than {letter.limit} bytes")
+        answer = fleet_handlers.push_object(request, self.state)
+        if answer.stored:
+            with self.news:
+                letter.missing.discard(request.object_id)
+                if not letter.missing and letter.reply is not None:
+                    self._complete(letter)
+        return answer
+
+    def _complete(self, letter: Letter) -> None:
+        letter.ready = True
+        self._delete(letter.message.metadata.message_id)  # nobody asks for the request any more
+        self.arrivals += 1
+        self._sessions = {s: one for s, one in self._sessions.items() if one is not letter}
+        self.news.notify_all()
+
+    def fail(self, letter: Letter, why: str) -> None:
+        """The letter has no reply any more; whoever asks for it gets an error."""
+        self._drop_reply(letter)
+        letter.failure = why
+        self.arrivals += 1
+        self.log("no reply", site=letter.site, why=why)
+        self.news.notify_all()
+
+    def _drop_reply(self, letter: Letter) -> None:
+        if letter.reply is not None:
+            number = letter.message.metadata.message_id
+            self.state.message_ins_id_to_message_res_id.pop(number, None)
+            self.state.message_res_store.pop(letter.reply, None)
+            self._delete(letter.reply)
+        self._sessions = {s: one for s, one in self._sessions.items() if one is not letter}
+        letter.reply, letter.missing, letter.size, letter.ready = None, set(), 0, False
+
+    def _delete(self, root: str) -> None:
+        # Under the lock of the uploads: equal objects of another site's upload must not vanish.
+        with self.state._lock_object_push_sessions:
+            self.state.object_store.delete(root)
+
+    def sent_by_us(self, message: Message) -> None:
+        """Flower takes run and sender from a global of the process; here they are this link's."""
+        message.metadata.__dict__.update(
+            _run_id=self.run_id, _src_node_id=SUPERLINK_NODE_ID, _src_task_id=self.task
+        )
+
+    def overtake(self, nodes: set[int]) -> None:
+        """Before new messages to these nodes: nobody waits for what they, or the absent, owe."""
+        with self.news:
+            for number, letter in list(self.letters.items()):
+                if letter.node in nodes or self.silent(letter.site):
+                    if not letter.ready and not letter.failure:
+                        self.log("no reply", site=letter.site, why="overtaken by a later request")
+                    self.forget(number)
+
+    def post_all(self, messages: list[Message], limit: int | None) -> list[str]:
+        """Store messages for their nodes; what they share is hashed once, and stored once."""
+        with no_object_id_recompute():
+            return [self._post(message, limit) for message in messages]
+
+    def _post(self, message: Message, limit: int | None) -> str:
+        number = message.object_id
+        message.metadata.__dict__["_message_id"] = number
+        objects, tree = get_all_nested_objects(message), get_object_tree(message)
+        bare = remove_content_from_message(message)
+        node = message.metadata.dst_node_id
+        site = self.sites.get(node, "")
+        with self.news:
+            session = self.state.start_session(self.run_id)
+            stored, missing = self.state.store_message_and_object_tree(bare, tree, session)
+            letter = Letter(bare, node, site, frozenset(objects), 0)
+            self.letters[number] = letter
+            if not stored:
+                self.fail(letter, "not connected")
+            for name in missing:
+                self.state.store_object(self.run_id, session, name, objects[name].deflate())
+            size = sum(len(self.state.object_store.get(name) or b"") for name in objects)
+            letter.limit = limit if limit is not None else 2 * size + 16 * 1024 * 1024
+        self.bells.ring(site)
+        return number
+
+    def forget(self, number: str) -> None:
+        """Drop a message and its reply."""
+        with self.news:
+            letter = self.letters.pop(number, None)
+            if letter is not None:
+                self._drop_reply(letter)
+                self.state.delete_messages({number})
+                self._delete(number)
+
+    def open(self, letter: Letter) -> Message:
+        """A complete reply, taken out of the store; UnfoldingError and worse for hostile bytes."""
+        root = letter.reply or ""
+        objects = gather(root, self.state.object_store.get)
+        self._delete(root)
+        arrays: dict[str, Any] = dict(take_arrays(objects, letter.limit))
+        found = inflate_object_from_contents(root, objects, objects=arrays)
+        if not isinstance(found, Message):
+            raise TypeError("the reply is no message")
+        if found.has_error():
+            return Message(Error(found.error.code, "the client failed"), reply_to=letter.message)
+        return Message(RecordDict(dict(found.content)), reply_to=letter.message)

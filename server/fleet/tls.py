@@ -1,0 +1,83 @@
+"""What the door is made of: its TLS settings, its socket, and its log of refusals."""
+
+import datetime
+import json
+import resource
+import socket
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from server.registry.sites import Home
+
+Log = Callable[..., None]
+
+
+class DoorError(ValueError):
+    """The door cannot be opened."""
+
+
+class Refusals:
+    """A log of what was refused that a flood cannot flood: ten lines a second, then counts."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._second = 0
+        self._lines = 0
+        self._more: Counter[str] = Counter()
+
+    def __call__(self, why: str, peer: object, site: str = "") -> None:
+        self.flush()
+        if self._lines >= 10:
+            self._more[why] += 1
+            return
+        self._lines += 1
+        address = peer[0] if isinstance(peer, tuple) and peer else ""
+        self._log("refused", why=why, peer=address, **({"site": site} if site else {}))
+
+    def flush(self) -> None:
+        """Report what the last second held back."""
+        now = int(time.monotonic())
+        if now != self._second:
+            self._second, self._lines = now, 0
+            for why, count in self._more.items():
+                self._log("refused", why=why, more=count)
+            self._more.clear()
+
+
+def context(home: Home) -> ssl.SSLContext:
+    """TLS 1.3 alone, with a certificate of the federation's authority on both sides."""
+    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    found.minimum_version = ssl.TLSVersion.TLSv1_3
+    found.verify_mode = ssl.CERT_REQUIRED
+    found.load_verify_locations(home.ca)
+    found.load_cert_chain(home.certificate, home.key)
+    found.num_tickets = 0  # no resumption: every connection shows its certificate
+    return found
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; DoorError where the address cannot be had."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise DoorError(f"--listen {host}:{port}: {error.strerror or error}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def reason(error: ssl.SSLError) -> str:
+    """Why a handshake failed, in OpenSSL's words."""
+    words = (error.reason or "handshake").lower().replace("_", " ")
+    detail = getattr(error, "verify_message", "")
+    return f"tls: {words}" + (f" ({detail})" if detail else "")
+
+
+def line(event: str, **facts: object) -> str:
+    """One line of a structured log."""
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": when, "event": event, **facts}, default=str)

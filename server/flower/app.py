@@ -1,0 +1,97 @@
+"""The ServerApp of the app bundle: the coordinator under stock Flower, where `flwr run` starts it.
+
+It plays the same plan into the same run folder as `tacit-server run`. What stock Flower takes away
+of the protection is in docs/stock-flower.md.
+"""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.commands.running import View, labelled, play, requested, resolved
+from server.flower.grid import RegisteredGrid
+from server.model_process import Child
+from server.registry.sites import Home, MembersError
+
+_HAND_OUT: Final = 120.0  # a process for every message takes its time
+
+app = ServerApp()
+
+
+class StockError(RuntimeError):
+    """The run did not reach its end: Flower shows it as failed, with this one line."""
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Read `--run-config`, wait for the sites, train; a run that ends early raises StockError."""
+    options = context.run_config
+    home = Home(_folder(options)).check()
+    source, overrides = _text(options, "plan"), shlex.split(_text(options, "set"))
+    name, least = _text(options, "name") or None, _whole(options, "min-sites") or None
+    data, timeout, resume = _data(options), _seconds(options), bool(options.get("resume"))
+    if resume and name is None:
+        raise MembersError("resume: expected a name beside it")
+    asked = requested(source, overrides, least)
+    label = labelled(name, asked)
+    view = View(home, as_json=False)
+    view.log("stock flower", bundle=Path(__file__).parents[2], protection="docs/stock-flower.md")
+
+    def sites() -> dict[bytes, str]:
+        listed = home.members().sites.values()
+        return {m.certificate.public_pem: m.name for m in listed if m.revoked is None}
+
+    known = RegisteredGrid(grid, sites, view.log)
+    where = "stock flower"
+    with Child(asked, data) as child:
+        plan = resolved(asked, child, home.runs / label if resume else None)
+        outcome = play(
+            known, where, home, plan, label, view, timeout, child, resume, hand_out=_HAND_OUT
+        )
+    if outcome.reason != "done":
+        raise StockError(f"{outcome.reason}: {outcome.detail}")
+
+
+def _folder(options: Mapping[str, object]) -> Path:
+    folder = Path(_text(options, "dir"))
+    if not folder.is_absolute():  # the SuperLink's working directory is not the caller's
+        raise MembersError(
+            "dir: expected the absolute path of a coordinator's folder "
+            f"(flwr run --run-config 'dir=\"/PATH\"'), got {str(folder)!r:.80}"
+        )
+    return folder
+
+
+def _data(options: Mapping[str, object]) -> Path | None:
+    text = _text(options, "data")
+    if not text:
+        return None
+    if not Path(text).is_absolute() or not Path(text).exists():
+        raise MembersError(f"data: expected the absolute path of public rows, got {text!r:.80}")
+    return Path(text)
+
+
+def _text(options: Mapping[str, object], key: str) -> str:
+    value = options.get(key, "")
+    if not isinstance(value, str):
+        raise MembersError(f"{key}: expected a text in quotes, got {value!r:.80}")
+    return value
+
+
+def _whole(options: Mapping[str, object], key: str) -> int:
+    value = options.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise MembersError(f"{key}: expected a whole number, got {value!r:.80}")
+    return value
+
+
+def _seconds(options: Mapping[str, object]) -> float | None:
+    """How long a round may last; 0 is as long as it takes."""
+    value = options.get("round-timeout", 0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise MembersError(f"round-timeout: expected seconds, got {value!r:.80}")
+    return float(value) or None

@@ -1,0 +1,1 @@
+"""Which sites are enrolled, what their ledgers' heads are, and the coordinator's signatures."""

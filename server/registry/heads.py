@@ -1,0 +1,107 @@
+"""The counter-signed heads of the sites' ledgers: the coordinator's memory against a rollback.
+
+One file a site, only ever appended: each line is one entry of the site's ledger (its leaf, and its
+event where this coordinator's own run caused it) or one counter-signature of a head.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from privacy.ledger.heads import GENESIS, Head, HeadError, Proof, accept, payload
+from server.rounds.checkpoint import write_whole
+from server.rounds.messages import Answer
+
+
+class HeadBook:
+    """Reads and appends `<folder>/<site>.jsonl`, and a copy of a run's lines in the run folder."""
+
+    def __init__(self, folder: Path, run: str, copy: Path, sign: Callable[[bytes], bytes]) -> None:
+        self._folder, self._run, self._copy, self._sign = folder, run, copy, sign
+        self._last: dict[str, dict[str, Any]] = {}
+        self._used: dict[str, set[str]] = {}
+        for place in (folder, copy):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def last(self, site: str) -> Mapping[str, Any]:
+        """The site's last counter-signed head: n, digest and signature."""
+        self._load(site)
+        return self._last[site]
+
+    def accept(self, site: str, number: int, answer: Answer) -> None:
+        """Check the chain from the last head to the new one and counter-sign it, or HeadError."""
+        self._load(site)
+        said = self._last[site]
+        proof = Proof.from_dict(answer.proof)
+        last = Head(said["n"], said["digest"])
+        head = accept(last, proof, self._used[site])
+        if proof.acknowledged and proof.base != last:
+            self._used[site].add(proof.base.digest)
+        if head == last:
+            return
+        signature = self._sign(payload(site, head)).hex()
+        line = {
+            "v": 1,
+            "site": site,
+            "run": self._run,
+            "round": number,
+            "base": proof.base.to_dict(),
+            "leaves": list(proof.leaves),
+            "events": [event.to_dict() for event in answer.events],
+            "acknowledged": proof.acknowledged,
+            **head.to_dict(),
+            "signature": signature,
+        }
+        for place in (self._folder, self._copy):
+            _append(place / f"{site}.jsonl", line)
+        self._last[site] = {**head.to_dict(), "signature": signature}
+
+    def _load(self, site: str) -> None:
+        if site in self._last:
+            return
+        genesis = GENESIS.to_dict()
+        last = {**genesis, "signature": self._sign(payload(site, GENESIS)).hex()}
+        used: set[str] = set()
+        lines = read_lines(self._folder / f"{site}.jsonl")
+        mine, copy = [one for one in lines if one["run"] == self._run], self._copy / f"{site}.jsonl"
+        if mine and read_lines(copy) != mine:  # a kill came between the two
+            write_whole(copy, b"".join(_line(one) for one in mine))
+        for line in lines:
+            last = {key: line[key] for key in ("n", "digest", "signature")}
+            if line["acknowledged"]:
+                used.add(line["base"]["digest"])
+        self._last[site], self._used[site] = last, used
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """A site's lines; an incomplete last one, which nobody was told of, does not count."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError:
+        raise HeadError(f"{path}: expected a JSON object a line") from None
+
+
+def _line(line: Mapping[str, Any]) -> bytes:
+    return (json.dumps(line) + "\n").encode()
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    data = _line(line)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        whole = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        end = whole.rfind(b"\n") + 1  # what a crash left of an unfinished line is dropped
+        os.ftruncate(descriptor, end)
+        written = os.pwrite(descriptor, data, end)
+        if written != len(data):
+            os.ftruncate(descriptor, end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,40 @@
+"""Signed checkpoints: each round's file gets its signature beside it, once it is complete."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from privacy.identity.keys import new_signing_key, signing_public
+from privacy.identity.model_signature import sign_model
+from server.rounds.checkpoint import read_metadata, write_whole
+
+KEY: Final = "signing.key"
+PUBLIC: Final = "signing.pub"
+
+
+def signer(key: Path | bytes, *, durable: bool = True) -> Callable[[Path], None]:
+    """A function that signs a checkpoint with a key: the coordinator's, or a run's own."""
+
+    def sign(path: Path) -> None:
+        metadata = read_metadata(path)
+        signature = sign_model(path.read_bytes(), metadata["run"], int(metadata["round"]), key)
+        beside = path.with_name(path.name + ".sig")
+        write_whole(beside, signature.to_bytes(), durable=durable)
+
+    return sign
+
+
+def own_key(run: Path) -> Path:
+    """The key of a run that no coordinator vouches for (a simulation), made when first needed.
+
+    It proves that a checkpoint is whole and of this run, and nothing about who made the run.
+    """
+    path = run / KEY
+    if not path.is_file():
+        key = new_signing_key()
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(key)
+        write_whole(run / PUBLIC, signing_public(key).encode() + b"\n")
+    return path

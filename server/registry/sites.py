@@ -1,0 +1,327 @@
+"""The coordinator's folder: its authority, its own keys, and the sites that it knows.
+
+`sites.json` is the one list of who may connect: a certificate that is not in it, or whose key is
+revoked there, is refused however well it is signed. It is replaced in one step, so that a running
+coordinator that looks again sees the old list or the new one.
+"""
+
+import datetime
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from privacy.identity.certificates import (
+    CERTIFICATE_DAYS,
+    Authority,
+    Certificate,
+    Request,
+    read_request,
+)
+from privacy.identity.keys import (
+    IdentityError,
+    fingerprint,
+    new_key,
+    new_signing_key,
+    signing_public,
+)
+
+DEFAULT_PORT: Final = 8443
+
+
+class MembersError(ValueError):
+    """A coordinator's folder, or a request to it, that cannot be used: one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One enrolled site: its certificate as last issued, and when it was revoked, if it was."""
+
+    name: str
+    pem: str
+    revoked: str | None
+    certificate: Certificate
+
+    @property
+    def fingerprint(self) -> str:
+        return self.certificate.fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The sites of a federation, by name; and the keys that never come back."""
+
+    sites: Mapping[str, Member]
+    revoked_keys: frozenset[str] = frozenset()
+    _by_key: Mapping[str, Member] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        keys = {m.fingerprint: m for m in reversed(list(self.sites.values()))}
+        object.__setattr__(self, "_by_key", keys)
+
+    def find(self, key: str) -> Member | None:
+        """The site whose current key has this fingerprint, revoked or not."""
+        return self._by_key.get(key)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The files of a coordinator."""
+
+    folder: Path
+
+    @property
+    def ca(self) -> Path:
+        return self.folder / "ca.pem"
+
+    @property
+    def ca_key(self) -> Path:
+        return self.folder / "ca.key"
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / "server.pem"
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "server.key"
+
+    @property
+    def signing_key(self) -> Path:
+        return self.folder / "signing.key"
+
+    @property
+    def federation(self) -> Path:
+        return self.folder / "federation.json"
+
+    @property
+    def sites(self) -> Path:
+        return self.folder / "sites.json"
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    def check(self) -> "Home":
+        """Itself, or MembersError where there is no coordinator."""
+        if not self.federation.is_file():
+            raise MembersError(
+                f"--dir {self.folder}: no coordinator here (make one: tacit-server init)"
+            )
+        return self
+
+    def hosts(self) -> list[str]:
+        """The names and addresses, with their ports, under which the coordinator is reached."""
+        return [str(host) for host in json.loads(self.federation.read_text())["hosts"]]
+
+    def members(self) -> Members:
+        """Read the list of sites."""
+        found = json.loads(self.sites.read_text())
+        sites = {
+            name: Member(name, said["certificate"], said["revoked"], _parse(said["certificate"]))
+            for name, said in found["sites"].items()
+        }
+        return Members(sites, frozenset(found["revoked_keys"]))
+
+
+def split_host(host: str, default: int = DEFAULT_PORT) -> tuple[str, int]:
+    """`name`, `name:port`, `1.2.3.4:port`, `[::1]:port` or `::1` into name and port."""
+    if host.startswith("["):
+        name, _, port = host[1:].partition("]")
+        port = port.removeprefix(":")
+    elif host.count(":") == 1:
+        name, _, port = host.partition(":")
+    else:
+        name, port = host, ""
+    if port and not (port.isascii() and port.isdigit() and 0 <= int(port) < 65536):
+        raise MembersError(f"host: expected NAME_OR_IP[:PORT], got {host!r:.80}")
+    if not name:
+        raise MembersError(f"host: expected NAME_OR_IP[:PORT], got {host!r:.80}")
+    return name, int(port) if port else default
+
+
+def create(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> bool:
+    """Make a coordinator's folder; False, and nothing changed, where one is already."""
+    home = Home(folder)
+    named = [split_host(host) for host in hosts]
+    if home.federation.exists():
+        if hosts and [_address(pair) for pair in named] != home.hosts():
+            raise MembersError(
+                f"--dir {folder}: already a coordinator for {', '.join(home.hosts())}"
+                " (its names change with: tacit-server renew --host ...)"
+            )
+        return False
+    if not named:
+        raise MembersError("--host: expected at least one name or address of this coordinator")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    authority = Authority.create("tacit federation", now)
+    key = new_key()
+    names = list(dict.fromkeys(name for name, _ in named))
+    _write(home.certificate, authority.issue_server(key, names, now))
+    _write(home.key, key)
+    _write(home.ca, authority.certificate)
+    _write(home.ca_key, authority.key)
+    _write(home.signing_key, new_signing_key())
+    _write(home.sites, _json({"v": 1, "sites": {}, "revoked_keys": []}))
+    _write(home.federation, _json({"v": 1, "hosts": [_address(pair) for pair in named]}))
+    return True
+
+
+def sign(
+    folder: Path,
+    csr: Path,
+    now: datetime.datetime,
+    *,
+    expect: str | None = None,
+    days: float = CERTIFICATE_DAYS,
+) -> tuple[Request, Path]:
+    """Enrol the site of a request; writes and returns the bundle beside it."""
+    home = Home(folder).check()
+    try:
+        wish = read_request(csr.read_bytes())
+    except OSError as error:
+        raise MembersError(f"{csr}: {error.strerror}, expected a request") from None
+    except IdentityError as error:
+        raise MembersError(f"{csr}: {error}") from None
+    if expect is not None and plain(expect) != wish.fingerprint:
+        raise MembersError(
+            f"{csr}: its key is {spaced(wish.fingerprint)}, expected {spaced(plain(expect))}"
+        )
+    with _changing(home) as found:
+        members = home.members()
+        known = members.sites.get(wish.site)
+        if wish.fingerprint in members.revoked_keys:
+            raise MembersError(f"{csr}: this key was revoked, expected a new one")
+        if known is not None and known.revoked is None and known.fingerprint != wish.fingerprint:
+            raise MembersError(
+                f"{csr}: {wish.site} is enrolled with another key"
+                f" (tacit-server revoke {wish.site} first)"
+            )
+        pem = _authority(home).issue(wish, now, days).decode()
+        found["sites"][wish.site] = {"certificate": pem, "revoked": None}
+    bundle = csr.with_name(f"{wish.site}.bundle")
+    _write(bundle, _bundle(home, wish.site, pem))
+    return wish, bundle
+
+
+def revoke(folder: Path, site: str, now: datetime.datetime) -> Member:
+    """Strike a site's key off, for good."""
+    home = Home(folder).check()
+    with _changing(home) as found:
+        member = _known(home, site)
+        when = member.revoked or now.isoformat(timespec="seconds")
+        found["sites"][site]["revoked"] = when
+        found["revoked_keys"] = sorted({*found["revoked_keys"], member.fingerprint})
+    return replace(member, revoked=when)
+
+
+def renew(folder: Path, site: str, now: datetime.datetime, where: Path) -> Path:
+    """A new certificate for the same keys of a site; writes and returns its bundle in `where`."""
+    home = Home(folder).check()
+    with _changing(home) as found:
+        member = _known(home, site)
+        if member.revoked is not None:
+            raise MembersError(f"{site}: revoked {member.revoked}, expected a new request")
+        wish = Request(site, member.certificate.key, member.certificate.signing)
+        pem = _authority(home).issue(wish, now).decode()
+        found["sites"][site]["certificate"] = pem
+    bundle = where / f"{site}.bundle"
+    _write(bundle, _bundle(home, site, pem))
+    return bundle
+
+
+def renew_server(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> Certificate:
+    """A new certificate for the coordinator itself, for the same names or for others."""
+    home = Home(folder).check()
+    with _changing(home):
+        addresses = [_address(split_host(host)) for host in hosts] or home.hosts()
+        names = list(dict.fromkeys(split_host(host)[0] for host in addresses))
+        pem = _authority(home).issue_server(home.key.read_bytes(), names, now)
+        _write(home.certificate, pem)
+        _write(home.federation, _json({"v": 1, "hosts": addresses}))
+    return Certificate.read(pem)
+
+
+def spaced(key: str) -> str:
+    """A fingerprint in groups of four, for people."""
+    return " ".join(key[i : i + 4] for i in range(0, len(key), 4))
+
+
+def plain(text: str) -> str:
+    """A fingerprint as people wrote it, without spaces and colons."""
+    return text.replace(" ", "").replace(":", "").lower().removeprefix("sha256")
+
+
+def _bundle(home: Home, site: str, pem: str) -> bytes:
+    return _json(
+        {
+            "v": 1,
+            "site": site,
+            "certificate": pem,
+            "ca": home.ca.read_text(),
+            "hosts": home.hosts(),
+            "verify": signing_public(home.signing_key.read_bytes()),
+        }
+    )
+
+
+def _known(home: Home, site: str) -> Member:
+    members = home.members()
+    member = members.sites.get(site)
+    if member is None:
+        names = ", ".join(sorted(members.sites)) or "none"
+        raise MembersError(f"{site}: not enrolled here, expected one of: {names}")
+    return member
+
+
+def _authority(home: Home) -> Authority:
+    return Authority(home.ca.read_bytes(), home.ca_key.read_bytes())
+
+
+@contextmanager
+def _changing(home: Home) -> Iterator[dict[str, Any]]:
+    """The list of sites, to be changed: under a lock, written in one step if nothing failed."""
+    with (home.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = json.loads(home.sites.read_text())
+        before = json.dumps(found)
+        yield found
+        if json.dumps(found) != before:
+            _write(home.sites, _json(found))
+
+
+def _parse(pem: str) -> Certificate:
+    return Certificate.read(pem.encode())
+
+
+def _address(pair: tuple[str, int]) -> str:
+    name, port = pair
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a private file in one step."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def fingerprint_of(path: Path) -> str:
+    """The fingerprint of the key in a certificate's file."""
+    return fingerprint(Certificate.read(path.read_bytes()).key)

@@ -1,0 +1,1 @@
+"""The coordinator's rounds: ask, judge, combine, record, and stop or go on."""

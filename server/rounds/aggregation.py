@@ -1,0 +1,186 @@
+"""A round as mathematics: state and updates in, state out. No messages, no files, no clock."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy.arrays import Arrays
+from privacy.contract.plan import Plan
+from privacy.mechanism import noise
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the coordinator carries from round to round; `weights` start the next one."""
+
+    round: int
+    weights: Arrays
+    velocity: Arrays | None = None
+    mean: Arrays | None = None
+    clip: float | None = None
+
+    def released(self) -> Arrays:
+        """The model that this round releases: the running mean where the plan averages."""
+        return self.mean if self.mean is not None else self.weights
+
+    def to_arrays(self) -> Arrays:
+        """The released model by its own names, and the rest under `server/`."""
+        arrays = dict(self.released())
+        arrays["server/round"] = np.array([self.round], dtype=np.float32)
+        if self.mean is not None:
+            arrays |= {f"server/weights/{name}": a for name, a in self.weights.items()}
+        if self.velocity is not None:
+            arrays |= {f"server/velocity/{name}": a for name, a in self.velocity.items()}
+        if self.clip is not None:
+            arrays["server/clip"] = np.array([self.clip], dtype=np.float32)
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, number: int) -> "State":
+        """Read what `to_arrays` wrote."""
+
+        def under(prefix: str) -> Arrays | None:
+            found = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+            return found or None
+
+        released = {n: a for n, a in arrays.items() if not n.startswith("server/")}
+        weights = under("server/weights/")
+        clip = arrays.get("server/clip")
+        return cls(
+            number,
+            weights if weights is not None else released,
+            under("server/velocity/"),
+            released if weights is not None else None,
+            None if clip is None else float(clip[0]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One site's new minus old weights of one round; `below` is the client unit's clip bit."""
+
+    site: str
+    arrays: Arrays
+    below: float | None = None
+
+
+def start(weights: Arrays, plan: Plan) -> State:
+    """The state before the first round."""
+    mean = {n: a.copy() for n, a in weights.items()} if plan.average else None
+    return State(0, weights, mean=mean, clip=plan.clip if plan.unit == "client" else None)
+
+
+def cohort(names: Iterable[str], plan: Plan, number: int) -> list[str]:
+    """The sites that round `number` asks, in the order of their names: all, or the plan's `cohort`.
+
+    A site's place in the draw follows from the plan's seed, the round and its own name: who else is
+    there does not move it, so that a round played again asks the same sites, whose stored replies
+    then serve. Whoever has the plan can compute the draw, so it amplifies no privacy.
+    """
+    known = tuple(names)
+    if plan.cohort is None or len(known) <= plan.cohort:
+        return sorted(known)
+    factor = np.random.default_rng([plan.seed, number]).integers(2**63, dtype=np.uint64) * 2 + 1
+    places = _marks(known) * factor  # modulo 2^64: multiplicative hashing
+    return sorted(known[i] for i in np.argpartition(places, plan.cohort)[: plan.cohort])
+
+
+@lru_cache(maxsize=2)
+def _marks(names: tuple[str, ...]) -> NDArray[np.uint64]:
+    """64 bits of every name, hashed once for as long as the same sites are there."""
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, np.uint64)
+
+
+def combine(state: State, updates: Iterable[Update], plan: Plan, *, asked: int = 1) -> State:
+    """The next state; `updates` is consumed one by one, so that one is in memory at a time.
+
+    FedAvg (McMahan et al. 2017) over equal or public weights, with momentum at the server (Hsu et
+    al. 2019): v = m v + mean(updates); w = w + server_lr v. Unit "client" is DP-FedAvg (McMahan et
+    al. 2018): a sum of `asked` updates clipped to `clip`, noised here, over the number `asked`,
+    which is public and does not depend on who answered.
+    """
+    total: Arrays = {}
+    weight, below = 0.0, 0.0
+    for update in updates:
+        weight += _add(total, update, state, plan)
+        below += update.below or 0.0
+        del update  # else it would stay in memory while the next one unfolds
+    if not total:
+        total = {name: np.zeros_like(a) for name, a in state.weights.items()}
+    if plan.unit == "client":
+        total, weight = _noised(total, state, plan), float(asked)
+    if weight == 0:
+        raise ValueError("updates: expected at least one")
+    for name in total:
+        total[name] /= np.float32(weight)
+    moved = _moved(state, total, plan)
+    if plan.unit == "client" and plan.clip_quantile is not None:
+        return replace(moved, clip=_adapted(state, below, asked, plan))
+    return moved
+
+
+def _add(total: Arrays, update: Update, state: State, plan: Plan) -> float:
+    """Add an update, clipped in the client unit, times its weight; returns the weight."""
+    arrays, share = update.arrays, 1.0
+    if plan.unit == "client":
+        clipped, _ = noise.clip(list(arrays.values()), _clip(state))
+        arrays = dict(zip(arrays, clipped, strict=True))
+    elif plan.weights == "rows":
+        share = float(plan.rows_of(update.site))
+    for name, array in arrays.items():
+        if name not in total:
+            total[name] = np.multiply(array, np.float32(share), dtype=np.float32)
+        else:
+            total[name] += array if share == 1 else np.float32(share) * array
+    return share
+
+
+def _moved(state: State, step: Arrays, plan: Plan) -> State:
+    """The state after a step; `step` becomes its velocity, without another copy of the model."""
+    if plan.server_momentum and state.velocity is not None:
+        for name, old in state.velocity.items():
+            step[name] += np.float32(plan.server_momentum) * old
+    velocity = step if plan.server_momentum else None
+    rate = np.float32(plan.server_lr)
+    weights = {name: a + rate * step[name] for name, a in state.weights.items()}
+    mean: Arrays | None = None
+    if plan.average and state.mean is not None:
+        # A running mean whose memory grows with the rounds and forgets the start.
+        keep = np.float32(min(0.98, (state.round + 1) / (state.round + 10)))
+        past = state.mean
+        mean = {
+            n: np.asarray(keep * past[n] + (1 - keep) * a, np.float32) for n, a in weights.items()
+        }
+    return State(state.round + 1, weights, velocity, mean, state.clip)
+
+
+def _clip(state: State) -> float:
+    if state.clip is None:
+        raise ValueError("clip: expected a number in a state of the client unit")
+    return state.clip
+
+
+def _noised(total: Arrays, state: State, plan: Plan) -> Arrays:
+    sigma = plan.sigma_of("")
+    if sigma is None:
+        raise ValueError("sigma: expected noise in the client unit")
+    std = sigma * _clip(state)
+    return {name: a + noise.normal(a.shape, std) for name, a in total.items()}
+
+
+def _adapted(state: State, below: float, asked: int, plan: Plan) -> float:
+    """The clip moves towards the quantile of update norms (Andrew et al. 2021, Alg. 1).
+
+    `below` counts the updates whose norm was at most the clip, each as +-1/2, so that its
+    sensitivity is 1/2; the noisy share above the quantile shrinks the clip, below it grows it.
+    """
+    if plan.clip_quantile is None or plan.clip_sigma is None:
+        return _clip(state)
+    noisy = below + float(noise.normal((1,), plan.clip_sigma * 0.5)[0])
+    share = noisy / asked + 0.5
+    return float(_clip(state) * np.exp(-plan.clip_lr * (share - plan.clip_quantile)))

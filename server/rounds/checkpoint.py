@@ -1,0 +1,97 @@
+"""One file a round, complete or absent: temporary file, fsync, rename, fsync of the folder."""
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from privacy.arrays import Arrays, parts
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or read; what was there before still stands."""
+
+
+def path_of(folder: Path, number: int) -> Path:
+    """The checkpoint of one round."""
+    return folder / f"{number:06d}.safetensors"
+
+
+def write_whole(
+    path: Path, data: bytes | Iterable[bytes | memoryview], *, durable: bool = True
+) -> None:
+    """Replace a file by `data`, or its parts, in one step: readers see the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines([data] if isinstance(data, bytes) else data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        if durable:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: not written, the old one stands ({error})") from None
+
+
+def write(
+    folder: Path, number: int, arrays: Arrays, metadata: Mapping[str, str], *, durable: bool = True
+) -> Path:
+    """Write the checkpoint of a round with its metadata; CheckpointError where it cannot be."""
+    path = path_of(folder, number)
+    write_whole(path, parts(arrays, metadata), durable=durable)
+    return path
+
+
+def read(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """The arrays and the metadata; CheckpointError for anything that is not a whole checkpoint."""
+    try:
+        data = path.read_bytes()
+        metadata = _metadata(data)
+        arrays = {name: np.asarray(a, dtype=np.float32) for name, a in load(data).items()}
+    except (OSError, SafetensorError, ValueError, KeyError, struct.error):
+        raise CheckpointError(f"{path}: expected a whole checkpoint") from None
+    return arrays, metadata
+
+
+def numbers(folder: Path) -> list[int]:
+    """The rounds whose checkpoints are there, in order."""
+    found = (p.name.split(".")[0] for p in folder.glob("*.safetensors"))
+    return sorted(int(name) for name in found if name.isdigit())
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint of the last round, or None before the first."""
+    last = numbers(folder)[-1:]
+    return path_of(folder, last[0]) if last else None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Only the header of a checkpoint, without its arrays."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            (size,) = struct.unpack("<Q", head)
+            if size > 100_000_000:
+                raise ValueError
+            return _metadata(head + file.read(size))
+    except (OSError, ValueError, KeyError, struct.error):
+        raise CheckpointError(f"{path}: expected a whole checkpoint") from None
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    (size,) = struct.unpack("<Q", data[:8])
+    header: dict[str, Any] = json.loads(data[8 : 8 + size])
+    return {str(k): str(v) for k, v in header.get("__metadata__", {}).items()}

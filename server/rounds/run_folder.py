@@ -1,0 +1,139 @@
+"""The run folder: what other programs read of a run, and all that `--resume` needs.
+
+A checkpoint carries its round's history line, so that the history can always be rebuilt from what
+is complete: the files can be behind one another after a kill, but never contradict.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from privacy.contract.plan import Plan, PlanError
+from privacy.contract.plan_file import load_plan
+from server.rounds import checkpoint
+from server.rounds.checkpoint import CheckpointError, write_whole
+
+
+class FolderError(ValueError):
+    """A run folder that cannot be made or continued: bad input, nothing was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """`runs/<name>/`: plan.toml, run.json, history.jsonl, summary.json, checkpoints/."""
+
+    path: Path
+    id: str
+    durable: bool = True
+
+    @classmethod
+    def create(cls, path: Path, plan: Plan, **facts: Any) -> "RunFolder":
+        """A new run; FolderError where the name is taken or the place cannot be written."""
+        if path.exists():
+            raise FolderError(f"{path}: this run exists, expected --resume or another --name")
+        run = cls(path, secrets.token_hex(8))
+        making = path.with_name(f".{path.name}.{os.getpid()}.new")
+        try:
+            (making / "checkpoints").mkdir(parents=True)
+            (making / "plan.toml").write_text(plan.to_toml(), encoding="utf-8")
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            about = {"id": run.id, "plan": plan.digest, "created": created, **facts}
+            (making / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            (making / "history.jsonl").touch()
+            making.rename(path)
+        except OSError as error:
+            shutil.rmtree(making, ignore_errors=True)
+            raise FolderError(f"{path}: expected a place to write a run ({error})") from None
+        return run
+
+    @classmethod
+    def open(cls, path: Path, plan: Plan | None = None) -> "RunFolder":
+        """A run to go on with; FolderError where it is none or was begun under another plan."""
+        try:
+            about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            run, digest = str(about["id"]), str(about["plan"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise FolderError(f"{path}: expected the folder of a run to resume") from None
+        if plan is not None and plan.digest != digest:
+            raise FolderError(f"{path}: was begun under another plan, expected the same one")
+        for left in (path / "checkpoints").glob(".*.tmp"):  # by a coordinator that was killed
+            left.unlink(missing_ok=True)
+        return cls(path, run)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the rounds' checkpoints are."""
+        return self.path / "checkpoints"
+
+    def plan(self) -> Plan:
+        """The resolved plan that the run was begun with."""
+        try:
+            return load_plan(self.path / "plan.toml")
+        except PlanError as error:
+            raise FolderError(f"{self.path / 'plan.toml'}: {error}") from None
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of the run."""
+        facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        return facts
+
+    def write_round(
+        self, arrays: Mapping[str, Any], plan: Plan, line: Mapping[str, Any]
+    ) -> tuple[Path, str]:
+        """The checkpoint, then the history's line; returns the file and the line."""
+        text = json.dumps(line, allow_nan=False)
+        metadata = {
+            "run": self.id,
+            "round": str(line["round"]),
+            "plan": plan.digest,
+            "plan_json": plan.to_json(),
+            "task": plan.task,
+            "history": text,
+        }
+        if line.get("insecure"):
+            metadata["insecure"] = "true"
+        path = checkpoint.write(
+            self.checkpoints, line["round"], dict(arrays), metadata, durable=self.durable
+        )
+        try:
+            with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                if self.durable:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise CheckpointError(f"{self.path / 'history.jsonl'}: not written ({error})") from None
+        return path, text
+
+    def history(self) -> list[dict[str, Any]]:
+        """The rounds that are complete, from their checkpoints; rewrites history.jsonl to match."""
+        lines = []
+        for number in checkpoint.numbers(self.checkpoints):
+            metadata = checkpoint.read_metadata(checkpoint.path_of(self.checkpoints, number))
+            if metadata.get("run") != self.id:
+                raise FolderError(f"{self.checkpoints}: round {number} belongs to another run")
+            lines.append(metadata["history"])
+        text = "".join(line + "\n" for line in lines)
+        file = self.path / "history.jsonl"
+        if not file.exists() or file.read_text(encoding="utf-8", errors="replace") != text:
+            write_whole(file, text.encode())
+        return [json.loads(line) for line in lines]
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a run that has ended, else None."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "summary.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replace summary.json in one step."""
+        text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+        write_whole(self.path / "summary.json", text.encode())

@@ -1,0 +1,45 @@
+"""The end of a run as one value: what was reached, at which cost, on which versions."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from privacy.contract.plan import Plan
+from server.rounds.loop import Outcome
+
+
+def summarise(
+    plan: Plan, outcome: Outcome, seconds: float, *, insecure: bool = False
+) -> dict[str, Any]:
+    """What a run reached and what it cost, for summary.json."""
+    last = outcome.history[-1] if outcome.history else None
+    epsilons: dict[str, float | None] = {}
+    for line in outcome.history:
+        epsilons |= {name: said["epsilon"] for name, said in line["sites"].items()}
+    private = plan.private and not insecure
+    return {
+        "task": plan.task,
+        "unit": plan.unit,
+        "private": private,
+        "insecure": insecure,
+        "rounds": last["round"] if last else 0,
+        "planned_rounds": plan.rounds,
+        "metrics": last["metrics"] if last else {},
+        "epsilon": (last["epsilon"] if last else 0.0) if plan.private else None,
+        "delta": plan.delta,
+        "sites": {name: {"epsilon": epsilon} for name, epsilon in sorted(epsilons.items())},
+        "seconds": round(seconds, 3),
+        "versions": versions(),
+        "reason": outcome.reason,
+        "detail": outcome.detail,
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of what took part, for the record."""
+    found = {}
+    for name in ("tacit", "flwr", "torch", "opacus", "dp-accounting", "numpy", "cryptography"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found

@@ -1,0 +1,144 @@
+"""The data of a simulated federation, loaded once, and the sites that share it."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from client.site import LastReply, Replies, Site
+from client.tasks import Rows, task
+from privacy.contract.decision import Policy
+from privacy.contract.plan import Plan, PlanError
+from privacy.contract.plan_file import with_rows
+from privacy.ledger.ledger import Ledger
+from privacy.mechanism import noise
+from simulations.partition import split
+
+_KEPT_BYTES: Final = 16_000_000
+
+Parts = Mapping[str, np.ndarray[Any, np.dtype[np.int64]]]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All training rows, who holds which of them, and the held-out rows."""
+
+    train: Rows
+    test: Rows
+    parts: Parts
+
+    def rows(self, site: str) -> Rows:
+        """One site's rows, taken out of the whole when they are needed."""
+        return self.train.take(self.parts[site])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and how a simulated site lives: enough to make it again in another process."""
+
+    plan: Plan
+    train: Rows
+    parts: Parts
+    folder: Path
+    insecure: bool
+
+    def site(self, name: str, replies: Replies | None = None) -> Site:
+        """A simulated site: a ledger that begins with the run, and the plan's limit as policy."""
+        policy = Policy.simulated(self.plan, self.plan.limit_of(name))
+        ledger = own_ledger(self.folder, name) if self.plan.unit == "record" else None
+        part = self.parts[name]
+        kept = LastReply() if replies is None else replies
+        return Site(
+            name,
+            policy,
+            ledger,
+            lambda _: self.train.take(part),
+            kept,
+            compile=self.plan.simulation.compile,
+        )
+
+    def draws(self, site: str, number: str) -> AbstractContextManager[None]:
+        """Where one site's noise of one round comes from: the system, unless marked insecure."""
+        if not self.insecure:
+            return nullcontext()
+        return noise.insecure(f"{self.plan.seed}/{site}/{number}")
+
+
+@dataclass(slots=True)
+class Recent:
+    """A process's replies of this round, up to so many bytes; the older ones are forgotten.
+
+    A site that is asked again for a round whose reply is forgotten trains and pays again.
+    """
+
+    most: int = _KEPT_BYTES
+    _round: str = ""
+    _kept: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+
+    def of(self, site: str) -> Replies:
+        """One site's replies."""
+        return _Own(self, site)
+
+    def get(self, site: str, key: str) -> bytes | None:
+        """The reply to this very request, if it is among the last."""
+        return self._kept.get((site, key))
+
+    def put(self, site: str, key: str, reply: bytes) -> None:
+        """Keep a reply, and forget those of other rounds and the oldest beyond the bound."""
+        run_and_round = key.rpartition("/")[0]
+        if run_and_round != self._round:  # no round is asked again once the next has begun
+            self._kept.clear()
+            self._round, self._bytes = run_and_round, 0
+        self._bytes += len(reply) - len(self._kept.pop((site, key), b""))
+        self._kept[site, key] = reply
+        while self._bytes > self.most:
+            self._bytes -= len(self._kept.popitem(last=False)[1])
+
+
+def sites(place: Place) -> Callable[[str], Site]:
+    """The sites of one process by name, each made when it is first asked."""
+    recent = Recent()
+    return cache(lambda name: place.site(name, recent.of(name)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    recent: Recent
+    site: str
+
+    def get(self, key: str) -> bytes | None:
+        return self.recent.get(self.site, key)
+
+    def put(self, key: str, reply: bytes) -> None:
+        self.recent.put(self.site, key, reply)
+
+
+def prepare(plan: Plan, data: Path | None) -> tuple[Plan, World]:
+    """Load the data, split it, write the sites' row counts into the plan; TaskError, PlanError."""
+    learning = task(plan.task, plan.schema)
+    train, test = learning.load(data, "train"), learning.load(data, "test")
+    sites = plan.sites
+    if plan.split == "natural":
+        sites = sites or len(set(train.site or ()))
+    parts = split(plan.split, train.y.numpy(), train.site, sites or 1, plan.seed)
+    unknown = sorted(set(plan.site) - set(parts))
+    if unknown:
+        raise PlanError(f"site.{unknown[0]}: expected one of {', '.join(parts)}")
+    if plan.rows == "actual":
+        plan = with_rows(plan, {name: len(rows) for name, rows in parts.items()})
+    return replace(plan, sites=sites), World(train, test, parts)
+
+
+def own_ledger(folder: Path, name: str) -> Ledger:
+    """A simulation's ledger: the production code without fsync, safe against a kill."""
+    path = folder / "ledgers" / f"{name}.jsonl"
+    if path.exists():
+        return Ledger.open(path, durable=False)
+    path.parent.mkdir(exist_ok=True)
+    return Ledger.create(path, population=f"simulated {name}", durable=False)

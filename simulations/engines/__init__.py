@@ -1,0 +1,1 @@
+"""Ways to run the simulated sites: in this process, in several, on Ray, or as stacked models."""

@@ -1,0 +1,174 @@
+"""One round of learning at many sites in one computation.
+
+It is `client.dpsgd.training.train` for stacked models, with the same steps, clipping, noise, grid
+and optimizers: every site draws its own batch, and batches are padded to the longest. A padded or
+broken example contributes exactly zero.
+"""
+
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.dpsgd.clipping import clip_factors
+from client.dpsgd.memory import keep_freed
+from client.dpsgd.training import Trained, TrainingError, optimizer_of, proximal, rate_of
+from client.tasks import Rows, Task
+from privacy.arrays import Arrays
+from privacy.contract.plan import Plan
+from privacy.mechanism import noise
+from simulations.engines.stacked_models import Stack
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """One site's part: its rows, the weights asked, what its sums are divided by, its noise.
+
+    `std` is the noise of a clipped sum. `context` holds the site's own reproducible draws, where a
+    run is marked insecure; otherwise all sites' noise is drawn at once, which is the same law.
+    """
+
+    rows: Rows
+    weights: Arrays
+    denominator: float
+    std: float
+    context: Context | None = None
+
+
+def train_together(
+    stack: Stack,
+    members: Sequence[Member],
+    task: Task,
+    plan: Plan,
+    *,
+    rate: float,
+    steps: int,
+    round: int,
+    private: bool,
+) -> list[Trained]:
+    """Train every member for one round (from 1): what each changed, in the members' order.
+
+    Not `private`: plain sums without clipping or noise, of one member as of many.
+    """
+    keep_freed()
+    flat = torch.from_numpy(np.stack([stack.flat(member.weights) for member in members]))
+    old = flat.clone()
+    inner = optimizer_of([flat], plan)
+    pull = proximal([flat], plan.mu) if plan.aggregation == "fedprox" else None
+    batches = Batches(members, rate, steps)
+    if private and plan.clip is None:
+        raise TrainingError("clip: expected a value in a private plan, got nothing")
+    clip = plan.clip if private else None
+    if not private and any(member.std for member in members):
+        raise TrainingError("std: expected no noise where a plan is not private")
+    with torch.no_grad():
+        for step in range(steps):
+            for group in inner.param_groups:
+                group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
+            drawn = batches.draw()
+            total = _summed(stack, flat, drawn, task, clip)
+            privatise(total.numpy(), members)
+            flat.grad = total
+            if pull is not None:
+                pull()
+            inner.step()
+    moved = flat.sub_(old).numpy()
+    return [Trained(stack.named(row), steps) for row in moved]
+
+
+def _summed(stack: Stack, flat: Tensor, batch: "Batch", task: Task, clip: float | None) -> Tensor:
+    """Each member's sum over its batch, of clipped gradients where there is a clip."""
+    if not batch.real.numel():
+        return torch.zeros_like(flat)
+    with torch.enable_grad():
+        made = stack.gradients(flat, batch.x, batch.y, task.loss)
+    if clip is None:
+        dead = ~batch.real
+        return made.summed(batch.real.to(flat.dtype), dead if bool(dead.any()) else None)
+    factors, broken = clip_factors(made.squares(), clip)
+    return made.summed(factors.masked_fill_(~batch.real, 0), broken)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Examples [K, B, ...], of which those that are `real` were drawn and the others are zeros."""
+
+    x: Tensor
+    y: Tensor
+    real: Tensor
+
+
+class Batches:
+    """All members' rows in one tensor, a row of zeros behind them, and a draw for each step."""
+
+    def __init__(self, members: Sequence[Member], rate: float, steps: int) -> None:
+        self._members = members
+        self._sizes = [len(member.rows) for member in members]
+        self._ends = np.cumsum(self._sizes)
+        xs, ys = [m.rows.x for m in members], [m.rows.y for m in members]
+        # Each row is drawn by itself, so that one draw does for all; but not where draws repeat.
+        alone = any(member.context is not None for member in members)
+        parts = self._sizes if alone else [sum(self._sizes)]
+        self._draws = [noise.batches(part, rate, steps) for part in parts]
+        self._x = torch.cat([*xs, torch.zeros_like(xs[0][:1]) if len(xs[0]) else _zero(xs[0])])
+        self._y = torch.cat([*ys, torch.zeros_like(ys[0][:1]) if len(ys[0]) else _zero(ys[0])])
+
+    def draw(self) -> Batch:
+        """The next Poisson batch of every member."""
+        rows = self._drawn()
+        owner = np.searchsorted(self._ends, rows, side="right")
+        counts = np.bincount(owner, minlength=len(self._sizes))
+        longest = int(counts.max(initial=0))
+        slot = np.arange(len(rows)) - (np.cumsum(counts) - counts)[owner]
+        at = np.full((len(self._sizes), longest), len(self._x) - 1, dtype=np.int64)
+        at[owner, slot] = rows
+        index = torch.from_numpy(at)
+        x, y = self._x[index], self._y[index]
+        return Batch(x, y, index < len(self._x) - 1)
+
+    def _drawn(self) -> NDArray[np.int64]:
+        if len(self._draws) == 1:
+            return _in(self._members[0], partial(next, self._draws[0]))
+        drawn = [
+            _in(member, partial(next, draws))
+            for member, draws in zip(self._members, self._draws, strict=True)
+        ]
+        starts = self._ends - self._sizes
+        return np.concatenate([rows + start for rows, start in zip(drawn, starts, strict=True)])
+
+
+def privatise(sums: NDArray[np.float32], members: Sequence[Member]) -> None:
+    """Make of clipped sums [K, numbers] the noisy means, each on the grid of its member's std.
+
+    Members of one std share a draw; reproducible ones draw by themselves.
+    """
+    levels: dict[float, list[int]] = {}
+    for i, member in enumerate(members):
+        if member.context is None:
+            levels.setdefault(member.std, []).append(i)
+        else:
+            draw = partial(noise.privatise, sums[i], member.std, over=member.denominator)
+            _in(member, draw)
+    for std, equal in levels.items():
+        noised = sums if len(equal) == len(members) else sums[equal]
+        noise.privatise(noised, std)
+        over = np.array([members[i].denominator for i in equal], dtype=np.float32)
+        noised /= over[:, None]
+        if noised is not sums:
+            sums[equal] = noised
+
+
+def _in(member: Member, draw: Callable[[], T]) -> T:
+    return draw() if member.context is None else member.context.copy().run(draw)
+
+
+def _zero(like: Tensor) -> Tensor:
+    return like.new_zeros(1, *like.shape[1:])

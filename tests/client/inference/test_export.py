@@ -1,0 +1,106 @@
+"""Exports agree with their model, carry its card, and leave no figure of a private row behind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from client.models.loading import find, load
+from client.models.provenance import Trust
+from client.tasks import task as find_task
+from tests.support.models import command, digits_csv, own_key, plan_for, release, shaken
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    release(folder, 5, key=own_key(folder))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["safetensors", "onnx", "onnx-int8"])
+def test_an_export_predicts_as_its_model_and_carries_its_card(
+    run: Path, tmp_path: Path, form: str
+) -> None:
+    suffix = ".safetensors" if form == "safetensors" else ".onnx"
+    out, data = tmp_path / f"model{suffix}", digits_csv(tmp_path / "d.csv", 200)
+    made = command("export", "--model", run, "--format", form, "--out", out, "--json")
+    assert made.code == 0, made.err
+    found = [
+        command("predict", "--model", model, "--data", data, "--json").json for model in (run, out)
+    ]
+    pairs = list(zip(*(one["predictions"] for one in found), strict=True))
+    same = sum(a["prediction"] == b["prediction"] for a, b in pairs)
+    apart = max(abs(a["probability"] - b["probability"]) for a, b in pairs)
+    assert same >= 199
+    assert apart < (0.1 if form == "onnx-int8" else 1e-4)
+    card = found[1]["card"]
+    assert card["format"] == form
+    assert card["model"] == load(find(str(run)), Trust()).digest
+    assert (card["epsilon"], card["unit"]) == (1.25, "record")
+    if form != "safetensors":
+        assert any("costs no privacy" in change for change in card["changes"])
+        assert made.json["agreement"][0]["source"] == "embedded test rows"
+
+
+def test_int8_loses_at_most_half_a_point(run: Path, tmp_path: Path) -> None:
+    made = command("export", "--model", run, "--format", "onnx-int8", "--json",
+                   "--out", tmp_path / "m.onnx")  # fmt: skip
+    assert made.json["agreement"][0]["lost"] <= 0.5
+
+
+def test_figures_of_private_rows_stay_out_of_the_export(run: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "m.onnx", digits_csv(tmp_path / "d.csv", 123)
+    made = command("export", "--model", run, "--format", "onnx", "--out", out,
+                   "--data", data, "--json")  # fmt: skip
+    assert [one["rows"] for one in made.json["agreement"]] == [360, 123]
+    assert b"123" not in json.dumps(load(out, Trust()).card.changes).encode()
+
+
+def test_an_onnx_file_runs_without_tacit(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    command("export", "--model", run, "--format", "onnx", "--out", out)
+    rows = find_task("digits").load(None, "test")
+    scores = onnxruntime.InferenceSession(str(out)).run(["scores"], {"x": rows.x.numpy()})[0]
+    network = load(find(str(run)), Trust()).network
+    assert network is not None
+    with torch.inference_mode():
+        assert np.abs(scores - network(rows.x).numpy()).max() < 1e-4
+    assert {p.key for p in onnx.load(out).metadata_props} >= {"card", "plan_json", "run"}
+
+
+@pytest.mark.parametrize("form", ["onnx", "onnx-int8"])
+def test_tasks_without_embedded_rows_are_compared_on_made_up_ones(
+    tmp_path: Path, form: str
+) -> None:
+    task = find_task("heart-disease")
+    release(tmp_path / "run", plan=plan_for("heart-disease"), network=shaken(task))
+    made = command("export", "--model", tmp_path / "run", "--format", form, "--json")
+    assert made.code == 0, made.err
+    assert made.json["agreement"][0]["source"].startswith("synthetic")
+    assert made.json["agreement"][0]["lost"] is None
+
+
+def test_an_unknown_form_and_a_wrong_name_are_bad_input(run: Path) -> None:
+    for further in (["--format", "pickle"], ["--format", "onnx", "--out", "m.bin"]):
+        answer = command("export", "--model", run, *further)
+        assert (answer.code, "expected" in answer.err) == (2, True)
+
+
+def test_an_onnx_file_is_not_taken_for_another_models(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    command("export", "--model", run, "--format", "onnx", "--out", out)
+    graph = onnx.load(out)
+    card = next(p for p in graph.metadata_props if p.key == "card")
+    card.value = card.value.replace('"round": 5', '"round": 4')
+    out.write_bytes(graph.SerializeToString())
+    data = digits_csv(tmp_path / "d.csv", 3)
+    assert "changed one" in command("predict", "--model", out, "--data", data).err
+    from client.models.trusted_keys import sign_beside
+
+    sign_beside(out, out.read_bytes(), "00aa11bb22cc33dd", 5, None)
+    assert "another one's" in command("predict", "--model", out, "--data", data).err

@@ -1,0 +1,103 @@
+"""What a kill or a full disk leaves between two of the coordinator's files is made whole."""
+
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from privacy.identity.keys import new_signing_key
+from privacy.ledger.heads import Head
+from privacy.ledger.ledger import Ledger
+from server.registry.heads import HeadBook, read_lines
+from server.registry.signing import signer
+from server.rounds import checkpoint
+from server.rounds.loop import Job, federate
+from server.rounds.messages import Answer
+from server.rounds.run_folder import RunFolder
+from simulations.run import simulate
+from tests.support.run_folders import make_plan
+
+RUN = "0123456789abcdef"
+
+
+class Desk:
+    """A site's ledger, and the coordinator's book of its heads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.main, self.copy = folder / "heads", folder / "run" / "heads"
+        self.ledger = Ledger.create(folder / "site.jsonl", population="people", durable=False)
+        self.plan = make_plan()
+        self.round = 0
+
+    def book(self) -> HeadBook:
+        return HeadBook(self.main, RUN, self.copy, lambda payload: payload[:8])
+
+    def pay(self) -> None:
+        """The site pays for one more round."""
+        self.round += 1
+        events = self.plan.events_of_round("site")
+        self.ledger.spend_all(events, None, run=RUN, round=self.round, plan=self.plan.digest)
+
+    def accept(self, book: HeadBook) -> None:
+        """The coordinator hears of it."""
+        last = book.last("site")
+        proof = self.ledger.proof(Head(last["n"], last["digest"])).to_dict()
+        events = self.ledger.events(RUN)
+        book.accept("site", self.round, Answer("site", "trained", None, events, proof=proof))
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_the_runs_copy_of_the_heads_follows_the_book(desk: Desk) -> None:
+    book = desk.book()
+    for _ in range(3):
+        desk.pay()
+        desk.accept(book)
+    whole = (desk.copy / "site.jsonl").read_bytes()
+    assert whole == (desk.main / "site.jsonl").read_bytes()
+    for left in (whole[: whole[:-1].rfind(b"\n") + 1], whole[:-7], b""):
+        (desk.copy / "site.jsonl").write_bytes(left)
+        desk.book().last("site")
+        assert (desk.copy / "site.jsonl").read_bytes() == whole
+
+
+def test_a_head_that_does_not_fit_on_the_disk_is_not_counter_signed(desk: Desk) -> None:
+    book = desk.book()
+    desk.pay()
+    desk.accept(book)
+    desk.pay()
+    path = desk.main / "site.jsonl"
+    before, last = path.read_bytes(), book.last("site")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, hard))
+    try:
+        with pytest.raises(OSError, match=r"space|large"):
+            desk.accept(book)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert book.last("site") == last
+    desk.accept(book)
+    assert [line["n"] for line in read_lines(path)] == [1, 2]
+
+
+def test_a_resumed_run_signs_what_a_kill_left_unsigned_and_clears_what_it_left_behind(
+    tmp_path: Path,
+) -> None:
+    plan = make_plan(rounds=2, sites=2)
+    simulate(plan, tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run", plan)
+    last = checkpoint.latest(folder.checkpoints)
+    assert last is not None
+    signature = last.with_name(f"{last.name}.sig")
+    signature.unlink(missing_ok=True)
+    (folder.checkpoints / ".000003.safetensors.1.tmp").write_bytes(b"half")
+    again = RunFolder.open(tmp_path / "run", plan)
+    job = Job(plan, again, lambda: {"w": np.zeros(1, np.float32)}, sign=signer(new_signing_key()))
+    assert federate(None, job).reason == "done"  # type: ignore[arg-type] - nobody is asked
+    assert signature.exists()
+    assert not list(folder.checkpoints.glob(".*"))
