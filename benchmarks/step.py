@@ -29,7 +29,8 @@ from torch.nn import functional
 
 from client.dpsgd.training import train
 from client.tasks.digits import task as digits
-from client.tasks.task import Rows, Task
+from client.tasks.rows import Rows
+from client.tasks.task import Task
 from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise

@@ -22,7 +22,9 @@ from client.dpsgd.training import Trained, train
 from client.dpsgd.weights import MOST_NORM, WeightsError, filled, read
 from client.release import Field, Paid, Public, Trusted, release
 from client.site import Site
-from client.tasks import Task, TaskError, task
+from client.tasks.registry import task
+from client.tasks.rows import TaskError
+from client.tasks.task import Task
 from privacy.accounting.events import Event
 from privacy.arrays import Arrays, encode
 from privacy.contract.decision import Refusal, judge

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
-from client.tasks import Rows, Task
+from client.tasks.rows import Rows
+from client.tasks.task import Task
 from privacy.contract.decision import Policy
 from privacy.contract.plan import Plan
 from privacy.ledger.heads import Head, Proof

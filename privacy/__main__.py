@@ -4,8 +4,8 @@ from typing import NoReturn
 
 import typer
 
-from privacy.accounting.epsilon import AccountingError
 from privacy.accounting.events import EventError
+from privacy.accounting.segments import AccountingError
 from privacy.commands import epsilon, ledgers, plans, report
 from privacy.commands.exit_codes import run
 from privacy.contract.decision import PolicyError

@@ -8,11 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Ledger
 from server.model_process import Child
@@ -21,9 +19,7 @@ from server.rounds.loop import Job, Outcome, federate
 from server.rounds.run_folder import RunFolder
 from server.rounds.summary import summarise
 
-Evaluate = Callable[[Arrays], Mapping[str, float]]
 _PAUSE_SECONDS: Final = 2.0
-_ROWS: Final = 256  # evaluated at a time: activations stay in the cache, and are few
 
 
 def make_app(job: Job, done: Callable[[Outcome], None]) -> ServerApp:
@@ -96,52 +92,3 @@ def _own_ledger(path: Path) -> Ledger:
         return Ledger.open(path)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Ledger.create(path, population="the sites of this coordinator")
-
-
-def initial_weights(plan: Plan) -> Arrays:
-    """The task's fresh weights for the plan's seed."""
-    from client.tasks import task
-
-    model = task(plan.task, plan.schema).model(plan.seed)
-    return {
-        name: np.array(p.detach().numpy(), dtype=np.float32) for name, p in model.named_parameters()
-    }
-
-
-def embedded_rows(plan: Plan) -> int | None:
-    """The number of training rows of an embedded task, else None."""
-    from client.tasks import task
-
-    learning = task(plan.task, plan.schema)
-    return len(learning.load(None, "train")) if learning.embedded else None
-
-
-def evaluator(plan: Plan, data: Path | None) -> Evaluate | None:
-    """Metrics of weights on public test rows; None where there are no such rows; TaskError."""
-    from client.tasks import task
-
-    learning = task(plan.task, plan.schema)
-    if data is None and not learning.embedded:
-        return None
-    return evaluate_on(plan, learning.load(data, "test"))
-
-
-def evaluate_on(plan: Plan, rows: object) -> Evaluate:
-    """Metrics of weights on given test rows."""
-    import torch
-
-    from client.tasks import Rows, task
-
-    if not isinstance(rows, Rows):
-        raise TypeError(f"rows: expected Rows, got {type(rows).__name__}")
-    learning = task(plan.task, plan.schema)
-    model = learning.model(plan.seed).eval()
-
-    def evaluate(weights: Arrays) -> Mapping[str, float]:
-        with torch.inference_mode():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(torch.from_numpy(weights[name]))
-            outputs = torch.cat([model(part) for part in torch.split(rows.x, _ROWS)])
-            return learning.metrics(outputs, rows.y)
-
-    return evaluate

@@ -105,7 +105,7 @@ def _serve(pipe: Connection, text: str, data: Path | None) -> None:
     """The loop: None asks for first weights, _ROWS for a count, arrays for their metrics."""
     try:
         with loading():  # torch
-            from server.app import embedded_rows, evaluator, initial_weights
+            from server.evaluation import embedded_rows, evaluator, initial_weights
 
             plan = from_json(text)
             weights: Arrays | None = initial_weights(plan)

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from client.audit.audit import one_thread, result, tested, through_ledger
 from client.audit.canary import Scored, bounds, summary
 from client.audit.conformance import Check, conform
-from client.tasks import task
+from client.tasks.registry import task
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.audit.bounds import normals_epsilon
 from privacy.contract.plan import Plan, PlanError
 from privacy.ledger.ledger import Ledger
-from server.app import initial_weights
+from server.evaluation import initial_weights
 from server.rounds.aggregation import Update, combine, start
 from simulations.dataset import prepare
 

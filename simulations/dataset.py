@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 
 from client.site import LastReply, Replies, Site
-from client.tasks import Rows, task
+from client.tasks.registry import task
+from client.tasks.rows import Rows
 from privacy.contract.decision import Policy
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import with_rows

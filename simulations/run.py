@@ -12,7 +12,8 @@ from flwr.app import Context, RecordDict
 
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise
-from server.app import evaluate_on, initial_weights, make_app
+from server.app import make_app
+from server.evaluation import evaluate_on, initial_weights
 from server.registry.signing import own_key, signer
 from server.rounds.loop import Job, Outcome
 from server.rounds.run_folder import FolderError, RunFolder

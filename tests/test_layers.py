@@ -1,6 +1,7 @@
 """The house keeps its walls: who imports what, who knows private names, how long files are."""
 
 import ast
+import graphlib
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ ONLY_IN = {
 }
 PRIVATE_FLOWER = ("flwr.supercore", "flwr.superlink", "flwr.supernode", "flwr.common", "flwr.proto")
 MAY_KNOW_FLOWER = {"server/fleet/superlink.py", "client/agent/connection.py", "simulations/grid.py"}
-COMPOSITION_ROOT = "server/app.py"
+COMPOSITION_ROOT = "server/evaluation.py"
 
 
 def sources(package: str) -> Iterator[Path]:
@@ -104,6 +105,46 @@ def test_no_helper_drawer_and_no_file_over_400_lines() -> None:
     files = [p for package in (*PACKAGES, "tests", "benchmarks") for p in sources(package)]
     assert not [p for p in files if p.stem in drawers or p.parent.name in drawers]
     assert not [p for p in files if len(p.read_text(encoding="utf-8").splitlines()) > 400]
+
+
+def test_no_folder_has_more_than_12_modules_and_each_says_what_it_is_for() -> None:
+    folders = {path.parent for package in PACKAGES for path in sources(package)}
+    crowded = {
+        f.relative_to(ROOT).as_posix(): n
+        for f in folders
+        if (n := len([p for p in f.glob("*.py") if p.name not in ("__init__.py", "__main__.py")]))
+        > 12
+    }
+    assert not crowded
+    assert not [
+        f for f in folders if not ast.get_docstring(ast.parse((f / "__init__.py").read_text()))
+    ]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count too: a circle is one, whenever it is run."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in PACKAGES
+        for path in sources(package)
+    }
+    order = graphlib.TopologicalSorter(
+        {
+            module: {name for name in imported_names(path) if name in modules and name != module}
+            for module, path in modules.items()
+        }
+    )
+    order.prepare()  # raises CycleError, which names the modules
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Modules, and names that may be modules of a package."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def test_no_assertion_stands_in_the_product() -> None:

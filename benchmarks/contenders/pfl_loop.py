@@ -30,7 +30,7 @@ def main() -> None:
 
     from client.dpsgd.training import train
     from client.tasks.losses import cross_entropy
-    from client.tasks.task import Rows
+    from client.tasks.rows import Rows
     from privacy.accounting.events import Event
     from privacy.contract.plan import Plan
 

@@ -11,7 +11,8 @@ from workload import Data
 
 from client import tasks
 from client.tasks.losses import classification_metrics, cross_entropy, probabilities
-from client.tasks.task import Rows, Task
+from client.tasks.rows import Rows
+from client.tasks.task import Task
 
 
 def register(name: str, model: Callable[[int], nn.Module], data: Callable[[str], Data]) -> str:

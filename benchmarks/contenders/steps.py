@@ -17,7 +17,7 @@ def tacit(name: str, steps: int, batch: int) -> Callable[[], object]:
 
     from client.dpsgd.training import train
     from client.tasks.losses import cross_entropy
-    from client.tasks.task import Rows
+    from client.tasks.rows import Rows
     from privacy.accounting.events import Event
     from privacy.contract.plan import Plan
 

@@ -13,7 +13,9 @@ from client.agent import received_plans
 from client.agent.credentials import Enrolled
 from client.app import ARRAYS, REPLY, REQUEST, STYPE, answer
 from client.site import Site
-from client.tasks import Rows, Task, task
+from client.tasks.registry import task
+from client.tasks.rows import Rows
+from client.tasks.task import Task
 from privacy.arrays import encode
 from privacy.contract.decision import Policy, load_policy
 from privacy.contract.outputs import PUBLIC

@@ -18,8 +18,9 @@ from client.agent.credentials import Enrolled, EnrolmentError
 from client.models.received import keeper
 from client.models.store import write
 from client.site import KeptReplies, Site, SiteError
-from client.tasks import Rows, Task, TaskError, task
-from client.tasks.task import builtin, cap
+from client.tasks.registry import task
+from client.tasks.rows import Rows, TaskError, builtin, cap
+from client.tasks.task import Task
 from privacy.contract.decision import BUILTIN, Policy, PolicyError, load_policy
 from privacy.contract.plan import Plan
 from privacy.identity.keys import verify

@@ -23,9 +23,11 @@ from client.audit.conformance import BROKEN, Check, broken, conform
 from client.audit.membership_inference import attack
 from client.audit.probes import made_up
 from client.tasks.losses import cross_entropy, layered, seeded
-from client.tasks.task import Rows, Task
-from privacy.accounting.epsilon import Budget, calibrate
+from client.tasks.rows import Rows
+from client.tasks.task import Task
+from privacy.accounting.epsilon import calibrate
 from privacy.accounting.events import Event
+from privacy.accounting.segments import Budget
 from privacy.audit.bounds import ALPHA, Bound
 from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Ledger

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.dpsgd import training
-from client.tasks.task import Rows, Task
+from client.tasks.rows import Rows
+from client.tasks.task import Task
 from privacy.accounting.events import Event
 from privacy.audit.bounds import Bound, Errors, auc, curve_bound, errors, one_run_bound
 from privacy.contract.plan import Plan

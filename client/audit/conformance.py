@@ -35,8 +35,8 @@ from client.audit.probes import (
     release,
     wide,
 )
-from client.tasks.task import Rows
-from privacy.accounting.epsilon import Budget
+from client.tasks.rows import Rows
+from privacy.accounting.segments import Budget
 from privacy.audit.bounds import ALPHA
 from privacy.audit.p_values import beyond, chi_square, correlation, echo
 from privacy.ledger.ledger import Ledger

@@ -14,7 +14,7 @@ import torch
 from client.audit.probes import made_up
 from client.dpsgd import training
 from client.tasks.losses import cross_entropy, layered, seeded
-from client.tasks.task import Rows
+from client.tasks.rows import Rows
 from privacy.accounting.events import Event
 from privacy.audit.bounds import auc, tpr_at
 from privacy.contract.plan import Plan

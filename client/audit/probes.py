@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from client.dpsgd import training
 from client.tasks.losses import seeded
-from client.tasks.task import Encoded, Rows, Task, TaskError
+from client.tasks.rows import Encoded, Rows, TaskError
+from client.tasks.task import Task
 from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
 

@@ -15,7 +15,8 @@ from client.agent import populations
 from client.agent.credentials import Enrolled
 from client.agent.populations import Population, PopulationError, choose
 from client.agent.received_plans import asked, site_of
-from privacy.accounting.epsilon import Budget, spent
+from privacy.accounting.epsilon import spent
+from privacy.accounting.segments import Budget
 from privacy.contract.decision import Accepted, Policy, judge, load_policy
 from privacy.contract.forecast import rounds_that_fit
 from privacy.contract.plan import Plan

@@ -17,7 +17,7 @@ from client.inference.batch import Tally
 from client.models.loading import Model, find, load
 from client.models.store import write
 from client.models.trusted_keys import known_keys
-from client.tasks.task import Rows
+from client.tasks.rows import Rows
 
 
 def opened(name: str, directory: Path | None, keys: list[str] | None, *, quiet: bool) -> Model:

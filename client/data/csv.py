@@ -17,7 +17,7 @@ import pyarrow.parquet as parquet
 import torch
 
 from client.tasks.preprocessing import Columns
-from client.tasks.task import Encoded, Rows, TaskError
+from client.tasks.rows import Encoded, Rows, TaskError
 
 BLOCK: Final = 16 * 2**20
 """Bytes of a CSV file read at once."""

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.data.input_arrays import ArraysError, arrays
-from client.tasks.task import Task, TaskError
+from client.tasks.rows import TaskError
+from client.tasks.task import Task
 
 BLOCK: Final = 4 * 2**20
 """Bytes of a text file parsed at once."""

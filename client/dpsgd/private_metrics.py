@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from client.tasks import Rows, Task
+from client.tasks.rows import Rows
+from client.tasks.task import Task
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise
 

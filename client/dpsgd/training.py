@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from client.dpsgd.clipping import BookKeeping
 from client.dpsgd.memory import keep_freed
 from client.dpsgd.openmp import team
-from client.tasks.task import Rows, Task
+from client.tasks.rows import Rows
+from client.tasks.task import Task
 from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise

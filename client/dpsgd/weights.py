@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from client.tasks import Task
+from client.tasks.task import Task
 from privacy.arrays import Arrays, Shapes, WireError, decode, digest
 from privacy.mechanism import noise
 

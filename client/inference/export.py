@@ -32,7 +32,8 @@ from torch.nn import functional
 from client.inference.onnx_graph import ConversionError, to_onnx
 from client.inference.predictor import Scores, input_type, session
 from client.models.loading import Model, ModelError
-from client.tasks.task import Rows, Task
+from client.tasks.rows import Rows
+from client.tasks.task import Task
 from privacy.model_card import POST_PROCESSING
 
 FORMATS: Final = ("safetensors", "onnx", "onnx-int8")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from client.inference.predictor import predictor
 from client.models.loading import Model, ModelError
-from client.tasks.task import Rows
+from client.tasks.rows import Rows
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 FEWEST: Final = 40

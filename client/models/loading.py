@@ -19,8 +19,9 @@ from torch import nn
 
 from client.models.provenance import Origin, OriginError, Trust, signature_path, vouch
 from client.models.store import latest
-from client.tasks import task as find_task
-from client.tasks.task import Task, TaskError
+from client.tasks.registry import task as find_task
+from client.tasks.rows import TaskError
+from client.tasks.task import Task
 from privacy.contract.plan import PlanError
 from privacy.contract.plan_file import from_json
 from privacy.model_card import Card, CardError, of_checkpoint

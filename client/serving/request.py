@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from client.tasks.preprocessing import Number
-from client.tasks.task import Task, TaskError
+from client.tasks.rows import TaskError
+from client.tasks.task import Task
 
 LONGEST: Final = 10_000
 """Characters of the longest text value."""

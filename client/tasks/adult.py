@@ -10,7 +10,8 @@ import torch
 from client.data.csv import batches, folder_file, headed, whole
 from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
 from client.tasks.preprocessing import Category, Columns, Number
-from client.tasks.task import Rows, Task, check_part
+from client.tasks.rows import Rows, check_part
+from client.tasks.task import Task
 
 NAMES: Final = (
     *("age", "workclass", "fnlwgt", "education", "education-num", "marital-status"),

@@ -12,7 +12,8 @@ from sklearn.model_selection import train_test_split
 from client.data.csv import batches
 from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
 from client.tasks.preprocessing import Category, Columns, Number
-from client.tasks.task import Rows, Task, check_part
+from client.tasks.rows import Rows, check_part
+from client.tasks.task import Task
 
 CLASSES: Final = tuple(str(digit) for digit in range(10))
 INK: Final = 5

@@ -14,7 +14,8 @@ from client.data.csv import batches, folder_file, images
 from client.tasks import scattering
 from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
 from client.tasks.preprocessing import Category, Columns, Number
-from client.tasks.task import Encoded, Rows, Task, TaskError, check_part
+from client.tasks.rows import Encoded, Rows, TaskError, check_part
+from client.tasks.task import Task
 
 CLASSES: Final = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),

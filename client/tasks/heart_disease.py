@@ -17,7 +17,8 @@ from sklearn.model_selection import train_test_split
 from client.data.csv import batches, headed, whole
 from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
 from client.tasks.preprocessing import Category, Columns, Number
-from client.tasks.task import Rows, Task, TaskError, check_part
+from client.tasks.rows import Rows, TaskError, check_part
+from client.tasks.task import Task
 
 HOSPITALS: Final = ("cleveland", "hungarian", "switzerland", "va")
 NAMES: Final = (

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from client.tasks.task import Encoded, Misfit, TaskError
+from client.tasks.rows import Encoded, Misfit, TaskError
 
 ABSENT: Final = frozenset({"", "?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"})
 """Texts that mean a missing value."""

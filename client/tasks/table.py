@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from client.data.csv import batches, place, whole
 from client.tasks import losses
 from client.tasks.preprocessing import ABSENT, Category, Columns, Number, distinct
-from client.tasks.task import Rows, Task, TaskError, check_part
+from client.tasks.rows import Rows, TaskError, check_part
+from client.tasks.task import Task
 
 KEYS: Final = {"kind", "label", "subject", "site", "hidden", "test", "delimiter", "columns"}
 NUMBER: Final = {"type", "min", "max", "missing", "log", "knots"}

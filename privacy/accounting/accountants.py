@@ -18,7 +18,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-from privacy.accounting.epsilon import AccountingError, Segment
+from privacy.accounting.segments import AccountingError, Segment
 
 _FINEST: Final = 1e-4
 _COARSER: Final = 8.0

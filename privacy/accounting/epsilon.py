@@ -16,42 +16,13 @@ a second.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, TypeGuard
+from typing import Final
 
 from privacy.accounting.events import Event
+from privacy.accounting.segments import AccountingError, Budget, check_delta, is_number, merge
 
 ACCOUNTANTS: Final = ("pld", "rdp")
-_DISTINCT_SEGMENTS: Final = 64
-_SIGMA_GRID: Final = 0.01
-
-Segment = tuple[float, float, int]
-"""(sigma, rate, releases): equal mechanisms merged."""
-
-
-class AccountingError(ValueError):
-    """A history or a question that has no epsilon."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """The most that may be spent: (epsilon, delta)-differential privacy of one unit."""
-
-    epsilon: float
-    delta: float
-
-    def __post_init__(self) -> None:
-        if self.epsilon != math.inf and (not _is_number(self.epsilon) or self.epsilon < 0):
-            raise AccountingError(f"epsilon: expected 0 <= epsilon, got {self.epsilon!r}")
-        check_delta(self.delta)
-
-
-def check_delta(delta: object) -> float:
-    """The delta itself where 0 < delta < 1, else AccountingError."""
-    if not _is_number(delta) or not 0 < delta < 1:
-        raise AccountingError(f"delta: expected 0 < delta < 1, got {delta!r}")
-    return float(delta)
 
 
 def spent(
@@ -90,25 +61,6 @@ def within(events: Iterable[Event], budget: Budget, *, records: int = 1) -> bool
     return spent(history, budget.delta, records=records) <= budget.epsilon
 
 
-def merge(events: Iterable[Event]) -> tuple[Segment, ...]:
-    """Equal (sigma, rate) summed and sorted, so that neither order nor grouping can matter."""
-    totals: dict[tuple[float, float], int] = {}
-    unit: str | None = None
-    for event in events:
-        if not isinstance(event, Event):
-            raise AccountingError(f"events: expected an Event, got {type(event).__name__}")
-        if unit not in (None, event.unit):
-            raise AccountingError(f"events: units never mix, got {unit} and {event.unit}")
-        unit = event.unit
-        releases = event.steps * event.count
-        if releases and event.rate > 0:
-            key = (float(event.sigma), float(event.rate))
-            totals[key] = totals.get(key, 0) + releases
-    if len(totals) > _DISTINCT_SEGMENTS:
-        totals = _coarsen(totals)
-    return tuple((sigma, rate, n) for (sigma, rate), n in sorted(totals.items()))
-
-
 @lru_cache(maxsize=256)
 def calibrate(budget: Budget, *, rate: float, steps: int, beside: tuple[Event, ...] = ()) -> float:
     """The least sigma whose `steps` releases stay inside `budget`, to 0.1 % of its epsilon.
@@ -117,32 +69,10 @@ def calibrate(budget: Budget, *, rate: float, steps: int, beside: tuple[Event, .
     """
     if budget.epsilon == 0:
         raise AccountingError("epsilon: expected 0 < epsilon to calibrate, got 0")
-    if not _is_number(rate) or not 0 < rate <= 1:
+    if not is_number(rate) or not 0 < rate <= 1:
         raise AccountingError(f"rate: expected 0 < rate <= 1, got {rate!r}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise AccountingError(f"steps: expected a whole number >= 1, got {steps!r}")
     from privacy.accounting.accountants import least_sigma
 
     return least_sigma(budget.epsilon, budget.delta, rate, steps, merge(beside))
-
-
-def _coarsen(totals: dict[tuple[float, float], int]) -> dict[tuple[float, float], int]:
-    """A long life's many noise levels on a grid of 1 %: sigma down, rate up, never too cheap."""
-    merged: dict[tuple[float, float], int] = {}
-    for (sigma, rate), n in totals.items():
-        low = _grid(sigma, math.floor) if sigma else 0.0
-        key = (low, min(1.0, _grid(rate, math.ceil)))
-        merged[key] = merged.get(key, 0) + n
-    return merged
-
-
-def _grid(value: float, rounding: Any) -> float:
-    step = math.log1p(_SIGMA_GRID)
-    nearest = round(math.log(value) / step)
-    if math.isclose(math.exp(nearest * step), value, rel_tol=1e-12):
-        return value
-    return math.exp(rounding(math.log(value) / step) * step)
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

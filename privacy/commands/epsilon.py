@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from privacy.accounting.epsilon import AccountingError, Budget, calibrate, spent
+from privacy.accounting.epsilon import calibrate, spent
 from privacy.accounting.events import Event
+from privacy.accounting.segments import AccountingError, Budget
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Delta = Annotated[float, typer.Option(help="The delta of the guarantee, 0 < delta < 1.")]

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from privacy.accounting.epsilon import check_delta, merge, spent
+from privacy.accounting.epsilon import spent
+from privacy.accounting.segments import check_delta, merge
 from privacy.ledger.entries import Entry, Verified, verify
 from privacy.ledger.ledger import LedgerError
 

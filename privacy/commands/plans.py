@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from privacy.accounting.epsilon import Budget, spent
+from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
+from privacy.accounting.segments import Budget
 from privacy.contract.decision import Policy, load_policy
 from privacy.contract.forecast import Forecast, epsilons, forecast, sites_of
 from privacy.contract.plan import Plan, SitePlan

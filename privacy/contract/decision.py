@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from privacy.accounting.epsilon import AccountingError, Budget, calibrate, spent, within
+from privacy.accounting.epsilon import calibrate, spent, within
 from privacy.accounting.events import Event
+from privacy.accounting.segments import AccountingError, Budget
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.policy import (
     ANY,

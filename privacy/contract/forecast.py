@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from privacy.accounting.epsilon import Budget, spent, within
+from privacy.accounting.epsilon import spent, within
 from privacy.accounting.events import Event
+from privacy.accounting.segments import Budget
 from privacy.contract.decision import EXHAUSTED, Accepted, Policy, Refusal, judge
 from privacy.contract.outputs import Output, outputs
 from privacy.contract.plan import Plan

@@ -15,8 +15,9 @@ from typing import Any
 
 import tomli_w
 
-from privacy.accounting.epsilon import Budget, calibrate, spent
+from privacy.accounting.epsilon import calibrate, spent
 from privacy.accounting.events import Event
+from privacy.accounting.segments import Budget
 
 
 class PlanError(ValueError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from privacy.accounting.epsilon import Budget
+from privacy.accounting.segments import Budget
 from privacy.contract.plan import Plan
 
 ANY: Final = "*"

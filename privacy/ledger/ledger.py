@@ -17,8 +17,9 @@ from pathlib import Path
 from threading import RLock
 from typing import Final
 
-from privacy.accounting.epsilon import Budget, spent, within
+from privacy.accounting.epsilon import spent, within
 from privacy.accounting.events import Event
+from privacy.accounting.segments import Budget
 from privacy.ledger.chain import (
     ZERO,
     LedgerError,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from privacy.accounting.epsilon import merge
 from privacy.accounting.events import Event, EventError
+from privacy.accounting.segments import merge
 from privacy.ledger.entries import log_path, verify
 from privacy.ledger.heads import GENESIS, Head, HeadError, extends, payload
 from privacy.ledger.ledger import Ledger, LedgerError

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from privacy.accounting.epsilon import AccountingError, spent
+from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event, EventError
+from privacy.accounting.segments import AccountingError
 from privacy.contract.plan import Plan, PlanError
 from privacy.report.accounts import TOLERANCE, Account, Row
 from privacy.report.consistency import (

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from privacy.accounting.epsilon import Budget
+from privacy.accounting.segments import Budget
 from privacy.contract.plan import Plan
 from privacy.report import tables
 from privacy.report.audit_findings import findings

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from privacy.accounting.epsilon import AccountingError, Budget
+from privacy.accounting.segments import AccountingError, Budget
 from privacy.report.sources import Source
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from privacy.accounting.attacker import PRIOR, best_success, curve, detection, profile
-from privacy.accounting.epsilon import Budget, spent
+from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
+from privacy.accounting.segments import Budget
 from privacy.contract.plan import Plan
 from privacy.ledger.entries import Entry
 from privacy.report.recount import Account, Reckoning

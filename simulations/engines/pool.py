@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 from client.app import make_app
 from client.dpsgd.weights import shapes
-from client.tasks import task
+from client.tasks.registry import task
 from privacy.arrays import most
 from privacy.contract.plan import Plan
 from simulations.dataset import Place, sites

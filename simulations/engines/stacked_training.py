@@ -19,7 +19,8 @@ from torch import Tensor
 from client.dpsgd.clipping import clip_factors
 from client.dpsgd.memory import keep_freed
 from client.dpsgd.training import Trained, TrainingError, optimizer_of, proximal, rate_of
-from client.tasks import Rows, Task
+from client.tasks.rows import Rows
+from client.tasks.task import Task
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise

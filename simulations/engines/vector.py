@@ -13,7 +13,7 @@ from flwr.app import Message
 from client.app import Begun, begin, finish, make_app
 from client.dpsgd.per_sample import ModelError
 from client.dpsgd.training import Trained
-from client.tasks import task
+from client.tasks.registry import task
 from privacy.contract.plan import Plan, PlanError
 from simulations.dataset import Place, sites
 from simulations.engines.stacked_models import Stack

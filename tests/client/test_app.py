@@ -15,7 +15,9 @@ import client.app
 from client.app import make_app
 from client.release import DoorError, Paid, Public, Trusted, release
 from client.site import KeptReplies, Site
-from client.tasks import Rows, Task, task
+from client.tasks.registry import task
+from client.tasks.rows import Rows
+from client.tasks.task import Task
 from privacy.accounting.events import Event
 from privacy.arrays import Arrays, decode, encode
 from privacy.contract.decision import Policy

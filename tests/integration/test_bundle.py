@@ -70,7 +70,7 @@ ALONE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import client.flower_app, server.flower.app
-from client.tasks import task
+from client.tasks.registry import task
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from privacy.contract.plan_file import load_plan, shipped

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from privacy.accounting.epsilon import Budget
 from privacy.accounting.events import Event
+from privacy.accounting.segments import Budget
 from privacy.ledger.ledger import Ledger, LedgerError, verify
 
 EVENT = Event("record", 4.0, 0.1, 1)

@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from client.commands.models import register
-from client.tasks import task as find_task
+from client.tasks.registry import task as find_task
 from client.tasks.task import Task
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import parse

@@ -21,7 +21,7 @@ from client.dpsgd import compiling
 from client.dpsgd.clipping import BookKeeping
 from client.dpsgd.training import train
 from client.tasks.digits import task as digits
-from client.tasks.task import Rows
+from client.tasks.rows import Rows
 from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
 

@@ -18,7 +18,8 @@ from torch.nn import functional
 from client.dpsgd.per_sample import ModelError
 from client.dpsgd.training import TrainingError, optimizer_of, rate_of, train
 from client.tasks.digits import task as digits
-from client.tasks.task import Rows, Task
+from client.tasks.rows import Rows
+from client.tasks.task import Task
 from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise

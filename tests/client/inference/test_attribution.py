@@ -10,7 +10,7 @@ import torch
 from client.inference.attribution import explain
 from client.models.loading import find, load
 from client.models.provenance import Trust
-from client.tasks import task as find_task
+from client.tasks.registry import task as find_task
 from tests.support.models import command, digits_csv, own_key, plan_for, release, shaken
 
 

@@ -17,8 +17,8 @@ from client.commands.shared import opened
 from client.data.input_files import chunks
 from client.inference.onnx_graph import to_onnx
 from client.inference.predictor import session
-from client.tasks import task as find_task
-from client.tasks.task import TaskError
+from client.tasks.registry import task as find_task
+from client.tasks.rows import TaskError
 from tests.support.models import command, digits_csv, own_key, plan_for, release, shaken
 
 

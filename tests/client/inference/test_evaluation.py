@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from client.inference.evaluation import calibration_error, measure, reliability
-from client.tasks import task as find_task
+from client.tasks.registry import task as find_task
 from tests.support.models import command, digits_csv, own_key, release
 
 

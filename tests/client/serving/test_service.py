@@ -23,7 +23,7 @@ from client.models.provenance import Trust
 from client.serving.address import Limits, Listening, listening
 from client.serving.server import run as host
 from client.serving.service import Service
-from client.tasks import task as find_task
+from client.tasks.registry import task as find_task
 from tests.support.models import command, own_key, plan_for, release, shaken
 
 ROOT = Path(__file__).parents[3]

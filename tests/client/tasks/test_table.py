@@ -9,7 +9,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as parquet
 import pytest
 
-from client.tasks import TaskError, task
+from client.tasks.registry import task
+from client.tasks.rows import TaskError
 
 SCHEMA = """
 label = "ill"

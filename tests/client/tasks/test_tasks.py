@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.tasks import NAMES, Rows, TaskError, builtin, cap, task
 from client.tasks.losses import (
     classification_metrics,
     cross_entropy,
@@ -21,6 +20,8 @@ from client.tasks.losses import (
     squared_error,
 )
 from client.tasks.preprocessing import Category, Columns, Number
+from client.tasks.registry import NAMES, task
+from client.tasks.rows import Rows, TaskError, builtin, cap
 from client.tasks.scattering import WIDTH, oriented
 
 

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy.accounting.accountants import _Forgetful, _once
-from privacy.accounting.epsilon import AccountingError, Budget, calibrate, merge, spent, within
+from privacy.accounting.epsilon import calibrate, spent, within
 from privacy.accounting.events import Event, EventError
+from privacy.accounting.segments import AccountingError, Budget, merge
 
 
 def record(sigma: float, rate: float, steps: int, count: int = 1) -> Event:

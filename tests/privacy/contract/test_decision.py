@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.release import REASONS
-from privacy.accounting.epsilon import Budget, spent
+from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
+from privacy.accounting.segments import Budget
 from privacy.contract.decision import (
     Accepted,
     Policy,

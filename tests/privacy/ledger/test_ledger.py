@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.accounting.epsilon import Budget, spent
+from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
+from privacy.accounting.segments import Budget
 from privacy.ledger.chain import LONGEST_LINE, seal
 from privacy.ledger.entries import entry_body
 from privacy.ledger.ledger import Exhausted, Ledger, LedgerError, LedgerMissing, log_path, verify

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from privacy.accounting.epsilon import Budget, spent
+from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
+from privacy.accounting.segments import Budget
 from privacy.ledger.ledger import Ledger, verify
 
 ROOT = Path(__file__).resolve().parents[3]
 EVENT = Event("record", 8.0, 0.1, 1)
 SPENDER = """
 import sys
-from privacy.accounting.epsilon import Budget
+from privacy.accounting.segments import Budget
 from privacy.accounting.events import Event
 from privacy.ledger.ledger import Exhausted, Ledger
 path, name, epsilon, most, durable = sys.argv[1:]

@@ -15,7 +15,7 @@ from privacy.arrays import Arrays, encode
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
 from privacy.ledger.ledger import verify
-from server.app import initial_weights
+from server.evaluation import initial_weights
 from server.rounds.messages import Request, ask, packed, read
 from simulations.dataset import Place, Recent, prepare
 from simulations.engines.pipes import Shared, receive, send

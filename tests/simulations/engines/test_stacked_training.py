@@ -15,9 +15,9 @@ from torch import nn
 
 from client.dpsgd.per_sample import ModelError
 from client.dpsgd.training import TrainingError, train
-from client.tasks import Rows
 from client.tasks.digits import task as digits
 from client.tasks.losses import cross_entropy, squared_error
+from client.tasks.rows import Rows
 from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan

@@ -10,8 +10,8 @@ import pytest
 from torch import Tensor, nn
 
 import simulations.engines.vector
-from client.tasks import Task
 from client.tasks.digits import task as digits
+from client.tasks.task import Task
 from privacy.contract.plan import PlanError
 from privacy.contract.plan_file import load_plan
 from server.rounds.checkpoint import latest, read

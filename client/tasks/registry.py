@@ -1,0 +1,27 @@
+"""The built-in tasks by name: one module each."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from typing import Final, cast
+
+from client.tasks.rows import TaskError
+from client.tasks.task import Task
+
+NAMES: Final = ("digits", "fashion-mnist", "heart-disease", "adult", "table")
+"""Every task; a task NAME is the module NAME (with _ for -) and its function `task`."""
+
+
+@lru_cache(maxsize=4)
+def task(name: str, schema: str | None = None) -> Task:
+    """The task of that name; `schema` is the TOML text that describes a `table`."""
+    if name not in NAMES:
+        raise TaskError(f"task: expected one of {', '.join(NAMES)}, got {name!r}")
+    module = import_module(f"client.tasks.{name.replace('-', '_')}")
+    if name == "table":
+        if schema is None:
+            raise TaskError("schema: expected the schema of a table, got none")
+        return cast(Callable[[str], Task], module.task)(schema)
+    if schema is not None:
+        raise TaskError(f"schema: expected none, since {name} has its own columns")
+    return cast(Callable[[], Task], module.task)()
