@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
+from client.inference.export import MOST_LOST, points_lost
 from client.models.loading import find, load
 from client.models.provenance import Trust
 from client.tasks.registry import task as find_task
@@ -50,7 +51,43 @@ def test_an_export_predicts_as_its_model_and_carries_its_card(
 def test_int8_loses_at_most_half_a_point(run: Path, tmp_path: Path) -> None:
     made = command("export", "--model", run, "--format", "onnx-int8", "--json",
                    "--out", tmp_path / "m.onnx")  # fmt: skip
-    assert made.json["agreement"][0]["lost"] <= 0.5
+    found = made.json["agreement"][0]
+    assert found["lost_surely"] <= 0.5
+    assert found["same"] >= 1 - 3 / found["rows"]
+
+
+def test_int8_weights_leave_room_for_sixteen_bit_sums_of_two_products(
+    run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.onnx"
+    command("export", "--model", run, "--format", "onnx-int8", "--out", out)
+    weights = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load(out).graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8
+    ]
+    assert max(int(np.abs(w.astype(int)).max()) for w in weights if w.size > 1) <= 64
+
+
+@pytest.mark.parametrize(
+    ("worse", "better", "rows", "refused"),
+    [
+        (2, 0, 360, False),  # 0.56 points, on two rows: nothing is shown
+        (6, 0, 360, True),
+        (3, 0, 360, False),
+        (50, 44, 1000, False),
+        (200, 100, 10_000, True),
+        (60, 0, 10_000, False),
+        (70, 0, 10_000, True),
+        (0, 9, 360, False),
+    ],
+)
+def test_the_int8_limit_is_fair_to_the_size_of_the_sample(
+    worse: int, better: int, rows: int, refused: bool
+) -> None:
+    lost, surely = points_lost(worse, better, rows)
+    assert lost == pytest.approx(100 * (worse - better) / rows)
+    assert (surely > MOST_LOST) is refused
 
 
 def test_figures_of_private_rows_stay_out_of_the_export(run: Path, tmp_path: Path) -> None:
