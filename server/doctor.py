@@ -10,7 +10,7 @@ from typing import Final
 
 from privacy.identity.certificates import Certificate, issued_by
 from privacy.identity.keys import IdentityError
-from server.fleet.tls import DoorError, listen
+from server.fleet.tls import ListenError, listen
 from server.registry.sites import Home, MembersError, split_host
 
 FLOWER: Final = "1.41.0"
@@ -92,6 +92,6 @@ def _names(home: Home) -> Iterator[Check]:
 def _port(where: str) -> Check:
     try:
         listen(*split_host(where)).close()
-    except (DoorError, MembersError) as error:
+    except (ListenError, MembersError) as error:
         return _check("port", "FAULT", str(error), "is another coordinator running?")
     return _check("port", "fine", f"{where} is free")

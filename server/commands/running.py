@@ -181,12 +181,12 @@ class View:
         self._now: dict[str, Any] = {}
 
     def log(self, event: str, **facts: object) -> None:
-        from server.fleet.tls import line
+        from server.fleet.tls import json_line
 
         more = " ".join(f"{name}={value}" for name, value in facts.items())
         said = f"{time.strftime('%H:%M:%S')} {event} {more}"
         with contextlib.suppress(OSError):  # a log that cannot be written stops nothing
-            print(line(event, **facts) if self._json else said, file=sys.stderr, flush=True)
+            print(json_line(event, **facts) if self._json else said, file=sys.stderr, flush=True)
 
     def begin(self, folder: "RunFolder", plan: Plan, listen: str) -> None:
         self._tell(run=folder.path.name, listen=listen, planned=plan.rounds, round=0)

@@ -12,10 +12,10 @@ from typing import Any, Final
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from server.fleet.letter import Letter
+from server.fleet.pending_message import PendingMessage
 from server.fleet.superlink import Fleet
 from server.fleet.tls import Log
-from server.fleet.tls_server import Door
+from server.fleet.tls_server import TlsServer
 from server.registry.sites import Home
 
 _M_MMAP_THRESHOLD: Final = -3
@@ -29,15 +29,15 @@ class LinkGrid(Grid):
     has been away for `patience` seconds, its reply was too large) is answered with an error.
     """
 
-    def __init__(self, fleet: "Fleet", door: Door, patience: float) -> None:
-        self._fleet, self._door, self._patience = fleet, door, patience
+    def __init__(self, fleet: "Fleet", tls_server: TlsServer, patience: float) -> None:
+        self._fleet, self._tls_server, self._patience = fleet, tls_server, patience
         self.reply_limit: int | None = None
         self._heard = -1
 
     @property
     def address(self) -> tuple[str, int]:
         """Where sites connect."""
-        return self._door.address
+        return self._tls_server.address
 
     def set_run(self, run: Any) -> None:
         raise NotImplementedError("a link has one run")
@@ -83,31 +83,31 @@ class LinkGrid(Grid):
         arrivals = fleet.arrivals
         for number in message_ids:
             with fleet.news:
-                letter = fleet.letters.get(number)
-                if letter is None:
+                item = fleet.pending.get(number)
+                if item is None:
                     continue
-                if not letter.ready and not letter.failure:
-                    if letter.expired:
-                        fleet.fail(letter, "too late")
-                    elif fleet.silent(letter.site) > self._patience:
-                        fleet.fail(letter, "away")
-                if not letter.ready and not letter.failure:
+                if not item.ready and not item.failure:
+                    if item.expired:
+                        fleet.fail(item, "too late")
+                    elif fleet.silent(item.site) > self._patience:
+                        fleet.fail(item, "away")
+                if not item.ready and not item.failure:
                     continue
-            reply = self._read(letter)
+            reply = self._read(item)
             fleet.forget(number)
             self._heard = -1  # there may be more: `wait` does not wait
             return [reply]
         self._heard = arrivals
         return []
 
-    def _read(self, letter: Letter) -> Message:
-        if not letter.failure:
+    def _read(self, item: PendingMessage) -> Message:
+        if not item.failure:
             try:
-                return self._fleet.open(letter)
+                return self._fleet.open(item)
             except Exception as error:  # noqa: BLE001 - hostile bytes: that site's reply failed, no more
-                self._fleet.log("bad reply", site=letter.site, why=type(error).__name__)
-        why = letter.failure or "unreadable"
-        return Message(Error(_NO_REPLY, why), reply_to=letter.message)
+                self._fleet.log("bad reply", site=item.site, why=type(error).__name__)
+        why = item.failure or "unreadable"
+        return Message(Error(_NO_REPLY, why), reply_to=item.message)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -135,23 +135,23 @@ def serve(
     _give_memory_back()
     home = Home(folder).check()
     fleet = Fleet(log)
-    door = Door(
+    tls_server = TlsServer(
         home,
         listen,
         fleet.handle,
         log=log,
-        seen=fleet.presence.seen,
-        gone=fleet.gone,
+        seen=fleet.liveness.seen,
+        gone=fleet.site_closed,
         changed=fleet.register,
         tick=fleet.tick,
     )
-    fleet.bells.loop = door.loop
+    fleet.waiters.loop = tls_server.loop
     fleet.register(home.members())
-    door.open()
+    tls_server.open()
     try:
-        yield LinkGrid(fleet, door, patience)
+        yield LinkGrid(fleet, tls_server, patience)
     finally:
-        door.close()
+        tls_server.close()
         fleet.close()
 
 

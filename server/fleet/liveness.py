@@ -1,16 +1,19 @@
-"""Who is there: a site is away once it has been silent for long, or has hung up for a moment."""
+"""Which sites are connected, and the polls that wait for messages to them."""
 
 import asyncio
 import contextlib
 import time
 from typing import Final
 
-_GONE_SECONDS: Final = 5.0
+_CLOSED_SECONDS: Final = 5.0
 _SILENT_SECONDS: Final = 45.0
 
 
-class Presence:
-    """When each site was heard of last."""
+class Liveness:
+    """When each site made its last request.
+
+    A site is away after 45 s of silence, or 5 s after its last connection closed.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[str, float] = {}
@@ -19,43 +22,46 @@ class Presence:
         """A site made a request."""
         self._seen[site] = time.monotonic()
 
-    def gone(self, site: str) -> None:
-        """A site's last connection closed; it may be back in a moment."""
-        self._seen[site] = time.monotonic() - _SILENT_SECONDS + _GONE_SECONDS
+    def closed(self, site: str) -> None:
+        """A site's last connection closed; it may reconnect in a moment."""
+        self._seen[site] = time.monotonic() - _SILENT_SECONDS + _CLOSED_SECONDS
 
     def silent(self, site: str) -> float:
-        """For how many seconds a site counts as away: 0 while it is there."""
+        """For how many seconds a site counts as away; 0 while it is connected."""
         return max(0.0, time.monotonic() - self._seen.get(site, -1e9) - _SILENT_SECONDS)
 
 
-class Bells:
-    """One bell a site, which wakes its waiting poll; a poll of an earlier turn takes nothing."""
+class PollWaiters:
+    """One asyncio event per site, which wakes its waiting poll.
+
+    A site's generation counts its connections: a poll of an earlier generation takes no message.
+    """
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._bells: dict[str, asyncio.Event] = {}
-        self._turns: dict[str, int] = {}
+        self._events: dict[str, asyncio.Event] = {}
+        self._generations: dict[str, int] = {}
 
-    def of(self, site: str) -> asyncio.Event:
-        """The site's bell."""
-        return self._bells.setdefault(site, asyncio.Event())
+    def event_of(self, site: str) -> asyncio.Event:
+        """The event that wakes the site's poll."""
+        return self._events.setdefault(site, asyncio.Event())
 
-    def turn(self, site: str) -> int:
-        """Which turn it is."""
-        return self._turns.get(site, 0)
+    def generation(self, site: str) -> int:
+        """The site's generation."""
+        return self._generations.get(site, 0)
 
-    def next(self, site: str) -> None:
-        """A new turn: what waits now waits in vain."""
-        self._turns[site] = self.turn(site) + 1
+    def invalidate(self, site: str) -> None:
+        """Start a new generation: polls that wait now return without a message."""
+        self._generations[site] = self.generation(site) + 1
 
-    def ring(self, site: str) -> None:
+    def notify(self, site: str) -> None:
         """Wake a site's waiting poll, from any thread."""
-        bell = self._bells.get(site)
-        if bell is not None and self.loop is not None:
+        event = self._events.get(site)
+        if event is not None and self.loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has just closed
-                self.loop.call_soon_threadsafe(bell.set)
+                self.loop.call_soon_threadsafe(event.set)
 
-    def ring_all(self) -> None:
+    def notify_all(self) -> None:
         """Wake every waiting poll."""
-        for site in list(self._bells):
-            self.ring(site)
+        for site in list(self._events):
+            self.notify(site)

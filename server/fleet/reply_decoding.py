@@ -10,12 +10,12 @@ from collections.abc import Callable
 from flwr.app import Array
 
 
-class UnfoldingError(ValueError):
+class MalformedReply(ValueError):
     """Objects that make no reply, or one that is too large."""
 
 
 def gather(root: str, get: Callable[[str], bytes | None]) -> dict[str, bytes]:
-    """Every object under `root`, once; UnfoldingError where one is missing."""
+    """Every object under `root`, once; MalformedReply where one is missing."""
     found: dict[str, bytes] = {}
     waiting = [root]
     while waiting:
@@ -23,13 +23,13 @@ def gather(root: str, get: Callable[[str], bytes | None]) -> dict[str, bytes]:
         if name not in found:
             content = get(name)
             if not content:
-                raise UnfoldingError("an object is missing")
+                raise MalformedReply("an object is missing")
             found[name] = content
             waiting += _split(content)[1]
     return found
 
 
-def take_arrays(objects: dict[str, bytes], limit: int) -> dict[str, Array]:
+def decode_arrays(objects: dict[str, bytes], limit: int) -> dict[str, Array]:
     """The arrays among the objects, joined, at most `limit` bytes; takes their chunks out."""
     total = 0
     arrays: dict[str, Array] = {}
@@ -41,7 +41,7 @@ def take_arrays(objects: dict[str, bytes], limit: int) -> dict[str, Array]:
         parts = [_split(objects[children[index]])[2] for index in said["arraychunk_ids"]]
         total += sum(map(len, parts))
         if total > limit:
-            raise UnfoldingError(f"more than {limit} bytes")
+            raise MalformedReply(f"more than {limit} bytes")
         shape = tuple(int(length) for length in said["shape"])
         arrays[name] = Array(str(said["dtype"]), shape, str(said["stype"]), b"".join(parts))
     for name in [n for n, content in objects.items() if _split(content)[0] == "ArrayChunk"]:
@@ -52,9 +52,9 @@ def take_arrays(objects: dict[str, bytes], limit: int) -> dict[str, Array]:
 def _split(content: bytes) -> tuple[str, list[str], memoryview]:
     end = content.find(b"\0")
     if end < 0:
-        raise UnfoldingError("an object without a head")
+        raise MalformedReply("an object without a head")
     kind, children, size = content[:end].decode("ascii").split(" ")
     body = memoryview(content)[end + 1 :]
     if len(body) != int(size):
-        raise UnfoldingError("an object of another size than it says")
+        raise MalformedReply("an object of another size than it says")
     return kind, children.split(",") if children else [], body

@@ -1,4 +1,4 @@
-"""Flower's SuperLink inside the coordinator: its state and its fleet protocol behind our own door.
+"""Flower's SuperLink inside the coordinator: its state and fleet protocol behind our TLS server.
 
 The only file of the coordinator that knows Flower's private names. Of the SuperLink it takes the
 state and the fleet's handlers; no other route exists. A site's requests must come over the
@@ -48,9 +48,9 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from server.fleet.authentication import Denied, authenticate
-from server.fleet.letter import Letter
-from server.fleet.liveness import Bells, Presence
-from server.fleet.reply_decoding import gather, take_arrays
+from server.fleet.liveness import Liveness, PollWaiters
+from server.fleet.pending_message import PendingMessage
+from server.fleet.reply_decoding import decode_arrays, gather
 from server.fleet.tls import Log
 from server.fleet.tls_server import PREFIX, Answer, Headers
 from server.registry.sites import Member, Members
@@ -82,15 +82,15 @@ class Fleet:
         TaskIdentity.node_id = SUPERLINK_NODE_ID
         self.log = log
         self.news = threading.Condition(threading.RLock())
-        self.letters: dict[str, Letter] = {}
+        self.pending: dict[str, PendingMessage] = {}
         self.arrivals = 0
         self.nodes: dict[str, int] = {}
         self.sites: dict[int, str] = {}
         self.active: set[str] = set()
-        self.presence = Presence()
+        self.liveness = Liveness()
         self._keys: dict[str, str] = {}
-        self._sessions: dict[str, Letter] = {}
-        self.bells = Bells()
+        self._sessions: dict[str, PendingMessage] = {}
+        self.waiters = PollWaiters()
         self._beat = 0.0
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="fleet")
         self._routes: dict[str, tuple[Any, Callable[[Member, int, Any], Any]]] = {
@@ -117,9 +117,9 @@ class Fleet:
                     self.active.discard(site)
                     self.sites.pop(self.nodes.pop(site, 0), None)
                     self._keys.pop(site)
-                    for letter in self.letters.values():
-                        if letter.site == site and not letter.ready and not letter.failure:
-                            self.fail(letter, "revoked")
+                    for item in self.pending.values():
+                        if item.site == site and not item.ready and not item.failure:
+                            self.fail(item, "revoked")
                 if site not in self._keys and not member.revoked:
                     node = self.state.create_node(
                         NOOP_FLWR_AID,
@@ -130,7 +130,7 @@ class Fleet:
                     )
                     self.nodes[site], self.sites[node] = node, site
                     self._keys[site] = member.fingerprint
-        self.bells.ring_all()
+        self.waiters.notify_all()
 
     async def handle(self, member: Member, path: str, headers: Headers, body: bytes) -> Answer:
         """Answer one request of a known site."""
@@ -181,30 +181,30 @@ class Fleet:
             raise Denied(401, "another site's key")
         node = self.nodes[member.name]
         with self.news:
-            self.bells.next(member.name)
+            self.waiters.invalidate(member.name)
             self.state.deactivate_node(node)  # else it is refused until its heartbeat expires
             answer = fleet_handlers.activate_node(request, self.state)
             self.active.add(member.name)
-            for letter in self.letters.values():
-                if letter.node == node and not letter.ready and not letter.failure:
-                    self._drop_reply(letter)
-                    number = letter.message.metadata.message_id
+            for item in self.pending.values():
+                if item.node == node and not item.ready and not item.failure:
+                    self._drop_reply(item)
+                    number = item.message.metadata.message_id
                     self.state.message_ins_store[number].metadata.delivered_at = ""
             self.news.notify_all()
-        self.bells.ring(member.name)
+        self.waiters.notify(member.name)
         self.log("connected", site=member.name, node=node)
         return answer
 
-    def gone(self, site: str) -> None:
+    def site_closed(self, site: str) -> None:
         """A site's last connection closed: a poll that still waits for it must take nothing."""
         with self.news:
-            self.bells.next(site)
-        self.presence.gone(site)
-        self.bells.ring(site)
+            self.waiters.invalidate(site)
+        self.liveness.closed(site)
+        self.waiters.notify(site)
 
     def silent(self, site: str) -> float:
         """For how long a site has been away: 0 while it is there."""
-        return self.presence.silent(site) if site in self.active else 1e9
+        return self.liveness.silent(site) if site in self.active else 1e9
 
     def tick(self) -> None:
         """Keep Flower's run alive."""
@@ -219,13 +219,13 @@ class Fleet:
 
     async def _poll(self, member: Member, node: int, request: Any) -> bytes:
         """Flower's poll, kept waiting until there is something to give."""
-        bell, turn = self.bells.of(member.name), self.bells.turn(member.name)
+        event, generation = self.waiters.event_of(member.name), self.waiters.generation(member.name)
         end = time.monotonic() + POLL_SECONDS
         while True:
-            bell.clear()
+            event.clear()
             with self.news:
                 here = member.name in self.active and self.nodes.get(member.name) == node
-                if not here or turn != self.bells.turn(member.name):
+                if not here or generation != self.waiters.generation(member.name):
                     return b""
                 found = fleet_handlers.pull_messages(request, self.state, self.state.object_store)
             left = end - time.monotonic()
@@ -233,23 +233,23 @@ class Fleet:
                 answer: bytes = found.SerializeToString()
                 return answer
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(bell.wait(), left)
+                await asyncio.wait_for(event.wait(), left)
 
     def _deactivate(self, member: Member, node: int, request: Any) -> Any:
         answer = fleet_handlers.deactivate_node(request, self.state)
         with self.news:
             self.active.discard(member.name)
-            self.bells.next(member.name)
+            self.waiters.invalidate(member.name)
             self.news.notify_all()
-        self.bells.ring(member.name)
+        self.waiters.notify(member.name)
         self.log("disconnected", site=member.name)
         return answer
 
     def _pull_object(self, member: Member, node: int, request: Any) -> Any:
         own = any(
-            request.object_id in letter.objects
-            for letter in list(self.letters.values())
-            if letter.node == node
+            request.object_id in item.objects
+            for item in list(self.pending.values())
+            if item.node == node
         )
         if not own or request.run_id != self.run_id:
             return message_pb2.PullObjectResponse(object_found=False, object_available=False)
@@ -263,70 +263,70 @@ class Fleet:
         if meta.src_node_id != node or meta.run_id != self.run_id:
             raise Denied(401, "a reply in another node's name")
         with self.news:
-            letter = self.letters.get(meta.reply_to_message_id)
-            if letter is None or letter.failure:
+            item = self.pending.get(meta.reply_to_message_id)
+            if item is None or item.failure:
                 self.log("late", site=member.name, what="a reply that nobody waits for")
                 return fleet_pb2.PushMessagesResponse()
-            if letter.node != node:
+            if item.node != node:
                 raise Denied(401, "a reply to another node's message")
-            if letter.ready:
-                if letter.reply != tree.object_id:
+            if item.ready:
+                if item.reply != tree.object_id:
                     self.log("twice", site=member.name, what="a second reply")
                 return fleet_pb2.PushMessagesResponse()
             count = sum(1 for _ in iterate_object_tree(tree))
             if tree.object_id != meta.message_id or count > _MOST_OBJECTS:
                 raise Denied(400, "a reply of another form")
-            if letter.reply != tree.object_id:
-                self._drop_reply(letter)
+            if item.reply != tree.object_id:
+                self._drop_reply(item)
             answer = fleet_handlers.push_messages(request, self.state)
             if self.state.message_ins_id_to_message_res_id.get(meta.reply_to_message_id) is None:
                 raise Denied(400, "a reply that Flower's state refuses")
-            letter.reply, letter.missing = tree.object_id, set(answer.objects_to_push)
-            self._sessions[answer.session_id] = letter
-            if not letter.missing:
-                self._complete(letter)
+            item.reply, item.missing = tree.object_id, set(answer.objects_to_push)
+            self._sessions[answer.session_id] = item
+            if not item.missing:
+                self._complete(item)
             return answer
 
     def _push_object(self, member: Member, node: int, request: Any) -> Any:
-        letter = self._sessions.get(request.session_id)
-        if letter is None or letter.node != node or request.object_id not in letter.missing:
+        item = self._sessions.get(request.session_id)
+        if item is None or item.node != node or request.object_id not in item.missing:
             return message_pb2.PushObjectResponse(stored=False)
         with self.news:
-            letter.size += len(request.object_content)
-            if letter.size > letter.limit:
-                self.fail(letter, "oversized")
-                raise Denied(413, f"a reply of more than {letter.limit} bytes")
+            item.size += len(request.object_content)
+            if item.size > item.limit:
+                self.fail(item, "oversized")
+                raise Denied(413, f"a reply of more than {item.limit} bytes")
         answer = fleet_handlers.push_object(request, self.state)
         if answer.stored:
             with self.news:
-                letter.missing.discard(request.object_id)
-                if not letter.missing and letter.reply is not None:
-                    self._complete(letter)
+                item.missing.discard(request.object_id)
+                if not item.missing and item.reply is not None:
+                    self._complete(item)
         return answer
 
-    def _complete(self, letter: Letter) -> None:
-        letter.ready = True
-        self._delete(letter.message.metadata.message_id)  # nobody asks for the request any more
+    def _complete(self, item: PendingMessage) -> None:
+        item.ready = True
+        self._delete(item.message.metadata.message_id)  # nobody asks for the request any more
         self.arrivals += 1
-        self._sessions = {s: one for s, one in self._sessions.items() if one is not letter}
+        self._sessions = {s: one for s, one in self._sessions.items() if one is not item}
         self.news.notify_all()
 
-    def fail(self, letter: Letter, why: str) -> None:
-        """The letter has no reply any more; whoever asks for it gets an error."""
-        self._drop_reply(letter)
-        letter.failure = why
+    def fail(self, item: PendingMessage, why: str) -> None:
+        """The item has no reply any more; whoever asks for it gets an error."""
+        self._drop_reply(item)
+        item.failure = why
         self.arrivals += 1
-        self.log("no reply", site=letter.site, why=why)
+        self.log("no reply", site=item.site, why=why)
         self.news.notify_all()
 
-    def _drop_reply(self, letter: Letter) -> None:
-        if letter.reply is not None:
-            number = letter.message.metadata.message_id
+    def _drop_reply(self, item: PendingMessage) -> None:
+        if item.reply is not None:
+            number = item.message.metadata.message_id
             self.state.message_ins_id_to_message_res_id.pop(number, None)
-            self.state.message_res_store.pop(letter.reply, None)
-            self._delete(letter.reply)
-        self._sessions = {s: one for s, one in self._sessions.items() if one is not letter}
-        letter.reply, letter.missing, letter.size, letter.ready = None, set(), 0, False
+            self.state.message_res_store.pop(item.reply, None)
+            self._delete(item.reply)
+        self._sessions = {s: one for s, one in self._sessions.items() if one is not item}
+        item.reply, item.missing, item.size, item.ready = None, set(), 0, False
 
     def _delete(self, root: str) -> None:
         # Under the lock of the uploads: equal objects of another site's upload must not vanish.
@@ -342,10 +342,10 @@ class Fleet:
     def overtake(self, nodes: set[int]) -> None:
         """Before new messages to these nodes: nobody waits for what they, or the absent, owe."""
         with self.news:
-            for number, letter in list(self.letters.items()):
-                if letter.node in nodes or self.silent(letter.site):
-                    if not letter.ready and not letter.failure:
-                        self.log("no reply", site=letter.site, why="overtaken by a later request")
+            for number, item in list(self.pending.items()):
+                if item.node in nodes or self.silent(item.site):
+                    if not item.ready and not item.failure:
+                        self.log("no reply", site=item.site, why="overtaken by a later request")
                     self.forget(number)
 
     def post_all(self, messages: list[Message], limit: int | None) -> list[str]:
@@ -363,35 +363,35 @@ class Fleet:
         with self.news:
             session = self.state.start_session(self.run_id)
             stored, missing = self.state.store_message_and_object_tree(bare, tree, session)
-            letter = Letter(bare, node, site, frozenset(objects), 0)
-            self.letters[number] = letter
+            item = PendingMessage(bare, node, site, frozenset(objects), 0)
+            self.pending[number] = item
             if not stored:
-                self.fail(letter, "not connected")
+                self.fail(item, "not connected")
             for name in missing:
                 self.state.store_object(self.run_id, session, name, objects[name].deflate())
             size = sum(len(self.state.object_store.get(name) or b"") for name in objects)
-            letter.limit = limit if limit is not None else 2 * size + 16 * 1024 * 1024
-        self.bells.ring(site)
+            item.limit = limit if limit is not None else 2 * size + 16 * 1024 * 1024
+        self.waiters.notify(site)
         return number
 
     def forget(self, number: str) -> None:
         """Drop a message and its reply."""
         with self.news:
-            letter = self.letters.pop(number, None)
-            if letter is not None:
-                self._drop_reply(letter)
+            item = self.pending.pop(number, None)
+            if item is not None:
+                self._drop_reply(item)
                 self.state.delete_messages({number})
                 self._delete(number)
 
-    def open(self, letter: Letter) -> Message:
-        """A complete reply, taken out of the store; UnfoldingError and worse for hostile bytes."""
-        root = letter.reply or ""
+    def open(self, item: PendingMessage) -> Message:
+        """A complete reply, taken out of the store; MalformedReply and worse for hostile bytes."""
+        root = item.reply or ""
         objects = gather(root, self.state.object_store.get)
         self._delete(root)
-        arrays: dict[str, Any] = dict(take_arrays(objects, letter.limit))
+        arrays: dict[str, Any] = dict(decode_arrays(objects, item.limit))
         found = inflate_object_from_contents(root, objects, objects=arrays)
         if not isinstance(found, Message):
             raise TypeError("the reply is no message")
         if found.has_error():
-            return Message(Error(found.error.code, "the client failed"), reply_to=letter.message)
-        return Message(RecordDict(dict(found.content)), reply_to=letter.message)
+            return Message(Error(found.error.code, "the client failed"), reply_to=item.message)
+        return Message(RecordDict(dict(found.content)), reply_to=item.message)

@@ -1,4 +1,4 @@
-"""What the door is made of: its TLS settings, its socket, and its log of refusals."""
+"""TLS settings, the listening socket, and the rate-limited log of refused connections."""
 
 import datetime
 import json
@@ -14,8 +14,8 @@ from server.registry.sites import Home
 Log = Callable[..., None]
 
 
-class DoorError(ValueError):
-    """The door cannot be opened."""
+class ListenError(ValueError):
+    """The address cannot be listened on."""
 
 
 class Refusals:
@@ -46,7 +46,7 @@ class Refusals:
             self._more.clear()
 
 
-def context(home: Home) -> ssl.SSLContext:
+def server_context(home: Home) -> ssl.SSLContext:
     """TLS 1.3 alone, with a certificate of the federation's authority on both sides."""
     found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     found.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -58,26 +58,26 @@ def context(home: Home) -> ssl.SSLContext:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; DoorError where the address cannot be had."""
+    """A listening socket; ListenError where the address cannot be had."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        raise DoorError(f"--listen {host}:{port}: {error.strerror or error}") from None
+        raise ListenError(f"--listen {host}:{port}: {error.strerror or error}") from None
     listener.setblocking(False)
     return listener
 
 
-def reason(error: ssl.SSLError) -> str:
+def handshake_failure(error: ssl.SSLError) -> str:
     """Why a handshake failed, in OpenSSL's words."""
     words = (error.reason or "handshake").lower().replace("_", " ")
     detail = getattr(error, "verify_message", "")
     return f"tls: {words}" + (f" ({detail})" if detail else "")
 
 
-def line(event: str, **facts: object) -> str:
+def json_line(event: str, **facts: object) -> str:
     """One line of a structured log."""
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     return json.dumps({"time": when, "event": event, **facts}, default=str)

@@ -23,18 +23,18 @@ from uvicorn.server import ServerState
 
 from privacy.identity.certificates import Certificate
 from privacy.identity.keys import IdentityError
-from server.fleet.tls import Log, Refusals, context, listen, reason
+from server.fleet.tls import Log, Refusals, handshake_failure, listen, server_context
 from server.registry.sites import Home, Member, Members
 
 PREFIX: Final = "/v1/fleet/"
-MOST_BODY: Final = 8 * 1024 * 1024
+MAX_BODY: Final = 8 * 1024 * 1024
 _HANDSHAKES: Final = 256
 _HANDSHAKE_SECONDS: Final = 5.0
 _BODY_SECONDS: Final = 30.0
 _CONNECTIONS_A_SITE: Final = 16
 _KEEP_ALIVE: Final = 90
-_LOOK: Final = 0.25
-_FAREWELL: Final = 1.0
+_WATCH_SECONDS: Final = 0.25
+_DISCONNECT_GRACE: Final = 1.0
 
 GONE: Final = 410
 """What a site's own, revoked key is told: enough for it to stop, nothing else."""
@@ -47,30 +47,30 @@ Handle = Callable[[Member, str, Headers, bytes], Awaitable[Answer]]
 class _Connection(H11Protocol):
     """One TLS connection: it carries its certificate, and answers no garbage."""
 
-    door: "Door"
+    owner: "TlsServer"
     key = ""
     site = ""
-    unwelcome = 0.0
+    refused_since = 0.0
     ends = datetime.datetime.max.replace(tzinfo=datetime.UTC)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.door.arrived(self)
+        self.owner.connection_opened(self)
         self.app_state = {"connection": self}
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.door.left(self)
+        self.owner.connection_closed(self)
 
     def send_400_response(self, msg: str) -> None:
-        self.door.refused("garbage", self.client, self.site)
+        self.owner.refused("garbage", self.client, self.site)
         self.transport.close()
 
     def _should_upgrade(self) -> bool:
         return False
 
 
-class Door:
+class TlsServer:
     """Listens in a thread of its own and hands whole requests of known sites to `handle`.
 
     `seen(site)` hears of every request, `gone(site)` when the last connection of a site closed,
@@ -93,12 +93,12 @@ class Door:
         self._seen, self._gone, self._changed, self._tick = seen, gone, changed, tick
         self.refused = Refusals(log)
         self._members = home.members()
-        self._stamp = self._look()
-        self._tls = context(home)
+        self._stamp = self._file_stamp()
+        self._tls = server_context(home)
         self._listener = listen(*where)
         self._open: dict[str, OrderedDict[_Connection, None]] = {}
-        self._greeting: OrderedDict[asyncio.Task[None], None] = OrderedDict()
-        self._thread = threading.Thread(target=self._run, name="door", daemon=True)
+        self._handshakes: OrderedDict[asyncio.Task[None], None] = OrderedDict()
+        self._thread = threading.Thread(target=self._run, name="tls-server", daemon=True)
         self._stop = asyncio.Event()
         self.loop = asyncio.new_event_loop()
         config = Config(
@@ -151,7 +151,7 @@ class Door:
         for connections in list(self._open.values()):
             for connection in list(connections):
                 connection.transport.abort()
-        tasks += [*self._greeting, *self._state.tasks]
+        tasks += [*self._handshakes, *self._state.tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -161,23 +161,23 @@ class Door:
             try:
                 sock, peer = await self.loop.sock_accept(self._listener)
             except OSError:
-                self._crowded()
+                self._evict_oldest_handshake()
                 await asyncio.sleep(0.05)
                 continue
-            if len(self._greeting) >= _HANDSHAKES:
-                self._crowded()
-            task = self.loop.create_task(self._greet(sock, peer))
-            self._greeting[task] = None
-            task.add_done_callback(lambda done: self._greeting.pop(done, None))
+            if len(self._handshakes) >= _HANDSHAKES:
+                self._evict_oldest_handshake()
+            task = self.loop.create_task(self._handshake(sock, peer))
+            self._handshakes[task] = None
+            task.add_done_callback(lambda done: self._handshakes.pop(done, None))
             await asyncio.sleep(0)  # it has begun, and owns its socket, before it can be pushed out
 
-    def _crowded(self) -> None:
+    def _evict_oldest_handshake(self) -> None:
         """Make room: the handshake that has waited longest is the least likely to be a site's."""
-        if self._greeting:
-            oldest, _ = self._greeting.popitem(last=False)
+        if self._handshakes:
+            oldest, _ = self._handshakes.popitem(last=False)
             oldest.cancel()
 
-    async def _greet(self, sock: socket.socket, peer: object) -> None:
+    async def _handshake(self, sock: socket.socket, peer: object) -> None:
         owned = False  # once it is made, the transport closes the socket
         try:
             sock.setblocking(False)
@@ -191,7 +191,7 @@ class Door:
                 ssl_shutdown_timeout=2.0,
             )
         except ssl.SSLError as error:
-            self.refused(reason(error), peer)
+            self.refused(handshake_failure(error), peer)
         except OSError:
             self.refused("handshake not finished", peer)
         except asyncio.CancelledError:
@@ -203,10 +203,10 @@ class Door:
 
     def _protocol(self) -> _Connection:
         connection = _Connection(self._config, self._state, {})
-        connection.door = self
+        connection.owner = self
         return connection
 
-    def arrived(self, connection: _Connection) -> None:
+    def connection_opened(self, connection: _Connection) -> None:
         """A finished handshake: note whose it is; too many of one site push out the oldest."""
         tls = connection.transport.get_extra_info("ssl_object")
         try:
@@ -223,7 +223,7 @@ class Door:
             oldest, _ = mine.popitem(last=False)
             oldest.transport.abort()
 
-    def left(self, connection: _Connection) -> None:
+    def connection_closed(self, connection: _Connection) -> None:
         """A closed connection."""
         mine = self._open.get(connection.site)
         if mine is not None:
@@ -235,35 +235,35 @@ class Door:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_WATCH_SECONDS)
             self.refused.flush()
             self._tick()
-            stamp = self._look()
+            stamp = self._file_stamp()
             if stamp != self._stamp:
                 self._stamp = stamp
                 with contextlib.suppress(OSError, ValueError, KeyError):
                     self._members = self._home.members()
-                    self._tls = context(self._home)
+                    self._tls = server_context(self._home)
                     self._changed(self._members)
             now = datetime.datetime.now(datetime.UTC)
             for connections in list(self._open.values()):
                 for connection in list(connections):
                     member = self._members.find(connection.key)
                     if member is None or member.revoked is not None or now >= connection.ends:
-                        self._show_out(connection, member)
+                        self._disconnect(connection, member)
 
-    def _show_out(self, connection: _Connection, member: Member | None) -> None:
+    def _disconnect(self, connection: _Connection, member: Member | None) -> None:
         """End a connection that is no longer welcome; a revoked site first hears why."""
         waiting = connection.cycle is not None and not connection.cycle.response_complete
         revoked = member is not None and member.revoked is not None
-        connection.unwelcome = connection.unwelcome or time.monotonic()
-        if revoked and waiting and time.monotonic() < connection.unwelcome + _FAREWELL:
+        connection.refused_since = connection.refused_since or time.monotonic()
+        if revoked and waiting and time.monotonic() < connection.refused_since + _DISCONNECT_GRACE:
             return  # its request ends with 410: `handle` is told through `changed`
         if member is None or member.revoked is None:
             self.refused("unknown or expired", connection.client, connection.site)
         connection.transport.abort()
 
-    def _look(self) -> tuple[int, ...]:
+    def _file_stamp(self) -> tuple[int, ...]:
         found: list[int] = []
         for path in (self._home.sites, self._home.certificate):
             with contextlib.suppress(OSError):
@@ -277,7 +277,7 @@ class Door:
         connection: _Connection = scope["state"]["connection"]
         try:
             status, body = await self._answer(connection, scope, receive)
-        except asyncio.CancelledError:  # the door closes
+        except asyncio.CancelledError:  # the server closes
             connection.transport.abort()
             return
         if connection.transport.is_closing():
@@ -335,7 +335,7 @@ async def _body(receive: Any) -> bytes | None:
             if event["type"] != "http.request":
                 return None
             size += len(event["body"])
-            if size > MOST_BODY:
+            if size > MAX_BODY:
                 raise OverflowError
             parts.append(event["body"])
             if not event.get("more_body"):

@@ -155,7 +155,7 @@ def test_a_reply_in_another_sites_name_or_to_its_message_is_refused(setting: Set
     own = message.metadata.dst_node_id
     setting.grid.wait(0.2)
     status = None
-    if theirs in setting.grid._fleet.letters:
+    if theirs in setting.grid._fleet.pending:
         change = {"_src_node_id": own, "_reply_to_message_id": theirs}
         status = refused(lambda: setting.push(reply, **change))
     assert status in (401, None)

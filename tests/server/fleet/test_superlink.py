@@ -186,7 +186,7 @@ def test_the_state_is_empty_after_a_round(tmp_path: Path) -> None:
         assert wait_for(lambda: len(grid.names()) == 2)
         answers(grid, ask(grid, ZERO))
         assert len(grid._fleet.state.object_store) == 0
-        assert not grid._fleet.letters
+        assert not grid._fleet.pending
         assert not grid._fleet._sessions
 
 

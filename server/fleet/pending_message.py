@@ -1,4 +1,4 @@
-"""One message to one site, from push to pull, as the coordinator follows it."""
+"""One message to one site, from the coordinator's push to its pull of the reply."""
 
 import time
 from dataclasses import dataclass, field
@@ -7,8 +7,12 @@ from flwr.app import Message
 
 
 @dataclass(slots=True)
-class Letter:
-    """One message to one site, from push to pull."""
+class PendingMessage:
+    """A message that was sent to one site, and what has come of its reply.
+
+    `limit` bounds the reply's bytes; `missing` are the object ids still to be uploaded; `size` is
+    how many bytes came so far; `failure` says why there will be no reply.
+    """
 
     message: Message  # without content
     node: int
