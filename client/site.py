@@ -11,8 +11,8 @@ import torch
 
 from client.tasks.rows import Rows
 from client.tasks.task import Task
-from privacy.contract.decision import Policy
 from privacy.contract.plan import Plan
+from privacy.contract.policy import Policy
 from privacy.ledger.heads import Head, Proof
 from privacy.ledger.ledger import Ledger, LedgerError
 

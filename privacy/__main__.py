@@ -8,8 +8,8 @@ from privacy.accounting.events import EventError
 from privacy.accounting.segments import AccountingError
 from privacy.commands import epsilon, ledgers, plans, report
 from privacy.commands.exit_codes import run
-from privacy.contract.decision import PolicyError
 from privacy.contract.plan import PlanError
+from privacy.contract.policy import PolicyError
 from privacy.ledger.ledger import LedgerError, LedgerMissing
 from privacy.report.sources import ReportError
 

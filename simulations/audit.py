@@ -63,7 +63,7 @@ def audit_plan(
             scored, event, more = _clients(plan, coins)
         else:
             scored, event, more = _records(plan, data, left, device, coins)
-    delta = plan.delta_()
+    delta = plan.required_delta
     epsilon = spent([event], delta)
     found = bounds(scored, event, epsilon, delta)
     return result(
@@ -127,7 +127,10 @@ def _clients(plan: Plan, coins: np.random.Generator) -> tuple[Scored, Event, dic
     event = _paid(plan)
     inside, out = scored.scores[scored.included], scored.scores[~scored.included]
     estimate = normals_epsilon(
-        float(inside.mean() - out.mean()), float(inside.std()), float(out.std()), plan.delta_()
+        float(inside.mean() - out.mean()),
+        float(inside.std()),
+        float(out.std()),
+        plan.required_delta,
     )
     return scored, event, {"rounds": plan.rounds, "estimate": estimate}
 

@@ -13,9 +13,9 @@ import numpy as np
 from client.site import LastReply, Replies, Site
 from client.tasks.registry import task
 from client.tasks.rows import Rows
-from privacy.contract.decision import Policy
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import with_rows
+from privacy.contract.policy import Policy
 from privacy.ledger.ledger import Ledger
 from privacy.mechanism import noise
 from simulations.partition import split

@@ -115,7 +115,7 @@ class RunView:
         left = []
         for name, said in line["sites"].items():
             limit = plan.limit_of(name)
-            own = plan.at(name).epsilon or plan.epsilon
+            own = plan.site_overrides(name).epsilon or plan.epsilon
             most = limit.epsilon if limit is not None else own
             if most is not None and said["epsilon"] is not None:
                 left.append(most - said["epsilon"])

@@ -19,7 +19,7 @@ from client.agent import populations
 from client.agent.connection import tls_reason
 from client.agent.credentials import Enrolled, EnrolmentError
 from client.agent.process import Source
-from privacy.contract.decision import load_policy
+from privacy.contract.policy import load_policy
 from privacy.identity.keys import IdentityError
 
 FLOWER: Final = "1.41.0"

@@ -17,10 +17,10 @@ from client.tasks.registry import task
 from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.arrays import encode
-from privacy.contract.decision import Policy, load_policy
 from privacy.contract.outputs import PUBLIC
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
+from privacy.contract.policy import Policy, load_policy
 from privacy.ledger.ledger import Ledger
 
 _ROWS: Final = 200
@@ -75,7 +75,7 @@ def _rules(directory: Path, policy: Path | None, plan: Plan) -> Policy:
     path = policy or directory / "policy.toml"
     if policy is not None or path.is_file():
         return load_policy(path)
-    return Policy.simulated(plan, plan.limit_of(""))
+    return Policy.simulated(plan, plan.nominal_limit())
 
 
 def _facts(plan: Plan, reply: RecordDict) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from client.models.store import write
-from privacy.contract.decision import Policy
+from privacy.contract.policy import Policy
 from privacy.ledger.ledger import Ledger, LedgerError
 
 FILE: Final = "populations.json"

@@ -21,8 +21,8 @@ from client.site import KeptReplies, Site, SiteError
 from client.tasks.registry import task
 from client.tasks.rows import Rows, TaskError, builtin, cap
 from client.tasks.task import Task
-from privacy.contract.decision import BUILTIN, Policy, PolicyError, load_policy
 from privacy.contract.plan import Plan
+from privacy.contract.policy import BUILTIN, Policy, PolicyError, load_policy
 from privacy.identity.keys import verify
 from privacy.ledger.heads import Head, HeadError, payload
 from privacy.ledger.ledger import Ledger

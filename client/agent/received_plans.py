@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from client.agent.credentials import Enrolled
 from client.models.store import write
-from privacy.contract.decision import Policy, PolicyError, load_policy, parse_policy
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json
+from privacy.contract.policy import Policy, PolicyError, load_policy, parse_policy
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _SHORTEST: Final = 6

@@ -17,10 +17,11 @@ from client.agent.populations import Population, PopulationError, choose
 from client.agent.received_plans import asked, site_of
 from privacy.accounting.epsilon import spent
 from privacy.accounting.segments import Budget
-from privacy.contract.decision import Accepted, Policy, judge, load_policy
+from privacy.contract.decision import Accepted, judge
 from privacy.contract.forecast import rounds_that_fit
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
+from privacy.contract.policy import Policy, load_policy
 from privacy.identity.keys import verify
 from privacy.ledger.ledger import Ledger
 from privacy.ledger.recovery import Known, RecoveryError, known_events, recover

@@ -14,9 +14,9 @@ from client.agent import populations, received_plans
 from client.models.store import write
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
-from privacy.contract.decision import Policy, PolicyError, load_policy, parse_policy
 from privacy.contract.forecast import Forecast, epsilons, forecast
 from privacy.contract.plan import Plan
+from privacy.contract.policy import Policy, PolicyError, load_policy, parse_policy
 
 Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
 PolicyFile = Annotated[
@@ -176,7 +176,7 @@ def _facts(directory: Path, rules: Policy, plan: Plan) -> dict[str, Any]:
         "asks": _asks(plan, found, rules),
         "epsilon_run": None
         if not plan.private
-        else next(iter(epsilons(found, plan.delta_(), [plan.rounds])))[1],
+        else next(iter(epsilons(found, plan.required_delta, [plan.rounds])))[1],
         "left": max(0.0, rules.epsilon - used),
         "refused": None if found.refusal is None else found.refused,
         "code": "" if found.refusal is None else found.refusal.code,

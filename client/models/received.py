@@ -37,4 +37,4 @@ def _history(plan: Plan, site: str, ledger: Ledger | None, run: str, round: int)
         events = [event.to_dict() for event in ledger.events(run)]
     else:
         events = [event.to_dict() | {"count": round} for event in plan.events_of_round(site)]
-    return {"round": round, "sites": {site: {"delta": plan.delta_(), "events": events}}}
+    return {"round": round, "sites": {site: {"delta": plan.required_delta, "events": events}}}

@@ -15,10 +15,10 @@ from rich.table import Table
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
-from privacy.contract.decision import Policy, load_policy
 from privacy.contract.forecast import Forecast, epsilons, forecast, sites_of
 from privacy.contract.plan import Plan, SitePlan
 from privacy.contract.plan_file import load_plan
+from privacy.contract.policy import Policy, load_policy
 from privacy.ledger.entries import verify
 
 _SHOWN: Final = 20
@@ -54,7 +54,7 @@ def show(
     for own, number in track(
         work, "counting", console=Console(stderr=True), disable=not sys.stderr.isatty()
     ):
-        counted[own] += epsilons(found[own], chosen.delta_(), [number])
+        counted[own] += epsilons(found[own], chosen.required_delta, [number])
     if as_json:
         sites = {
             name: _facts(chosen, found[own], counted[own], rules, past)
@@ -70,7 +70,7 @@ def _groups(plan: Plan) -> dict[SitePlan, tuple[str, ...]]:
     """Sites of the same terms share one account."""
     groups: dict[SitePlan, tuple[str, ...]] = {}
     for name in sites_of(plan):
-        own = SitePlan(None, plan.at(name).epsilon, plan.at(name).limit)
+        own = SitePlan(None, plan.site_overrides(name).epsilon, plan.site_overrides(name).limit)
         groups[own] = (*groups.get(own, ()), name)
     return groups
 

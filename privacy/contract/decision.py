@@ -13,28 +13,7 @@ from privacy.accounting.epsilon import calibrate, spent, within
 from privacy.accounting.events import Event
 from privacy.accounting.segments import AccountingError, Budget
 from privacy.contract.plan import Plan, PlanError
-from privacy.contract.policy import (
-    ANY,
-    BUILTIN,
-    UPDATE,
-    Policy,
-    PolicyError,
-    load_policy,
-    parse_policy,
-)
-
-__all__ = [
-    "BUILTIN",
-    "EXHAUSTED",
-    "Accepted",
-    "Policy",
-    "PolicyError",
-    "Refusal",
-    "judge",
-    "load_policy",
-    "parse_policy",
-]
-
+from privacy.contract.policy import ANY, UPDATE, Policy
 
 EXHAUSTED: Final = "budget-exhausted"
 _MOST_NOISE: Final = 10.0

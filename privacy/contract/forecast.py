@@ -11,9 +11,10 @@ from typing import Final
 from privacy.accounting.epsilon import spent, within
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
-from privacy.contract.decision import EXHAUSTED, Accepted, Policy, Refusal, judge
+from privacy.contract.decision import EXHAUSTED, Accepted, Refusal, judge
 from privacy.contract.outputs import Output, outputs
 from privacy.contract.plan import Plan
+from privacy.contract.policy import Policy
 
 EVERY: Final = "every site"
 """The one site of a plan whose sites have their names from the data."""

@@ -104,13 +104,13 @@ class Plan:
         """Whether the plan claims any privacy at all."""
         return self.unit != "none"
 
-    def at(self, site: str) -> SitePlan:
-        """What the plan says of one site; a site that it does not name has nothing of its own."""
+    def site_overrides(self, site: str) -> SitePlan:
+        """What the plan says of one site alone; nothing for a site that it does not name."""
         return self.site.get(site, SitePlan())
 
     def rows_of(self, site: str) -> int:
         """The public nominal row count of a site; PlanError while it is "actual"."""
-        rows = self.at(site).rows or self.rows
+        rows = self.site_overrides(site).rows or self.rows
         if not isinstance(rows, int):
             raise PlanError(f'rows: expected a number for {site} before training, got "{rows}"')
         return rows
@@ -121,13 +121,19 @@ class Plan:
 
     def sigma_of(self, site: str) -> float | None:
         """The noise multiplier of a site's training: given, or calibrated for the whole run."""
+        return self._sigma(self.site_overrides(site))
+
+    def nominal_sigma(self) -> float | None:
+        """The noise multiplier of a site without overrides; of the coordinator's own noise."""
+        return self._sigma(SitePlan())
+
+    def _sigma(self, overrides: SitePlan) -> float | None:
         if not self.private:
             return None
-        own = self.at(site).epsilon
-        epsilon = own if own is not None else self.epsilon
+        epsilon = overrides.epsilon if overrides.epsilon is not None else self.epsilon
         if epsilon is None:
             return self.sigma
-        budget = Budget(epsilon, self.delta_())
+        budget = Budget(epsilon, self.required_delta)
         if self.unit == "client":
             together = calibrate(budget, rate=1.0, steps=self.rounds)
             if self.clip_sigma is None:
@@ -141,22 +147,26 @@ class Plan:
                 )
             return math.sqrt(1 / left)
         beside = tuple(replace(e, count=self.rounds) for e in self._metric_events())
-        if beside and spent(beside, self.delta_()) >= epsilon:
+        if beside and spent(beside, self.required_delta) >= epsilon:
             raise PlanError(
                 f"metrics_sigma: the paid metrics alone cost more than epsilon = {epsilon}, "
                 f"got {self.metrics_sigma}"
             )
         return calibrate(budget, rate=self.rate, steps=self.steps * self.rounds, beside=beside)
 
-    def delta_(self) -> float:
-        """The plan's delta, of a private plan."""
+    @property
+    def required_delta(self) -> float:
+        """The plan's delta; PlanError for a plan without privacy, which has none."""
         if self.delta is None:
             raise PlanError('delta: expected a value unless unit = "none", got nothing')
         return self.delta
 
     def event(self, site: str) -> Event | None:
         """What one round's training at one site releases; None without privacy."""
-        sigma = self.sigma_of(site)
+        return self._event(self.site_overrides(site))
+
+    def _event(self, overrides: SitePlan) -> Event | None:
+        sigma = self._sigma(overrides)
         if sigma is None:
             return None
         if self.unit == "client":
@@ -165,7 +175,14 @@ class Plan:
 
     def events_of_round(self, site: str) -> tuple[Event, ...]:
         """Everything that one round at one site pays for: the update, then the paid extras."""
-        event = self.event(site)
+        return self._events(self.site_overrides(site))
+
+    def nominal_events(self) -> tuple[Event, ...]:
+        """What one round costs a site without overrides, or the coordinator (unit "client")."""
+        return self._events(SitePlan())
+
+    def _events(self, overrides: SitePlan) -> tuple[Event, ...]:
+        event = self._event(overrides)
         if event is None:
             return ()
         if self.unit == "client":
@@ -182,18 +199,30 @@ class Plan:
 
     def limit_of(self, site: str) -> Budget | None:
         """The budget at which a site declines in this run, where the plan sets one."""
-        own = self.at(site).limit
-        epsilon = own if own is not None else self.limit
+        return self._limit(self.site_overrides(site))
+
+    def nominal_limit(self) -> Budget | None:
+        """The budget in this run of a site without overrides, or of the coordinator."""
+        return self._limit(SitePlan())
+
+    def _limit(self, overrides: SitePlan) -> Budget | None:
+        epsilon = overrides.limit if overrides.limit is not None else self.limit
         if epsilon is None or not self.private:
             return None
-        return Budget(epsilon, self.delta_())
+        return Budget(epsilon, self.required_delta)
 
     def epsilon_after(self, site: str, rounds: int) -> float | None:
         """Epsilon of a site after so many rounds of this plan; None without privacy."""
+        return self._epsilon(self.events_of_round(site), rounds)
+
+    def nominal_epsilon_after(self, rounds: int) -> float | None:
+        """Epsilon after so many rounds of a site without overrides; None without privacy."""
+        return self._epsilon(self.nominal_events(), rounds)
+
+    def _epsilon(self, events: tuple[Event, ...], rounds: int) -> float | None:
         if not self.private:
             return None
-        events = [replace(e, count=rounds) for e in self.events_of_round(site)]
-        return spent(events, self.delta_())
+        return spent([replace(e, count=rounds) for e in events], self.required_delta)
 
     def to_dict(self) -> dict[str, Any]:
         """All keys that have a value, in the order of the class."""
@@ -224,7 +253,9 @@ class Plan:
         """The plan as a file that can be run again; the calibrated sigmas stand in comments."""
         lines = [tomli_w.dumps(self.to_dict(), multiline_strings=True)]
         if self.private and self.epsilon is not None and isinstance(self.rows, int):
-            lines.append(f"# sigma, calibrated for {self.rounds} rounds: {self.sigma_of('')!r}\n")
+            lines.append(
+                f"# sigma, calibrated for {self.rounds} rounds: {self.nominal_sigma()!r}\n"
+            )
         for name, own in sorted(self.site.items()):
             if self.private and own.epsilon is not None:
                 lines.append(f"# sigma of {name}, calibrated: {self.sigma_of(name)!r}\n")

@@ -177,7 +177,10 @@ def parse(table: Mapping[str, Any]) -> Plan:
 
 def with_rows(plan: Plan, rows: Mapping[str, int]) -> Plan:
     """The plan with the sites' actual row counts written into it; delta is checked against them."""
-    sites = {n: replace(plan.at(n), rows=plan.at(n).rows or count) for n, count in rows.items()}
+    sites = {
+        n: replace(plan.site_overrides(n), rows=plan.site_overrides(n).rows or count)
+        for n, count in rows.items()
+    }
     most = max(n.rows or 1 for n in sites.values())
     nominal = plan.rows if isinstance(plan.rows, int) else most
     resolved = replace(plan, rows=nominal, site={**plan.site, **sites})

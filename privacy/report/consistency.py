@@ -49,7 +49,7 @@ def against_history(
                 latest = row.epsilon
             elif said["status"] != "trained" and abs(stated - latest) <= TOLERANCE:
                 pass  # what was spent on a reply that never came shows with the next one
-            elif abs(stated - spent(once, plan.delta_())) <= TOLERANCE:
+            elif abs(stated - spent(once, plan.required_delta)) <= TOLERANCE:
                 notes.append(
                     f"{account.name}: rounds that were paid for and never completed are in the "
                     "ledger and in this report's totals, not in the history's"
@@ -68,15 +68,15 @@ def _stated(said: Mapping[str, Any], row: Row, plan: Plan, name: str, place: str
     found: list[Problem] = []
     marginal = said.get("epsilon_round")
     once = row.events[: len(plan.events_of_round(name))]
-    alone = spent(once, plan.delta_())
+    alone = spent(once, plan.required_delta)
     if marginal is None or (
         abs(marginal - row.epsilon_round) > TOLERANCE
-        and not 0 <= marginal <= spent(row.events, plan.delta_()) + TOLERANCE
+        and not 0 <= marginal <= spent(row.events, plan.required_delta) + TOLERANCE
     ):
         message = f"epsilon_round {marginal} is stated, the round by itself costs {alone:.6g}"
         found.append(Problem("epsilon-differs", place, message))
-    if said.get("delta") is not None and said["delta"] != plan.delta_():
-        message = f"delta {said['delta']:g} is stated, the plan's is {plan.delta_():g}"
+    if said.get("delta") is not None and said["delta"] != plan.required_delta:
+        message = f"delta {said['delta']:g} is stated, the plan's is {plan.required_delta:g}"
         found.append(Problem("epsilon-differs", place, message))
     for key in ("sigma", "rate", "steps"):
         stated = said.get(key)

@@ -56,10 +56,12 @@ def reckon(source: Source) -> Reckoning:
         ]
     for account in accounts:
         problems += against_history(source, plan, account, notes)
-        problems += two_accountants(source, account, plan.delta_())
+        problems += two_accountants(source, account, plan.required_delta)
         problems += within_limit(source, plan, account)
     problems += federation(source, accounts)
-    return Reckoning(tuple(accounts), plan.delta_(), tuple(problems), tuple(dict.fromkeys(notes)))
+    return Reckoning(
+        tuple(accounts), plan.required_delta, tuple(problems), tuple(dict.fromkeys(notes))
+    )
 
 
 def _chains(source: Source) -> list[Problem]:
@@ -133,7 +135,7 @@ def _from_book(
         status = said.get(number, {"status": alone, "reason": None})
         if status["status"] == "trained" and paid:
             problems += _weaker(paid, planned, f"{where} round {number}")
-        rows.append(_row(number, status, before, paid, plan.delta_()))
+        rows.append(_row(number, status, before, paid, plan.required_delta))
         before += paid
     past = tuple(e.event for e in entries if e.run != source.run_id)
     return Account(name, covers, "ledger", tuple(rows), past, before)
@@ -166,7 +168,7 @@ def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) 
                     message = f"the ledger grew by {grown} entries, more releases were told"
                     problems.append(Problem("entry-missing", place, message))
                 reached = head["n"]
-        rows.append(_row(number, status, before, paid, plan.delta_()))
+        rows.append(_row(number, status, before, paid, plan.required_delta))
         before += paid
     return Account(site, (site,), "plan and counter-signed heads", tuple(rows), (), before)
 

@@ -202,7 +202,7 @@ def _policy(source: Source, plan: Plan) -> dict[str, Any]:
                 refused.setdefault((site, reason), []).append(line["round"])
     own = source.policy or {}
     return {
-        "limit": tables.budget(plan.limit_of("")),
+        "limit": tables.budget(plan.nominal_limit()),
         "set_by": "the site's own policy" if source.policy else "the plan of the run",
         "policy": {k: v for k, v in sorted(own.items()) if isinstance(v, str | int | float | bool)},
         "refusals": [

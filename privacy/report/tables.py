@@ -106,7 +106,7 @@ def planned(plan: Plan, site: str) -> float | None:
     """The epsilon that the plan aims at for a site, all rounds done."""
     if not plan.private:
         return None
-    own = plan.at(site).epsilon
+    own = plan.site_overrides(site).epsilon
     return own if own is not None else plan.epsilon or plan.epsilon_after(site, plan.rounds)
 
 

@@ -116,7 +116,7 @@ def _sites(plan: Plan, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _site(plan: Plan, name: str, history: list[dict[str, Any]]) -> dict[str, Any]:
     limit = plan.limit_of(name)
-    planned = (plan.at(name).epsilon or plan.epsilon) if plan.private else None
+    planned = (plan.site_overrides(name).epsilon or plan.epsilon) if plan.private else None
     one: dict[str, Any] = {
         "name": name,
         "status": "waiting",

@@ -166,7 +166,7 @@ def _clip(state: State) -> float:
 
 
 def _noised(total: Arrays, state: State, plan: Plan) -> Arrays:
-    sigma = plan.sigma_of("")
+    sigma = plan.nominal_sigma()
     if sigma is None:
         raise ValueError("sigma: expected noise in the client unit")
     std = sigma * _clip(state)

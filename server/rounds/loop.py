@@ -187,8 +187,8 @@ def _play(grid: Grid, job: Job, state: State, found: _Round) -> State | None:
         return None
     if job.ledger is not None:
         number = state.round + 1
-        events = job.plan.events_of_round("")
-        limit = job.plan.limit_of("")
+        events = job.plan.nominal_events()
+        limit = job.plan.nominal_limit()
         job.ledger.spend_all(events, limit, run=job.folder.id, round=number, plan=job.plan.digest)
     updates = itertools.chain(iter([first]), updates)
     del first
@@ -338,12 +338,12 @@ def _said(job: Job, answer: Answer, totals: dict[str, float]) -> dict[str, Any]:
     if plan.unit == "client" and job.ledger is not None:
         events = job.ledger.events(job.folder.id)
     before = totals.get(site, 0.0)
-    epsilon = max(before, spent(events, plan.delta_())) if events else before
+    epsilon = max(before, spent(events, plan.required_delta)) if events else before
     totals[site] = epsilon
     return said | {
         "epsilon_round": epsilon - before,
         "epsilon": epsilon,
-        "delta": plan.delta_(),
+        "delta": plan.required_delta,
         "sigma": answer.sigma if answer.sigma is not None else plan.sigma_of(site),
         "rate": 1.0 if plan.unit == "client" else plan.rate,
         "steps": (1 if plan.unit == "client" else plan.steps) if trained else 0,

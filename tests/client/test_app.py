@@ -20,9 +20,9 @@ from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.accounting.events import Event
 from privacy.arrays import Arrays, decode, encode
-from privacy.contract.decision import Policy
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
+from privacy.contract.policy import Policy
 from privacy.ledger.ledger import Ledger
 from server.rounds.checkpoint import write_whole
 from simulations.grid import LocalGrid, context

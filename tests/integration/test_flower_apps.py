@@ -16,7 +16,7 @@ import client.flower_app
 import server.flower.app
 from client.agent import process
 from privacy.accounting.events import Event
-from privacy.contract.decision import BUILTIN
+from privacy.contract.policy import BUILTIN
 from privacy.ledger.ledger import Ledger
 from server.flower.app import StockError
 from server.flower.grid import RegisteredGrid

@@ -18,7 +18,7 @@ import pytest
 
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
-from privacy.contract.decision import BUILTIN
+from privacy.contract.policy import BUILTIN
 from privacy.ledger.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]

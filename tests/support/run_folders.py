@@ -103,13 +103,13 @@ def _said(
     if not plan.private:
         return said | dict.fromkeys(keys) | {"rate": plan.rate, "steps": plan.steps}
     book = books["coordinator"] if plan.unit == "client" else books[site]
-    epsilon = spent(book.events(), plan.delta_())
+    epsilon = spent(book.events(), plan.required_delta)
     before = lines[-1]["sites"][site]["epsilon"] if lines else 0.0
     event = plan.events_of_round(site)[0]
     return said | {
         "epsilon_round": epsilon - before,
         "epsilon": epsilon,
-        "delta": plan.delta_(),
+        "delta": plan.required_delta,
         "sigma": event.sigma,
         "rate": event.rate,
         "steps": 0 if out else event.steps,

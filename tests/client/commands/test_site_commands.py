@@ -14,9 +14,9 @@ from client.agent.populations import PopulationError
 from client.agent.process import again
 from client.commands import ledgers, plans
 from privacy.accounting.epsilon import spent
-from privacy.contract.decision import PolicyError, load_policy
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import parse
+from privacy.contract.policy import PolicyError, load_policy
 from privacy.identity.keys import new_signing_key, sign, signing_public
 from privacy.ledger.heads import GENESIS, accept, payload
 from privacy.ledger.ledger import Ledger, LedgerError, log_path

@@ -201,7 +201,7 @@ def test_a_model_received_from_the_coordinator_is_kept_and_used(tmp_path: Path) 
     plan = plan_for("digits")
     book = Ledger.create(tmp_path / "ledger.jsonl", population="people", durable=False)
     for number in (1, 2, 3):
-        book.spend_all(plan.events_of_round(""), None, run=RUN, round=number, plan=plan.digest)
+        book.spend_all(plan.nominal_events(), None, run=RUN, round=number, plan=plan.digest)
     weights = {"weight": np.ones((10, 64), np.float32), "bias": np.zeros(10, np.float32)}
     keep_model = keeper(tmp_path, "site", book)
     for number in (0, 3, 3):

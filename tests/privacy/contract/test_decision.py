@@ -14,15 +14,7 @@ from client.release import REASONS
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
-from privacy.contract.decision import (
-    Accepted,
-    Policy,
-    PolicyError,
-    Refusal,
-    judge,
-    load_policy,
-    parse_policy,
-)
+from privacy.contract.decision import Accepted, Refusal, judge
 from privacy.contract.forecast import (
     EVERY,
     epsilons,
@@ -34,6 +26,7 @@ from privacy.contract.forecast import (
 from privacy.contract.outputs import PUBLIC, outputs
 from privacy.contract.plan import Plan, SitePlan
 from privacy.contract.plan_file import parse
+from privacy.contract.policy import Policy, PolicyError, load_policy, parse_policy
 from privacy.ledger.ledger import Exhausted, Ledger
 
 
@@ -266,7 +259,7 @@ def test_a_simulated_site_allows_its_plan_up_to_its_limit() -> None:
 def test_the_forecast_agrees_with_the_ledger_of_the_run(tmp_path: Path, asked: Plan) -> None:
     rules = policy(epsilon=1.5, outputs=("update", "loss", "accuracy"))
     found = forecast(asked, "site-0", rules)
-    foretold = dict(epsilons(found, asked.delta_(), range(1, asked.rounds + 1)))
+    foretold = dict(epsilons(found, asked.required_delta, range(1, asked.rounds + 1)))
     ledger = Ledger.create(tmp_path / "l.jsonl", population="p", durable=False)
     for number in range(1, asked.rounds + 1):
         verdict = judge(asked, rules, ledger.merged(), site="site-0", round=number)
@@ -276,7 +269,7 @@ def test_the_forecast_agrees_with_the_ledger_of_the_run(tmp_path: Path, asked: P
             assert found.refusal.code == verdict.code == "budget-exhausted"
             break
         ledger.spend_all(verdict.events, rules.budget, run="r", round=number, plan=asked.digest)
-        assert abs(ledger.spent(asked.delta_()) - foretold[number]) < 1e-9
+        assert abs(ledger.spent(asked.required_delta) - foretold[number]) < 1e-9
     else:
         assert found.refused is None
 
@@ -304,7 +297,7 @@ def test_the_sites_of_a_plan_are_known_by_number_or_by_name() -> None:
         "a",
         "b",
     )
-    assert plan(site={"site-1": {"limit": 1.0}}).at("site-1") == SitePlan(limit=1.0)
+    assert plan(site={"site-1": {"limit": 1.0}}).site_overrides("site-1") == SitePlan(limit=1.0)
 
 
 @settings(max_examples=200, deadline=None)

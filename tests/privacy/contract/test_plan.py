@@ -113,7 +113,7 @@ def test_the_event_comes_from_the_same_value_as_the_training() -> None:
 
 def test_a_calibrated_run_costs_what_was_asked_and_no_more() -> None:
     plan = load_plan("digits", ["epsilon=2.0", "rounds=50"])
-    total = plan.epsilon_after("", 50)
+    total = plan.nominal_epsilon_after(50)
     assert total is not None
     assert 0.995 * 2 <= total <= 2
 
@@ -130,8 +130,8 @@ def test_the_adaptive_clip_is_paid_from_the_same_epsilon() -> None:
             "rounds=10",
         ],
     )
-    events = [e for e in plan.events_of_round("") for _ in range(10)]
-    assert len(plan.events_of_round("")) == 2
+    events = [e for e in plan.nominal_events() for _ in range(10)]
+    assert len(plan.nominal_events()) == 2
     assert 0.99 * 8 <= spent(events, 3e-4) <= 8
 
 

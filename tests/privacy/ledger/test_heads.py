@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
-from privacy.contract.decision import Budget
+from privacy.accounting.segments import Budget
 from privacy.ledger.heads import (
     GENESIS,
     Head,

@@ -115,7 +115,7 @@ def test_a_grown_ledger_verifies_and_a_rewritten_one_does_not(tmp_path: Path) ->
     own = run / "ledgers" / "site-0.jsonl"
     plan = make_plan()
     ledger = Ledger.open(own, durable=False)
-    ledger.spend_all(plan.events_of_round(""), None, run="later", round=1, plan=plan.digest)
+    ledger.spend_all(plan.nominal_events(), None, run="later", round=1, plan=plan.digest)
     assert verify(filed, name_ledgers(filed, [str(own)])).sound
     other = run_folder(tmp_path / "other", make_plan(sigma=9.0))
     forged = other / "ledgers" / "site-0.jsonl"
