@@ -1,10 +1,12 @@
-"""The ServerApps: the composition root, where values, files and Flower meet.
+"""The ServerApp: the composition root, where values, files and Flower meet.
 
-`client` is imported here alone, lazily: for the first weights and for evaluation on public data.
+`client` is imported in server/evaluation.py alone, lazily: for the first weights and for evaluation
+on public data.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,78 +17,63 @@ from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Ledger
 from server.model_process import Child
 from server.registry.heads import HeadBook
-from server.rounds.loop import Job, Outcome, federate
+from server.rounds.job import Attempts, Job, Listener
+from server.rounds.loop import Outcome, federate
 from server.rounds.run_folder import RunFolder
+from server.rounds.site_grid import SiteGrid
 from server.rounds.summary import summarise
 
-_PAUSE_SECONDS: Final = 2.0
+ATTEMPTS: Final = Attempts(most=3, pause=2.0, hand_out=30.0)
 
 
-def make_app(job: Job, done: Callable[[Outcome], None]) -> ServerApp:
-    """The ServerApp that plays one job; `done` hears how it ended."""
+def make_app(play: Callable[[Grid], object]) -> ServerApp:
+    """The ServerApp that plays one run with the Grid that it is given."""
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        done(federate(grid, job))
+        play(grid)
 
     return app
 
 
 def coordinate(
-    grid: Grid,
+    grid: SiteGrid,
     plan: Plan,
     run: RunFolder,
     *,
     home: Path,
     sign: Callable[[bytes], bytes],
     child: Child,
+    listener: Listener,
     sign_model: Callable[[Path], None] | None = None,
-    timeout: float | None = None,
-    attempts: int = 3,
-    hand_out: float = 30.0,
-    gather: Callable[[], None] = lambda: None,
-    on_round: Callable[[Mapping[str, Any]], None] = lambda line: None,
-    on_answer: Callable[[int, Any], None] = lambda number, answer: None,
+    attempts: Attempts = ATTEMPTS,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Play a plan with the sites of `grid` and write the run folder; this process stays lean.
 
-    `home` is the coordinator's folder (heads, its own ledger), `sign` its Ed25519 signature,
-    `gather` waits until enough sites are connected; `child` knows torch.
+    `home` is the coordinator's folder (heads, its own ledger), `sign` its Ed25519 signature;
+    `child` knows torch.
     """
     began = time.perf_counter()
     ledger = None
     if plan.unit == "client":
-        ledger = _own_ledger(home / "ledgers" / "coordinator.jsonl")
+        ledger = _coordinator_ledger(home / "ledgers" / "coordinator.jsonl")
     child.ready()
+    run = replace(run, sign=sign_model)
+    heads = HeadBook(home / "heads", run.id, run.path / "heads", sign)
+    job = Job(plan, run, grid, child, heads, listener, ledger, attempts)
     outcomes: list[Outcome] = []
-    job = Job(
-        plan,
-        run,
-        child.initial,
-        evaluate=child.evaluate,
-        heads=HeadBook(home / "heads", run.id, run.path / "heads", sign),
-        ledger=ledger,
-        sign=sign_model,
-        gather=gather,
-        on_round=on_round,
-        on_answer=on_answer,
-        timeout=timeout,
-        attempts=attempts,
-        pause=_PAUSE_SECONDS,
-        hand_out=hand_out,
-    )
     context = Context(
         run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}
     )
-    make_app(job, outcomes.append)(grid=grid, context=context)
+    make_app(lambda _: outcomes.append(federate(job)))(grid=grid, context=context)
     (outcome,) = outcomes
     summary = summarise(plan, outcome, time.perf_counter() - began)
     run.write_summary(summary)
     return outcome, summary
 
 
-def _own_ledger(path: Path) -> Ledger:
+def _coordinator_ledger(path: Path) -> Ledger:
     """The coordinator's own ledger, which pays where it adds the noise (unit "client")."""
     if path.exists():
         return Ledger.open(path)

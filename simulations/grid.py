@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from server.rounds.site_grid import SiteGrid
 
 _FIRST_NODE = 1000
 
@@ -23,7 +24,7 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-class LocalGrid(Grid):
+class LocalGrid(SiteGrid):
     """The Grid of a simulation: whatever the engine, one reply at a time is handed on.
 
     `drops(site, round)` says whether a site stays silent (it is never asked), `late(site, round)`
@@ -67,9 +68,6 @@ class LocalGrid(Grid):
     def names(self) -> Mapping[int, str]:
         """Which site each node is."""
         return self._names
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self._names)
 
     def wait(self, seconds: float) -> None:
         """Nothing arrives by itself: `pull_messages` waits for the engine."""

@@ -15,7 +15,8 @@ from privacy.mechanism import noise
 from server.app import make_app
 from server.evaluation import evaluate_on, initial_weights
 from server.registry.signing import own_key, signer
-from server.rounds.loop import Job, Outcome
+from server.rounds.job import Job, Model, Silent
+from server.rounds.loop import Outcome, federate
 from server.rounds.run_folder import FolderError, RunFolder
 from server.rounds.summary import summarise
 from simulations.dataset import Place, World, own_ledger, prepare
@@ -62,21 +63,12 @@ def simulate(
             raise FolderError(f"{folder}: --insecure-reproducible: expected as the run was begun")
     else:
         run = RunFolder.create(folder, plan, kind="simulation", insecure=insecure)
-    run = replace(run, durable=False)
+    run = replace(run, durable=False, sign=signer(own_key(run.path), durable=False))
     place = Place(plan, world.train, world.parts, folder, insecure)
     ledger = own_ledger(folder, COORDINATOR) if plan.unit == "client" else None
     on_start(plan, len(run.history()))
     initial = initial_weights(plan)
-    job = Job(
-        plan,
-        run,
-        lambda: initial,
-        evaluate=_evaluator(plan, world),
-        ledger=ledger,
-        sign=signer(own_key(run.path), durable=run.durable),
-        on_round=on_round,
-        insecure=insecure,
-    )
+    model, listener = Model(lambda: initial, _evaluator(plan, world)), Silent(on_round)
     outcomes: list[Outcome] = []
     with ExitStack() as stack:
         if insecure:
@@ -87,7 +79,8 @@ def simulate(
         context = Context(
             run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}
         )
-        make_app(job, outcomes.append)(grid=grid, context=context)
+        job = Job(plan, run, grid, model, listener=listener, ledger=ledger)
+        make_app(lambda _: outcomes.append(federate(job)))(grid=grid, context=context)
     (outcome,) = outcomes
     summary = summarise(plan, outcome, time.perf_counter() - began, insecure=insecure)
     run.write_summary(summary)

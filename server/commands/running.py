@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from server.model_process import Child
     from server.rounds.loop import Outcome
     from server.rounds.run_folder import RunFolder
+    from server.rounds.site_grid import SiteGrid
 
 EXIT: Final = {"done": 0, "failed": 1, "budget": 3}
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
@@ -143,7 +145,7 @@ def play(
 ) -> "Outcome":
     """Make or open the run's folder and play the plan with the sites of `grid`, for all to see."""
     from privacy.identity.keys import sign, signing_public
-    from server.app import coordinate
+    from server.app import ATTEMPTS, coordinate
     from server.registry.signing import PUBLIC, signer
     from server.rounds.checkpoint import write_whole
     from server.rounds.run_folder import RunFolder
@@ -163,11 +165,8 @@ def play(
         sign=lambda payload: sign(home.signing_key, payload),
         sign_model=signer(home.signing_key),
         child=child,
-        timeout=timeout,
-        hand_out=hand_out,
-        gather=lambda: view.gather(grid, plan.min_sites),
-        on_round=view.round,
-        on_answer=view.answer,
+        listener=view,
+        attempts=replace(ATTEMPTS, round_timeout=timeout, hand_out=hand_out),
     )
     view.end(summary, path)
     return outcome
@@ -179,6 +178,7 @@ class View:
     def __init__(self, home: Home, *, as_json: bool) -> None:
         self._json, self._file = as_json, home.folder / "status.json"
         self._now: dict[str, Any] = {}
+        self._least = 1
 
     def log(self, event: str, **facts: object) -> None:
         from server.fleet.tls import json_line
@@ -189,26 +189,37 @@ class View:
             print(json_line(event, **facts) if self._json else said, file=sys.stderr, flush=True)
 
     def begin(self, folder: "RunFolder", plan: Plan, listen: str) -> None:
+        self._least = plan.min_sites
         self._tell(run=folder.path.name, listen=listen, planned=plan.rounds, round=0)
         self.log("listening", where=listen, run=folder.path.name, plan=plan.digest[:16])
 
-    def gather(self, grid: "LinkGrid | RegisteredGrid", least: int) -> None:
-        """Wait until enough sites are connected; says who is missing now and then."""
-        told = 0.0
-        while len(found := sorted(grid.names().values())) < least:
-            if time.monotonic() > told + 10:
-                told = time.monotonic()
-                self.log("waiting", connected=",".join(found) or "nobody", needed=least)
-                self._tell(connected=found)
+    def ready(
+        self, grid: "SiteGrid", number: int, declined: Mapping[str, Any]
+    ) -> Collection[str] | None:
+        """Wait until enough sites are connected; logs who is missing every 10 s."""
+        from server.rounds.messages import FINAL_REFUSALS
+
+        logged = 0.0
+        while len(connected := sorted(grid.names().values())) < self._least:
+            if time.monotonic() > logged + 10:
+                logged = time.monotonic()
+                missing = ",".join(connected) or "nobody"
+                self.log("waiting", connected=missing, needed=self._least)
+                self._tell(connected=connected)
             grid.wait(0.2)
             time.sleep(0.05)
-        self._tell(connected=found)
+        self._tell(connected=connected)
+        refused = {site for site, answer in declined.items() if answer.reason in FINAL_REFUSALS}
+        return set(connected) - refused
 
-    def answer(self, number: int, answer: Any) -> None:
+    def waiting(self) -> None:
+        """Nothing ends a wait for replies."""
+
+    def on_answer(self, number: int, answer: Any) -> None:
         if answer.status != "trained":
             self.log("answer", round=number, site=answer.site, said=answer.reason or answer.status)
 
-    def round(self, line: Any) -> None:
+    def on_round(self, line: Any) -> None:
         self._tell(round=line["round"], epsilon=line["epsilon"])
         if self._json:
             print(json.dumps(line), flush=True)

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from flwr.app import Error, Message, RecordDict
-from flwr.serverapp import Grid
 
 from server.fleet.pending_message import PendingMessage
 from server.fleet.superlink import Fleet
 from server.fleet.tls import Log
 from server.fleet.tls_server import TlsServer
 from server.registry.sites import Home
+from server.rounds.site_grid import SiteGrid
 
 _M_MMAP_THRESHOLD: Final = -3
 _NO_REPLY: Final = 4  # Flower's code for a reply that cannot be had
 
 
-class LinkGrid(Grid):
+class LinkGrid(SiteGrid):
     """Flower's Grid over the fleet; replies come one at a time, as soon as each is whole.
 
     A message that cannot be answered any more (its time to live is over, its site is revoked or
@@ -63,9 +63,6 @@ class LinkGrid(Grid):
         fleet = self._fleet
         with fleet.news:
             return {fleet.nodes[s]: s for s in sorted(fleet.active) if not fleet.silent(s)}
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.names())
 
     def wait(self, seconds: float) -> None:
         """Until something may have arrived, but no longer than so many seconds."""

@@ -14,11 +14,13 @@ import httpx
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from server.rounds.site_grid import SiteGrid
+
 _NO_REPLY: Final = 0
 _POLL: Final = 0.5
 
 
-class RegisteredGrid(Grid):
+class RegisteredGrid(SiteGrid):
     """The Grid that Flower gave the ServerApp, with what the coordinator's loop needs beside.
 
     `sites()` are the names of the sites by the PEM of their public keys, as they are now; `log`
@@ -49,9 +51,6 @@ class RegisteredGrid(Grid):
         ttl: float | None = None,
     ) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.names())
 
     def names(self) -> Mapping[int, str]:
         """Which site each connected node is; a node that is none is told of once."""

@@ -18,6 +18,33 @@ REPLY: Final = "reply"
 STYPE: Final = "safetensors"
 _MOST_METRIC: Final = 1e30
 
+BUDGET: Final = "budget-exhausted"
+FINAL_REFUSALS: Final = frozenset(
+    {
+        BUDGET,
+        "plan-denied",
+        "coordinator-not-trusted",
+        "task-not-allowed",
+        "output-not-allowed",
+        "too-many-steps",
+        "noise-too-low",
+        "rate-too-high",
+    }
+)
+"""A site that declines with one of these is not asked again in this run, unless it says that it
+can take part after all."""
+
+WAITING_REFUSALS: Final = frozenset(
+    {
+        "plan-not-approved",
+        "paused",
+        "ledger-not-written",
+        "ledger-untrusted",
+        "too-many-rounds-today",
+    }
+)
+"""A site that declines with one of these waits for a person or for the next day."""
+
 
 class ReplyError(ValueError):
     """A reply that is not what was asked for: the site is named, the others' round stands."""

@@ -8,12 +8,13 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from privacy.arrays import Arrays
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
 from server.rounds import checkpoint
@@ -26,18 +27,24 @@ class FolderError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """`runs/<name>/`: plan.toml, run.json, history.jsonl, summary.json, checkpoints/."""
+    """`runs/<name>/`: plan.toml, run.json, history.jsonl, summary.json, checkpoints/.
+
+    `sign` signs a complete checkpoint's file. An `insecure` run (reproducible noise) says so in
+    every line and checkpoint.
+    """
 
     path: Path
     id: str
     durable: bool = True
+    sign: Callable[[Path], None] | None = None
+    insecure: bool = False
 
     @classmethod
     def create(cls, path: Path, plan: Plan, **facts: Any) -> "RunFolder":
         """A new run; FolderError where the name is taken or the place cannot be written."""
         if path.exists():
             raise FolderError(f"{path}: this run exists, expected --resume or another --name")
-        run = cls(path, secrets.token_hex(8))
+        run = cls(path, secrets.token_hex(8), insecure=bool(facts.get("insecure")))
         making = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
             (making / "checkpoints").mkdir(parents=True)
@@ -64,7 +71,7 @@ class RunFolder:
             raise FolderError(f"{path}: was begun under another plan, expected the same one")
         for left in (path / "checkpoints").glob(".*.tmp"):  # by a coordinator that was killed
             left.unlink(missing_ok=True)
-        return cls(path, run)
+        return cls(path, run, insecure=bool(about.get("insecure")))
 
     @property
     def checkpoints(self) -> Path:
@@ -85,8 +92,10 @@ class RunFolder:
 
     def write_round(
         self, arrays: Mapping[str, Any], plan: Plan, line: Mapping[str, Any]
-    ) -> tuple[Path, str]:
-        """The checkpoint, then the history's line; returns the file and the line."""
+    ) -> None:
+        """The checkpoint, then the history's line, then the checkpoint's signature."""
+        if self.insecure:
+            line = {**line, "insecure": True}
         text = json.dumps(line, allow_nan=False)
         metadata = {
             "run": self.id,
@@ -96,7 +105,7 @@ class RunFolder:
             "task": plan.task,
             "history": text,
         }
-        if line.get("insecure"):
+        if self.insecure:
             metadata["insecure"] = "true"
         path = checkpoint.write(
             self.checkpoints, line["round"], dict(arrays), metadata, durable=self.durable
@@ -109,7 +118,21 @@ class RunFolder:
                     os.fsync(file.fileno())
         except OSError as error:
             raise CheckpointError(f"{self.path / 'history.jsonl'}: not written ({error})") from None
-        return path, text
+        if self.sign is not None:
+            self.sign(path)
+
+    def resume(self) -> tuple[Arrays, int] | None:
+        """The arrays and the round of the last checkpoint; None before the first.
+
+        Signs it where a kill came between the checkpoint and its signature.
+        """
+        last = checkpoint.latest(self.checkpoints)
+        if last is None:
+            return None
+        arrays, metadata = checkpoint.read(last)
+        if self.sign is not None and not last.with_name(f"{last.name}.sig").exists():
+            self.sign(last)
+        return arrays, int(metadata["round"])
 
     def history(self) -> list[dict[str, Any]]:
         """The rounds that are complete, from their checkpoints; rewrites history.jsonl to match."""

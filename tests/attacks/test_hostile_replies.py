@@ -18,7 +18,8 @@ from privacy.arrays import encode
 from privacy.contract.plan import Plan
 from server.fleet.grid import LinkGrid
 from server.rounds import checkpoint
-from server.rounds.loop import Job, federate
+from server.rounds.job import Attempts, Job, Model
+from server.rounds.loop import federate
 from server.rounds.run_folder import RunFolder
 from tests.support.federation import Events, coordinator, linked, running, wait_for
 from tests.support.run_folders import make_plan
@@ -83,6 +84,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield found
 
 
+def job(live: Live, folder: RunFolder) -> Job:
+    """One run of the live federation, tried once."""
+    model = Model(lambda: WEIGHTS)
+    return Job(live.plan, folder, live.grid, model, attempts=Attempts(round_timeout=30))
+
+
 PICKLE = Array(dtype="uint8", shape=(9,), stype="pickle", data=pickle.dumps([1, 2]))
 CASES: dict[str, tuple[dict[str, Any], bytes | Array, str]] = {
     "not a number": ({}, update(np.full(SHAPE, np.nan)), "bad-update"),
@@ -119,7 +126,7 @@ def test_a_bad_answer_is_named_and_the_others_round_stands(
         change = {"events": events(live.plan, **change["events"])}
     live.answer = lambda fields, good: (fields | change, data)
     folder = RunFolder.create(tmp_path / "run", live.plan)
-    outcome = federate(live.grid, Job(live.plan, folder, lambda: WEIGHTS, timeout=30))
+    outcome = federate(job(live, folder))
     assert outcome.reason == "done"
     (line,) = folder.history()
     assert line["sites"]["hostile"]["status"] == "failed"
@@ -133,7 +140,7 @@ def test_a_bad_answer_is_named_and_the_others_round_stands(
 def test_a_good_answer_counts(live: Live, tmp_path: Path) -> None:
     live.answer = lambda fields, good: (fields, update(np.full(SHAPE, 3.0)))
     folder = RunFolder.create(tmp_path / "run", live.plan)
-    assert federate(live.grid, Job(live.plan, folder, lambda: WEIGHTS, timeout=30)).reason == "done"
+    assert federate(job(live, folder)).reason == "done"
     arrays, _ = checkpoint.read(checkpoint.path_of(folder.checkpoints, 1))
     assert np.array_equal(arrays["weight"], np.full(SHAPE, 2.0))
 
@@ -149,8 +156,9 @@ def test_a_round_that_too_few_sites_trained_is_tried_again_after_a_pause(
 
     live.answer = mended
     plan = replace(live.plan, min_sites=2)
-    job = Job(plan, RunFolder.create(tmp_path / "run", plan), lambda: WEIGHTS, timeout=30)
-    assert federate(live.grid, replace(job, attempts=3, pause=0.2)).reason == "done"
+    patient = Attempts(most=3, pause=0.2, round_timeout=30)
+    once = replace(job(live, RunFolder.create(tmp_path / "run", plan)), plan=plan)
+    assert federate(replace(once, attempts=patient)).reason == "done"
     pauses = np.diff(asked)
     assert len(pauses) == 2
     assert pauses[0] >= 0.2

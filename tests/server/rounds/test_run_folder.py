@@ -1,6 +1,7 @@
 """What a kill or a full disk leaves between two of the coordinator's files is made whole."""
 
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from privacy.ledger.ledger import Ledger
 from server.registry.heads import HeadBook, read_lines
 from server.registry.signing import signer
 from server.rounds import checkpoint
-from server.rounds.loop import Job, federate
+from server.rounds.job import Job, Model
+from server.rounds.loop import federate
 from server.rounds.messages import Answer
 from server.rounds.run_folder import RunFolder
+from simulations.engines.pool import Serial
+from simulations.grid import LocalGrid
 from simulations.run import simulate
 from tests.support.run_folders import make_plan
 
@@ -96,8 +100,9 @@ def test_a_resumed_run_signs_what_a_kill_left_unsigned_and_clears_what_it_left_b
     signature = last.with_name(f"{last.name}.sig")
     signature.unlink(missing_ok=True)
     (folder.checkpoints / ".000003.safetensors.1.tmp").write_bytes(b"half")
-    again = RunFolder.open(tmp_path / "run", plan)
-    job = Job(plan, again, lambda: {"w": np.zeros(1, np.float32)}, sign=signer(new_signing_key()))
-    assert federate(None, job).reason == "done"  # type: ignore[arg-type] - nobody is asked
+    again = replace(RunFolder.open(tmp_path / "run", plan), sign=signer(new_signing_key()))
+    nobody = LocalGrid(Serial, [])  # type: ignore[arg-type] - no site is asked
+    model = Model(lambda: {"w": np.zeros(1, np.float32)})
+    assert federate(Job(plan, again, nobody, model)).reason == "done"
     assert signature.exists()
     assert not list(folder.checkpoints.glob(".*"))

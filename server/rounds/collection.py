@@ -1,0 +1,103 @@
+"""Ask and judge: requests go out to the sites, judged answers come back one at a time."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Final
+
+from flwr.app import Message
+
+from privacy.contract.plan import Plan
+from privacy.ledger.heads import HeadError
+from server.rounds.aggregation import State
+from server.rounds.job import Heads
+from server.rounds.messages import Answer, ReplyError, Request, read
+from server.rounds.site_grid import SiteGrid
+
+NO_ANSWER: Final = "no-answer"
+_MOST_REPEATS: Final = 20
+_PATIENCE: Final = 0.05
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def replies(
+    grid: SiteGrid,
+    pending: dict[str, Request],
+    timeout: float | None,
+    waiting: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Request, Message]]:
+    """Replies as they arrive, each taken out of `pending`, for at most `timeout` seconds.
+
+    `waiting` is called between looks; what it raises ends the wait. Whatever is left in `pending`
+    was not answered in time.
+    """
+    deadline = time.monotonic() + timeout if timeout is not None else None
+    while pending:
+        arrived = deque(grid.pull_messages(list(pending)))
+        answered = False
+        while arrived:  # given away one by one: no reply stays in memory here
+            request = pending.pop(arrived[0].metadata.reply_to_message_id, None)
+            if request is None:
+                arrived.popleft()
+            else:
+                answered = True
+                yield request, arrived.popleft()
+        if deadline is not None and time.monotonic() >= deadline:
+            return
+        waiting()
+        if pending and not answered:
+            grid.wait(_PATIENCE)
+
+
+def judged(
+    message: Message, request: Request, plan: Plan, shapes: Shapes, heads: Heads | None
+) -> Answer:
+    """The site's answer; "failed" where it is malformed, unpaid, or its ledger's proof is wrong."""
+    site = request.site
+    try:
+        answer = read(message, request, shapes, plan.wire)
+        if not _plausible(plan, answer):
+            return Answer(site, "failed", "bad-reply")
+        paid = answer.status == "trained" and plan.unit == "record"
+        if paid and not answer.events:
+            return Answer(site, "failed", "unpaid")
+        if heads is not None and answer.proof is not None:
+            heads.accept(site, request.round, answer)
+        elif heads is not None and paid:
+            return Answer(site, "failed", "ledger-untrusted")
+    except ReplyError as error:
+        return Answer(site, "failed", str(error))
+    except HeadError:
+        return Answer(site, "failed", "ledger-untrusted")
+    return answer
+
+
+def _plausible(plan: Plan, answer: Answer) -> bool:
+    """Whether the events that a site reports can be: of the plan's unit and noise, and bounded.
+
+    A site may have paid more than once, and added noise; a claim beyond that could neither be
+    shown (an infinite epsilon) nor accounted in bounded time.
+    """
+    if plan.unit != "record" or not answer.events:
+        return True
+    requested = plan.events_of_round(answer.site)
+    least = min(event.sigma for event in requested) * (1 - 1e-9)
+    steps = sum(event.steps * event.count for event in requested)
+    reported = sum(event.steps * event.count for event in answer.events)
+    return (
+        len(answer.events) <= _MOST_REPEATS * plan.rounds
+        and reported <= _MOST_REPEATS * plan.rounds * steps
+        and all(event.unit == plan.unit and event.sigma >= least for event in answer.events)
+    )
+
+
+def shapes_of(state: State) -> Shapes:
+    """The shapes that every update must have."""
+    return {name: array.shape for name, array in state.weights.items()}
+
+
+def without_arrays(answer: Answer) -> Answer:
+    """The answer for the record: what was released is not part of it."""
+    return replace(answer, arrays=None, below=None, proof=None)

@@ -1,0 +1,115 @@
+"""Record: the history's line of a complete round, from the plan and the sites' answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from privacy.accounting.epsilon import spent
+from privacy.accounting.events import Event
+from privacy.contract.plan import Plan
+from server.rounds.messages import FINAL_REFUSALS, WAITING_REFUSALS, Answer
+
+
+@dataclass(slots=True)
+class RoundRecord:
+    """What happened in one round: each site's answer, and the bytes that were sent to them."""
+
+    answers: dict[str, Answer] = field(default_factory=dict)
+    bytes_down: int = 0
+
+    def trained(self) -> list[Answer]:
+        """The answers that carried an update."""
+        return [answer for answer in self.answers.values() if answer.status == "trained"]
+
+    def refusals(self) -> dict[str, Answer]:
+        """The answers that will be the same if the site is asked again at once."""
+        codes = FINAL_REFUSALS | WAITING_REFUSALS
+        answers = self.answers.items()
+        return {s: a for s, a in answers if a.status == "declined" and a.reason in codes}
+
+    def shortfall(self, plan: Plan) -> str:
+        """Why the round does not count, for the operator."""
+        if not self.answers:
+            return "no site is connected"
+        reasons = {f"{a.site}: {a.reason or a.status}" for a in self.answers.values()}
+        listed = "; ".join(sorted(reasons))
+        return f"{len(self.trained())} of at least {plan.min_sites} sites trained ({listed})"
+
+
+def epsilons(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The last known epsilon of every site that took part."""
+    totals: dict[str, float] = {}
+    for line in history:
+        for site, entry in line["sites"].items():
+            if entry["epsilon"] is not None:
+                totals[site] = entry["epsilon"]
+    return totals
+
+
+def round_line(
+    plan: Plan,
+    number: int,
+    record: RoundRecord,
+    metrics: Mapping[str, float],
+    totals: dict[str, float],
+    *,
+    seconds: float,
+    coordinator_events: tuple[Event, ...] = (),
+) -> dict[str, Any]:
+    """Metrics, each site's answer and cost, epsilon, seconds and bytes; updates `totals`.
+
+    `coordinator_events` are this run's events of the coordinator's own ledger (unit "client").
+    """
+    sites = {}
+    for site, answer in sorted(record.answers.items()):
+        events = coordinator_events if plan.unit == "client" else answer.events
+        sites[site] = _site_entry(plan, answer, events, totals)
+    return {
+        "round": number,
+        "metrics": {
+            **metrics,
+            **paid_metrics(plan, record.trained(), prefix="site_" if metrics else ""),
+        },
+        "sites": sites,
+        "epsilon": max(totals.values(), default=0.0) if plan.private else None,
+        "seconds": round(seconds, 4),
+        "bytes_up": sum(answer.size for answer in record.answers.values()),
+        "bytes_down": record.bytes_down,
+    }
+
+
+def _site_entry(
+    plan: Plan, answer: Answer, events: tuple[Event, ...], totals: dict[str, float]
+) -> dict[str, Any]:
+    site, trained = answer.site, answer.status == "trained"
+    entry: dict[str, Any] = {"status": answer.status, "reason": answer.reason}
+    if not plan.private:
+        none = dict.fromkeys(("epsilon_round", "epsilon", "delta", "sigma"))
+        return entry | none | {"rate": plan.rate, "steps": plan.steps if trained else 0}
+    before = totals.get(site, 0.0)
+    epsilon = max(before, spent(events, plan.required_delta)) if events else before
+    totals[site] = epsilon
+    return entry | {
+        "epsilon_round": epsilon - before,
+        "epsilon": epsilon,
+        "delta": plan.required_delta,
+        "sigma": answer.sigma if answer.sigma is not None else plan.sigma_of(site),
+        "rate": 1.0 if plan.unit == "client" else plan.rate,
+        "steps": (1 if plan.unit == "client" else plan.steps) if trained else 0,
+    }
+
+
+def paid_metrics(plan: Plan, answers: Sequence[Answer], *, prefix: str) -> dict[str, float]:
+    """The sites' paid metrics added up: noisy sums over a noisy or public count of rows."""
+    sums: dict[str, float] = {}
+    count = 0.0
+    for answer in answers:
+        if answer.metrics:
+            count += answer.metrics.get("rows", plan.rows_of(answer.site))
+            for name, value in answer.metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+    shares = ("loss", "accuracy")
+    return {
+        prefix + name: value / max(count, 1.0) if name in shares else value
+        for name, value in sums.items()
+    }
