@@ -11,6 +11,7 @@ from server.rounds.messages import FINAL_REFUSALS, Answer
 from server.rounds.run_folder import RunFolder
 from server.rounds.site_grid import SiteGrid
 
+
 class Interrupted(Exception):
     """The run ends here for a reason outside of it; `reason` is the outcome's."""
 

@@ -46,11 +46,11 @@ def _play(job: Job, history: list[Mapping[str, Any]]) -> Outcome:
     state, totals = _start(job), epsilons(history)
     declined: dict[str, Answer] = {}  # the last refusal of each site in this run
     replaced: dict[str, Answer] = {}  # of those, who was asked in the present round
-    failures, shortfall = 0, ""
+    failures = 0
     while state.round < plan.rounds:
         sites = listener.ready(job.grid, state.round + 1, declined)
         if sites is None or (declined and len(sites) < plan.min_sites):
-            return _ended(history, declined, sites, shortfall)
+            return _ended(history, declined, sites or ())
         began, record = time.perf_counter(), RoundRecord()
         try:
             following = _train(job, state, sites, record)
@@ -65,27 +65,25 @@ def _play(job: Job, history: list[Mapping[str, Any]]) -> Outcome:
             state, failures, replaced = following, 0, {}
             history.append(_record(job, state, record, totals, began))
             continue
-        shortfall = record.shortfall(plan)
         if news:
             continue  # the others are asked again in the same round, and answer as before
         failures += 1
         if failures >= job.attempts.most:
-            return Outcome("failed", history, shortfall)
+            return Outcome("failed", history, record.shortfall(plan))
         time.sleep(job.attempts.pause * failures)
     return Outcome("done", history)
 
 
 def _ended(
-    history: list[Mapping[str, Any]],
-    declined: Mapping[str, Answer],
-    sites: Collection[str] | None,
-    shortfall: str,
+    history: list[Mapping[str, Any]], declined: Mapping[str, Answer], left: Collection[str]
 ) -> Outcome:
     """The outcome where too few sites are left that may be asked."""
-    if not sites and declined and all(a.reason == BUDGET for a in declined.values()):
-        return Outcome("budget", history, "every site's budget is spent")
     reasons = "; ".join(f"{site}: {a.reason}" for site, a in sorted(declined.items()))
-    return Outcome("failed", history, shortfall or f"too few sites can take part ({reasons})")
+    if not declined or any(a.reason != BUDGET for a in declined.values()):
+        return Outcome("failed", history, f"too few sites can take part ({reasons})")
+    if left:
+        return Outcome("budget", history, f"too few sites can pay for a round ({reasons})")
+    return Outcome("budget", history, "every site's budget is spent")
 
 
 def _start(job: Job) -> State:
@@ -133,9 +131,7 @@ def _updates(
         listener.on_answer(number, record.answers[request.site])
 
 
-def _ask(
-    job: Job, state: State, sites: Collection[str], record: RoundRecord
-) -> dict[str, Request]:
+def _ask(job: Job, state: State, sites: Collection[str], record: RoundRecord) -> dict[str, Request]:
     """Send the round's requests to the cohort; the requests by the ids of their messages."""
     plan, number = job.plan, state.round + 1
     weights = packed(encode(state.weights))

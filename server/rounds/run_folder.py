@@ -90,9 +90,7 @@ class RunFolder:
         facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         return facts
 
-    def write_round(
-        self, arrays: Mapping[str, Any], plan: Plan, line: Mapping[str, Any]
-    ) -> None:
+    def write_round(self, arrays: Mapping[str, Any], plan: Plan, line: Mapping[str, Any]) -> None:
         """The checkpoint, then the history's line, then the checkpoint's signature."""
         if self.insecure:
             line = {**line, "insecure": True}
