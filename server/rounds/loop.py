@@ -102,8 +102,8 @@ def _train(job: Job, state: State, sites: Collection[str], record: RoundRecord) 
         return None
     if job.ledger is not None:
         number = state.round + 1
-        events = job.plan.events_of_round()
-        limit = job.plan.limit_of()
+        events = job.plan.nominal_events()
+        limit = job.plan.nominal_limit()
         job.ledger.spend_all(events, limit, run=job.folder.id, round=number, plan=job.plan.digest)
     updates = itertools.chain(iter([first]), updates)
     del first
