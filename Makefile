@@ -6,7 +6,10 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
 
-.PHONY: setup demo test test-all check bench clean
+BOTH_CORES := -n 2 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest $(BOTH_CORES)
+
+.PHONY: setup demo test quick test-all check bench clean
 
 setup: .venv/ready
 
@@ -20,10 +23,13 @@ demo: setup
 	$(BIN)/tacit-simulate digits
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+quick: setup
+	$(PYTEST) -m "unit and not slow" --hypothesis-profile=dev
 
 test-all: setup
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,19 +1,90 @@
-"""Every test runs quiet, single-threaded and in folders of its own."""
+"""Every test runs quiet, on one thread and in a folder of its own; marks and profiles.
+
+A test is one of three kinds, by the folder of its file unless it is marked itself: `unit`,
+`integration` (servers, processes, whole runs) or `statistical` (a conclusion from random draws).
+Beside them `slow`: over some five seconds; `make test` leaves it out. Hypothesis has two profiles:
+`ci` has as many examples as a test asks for, `dev` a tenth of them.
+"""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
 
+from privacy.mechanism.native import compiled
 from privacy.runtime import prepare
+from tests.support.patience import slowness
 
 os.environ.update(
     OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
     FLWR_HOME=tempfile.mkdtemp(prefix="tacit-test-flwr-"),
 )
 prepare()
+
+settings.register_profile("ci", deadline=None, print_blob=True)
+settings.register_profile("dev", deadline=None)
+settings.load_profile("ci")
+
+KINDS = ("unit", "integration", "statistical")
+INTEGRATION = (
+    "integration",
+    "attacks",
+    "client/serving",
+    "server/dashboard",
+    "server/fleet",
+    "simulations",
+)
+HERE = Path(__file__).resolve().parent
+
+
+def kind(path: Path) -> str:
+    """The kind of a test file's tests that are not marked themselves."""
+    where = path.relative_to(HERE).as_posix()
+    return "integration" if where.startswith(tuple(f"{one}/" for one in INTEGRATION)) else "unit"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Calibrate before there is a test to time; compile once what every worker loads."""
+    slowness()
+    if not hasattr(config, "workerinput") and getattr(config.option, "numprocesses", None):
+        for source in HERE.parent.glob("[pc]*/**/*.c"):  # privacy/ and client/
+            compiled(source)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give every test its kind, and keep tests that share a costly fixture in one process."""
+    quick = config.getoption("hypothesis_profile", None) == "dev"
+    fewer = set[int]()
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in KINDS):
+            item.add_marker(kind(item.path))
+        if group := shared(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+        test = getattr(item, "obj", None)
+        if quick and id(test) not in fewer:
+            fewer.add(id(test))
+            _tenth(test)
+
+
+def shared(item: pytest.Item) -> str | None:
+    """The file of a test with a fixture for its whole file."""
+    fixtures: Any = getattr(item, "_fixtureinfo", None)
+    names = fixtures.name2fixturedefs if fixtures else {}
+    wide = [one for some in names.values() for one in some if one.scope in ("module", "package")]
+    return item.nodeid.split("::")[0] if wide else None
+
+
+def _tenth(test: Any) -> None:
+    """A tenth of the examples that a property asks for."""
+    asked = getattr(test, "_hypothesis_internal_use_settings", None)
+    if asked is not None:
+        fewer = settings(asked, max_examples=max(2, asked.max_examples // 10))
+        test._hypothesis_internal_use_settings = fewer
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,8 @@ from server.rounds import checkpoint
 from server.rounds.job import Attempts, Job, Model
 from server.rounds.loop import federate
 from server.rounds.run_folder import RunFolder
-from tests.support.federation import Events, coordinator, linked, running, wait_for
+from tests.support.federation import Events, coordinator, linked, running
+from tests.support.patience import wait_for
 from tests.support.run_folders import make_plan
 
 SHAPE = (10, 4)

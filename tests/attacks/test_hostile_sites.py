@@ -32,9 +32,9 @@ from tests.support.federation import (
     coordinator,
     linked,
     running,
-    wait_for,
     weights_in,
 )
+from tests.support.patience import wait_for
 
 ZERO = np.zeros(100, np.float32)
 

@@ -19,7 +19,8 @@ import pytest
 from client.agent.credentials import Enrolled
 from privacy.identity.certificates import Authority, read_request
 from server.registry.sites import Home
-from tests.support.federation import coordinator, now, wait_for
+from tests.support.federation import coordinator, now
+from tests.support.patience import wait_for
 
 BIN = Path(sys.executable).parent
 ROUNDS = 3000

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import patience
 from tests.support.processes import BIN, World, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -59,7 +60,7 @@ def test_killed_clients_and_a_killed_coordinator_come_back(world: World) -> None
         kept = world.history()
         world.until(lambda: len(world.said("north", "disconnected")) > 0)
         server = world.server(*args, "--resume")
-        assert server.wait(240) == 0
+        assert server.wait(patience(240)) == 0
     check(world, 30, kept)
     assert "trained" in world.statuses("north")[len(kept) :]
 
@@ -108,7 +109,7 @@ def test_a_client_killed_before_during_or_after_training_is_back_within_15_secon
         began = time.time()
         north = world.client(0)
         back(began)
-        assert server.wait(240) == 0
+        assert server.wait(patience(240)) == 0
         assert all(other.poll() is None for other in others)
     check(world, 5)
     assert world.statuses("north") == ["trained"] * 5
@@ -136,7 +137,7 @@ def test_a_reply_given_before_the_coordinator_died_is_sent_again_unpaid(world: W
         server = world.server(*args, "--resume")
         world.until(lambda: world.log("server").count("connected site=north") >= 2)
         clients[2].send_signal(signal.SIGCONT)
-        assert server.wait(240) == 0
+        assert server.wait(patience(240)) == 0
     check(world, 5, kept)
     for number, site in enumerate(("north", "south")):
         assert len(world.said(site, "resent", round=2)) == 1
@@ -157,7 +158,7 @@ def test_a_client_that_hangs_is_gone_on_without_and_its_late_answer_is_not_count
         world.until(lambda: len(world.history()) >= missed)
         assert world.statuses("east")[missed - 1] == "no-answer"
         clients[2].send_signal(signal.SIGCONT)
-        assert server.wait(240) == 0
+        assert server.wait(patience(240)) == 0
     check(world, 8)
     assert world.statuses("east").count("no-answer") >= 1
     assert "trained" in world.statuses("east")[missed:], "it takes part again"
@@ -173,7 +174,7 @@ def test_when_all_budgets_are_spent_the_run_stops_with_3(world: World) -> None:
         for number in range(3):
             world.client(number)
         server = world.server("--min-sites", 3, "--set", "rounds=30", "--set", "limit=1.0")
-        assert server.wait(240) == 3
+        assert server.wait(patience(240)) == 3
     assert world.summary()["reason"] == "budget"
     assert 0 < world.summary()["epsilon"] <= 1.0
     assert "budget" in world.log("server")
@@ -184,7 +185,7 @@ def test_when_all_sites_fail_the_run_stops_with_1_and_says_why(world: World) -> 
     with told(world):
         clients = [world.client(number) for number in range(3)]
         server = world.server("--min-sites", 3, "--set", "rounds=3", plan="adult")
-        assert server.wait(240) == 1
+        assert server.wait(patience(240)) == 1
         assert all(client.poll() is None for client in clients), "the clients stay"
     why = "0 of at least 3 sites trained (east: failed; north: failed; south: failed)"
     assert (world.summary()["reason"], world.summary()["detail"]) == ("failed", why)
@@ -203,19 +204,19 @@ def test_an_older_copy_of_a_ledger_is_refused_until_it_is_acknowledged(world: Wo
         server = world.server(*args, "--set", "rounds=12")
         world.until(lambda: len(world.history()) >= 2)
         shutil.copytree(path, world.folder / "copy")
-        assert server.wait(240) == 0
+        assert server.wait(patience(240)) == 0
         clients[0].terminate()
-        assert clients[0].wait(60) == 0
+        assert clients[0].wait(patience(60)) == 0
         shutil.rmtree(path)
         shutil.copytree(world.folder / "copy", path)
         shutil.rmtree(world.sites["north"] / "replies")
         clients[0] = world.client(0)
         again = (*args, "--set", "rounds=3", "--name", "two", "--min-sites", 3)
-        assert world.server(*again).wait(240) == 1
+        assert world.server(*again).wait(patience(240)) == 1
         assert "ledger-untrusted" in world.log("server")
         world.site("north", "ledger", "acknowledge")
         again = (*args, "--set", "rounds=3", "--name", "three", "--min-sites", 3)
-        assert world.server(*again).wait(240) == 0
+        assert world.server(*again).wait(patience(240)) == 0
     assert len(world.history("three")) == 3
 
 
@@ -224,5 +225,5 @@ def test_a_client_without_a_policy_refuses_and_says_how(world: World, tmp_path: 
     north, where = world.sites["north"], f"127.0.0.1:{world.port}"
     words = ("run", "--dir", north, "--server", where, "--data", tmp_path / "rows.csv")
     with told(world):
-        assert world.start("north.log", BIN / "tacit-client", *words).wait(60) == 2
+        assert world.start("north.log", BIN / "tacit-client", *words).wait(patience(60)) == 2
     assert "tacit-client policy new" in world.log("north")

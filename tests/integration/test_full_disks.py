@@ -12,6 +12,7 @@ import pytest
 
 from privacy.ledger.ledger import verify
 from server.rounds import checkpoint
+from tests.support.patience import patience
 from tests.support.processes import World, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -53,7 +54,7 @@ def test_a_coordinator_whose_disk_is_full_ends_with_one_line_and_goes_on_when_th
             server = world.server(*args)
             world.until(lambda: len(world.history()) >= 2)
             filler = fill(disk)
-            assert server.wait(120) == 1
+            assert server.wait(patience(120)) == 1
             kept = world.history()
             found = checkpoint.numbers(disk / "one" / "checkpoints")
             for number in found:  # complete, each of them
@@ -67,7 +68,7 @@ def test_a_coordinator_whose_disk_is_full_ends_with_one_line_and_goes_on_when_th
             assert str(disk) in last
             assert all(client.poll() is None for client in clients)
             filler.unlink()
-            assert world.server(*args, "--resume").wait(240) == 0
+            assert world.server(*args, "--resume").wait(patience(240)) == 0
             history = world.history()
             assert [line["round"] for line in history] == list(range(1, 21))
             assert history[: len(kept)] == kept

@@ -26,11 +26,11 @@ from tests.support.federation import (
     linked,
     now,
     running,
-    wait_for,
     weights_in,
 )
+from tests.support.patience import patience, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("network-namespace")]
 BIN = Path(sys.executable).parent
 NET, HERE, THERE = "tacit-test", "10.231.7.1", "10.231.7.2"
 
@@ -100,11 +100,11 @@ def test_a_network_cut_of_a_minute_in_the_middle_of_a_run_heals(cable: str, tmp_
         assert rounds() <= at_cut + 1
         ip("link", "set", "tacit0", "up")
         assert wait_for(lambda: rounds() > at_cut + 2, 60), (tmp_path / "log").read_text()
-        assert server.wait(240) == 0, (tmp_path / "log").read_text()
+        assert server.wait(patience(240)) == 0, (tmp_path / "log").read_text()
     finally:
         for process in (client, server):
             process.kill()
-            process.wait(20)
+            process.wait(patience(20))
         log.close()
     lines = [json.loads(line) for line in history.read_text().splitlines()]
     assert [line["round"] for line in lines] == list(range(1, 61))
@@ -126,7 +126,7 @@ def test_ten_thousand_half_open_connections_do_not_stop_a_round(tmp_path: Path) 
                 opened[0] += 1
             if len(held) > most // 4:
                 held.pop(0).close()
-        over.wait(60)
+        over.wait(patience(60))
         for one in held:
             one.close()
 

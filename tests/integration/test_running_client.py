@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import patience
 from tests.support.processes import World, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -43,7 +44,7 @@ def test_the_owner_approves_pauses_denies_and_leaves_while_the_client_runs(tmp_p
         world.site("north", "deny", asked["plan"][:16])
         until("plan-not-approved")
         assert "left" in world.site("north", "leave")
-        assert north.wait(30) == 0
+        assert north.wait(patience(30)) == 0
         assert world.said("north", "left")
         assert world.said("north", "stopped")
         until("absent")

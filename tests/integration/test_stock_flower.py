@@ -20,6 +20,7 @@ from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.contract.policy import BUILTIN
 from privacy.ledger.ledger import Ledger
+from tests.support.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "stock-flower.md"
@@ -120,7 +121,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
             start_new_session=True,
         )
         try:
-            code = process.wait(800)
+            code = process.wait(patience(800))
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ import pytest
 from privacy.accounting.events import Event
 from privacy.ledger.ledger import verify
 from simulations.__main__ import main
+from tests.support.patience import patience
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -158,7 +159,7 @@ def test_a_run_killed_again_and_again_still_ends_and_never_forgets_a_spend(
     for _ in range(40):
         more = ["--resume"] if folder.exists() else []
         process = subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, cwd=tmp_path)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience(60)
         while process.poll() is None and time.monotonic() < deadline and kills < 10:
             if rows_of(folder) >= before + 5:
                 os.kill(process.pid, signal.SIGKILL)

@@ -16,6 +16,7 @@ from client.agent.connection import Agent, Refused
 from client.agent.credentials import Enrolled, enroll, join
 from server.fleet.grid import LinkGrid, serve
 from server.registry import sites as members
+from tests.support.patience import patience
 
 
 def now() -> datetime.datetime:
@@ -56,7 +57,7 @@ class Events:
 
     def wait(self, event: str, seconds: float = 20, **facts: Any) -> bool:
         with self._more:
-            return self._more.wait_for(lambda: self.said(event, **facts), seconds)
+            return self._more.wait_for(lambda: self.said(event, **facts), patience(seconds))
 
 
 def app(change: Callable[[np.ndarray], np.ndarray] = lambda w: w + 1) -> ClientApp:
@@ -105,7 +106,7 @@ def running(
     finally:
         stop.set()
         agent.close()
-        thread.join(10)
+        thread.join(patience(10))
 
 
 @contextmanager
@@ -113,16 +114,6 @@ def linked(home: Path, log: Events | None = None, **options: Any) -> Iterator[Li
     """The coordinator's link on a free port of 127.0.0.1."""
     with serve(home, ("127.0.0.1", 0), log=log if log is not None else Events(), **options) as grid:
         yield grid
-
-
-def wait_for(true: Callable[[], object], seconds: float = 20) -> bool:
-    """Whether it became true in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if true():
-            return True
-        time.sleep(0.02)
-    return bool(true())
 
 
 def ask(grid: LinkGrid, weights: np.ndarray, *, ttl: float | None = None) -> dict[str, str]:
@@ -135,7 +126,7 @@ def ask(grid: LinkGrid, weights: np.ndarray, *, ttl: float | None = None) -> dic
 def answers(grid: LinkGrid, asked: dict[str, str], seconds: float = 20) -> dict[str, Message]:
     """What came of it in time, by site."""
     found: dict[str, Message] = {}
-    end = time.monotonic() + seconds
+    end = time.monotonic() + patience(seconds)
     while len(found) < len(asked) and time.monotonic() < end:
         for message in grid.pull_messages([i for i, s in asked.items() if s not in found]):
             found[asked[message.metadata.reply_to_message_id]] = message

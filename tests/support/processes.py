@@ -15,6 +15,7 @@ from typing import Any
 
 from privacy.ledger.ledger import Ledger
 from tests.support.federation import coordinator
+from tests.support.patience import patience
 
 BIN = Path(sys.executable).parent
 Process = subprocess.Popen[bytes]
@@ -67,7 +68,7 @@ class World:
 
     def until(self, true: Callable[[], object], seconds: float = 300) -> None:
         """Wait until it is true; a failure where that takes too long, or the coordinator ends."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + patience(seconds)
         while not true():
             assert time.monotonic() < end, "it did not happen in time"
             ended = self.coordinator is not None and self.coordinator.poll() is not None
@@ -78,7 +79,7 @@ class World:
         """One of a site's commands, done: what it says on stdout."""
         command = [str(BIN / "tacit-client"), *(str(w) for w in words), "--dir", self.sites[name]]
         return subprocess.run(
-            command, capture_output=True, check=True, text=True, timeout=120
+            command, capture_output=True, check=True, text=True, timeout=patience(120)
         ).stdout
 
     def history(self, run: str = "one") -> list[dict[str, Any]]:
@@ -125,7 +126,7 @@ class World:
         for process in self.open:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            process.wait(20)
+            process.wait(patience(20))
 
 
 @contextmanager

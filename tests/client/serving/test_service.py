@@ -25,6 +25,7 @@ from client.serving.server import run as host
 from client.serving.service import Service
 from client.tasks.registry import task as find_task
 from tests.support.models import command, own_key, plan_for, release, shaken
+from tests.support.patience import patience, wait_for
 
 ROOT = Path(__file__).parents[3]
 DIGITS = load_digits().data
@@ -43,13 +44,13 @@ def served(folder: Path, *further: str, env: dict[str, str] | None = None) -> It
             [sys.executable, "-c", code, *arguments], cwd=ROOT, stderr=errors, stdout=errors
         )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience(60)
         while "listening on" not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         address = log.read_text().split("listening on ")[1].split()[0]
-        with httpx.Client(base_url=address, timeout=30, trust_env=False) as client:
+        with httpx.Client(base_url=address, timeout=patience(30), trust_env=False) as client:
             while True:
                 with contextlib.suppress(httpx.ConnectError):
                     client.get("/health")
@@ -244,7 +245,9 @@ def test_a_newer_model_takes_over_and_no_request_is_lost(tmp_path: Path) -> None
         stop = threading.Event()
 
         def ask() -> None:
-            with httpx.Client(base_url=client.base_url, trust_env=False) as own:
+            with httpx.Client(
+                base_url=client.base_url, timeout=patience(30), trust_env=False
+            ) as own:
                 while not stop.is_set():
                     answer = own.post("/predict", json=bodies)
                     if answer.status_code != 200:
@@ -260,16 +263,10 @@ def test_a_newer_model_takes_over_and_no_request_is_lost(tmp_path: Path) -> None
         corrupt.unlink()
         Path(f"{corrupt}.sig").unlink()
         expected = load(newer, Trust()).digest
-        deadline = time.monotonic() + 20
-        while client.get("/model").json()["model"] != expected:
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+        assert wait_for(lambda: client.get("/model").json()["model"] == expected), log.read_text()
         corrupt.write_bytes(b"nonsense")
         Path(f"{corrupt}.sig").write_bytes(b"nonsense")
-        deadline = time.monotonic() + 20
-        while "keeping round 2" not in log.read_text():
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+        assert wait_for(lambda: "keeping round 2" in log.read_text()), log.read_text()
         stop.set()
         for thread in threads:
             thread.join()
@@ -277,7 +274,7 @@ def test_a_newer_model_takes_over_and_no_request_is_lost(tmp_path: Path) -> None
         assert {before, expected} <= seen | {before}
         assert client.post("/predict", json=bodies).json()["model"] == expected
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(patience(20)) == 0
 
 
 def malformed(random_: random.Random) -> bytes:
@@ -309,8 +306,10 @@ def bombard(client: httpx.Client, count: int) -> set[int]:
 
 def raw(client: httpx.Client, content: bytes) -> bytes:
     """Bytes on the socket, well-formed HTTP or not."""
-    with socket.create_connection((client.base_url.host, client.base_url.port or 80), 5) as plain:
-        plain.settimeout(5)
+    with socket.create_connection(
+        (client.base_url.host, client.base_url.port or 80), patience(5)
+    ) as plain:
+        plain.settimeout(patience(5))
         with contextlib.suppress(OSError):
             plain.sendall(content)
             plain.shutdown(socket.SHUT_WR)
@@ -339,7 +338,7 @@ def test_malformed_requests_neither_crash_nor_leak(run: Path) -> None:
             raw(client, content)
         _unharmed(client, log)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(patience(20)) == 0
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from privacy.__main__ import app, main
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.ledger.ledger import Ledger, log_path
+from tests.support.patience import patience
 
 ROOT = Path(__file__).resolve().parents[3]
 EVENT = Event("record", 4.0, 0.1, 1)
@@ -64,7 +65,7 @@ def test_the_command_is_there_for_the_shell() -> None:
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=120,
+        timeout=patience(120),
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "tacit-privacy: none.jsonl: no such file\n"

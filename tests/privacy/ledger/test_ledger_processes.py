@@ -14,6 +14,7 @@ from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
 from privacy.ledger.ledger import Ledger, verify
+from tests.support.patience import patience
 
 ROOT = Path(__file__).resolve().parents[3]
 EVENT = Event("record", 8.0, 0.1, 1)
@@ -49,7 +50,7 @@ def spender(
 
 
 def lines(process: subprocess.Popen[bytes]) -> list[bytes]:
-    out, _ = process.communicate(b"go\n", timeout=120)
+    out, _ = process.communicate(b"go\n", timeout=patience(120))
     return [line for line in out.split(b"\n")[:-1] if line != b"ready"]
 
 
@@ -98,7 +99,7 @@ def kill_and_count(tmp_path: Path, times: int) -> None:
         process.send_signal(signal.SIGKILL)
         process.stdin.close()
         process.stdin = None
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=patience(60))
         said += out.count(b"\n")
         assert len(Ledger.open(path).entries()) >= said
     ledger = Ledger.open(path)
@@ -112,13 +113,13 @@ def test_ten_thousand_entries_load_and_account_in_two_seconds(tmp_path: Path) ->
     for number in range(100):
         event = Event("record", 4.0 + number % 3, 0.01, 1)
         ledger.spend_all([event] * 100, None, run="run", round=number, plan="p")
-    start = time.perf_counter()
+    start = time.process_time()
     again = Ledger.open(path, durable=False)
     epsilon = again.spent(1e-5)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert len(again.entries()) == 10_000
     assert 0 < epsilon < 2
-    assert seconds < 6  # measured 0.3 to 0.6 s on an idle core; the bound is for a busy one
+    assert seconds < patience(2)
 
 
 def test_a_spend_costs_the_same_however_long_the_ledger_is(tmp_path: Path) -> None:
@@ -127,10 +128,10 @@ def test_a_spend_costs_the_same_however_long_the_ledger_is(tmp_path: Path) -> No
         ledger.spend_all([EVENT] * entries, None, run="run", round=0, plan="p")
         best = float("inf")
         for number in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             for turn in range(20):
                 ledger.spend(EVENT, None, run="run", round=20 * number + turn, plan="p")
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     assert seconds(10_000) < 5 * seconds(100)

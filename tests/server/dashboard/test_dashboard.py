@@ -16,6 +16,7 @@ from PIL import Image
 
 from server.dashboard.app import DashboardError, Served, is_local, serve
 from server.dashboard.run_status import REASONS, read_history, runs_in, state
+from tests.support.patience import patience
 from tests.support.run_folders import make_plan, run_folder
 
 PAGES = Path(__file__).resolve().parents[3] / "server" / "dashboard" / "pages"
@@ -167,7 +168,9 @@ def test_a_taken_port_and_a_missing_folder_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(DashboardError, match=f"--port {port}"):
             serve(tmp_path, port=port)
     command = [sys.executable, "-m", "server", "dashboard", "--dir", str(tmp_path / "absent")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=patience(60), check=False
+    )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert len(ended.stderr.splitlines()) == 1 and "--dir" in ended.stderr
 
@@ -198,7 +201,7 @@ def chromium(*arguments: str, home: Path) -> str:
         [found, *flags, "--hide-scrollbars", f"--user-data-dir={home}", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=False,
     )
     assert "CONSOLE" not in ended.stderr

@@ -21,6 +21,7 @@ from privacy.report.bundle.verify import name_ledgers, verify
 from privacy.report.bundle.write import file_report
 from privacy.report.sources import ReportError
 from tests.privacy.report.test_recount import federation, site
+from tests.support.patience import patience
 from tests.support.run_folders import edited, make_plan, run_folder
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -32,7 +33,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "privacy", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "400"},
     )
 
@@ -265,7 +266,10 @@ def _chromium(folder: Path, *arguments: str) -> str:
     quiet += ["--no-pdf-header-footer"]
     profile = f"--user-data-dir={folder / 'profile'}"
     done = subprocess.run(
-        [str(CHROMIUM), *quiet, profile, *arguments], capture_output=True, text=True, timeout=90
+        [str(CHROMIUM), *quiet, profile, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=patience(90),
     )
     assert done.returncode == 0, done.stderr[-400:]
     return done.stdout
