@@ -3,10 +3,16 @@
 import ast
 import graphlib
 import importlib
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
+from tests.support.foreign_names import private_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("privacy", "client", "server", "simulations")
@@ -155,3 +161,51 @@ def test_no_assertion_stands_in_the_product() -> None:
         if any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(path.read_text("utf-8"))))
     ]
     assert not wrong
+
+
+DEVELOPING = ("dev", "docs")
+UNIMPORTED = {"uvloop"}
+"""Declared for what it does once it is there, and imported by the library that looks for it."""
+
+
+def declared() -> dict[str, set[str]]:
+    """The distributions that pyproject.toml names, by extra; "" are those of every install."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {extra: {_canonical(one) for one in some} for extra, some in wanted.items()}
+
+
+def _canonical(requirement: str) -> str:
+    name = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert name is not None, requirement
+    return re.sub(r"[-_.]+", "-", name[0]).lower()
+
+
+def imported(*packages: str) -> dict[str, set[str]]:
+    """The distributions that packages import, with the files; a name of none stays itself."""
+    known = packages_distributions()
+    found: dict[str, set[str]] = {}
+    for path in (path for package in packages for path in sources(package)):
+        for module, _ in imports(path):
+            root = module.split(".")[0]
+            if root not in sys.stdlib_module_names and root not in (*PACKAGES, "tests"):
+                for distribution in known.get(root, [root]):
+                    where = path.relative_to(ROOT).as_posix()
+                    found.setdefault(_canonical(distribution), set()).add(where)
+    return found
+
+
+def test_every_import_is_declared_and_everything_declared_is_imported() -> None:
+    wanted, used = declared(), imported(*PACKAGES)
+    product = {one for extra, some in wanted.items() if extra not in DEVELOPING for one in some}
+    assert not {name: where for name, where in used.items() if name not in product}
+    assert not product - set(used) - UNIMPORTED
+    tests = {name: where for name, where in imported("tests").items() if name not in product}
+    assert set(tests) <= wanted["dev"], tests
+
+
+def test_every_private_name_of_a_library_has_a_contract_test() -> None:
+    """Listed in tests/integration/test_foreign_names.py, with the shape in which it is used."""
+    files = [path for package in PACKAGES for path in sources(package)]
+    contracts = (ROOT / "tests" / "integration" / "test_foreign_names.py").read_text("utf-8")
+    assert not {name for name in private_names(files) if f'"{name}"' not in contracts}
