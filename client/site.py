@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,7 +80,8 @@ def _nothing(*_: Any, **facts: Any) -> None:
 class Site:
     """One data owner, as its own process sees it.
 
-    `rows(task)` gives the training rows; `device` computes, `compile`d if wished; `ledger` is None
+    `rows(task)` gives the training rows; `check_head(head)` says whether a head bears the coordinator's
+    signature; `device` computes, `compile`d if wished; `ledger` is None
     only where nothing private may be asked; `on_event(what, facts)` hears what happened, for the
     log, never a value of a record; `on_model(plan, run, round, weights)` is given each released
     model that arrives, `on_plan(plan)` each plan that is asked, before it is judged: the owner may
@@ -91,6 +92,8 @@ class Site:
     policy: Policy
     ledger: Ledger | None
     rows: Callable[[Task], Rows]
+    _: KW_ONLY
+    check_head: Callable[[Any], bool]
     replies: Replies = field(default_factory=LastReply)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     compile: bool = False
@@ -98,7 +101,6 @@ class Site:
     on_model: Callable[..., None] = _nothing
     on_plan: Callable[[Plan], None] = _nothing
     paused: Callable[[], bool] = lambda: False
-    check_head: Callable[[Any], bool] = lambda head: True
 
     def follows(self, head: object) -> bool:
         """Whether the ledger extends a coordinator's last head, or a break was acknowledged."""

@@ -40,9 +40,14 @@ def rehearse(directory: Path, name: str | None, policy: Path | None) -> dict[str
     content = RecordDict({ARRAYS: ArrayRecord({"weights": array}), REQUEST: ConfigRecord(said)})
     with tempfile.TemporaryDirectory() as folder:
         own = Ledger.create(Path(folder) / "ledger.jsonl", population="nobody", durable=False)
-        held = Site(known, rules, own, lambda _: made_up(learning))
+        held = Site(known, rules, own, lambda _: made_up(learning), check_head=_any_head)
         reply = answer(held, content)
     return _facts(plan, reply)
+
+
+def _any_head(head: object) -> bool:
+    """A dry run has no coordinator whose signature could be checked."""
+    return True
 
 
 def made_up(learning: Task) -> Rows:
@@ -66,7 +71,7 @@ def show(found: dict[str, Any]) -> str:
 
 
 def _plan(directory: Path, name: str | None) -> Plan:
-    before = received_plans.asked(directory)
+    before = received_plans.received(directory)
     plan = before[-1].plan if name is None and before else load_plan(name or "digits")
     return plan if isinstance(plan.rows, int) else replace(plan, rows=_ROWS)
 

@@ -1,4 +1,4 @@
-"""The plans that coordinators asked of this site, and what its owner said to them.
+"""The plans that coordinators sent to this site, and what its owner said to them.
 
 `DIR/plans/<hash>.json` holds each plan as it came; approvals and denials stand in the policy file,
 which only the owner edits, by these functions or by hand.
@@ -21,8 +21,8 @@ _SHORTEST: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A plan that was asked, and when it first came (seconds since the epoch)."""
+class ReceivedPlan:
+    """A plan that a coordinator sent, and when it first came (seconds since the epoch)."""
 
     plan: Plan
     since: float
@@ -42,17 +42,17 @@ def remember(directory: Path, plan: Plan) -> Path:
     return path
 
 
-def asked(directory: Path) -> list[Asked]:
-    """The plans asked so far, the latest last."""
+def received(directory: Path) -> list[ReceivedPlan]:
+    """The plans received so far, the latest last."""
     found = []
     for path in (directory / "plans").glob("*.json"):
         try:
             plan = from_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, PlanError) as error:
-            raise PlanError(f"{path}: expected a plan as it was asked ({error})") from None
+            raise PlanError(f"{path}: must be a plan as it was received ({error})") from None
         if plan.digest != path.stem:
             raise PlanError(f"{path}: holds another plan, {plan.digest}")
-        found.append(Asked(plan, path.stat().st_mtime))
+        found.append(ReceivedPlan(plan, path.stat().st_mtime))
     return sorted(found, key=lambda one: (one.since, one.plan.digest))
 
 
@@ -60,18 +60,18 @@ def find(directory: Path, text: str) -> str:
     """The whole hash that `text` begins, of the plans asked; or a whole hash itself."""
     if _DIGEST.fullmatch(text):
         return text
-    matches = [one.plan.digest for one in asked(directory) if one.plan.digest.startswith(text)]
+    matches = [one.plan.digest for one in received(directory) if one.plan.digest.startswith(text)]
     if len(text) < _SHORTEST or len(matches) != 1:
         raise PlanError(
-            f"{text}: expected the hash of a plan, or at least its first {_SHORTEST} digits "
-            f"({len(matches)} plans asked begin so)"
+            f"{text}: must be the hash of a plan, or at least its first {_SHORTEST} digits "
+            f"({len(matches)} received plans begin so)"
         )
     return matches[0]
 
 
 def last_approved(directory: Path, policy: Policy, *, but: str = "") -> Plan | None:
     """The plan approved last, other than `but`, of those that were asked."""
-    plans = {one.plan.digest: one.plan for one in asked(directory)}
+    plans = {one.plan.digest: one.plan for one in received(directory)}
     for digest in reversed(policy.plans):
         if digest in plans and digest != but:
             return plans[digest]

@@ -14,7 +14,7 @@ from rich.table import Table
 from client.agent import populations
 from client.agent.credentials import Enrolled
 from client.agent.populations import Population, PopulationError, choose
-from client.agent.received_plans import asked, site_of
+from client.agent.received_plans import received, site_of
 from privacy.accounting.epsilon import spent
 from privacy.accounting.segments import Budget
 from privacy.contract.decision import Accepted, judge
@@ -118,7 +118,7 @@ def budget(
 ) -> None:
     """What was spent of each population, what is left, how many more rounds of a plan fit."""
     rules = load_policy(policy or directory / "policy.toml")
-    plans = [load_plan(plan)] if plan is not None else [one.plan for one in asked(directory)]
+    plans = [load_plan(plan)] if plan is not None else [one.plan for one in received(directory)]
     kept = populations.known(directory)
     if not kept:
         raise PopulationError(f"{directory}: knows no data yet; expected `tacit-client data add`")

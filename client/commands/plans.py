@@ -96,7 +96,7 @@ def plans(directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = Fals
     rules = load_policy(policy or directory / "policy.toml")
     found = [
         _facts(directory, rules, one.plan) | {"since": one.since}
-        for one in received_plans.asked(directory)
+        for one in received_plans.received(directory)
     ]
     if as_json:
         typer.echo(json.dumps({"plans": found}))
@@ -139,7 +139,9 @@ def deny(
 def _answer(directory: Path, policy: Path, text: str, as_json: bool, *, allowed: bool) -> None:
     rules = load_policy(policy)
     digest = received_plans.find(directory, text)
-    plan = next((a.plan for a in received_plans.asked(directory) if a.plan.digest == digest), None)
+    plan = next(
+        (a.plan for a in received_plans.received(directory) if a.plan.digest == digest), None
+    )
     facts: dict[str, Any] = {"plan": digest}
     if plan is not None:
         before = received_plans.last_approved(directory, rules, but=digest)
