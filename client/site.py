@@ -80,12 +80,11 @@ def _nothing(*_: Any, **facts: Any) -> None:
 class Site:
     """One data owner, as its own process sees it.
 
-    `rows(task)` gives the training rows; `check_head(head)` says whether a head bears the coordinator's
-    signature; `device` computes, `compile`d if wished; `ledger` is None
-    only where nothing private may be asked; `on_event(what, facts)` hears what happened, for the
-    log, never a value of a record; `on_model(plan, run, round, weights)` is given each released
-    model that arrives, `on_plan(plan)` each plan that is asked, before it is judged: the owner may
-    have changed the policy meanwhile.
+    `rows(task)` gives the training rows. `check_head(head)` says whether a ledger's head bears the
+    coordinator's signature. `ledger` is None only where no private plan may run. `on_event(event,
+    **facts)` is for the log and never gets a value of a record. `on_plan(plan)` is called before a
+    plan is judged, since the owner may have changed the policy meanwhile; `on_model(plan, run,
+    round, weights)` with each released model that arrives.
     """
 
     name: str

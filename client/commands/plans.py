@@ -139,9 +139,8 @@ def deny(
 def _answer(directory: Path, policy: Path, text: str, as_json: bool, *, allowed: bool) -> None:
     rules = load_policy(policy)
     digest = received_plans.find(directory, text)
-    plan = next(
-        (a.plan for a in received_plans.received(directory) if a.plan.digest == digest), None
-    )
+    known = {one.plan.digest: one.plan for one in received_plans.received(directory)}
+    plan = known.get(digest)
     facts: dict[str, Any] = {"plan": digest}
     if plan is not None:
         before = received_plans.last_approved(directory, rules, but=digest)
