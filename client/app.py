@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -23,8 +23,8 @@ from client.dpsgd.weights import MOST_NORM, WeightsError, filled, read
 from client.release import Field, Paid, Public, Trusted, release
 from client.site import Site
 from client.tasks.registry import task
-from client.tasks.rows import TaskError
-from client.tasks.task import Task
+from client.tasks.rows import Rows, TaskError
+from client.tasks.task import Task, none_of
 from privacy.accounting.events import Event
 from privacy.arrays import Arrays, encode
 from privacy.contract.decision import Refusal, judge
@@ -37,6 +37,8 @@ ARRAYS: Final = "arrays"
 REQUEST: Final = "request"
 REPLY: Final = "reply"
 STYPE: Final = "safetensors"
+
+T = TypeVar("T")
 
 
 class _Refused(Exception):
@@ -95,18 +97,34 @@ class Begun:
         return filled(self.task, self.plan.seed, self.weights)
 
     def train(self) -> Trained:
-        """Look at the rows: exactly the steps that were paid for."""
-        return train(
-            self.model(),
-            self.site.rows(self.task),
-            self.task,
-            self.plan,
-            site=self.site.name,
-            event=self.event,
-            round=self.number,
-            device=self.site.device,
-            compile=self.site.compile,
+        """Exactly the steps that were paid for, on the rows."""
+        return self.on_rows(
+            lambda rows: train(
+                self.model(),
+                rows,
+                self.task,
+                self.plan,
+                site=self.site.name,
+                event=self.event,
+                round=self.number,
+                device=self.site.device,
+                compile=self.site.compile,
+            )
         )
+
+    def on_rows(self, compute: Callable[[Rows], T]) -> T:
+        """`compute` on the site's rows; where that raises, on none of them.
+
+        Whether a row can be read is a fact about the data that no epsilon counts: a paid round is
+        answered all the same, with the noise of an empty sample, and the site stops itself.
+        """
+        try:
+            return compute(self.site.rows(self.task))
+        except Exception as error:
+            if self.event is None:  # nothing was paid for: the owner trusts the coordinator
+                raise
+            self.site.on_fault(error)
+        return compute(none_of(self.task))
 
 
 def answer(site: Site, content: RecordDict) -> RecordDict:
@@ -145,8 +163,7 @@ class _Coded:
     """Turns whatever is raised into a code: an exception's text may hold data."""
 
     def __init__(self, site: Site, asked: Mapping[str, Any]) -> None:
-        self._site, self._asked = site, asked
-        self._status, self._code = "failed", "failed"
+        self._site, self._asked, self._status, self._code = site, asked, "failed", "failed"
 
     def __enter__(self) -> "_Coded":
         return self
@@ -173,6 +190,8 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
     if site.paused():
         raise _Refused("paused")
     learning = _task(plan)
+    if not site.accepts(plan):
+        raise _Refused("schema-differs")
     weights, known = _weights(learning, plan.seed, blob)
     key = f"{run}/{number}/{known}"
     kept = site.replies.get(key)
@@ -193,8 +212,9 @@ def _finish(begun: Begun, trained: Trained) -> RecordDict:
     update = {name: trained.update[name] for name in begun.weights}
     fields = _fields(plan, update, entries, begun.asked)
     if plan.metrics:
-        rows = site.rows(begun.task)
-        sums = paid_metrics(begun.model(), rows, begun.task, plan, device=site.device)
+        sums = begun.on_rows(
+            lambda rows: paid_metrics(begun.model(), rows, begun.task, plan, device=site.device)
+        )
         fields["metrics"] = Paid(json.dumps(sums), entries[1].event, entries[1])
     if begun.event is not None:
         fields["sigma"] = Public(begun.event.sigma)

@@ -16,6 +16,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from client.agent import process
 from client.agent.credentials import Enrolled
 from client.app import REPLY, REQUEST, make_app
+from client.data.site_rows import Source
 from client.release import Public, release
 from client.site import Site, SiteError
 
@@ -25,7 +26,7 @@ _log = process.Log(as_json=False)
 
 def site_of(context: Context) -> Site:
     """The site whose folder the SuperNode's operator named."""
-    source = process.Source.parse(_text(context, "data"))
+    source = Source.parse(_text(context, "data"))
     policy, population = _text(context, "policy", ""), _text(context, "population", "")
     return process.resident(
         _enrolled(context),
@@ -34,6 +35,7 @@ def site_of(context: Context) -> Site:
         policy=Path(policy) if policy else None,
         population=population or None,
         where=_text(context, "device", "auto"),
+        look=False,  # a message opens this site: what its rows look like must not show
     )
 
 

@@ -25,6 +25,7 @@ REASONS: Final = frozenset(
         "too-many-rounds-today",
         "too-few-rows",
         "task-not-allowed",
+        "schema-differs",
         "output-not-allowed",
         "coordinator-not-trusted",
         "ledger-untrusted",

@@ -84,7 +84,9 @@ class Site:
     coordinator's signature. `ledger` is None only where no private plan may run. `on_event(event,
     **facts)` is for the log and never gets a value of a record. `on_plan(plan)` is called before a
     plan is judged, since the owner may have changed the policy meanwhile; `on_model(plan, run,
-    round, weights)` with each released model that arrives.
+    round, weights)` with each released model that arrives. `accepts(plan)` says whether a plan is
+    for this site's data, by its task and schema alone. `on_fault(error)` is called where rows could
+    not be read or trained on in a round that was paid for; the round is answered all the same.
     """
 
     name: str
@@ -99,6 +101,8 @@ class Site:
     on_event: Callable[..., None] = _nothing
     on_model: Callable[..., None] = _nothing
     on_plan: Callable[[Plan], None] = _nothing
+    on_fault: Callable[[Exception], None] = _nothing
+    accepts: Callable[[Plan], bool] = lambda plan: True
     paused: Callable[[], bool] = lambda: False
 
     def follows(self, head: object) -> bool:

@@ -62,6 +62,7 @@ class Place:
             check_head=lambda head: True,  # the coordinator is this process: nothing is signed
             replies=kept,
             compile=self.plan.simulation.compile,
+            on_fault=_raised,
         )
 
     def draws(self, site: str, number: str) -> AbstractContextManager[None]:
@@ -69,6 +70,11 @@ class Place:
         if not self.insecure:
             return nullcontext()
         return noise.insecure(f"{self.plan.seed}/{site}/{number}")
+
+
+def _raised(error: Exception) -> None:
+    """A researcher's own rows have nobody to hide from: what fails is said."""
+    raise error
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ import httpx
 from client.agent import populations
 from client.agent.connection import tls_reason
 from client.agent.credentials import Enrolled, EnrolmentError
-from client.agent.process import Source
+from client.data.site_rows import Source
 from privacy.contract.policy import load_policy
 from privacy.identity.keys import IdentityError
 

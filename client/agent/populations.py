@@ -13,6 +13,7 @@ from typing import Final
 
 from client.models.store import write
 from privacy.contract.policy import Policy
+from privacy.contract.schema_digest import schema_digest
 from privacy.ledger.ledger import Ledger, LedgerError
 
 FILE: Final = "populations.json"
@@ -25,15 +26,29 @@ class PopulationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """A name and its ledger; `data` is where its rows lay when it was added, if that was said."""
+    """A name and its ledger; `data` is where its rows lay when it was added, if that was said.
+
+    `schema` is the digest of the schema that the owner registered with the data: a copy of it lies
+    in `DIR/schemas/`.
+    """
 
     name: str
     ledger: str
     data: str | None = None
+    schema: str | None = None
 
 
-def add(directory: Path, name: str, ledger: Path, data: Path | None = None) -> tuple[Ledger, bool]:
-    """Register a population with its ledger, made new or found; True where it was found."""
+def add(
+    directory: Path,
+    name: str,
+    ledger: Path,
+    data: Path | None = None,
+    schema: str | None = None,
+) -> tuple[Ledger, bool]:
+    """Register a population with its ledger, made new or found; True where it was found.
+
+    `schema` is the text of the data's own schema: from then on no plan with another one is taken.
+    """
     if not _NAME.fullmatch(name):
         raise PopulationError(f"{name!r}: expected letters, digits, '_', '-' and '.' as a name")
     if data is not None and not data.exists():
@@ -50,7 +65,15 @@ def add(directory: Path, name: str, ledger: Path, data: Path | None = None) -> t
     else:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         opened = Ledger.create(path, population=name)
-    kept[name] = Population(name, str(path), None if data is None else str(data.absolute()))
+    digest = kept[name].schema if name in kept else None
+    if schema is not None:
+        digest = schema_digest(schema)
+        copy = directory / "schemas" / f"{name}.toml"
+        copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write(copy, schema.encode())
+        log_schema(opened, digest)
+    where = None if data is None else str(data.absolute())
+    kept[name] = Population(name, str(path), where, digest)
     text = json.dumps([asdict(one) for one in kept.values()], indent=1) + "\n"
     write(directory / FILE, text.encode())
     if data is not None:
@@ -87,6 +110,24 @@ def choose(directory: Path, data: Path | None = None, name: str | None = None) -
     raise PopulationError(f"expected one of the populations {names}, got {name or data or 'none'}")
 
 
+def schema_of(directory: Path, data: Path | None = None, name: str | None = None) -> str | None:
+    """The text of the schema that was registered with the data; None where none was."""
+    population = choose(directory, data, name)
+    if population.schema is None:
+        return None
+    path = directory / "schemas" / f"{population.name}.toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PopulationError(f"{path}: expected the registered schema ({error})") from None
+    if schema_digest(text) != population.schema:
+        raise PopulationError(
+            f"{path}: is not the schema that was registered; expected `tacit-client data add "
+            f"{population.name} --schema FILE` to register another"
+        )
+    return text
+
+
 def open_ledger(population: Population, data: Path | None = None) -> Ledger:
     """The ledger of a population, whose log hears of it where the data's contents have changed."""
     ledger = Ledger.open(Path(population.ledger))
@@ -107,6 +148,13 @@ def log_contents(ledger: Ledger, data: Path) -> bool:
         return False
     ledger.note("contents", sha256=digest)
     return True
+
+
+def log_schema(ledger: Ledger, digest: str) -> None:
+    """Note the digest of the data's schema if it is another than the last."""
+    noted = [note.details.get("sha256") for note in ledger.notes() if note.what == "schema"]
+    if not noted or noted[-1] != digest:
+        ledger.note("schema", sha256=digest)
 
 
 def log_policy(ledger: Ledger, policy: Policy) -> bool:

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,52 +15,16 @@ import torch
 
 from client.agent import populations, received_plans
 from client.agent.credentials import Enrolled, EnrolmentError
+from client.data.site_rows import SiteRows, Source
 from client.models.received import keeper
 from client.models.store import write
 from client.site import KeptReplies, Site, SiteError
-from client.tasks.registry import task
-from client.tasks.rows import Rows, TaskError, builtin, cap
-from client.tasks.task import Task
+from client.tasks.rows import TaskError
 from privacy.contract.plan import Plan
 from privacy.contract.policy import BUILTIN, Policy, PolicyError, load_policy
 from privacy.identity.keys import verify
 from privacy.ledger.heads import Head, HeadError, payload
 from privacy.ledger.ledger import Ledger
-
-BUILTIN_PREFIX = "builtin:"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a site's rows are: a path, or part `part` of `parts` of an embedded task."""
-
-    path: Path | None
-    part: int = 0
-    parts: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> "Source":
-        """`PATH` or `builtin:K/N`; SiteError for anything that is not there."""
-        if text.startswith(BUILTIN_PREFIX):
-            part, _, parts = text.removeprefix(BUILTIN_PREFIX).partition("/")
-            if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts) < 10_000):
-                raise SiteError(f"--data: expected builtin:K/N with 0 <= K < N, got {text!r:.80}")
-            return cls(None, int(part), int(parts))
-        path = Path(text)
-        if not path.exists():
-            raise SiteError(f"--data {path}: expected a file or folder, found none")
-        return cls(path)
-
-    def rows(self, learning: Task, policy: Policy) -> Rows:
-        """The training rows of a task, no more of each subject than the policy's limit binds."""
-        if self.path is None:
-            if not learning.embedded:
-                raise TaskError(f"--data builtin: {learning.name} is not embedded, expected a path")
-            return builtin(learning.load(None, "train"), self.part, self.parts)
-        rows = cap(learning.load(self.path, "train"), policy.records_per_subject)
-        if len(rows) < policy.min_rows:
-            raise SiteError(f"--data: fewer rows than min_rows = {policy.min_rows}")
-        return rows
 
 
 class Log:
@@ -137,22 +101,30 @@ def resident(
     population: str | None,
     where: str,
     compile: bool = False,
+    look: bool = True,
+    on_fault: Callable[[], None] = lambda: None,
 ) -> Site:
     """The site as its process holds it; the policy's file is read again before each judgement.
 
-    The caller holds the site's folder (`alone`).
+    The caller holds the site's folder (`alone`). `look` reads the rows now and refuses bad ones:
+    only where the owner starts it, since a coordinator that could would learn of them. `on_fault`
+    is called where rows could not be read in a round; the site is paused from then on.
     """
     allowed = rules(site.folder, source, policy, log)
     file = None if allowed is BUILTIN else policy or site.folder / "policy.toml"
     own = ledger(site.folder, source, population)
-    name, key, cache = site.name, site.verify, dict[str, Rows]()
+    name, key, faulty = site.name, site.verify, threading.Event()
+    schema = None
+    if source.path is not None:
+        schema = populations.schema_of(site.folder, source.path, population)
+    rows = SiteRows(source, schema, lambda: held.policy, log)
 
-    def rows(learning: Task) -> Rows:
-        known = f"{learning.name}/{learning.label}/{learning.inputs}"
-        if known not in cache:
-            cache.clear()
-            cache[known] = source.rows(learning, allowed)
-        return cache[known]
+    def fault(error: Exception) -> None:
+        """Its text is told where it is one of our own lines, which hold no value."""
+        text = str(error) if isinstance(error, TaskError | SiteError) else type(error).__name__
+        log("fault", what=text, note="the round was answered with noise alone; this site stops")
+        faulty.set()
+        on_fault()
 
     def on_plan(plan: Plan) -> None:
         try:
@@ -169,7 +141,6 @@ def resident(
         except (KeyError, TypeError, ValueError, HeadError):
             return False
 
-    _try_rows(allowed, rows)
     populations.log_policy(own, allowed)
     _look_at_certificate(site, log)
     held = Site(
@@ -183,9 +154,13 @@ def resident(
         on_event=log,
         on_model=keeper(site.folder, name, own),
         on_plan=on_plan,
-        paused=site.paused.exists,
+        on_fault=fault,
+        accepts=rows.accepts,
+        paused=lambda: site.paused.exists() or faulty.is_set(),
         check_head=check_head,
     )
+    if look:
+        rows.check()
     return held
 
 
@@ -212,12 +187,6 @@ def _look_at_certificate(site: Enrolled, log: Log) -> None:
         )
     if age == "soon":
         log("certificate expires soon", ends=f"{certificate.ends:%Y-%m-%d}")
-
-
-def _try_rows(policy: Policy, rows: Callable[[Task], Rows]) -> None:
-    """Where the policy names one task, read its rows now: a bad file shows before any round."""
-    if len(policy.tasks) == 1 and policy.tasks[0] not in ("*", "table"):
-        rows(task(policy.tasks[0]))
 
 
 @contextmanager

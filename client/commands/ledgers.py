@@ -55,19 +55,40 @@ def add(
     name: Annotated[str, typer.Argument(help="A name for the people in the data, for good.")],
     ledger: Annotated[Path, typer.Option(help="Where their ledger is, or is to be made.")],
     data: Annotated[Path | None, typer.Option(help="Where their rows lie.")] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(help="Their schema (TOML): only plans with this one are taken."),
+    ] = None,
     directory: Dir = HERE,
 ) -> None:
-    """Give the people in the data their name and their ledger, once and for all runs."""
-    opened, found = populations.add(directory, name, ledger, data)
+    """Give the people in the data their name, their schema and their ledger, for all runs."""
+    opened, found = populations.add(directory, name, ledger, data, _schema(schema))
     what = f"found, with {opened.head.n} entries" if found else "made; nothing was spent yet"
     typer.echo(f"{name}: ledger {opened.path} {what}")
+
+
+def _schema(path: Path | None) -> str | None:
+    """The text of a schema that can be used."""
+    if path is None:
+        return None
+    from client.tasks.registry import task  # torch, only where a schema is read
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise PopulationError(f"--schema {path}: expected a TOML file ({why})") from None
+    task("table", text)
+    return text
 
 
 def list_(directory: Dir = HERE, as_json: Json = False) -> None:
     """Show the populations of this site."""
     kept = populations.known(directory)
     if as_json:
-        facts = [{"name": p.name, "ledger": p.ledger, "data": p.data} for p in kept]
+        facts = [
+            {"name": p.name, "ledger": p.ledger, "data": p.data, "schema": p.schema} for p in kept
+        ]
         typer.echo(json.dumps({"populations": facts}))
         return
     for one in kept:

@@ -61,14 +61,16 @@ def run(
         return
     with loading():
         from client.agent import process
+        from client.data.site_rows import Source
         from client.site import SiteError
 
     if not data:
         raise SiteError("--data: expected the path of this site's rows, or builtin:K/N")
     from client.agent.credentials import Enrolled
 
-    source, log = process.Source.parse(data), process.Log(as_json=as_json)
+    source, log = Source.parse(data), process.Log(as_json=as_json)
     site = Enrolled(directory).joined()
+    fault = threading.Event()
     with process.alone(directory):
         held = process.resident(
             site,
@@ -78,14 +80,15 @@ def run(
             population=population,
             where=device,
             compile=compile,
+            on_fault=fault.set,
         )
         spent = held.ledger.head.n if held.ledger is not None else 0
         log("starting", site=site.name, device=str(held.device), spent_entries=spent)
-        raise typer.Exit(_stay(site, server or site.hosts[0], held, log))
+        raise typer.Exit(_stay(site, server or site.hosts[0], held, log, fault))
 
 
-def _stay(site: "Enrolled", server: str, held: "Site", log: "Log") -> int:
-    """Serve in a thread of its own until a signal, a `leave` or a refusal ends it."""
+def _stay(site: "Enrolled", server: str, held: "Site", log: "Log", fault: threading.Event) -> int:
+    """Serve in a thread of its own until a signal, a `leave`, a refusal or a fault ends it."""
     with loading():
         from client.agent.connection import Agent, Refused, quiet
         from client.app import make_app
@@ -111,6 +114,9 @@ def _stay(site: "Enrolled", server: str, held: "Site", log: "Log") -> int:
     while not stop.wait(1.0):
         if not site.certificate.is_file():
             log("left")
+            stop.set()
+        if fault.is_set():
+            code[0] = 1
             stop.set()
     agent.close()
     for number in (signal.SIGINT, signal.SIGTERM):

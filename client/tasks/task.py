@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from client.tasks.preprocessing import Columns
@@ -52,3 +53,10 @@ class Task:
     features: tuple[str, ...] = ()
     columns: Columns | None = None
     front: Callable[[Tensor], Tensor] | None = None
+
+
+def none_of(task: Task) -> Rows:
+    """No rows of a task: x [0, ...] and y [0] in the types that it trains on."""
+    kind = torch.int64 if task.kind == "classification" else torch.float32
+    x = torch.zeros((0, *task.shape), dtype=getattr(task, "dtype", torch.float32))
+    return Rows(x, torch.zeros(0, dtype=kind))

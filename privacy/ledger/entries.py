@@ -14,7 +14,10 @@ from typing import Any, Final
 from privacy.accounting.events import Event
 from privacy.ledger.chain import ZERO, Chain, LedgerError, LedgerMissing, locked
 
-NOTES: Final = ("created", "contents", "day", "tail-dropped", "acknowledged", "recovered", "policy")
+NOTES: Final = (
+    *("created", "contents", "schema", "policy", "day"),
+    *("tail-dropped", "acknowledged", "recovered"),
+)
 """What a log tells; `contents`: the data changed, `policy`: a limit was raised or lowered."""
 _LONGEST_NAME: Final = 200
 _HEX: Final = re.compile(r"[0-9a-f]{64}\Z")

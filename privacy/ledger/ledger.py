@@ -147,7 +147,7 @@ class Ledger:
         return tuple(e.event for e in self.entries() if run is None or e.run == run)
 
     def notes(self) -> tuple[Note, ...]:
-        """The log: created, contents, tail-dropped, acknowledged, recovered, policy, day."""
+        """The log: every note, of the kinds of `NOTES`."""
         with self._reading():
             return told(self._log.rows)
 

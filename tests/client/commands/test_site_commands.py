@@ -90,7 +90,7 @@ def test_a_population_is_named_once_and_keeps_its_ledger(desk: Desk, tmp_path: P
         desk("data", "add", "others", "--ledger", str(desk.ledger))
     assert not (tmp_path / "fresh.jsonl").exists()
     (one,) = desk.json("data", "list")["populations"]
-    assert one == {"name": "people", "ledger": str(desk.ledger), "data": None}
+    assert one == {"name": "people", "ledger": str(desk.ledger), "data": None, "schema": None}
 
 
 def test_a_lost_or_broken_ledger_is_not_started_again_by_adding_it(desk: Desk) -> None:
@@ -317,3 +317,23 @@ def test_a_lost_ledger_is_recovered_from_a_record_or_fully_spent(
     desk.ledger.unlink()
     assert "fully spent" in desk("ledger", "recover")
     assert Ledger.open(desk.ledger).spent(1e-5) == float("inf")
+
+
+def test_a_schema_is_registered_with_its_people_and_a_changed_copy_is_not_taken(
+    desk: Desk, tmp_path: Path
+) -> None:
+    text = 'label = "ill"\n[columns.ill]\ntype = "category"\nvalues = ["no", "yes"]\n'
+    text += '[columns.age]\ntype = "number"\nmin = 0\nmax = 120\n'
+    (tmp_path / "s.toml").write_text(text)
+    ledger = desk.add(schema=str(tmp_path / "s.toml"))
+    assert populations.schema_of(desk.folder) == text
+    desk.add()
+    assert populations.schema_of(desk.folder) == text
+    (note,) = [note for note in ledger.notes() if note.what == "schema"]
+    assert note.details["sha256"] == populations.known(desk.folder)[0].schema
+    (desk.folder / "schemas" / "people.toml").write_text(text.replace("120", "60"))
+    with pytest.raises(PopulationError, match="is not the schema that was registered"):
+        populations.schema_of(desk.folder)
+    (tmp_path / "s.toml").write_text("label = 3\n")
+    with pytest.raises(ValueError, match="columns"):
+        desk.add(schema=str(tmp_path / "s.toml"))

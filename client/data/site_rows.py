@@ -1,0 +1,126 @@
+"""The rows that a site trains on: where they are, and what is kept of them in memory.
+
+They are read once for each schema, cap and state of the files. Whether they are enough is asked
+where the client starts, which no coordinator can bring about, and never in a round.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from client.site import SiteError
+from client.tasks.registry import task
+from client.tasks.rows import Rows, TaskError, builtin, cap
+from client.tasks.task import Task
+from privacy.contract.plan import Plan
+from privacy.contract.policy import Policy
+from privacy.contract.schema_digest import schema_digest
+
+BUILTIN_PREFIX: Final = "builtin:"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a site's rows are: a path, or part `part` of `parts` of an embedded task."""
+
+    path: Path | None
+    part: int = 0
+    parts: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Source":
+        """`PATH` or `builtin:K/N`; SiteError for anything that is not there."""
+        if text.startswith(BUILTIN_PREFIX):
+            part, _, parts = text.removeprefix(BUILTIN_PREFIX).partition("/")
+            if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts) < 10_000):
+                raise SiteError(f"--data: expected builtin:K/N with 0 <= K < N, got {text!r:.80}")
+            return cls(None, int(part), int(parts))
+        path = Path(text)
+        if not path.exists():
+            raise SiteError(f"--data {path}: expected a file or folder, found none")
+        return cls(path)
+
+    def rows(self, learning: Task, records: int) -> Rows:
+        """The training rows of a task, at most `records` of each subject."""
+        if self.path is None:
+            if not learning.embedded:
+                raise TaskError(f"--data builtin: {learning.name} is not embedded, expected a path")
+            return builtin(learning.load(None, "train"), self.part, self.parts)
+        return cap(learning.load(self.path, "train"), records)
+
+    def state(self) -> str:
+        """A digest of the files' names, sizes and times: another one means other contents."""
+        if self.path is None:
+            return f"{self.part}/{self.parts}"
+        files = [self.path]
+        if self.path.is_dir():
+            files += sorted(self.path.rglob("*"))
+        total = hashlib.sha256()
+        for file in files:
+            facts = file.stat()
+            total.update(f"{file}\0{facts.st_ino}/{facts.st_size}/{facts.st_mtime_ns}\n".encode())
+        return total.hexdigest()
+
+
+class SiteRows:
+    """`rows(task)` of one site: the data's own schema decides what they are, no plan.
+
+    `schema` is the text that the owner registered with the data, None where there is none; `policy`
+    gives the policy of now, whose cap holds in the round that it has judged.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        schema: str | None,
+        policy: Callable[[], Policy],
+        tell: Callable[..., None],
+    ) -> None:
+        self._source, self._schema, self._policy, self._tell = source, schema, policy, tell
+        self._digest = None if schema is None else schema_digest(schema)
+        self._key: tuple[str, ...] = ()
+        self._rows: Rows | None = None
+
+    def accepts(self, plan: Plan) -> bool:
+        """Whether a plan is for these data; known without a look at them."""
+        if self._source.path is None:
+            return plan.schema is None and task(plan.task, plan.schema).embedded
+        if plan.schema is None:
+            taken = self._digest is None and not task(plan.task, plan.schema).embedded
+        else:
+            taken = self._digest == schema_digest(plan.schema)
+        if not taken:
+            self._tell(
+                "schema_differs",
+                plan=plan.digest,
+                registered=self._digest or "none",
+                next="tacit-client data add --schema FILE, if the plan's schema is right for them",
+            )
+        return taken
+
+    def __call__(self, learning: Task) -> Rows:
+        """The training rows, read again only where the files, the schema or the cap changed."""
+        records = self._policy().records_per_subject
+        key = (learning.name, self._digest or "", str(records), self._source.state())
+        if self._rows is None or key != self._key:
+            self._rows = None  # not both at once in memory
+            self._rows = self._source.rows(learning, records)
+            self._key = key
+        return self._rows
+
+    def check(self) -> None:
+        """Read the rows before any round, where their task is known, and refuse too few.
+
+        TaskError or SiteError, one line: only the owner sees it, since no coordinator starts this.
+        """
+        policy = self._policy()
+        if self._schema is not None:
+            rows = self(task("table", self._schema))
+        elif len(policy.tasks) == 1 and policy.tasks[0] not in ("*", "table"):
+            rows = self(task(policy.tasks[0]))
+        else:
+            return
+        if self._source.path is not None and len(rows) < policy.min_rows:
+            raise SiteError(f"--data: fewer rows than min_rows = {policy.min_rows}")
