@@ -20,6 +20,7 @@ from flwr.clientapp.typing import Mod
 from client.dpsgd.private_metrics import paid_metrics
 from client.dpsgd.training import Trained, train
 from client.dpsgd.weights import MOST_NORM, WeightsError, filled, read
+from client.proposal import ACTION, answer_proposal
 from client.release import Field, Paid, Public, Trusted, release
 from client.site import Site
 from client.tasks.registry import task
@@ -65,6 +66,10 @@ def make_app(resolve: Callable[[Context], Site], mods: Sequence[Mod] = ()) -> Cl
     @app.evaluate()
     def on_release(message: Message, context: Context) -> Message:
         return Message(received(resolve(context), message.content), reply_to=message)
+
+    @app.query(ACTION)
+    def on_proposal(message: Message, context: Context) -> Message:
+        return Message(answer_proposal(resolve(context), message.content), reply_to=message)
 
     @app.query()
     def on_query(message: Message, context: Context) -> Message:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from privacy.accounting.events import Event
-from privacy.contract.outputs import PUBLIC
+from privacy.contract.outputs import PROPOSAL, PUBLIC
 from privacy.ledger.ledger import Entry, Ledger
 
 REASONS: Final = frozenset(
@@ -19,6 +19,7 @@ REASONS: Final = frozenset(
         "",
         "budget-exhausted",
         "plan-not-approved",
+        "plan-denied",
         "noise-too-low",
         "rate-too-high",
         "too-many-steps",
@@ -100,7 +101,7 @@ def release(
 
 
 def _check_public(name: str, value: object) -> None:
-    if name not in PUBLIC:
+    if name not in PUBLIC and name not in PROPOSAL:
         raise DoorError(f"{name}: is not declared to be independent of the data")
     if name == "reason" and value not in REASONS:
         raise DoorError("reason: expected a code of the fixed list")

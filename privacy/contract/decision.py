@@ -91,7 +91,7 @@ def _permitted(plan: Plan, policy: Policy, rounds_today: int) -> Refusal | None:
             "task-not-allowed", f"tasks allows {', '.join(policy.tasks)}, not {plan.task}"
         )
     if plan.digest in policy.denied:
-        return Refusal("plan-not-approved", f"the plan {plan.digest[:16]} was denied")
+        return Refusal("plan-denied", f"the plan {plan.digest[:16]} was denied")
     if policy.approve == "list" and plan.digest not in policy.plans:
         return Refusal("plan-not-approved", f"plans does not list {plan.digest}")
     if missing := [name for name in (UPDATE, *plan.metrics) if name not in policy.outputs]:

@@ -17,7 +17,12 @@ PUBLIC: Final[Mapping[str, str]] = {
     "sigma": "the noise multiplier used: the plan's, or the policy's where that is more",
     "head": "the ledger's length and salted digests: how often was spent, never on what",
 }
-"""The fields that tell nothing of any record, each with the reason why."""
+"""The fields of a round's reply that tell nothing of any record, each with the reason why."""
+
+PROPOSAL: Final[Mapping[str, str]] = {
+    "rounds": "how many more rounds of a proposed plan fit: from plan, policy and ledger",
+}
+"""The further fields of an answer to a proposal, which is given before anything is spent."""
 
 
 @dataclass(frozen=True, slots=True)

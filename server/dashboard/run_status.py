@@ -16,7 +16,8 @@ from privacy.contract.plan_file import load_plan
 
 REASONS: Mapping[str, str] = {
     "budget-exhausted": "its privacy budget is spent",
-    "plan-not-approved": "it has not approved this plan",
+    "plan-not-approved": "it has not approved this plan yet",
+    "plan-denied": "its owner has denied this plan",
     "noise-too-low": "less noise than its policy asks for",
     "rate-too-high": "a larger sampling rate than its policy allows",
     "too-many-steps": "more steps a round than its policy allows",

@@ -72,11 +72,11 @@ def test_a_plan_within_the_limits_is_accepted_with_its_own_events() -> None:
     [
         (plan(), policy(epsilon=0.01), "budget-exhausted"),
         (plan(), policy(approve="list"), "plan-not-approved"),
-        (plan(), policy(denied=(plan().digest,)), "plan-not-approved"),
+        (plan(), policy(denied=(plan().digest,)), "plan-denied"),
         (
             plan(),
             policy(approve="list", plans=(plan().digest,), denied=(plan().digest,)),
-            "plan-not-approved",
+            "plan-denied",
         ),
         (plan(), policy(min_sigma=2.1), "noise-too-low"),
         (

@@ -1,0 +1,136 @@
+"""A proposal: the coordinator shows a plan before it runs, and the site says what it would do.
+
+Nothing is spent and no row is read: the answer follows from the plan, the owner's policy and the
+ledger. The owner finds the plan, with its price, in `tacit-client plans`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from flwr.app import ConfigRecord, RecordDict
+
+from client.release import Public, release
+from client.site import Site
+from client.tasks.registry import task
+from client.tasks.rows import TaskError
+from privacy.contract.decision import EXHAUSTED, Accepted, Refusal, judge
+from privacy.contract.forecast import rounds_that_fit
+from privacy.contract.plan import Plan, PlanError
+from privacy.contract.plan_file import from_json
+from privacy.ledger.ledger import LedgerError, Standing
+
+REQUEST = "request"
+REPLY = "reply"
+ACTION = "propose"
+_LONGEST_ID = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalAnswer:
+    """What a site would do: `rounds` is how many more rounds of the plan its budgets hold."""
+
+    status: str
+    reason: str
+    rounds: int
+
+
+class _BadProposal(Exception):
+    """A request that is no proposal to this site."""
+
+
+def answer_proposal(site: Site, content: RecordDict) -> RecordDict:
+    """The reply to a proposal; whatever goes wrong leaves as a code, never as a text."""
+    record = content.get(REQUEST)
+    request = record if isinstance(record, ConfigRecord) else {}
+    try:
+        plan, run, number = _read(site, request)
+        answer = _considered(site, plan, run, number)
+    except _BadProposal:
+        answer = ProposalAnswer("failed", "bad-request", 0)
+    except Exception as error:  # noqa: BLE001 - an exception's text may hold data: none leaves
+        site.on_event("failed", error=type(error).__name__, where="proposal")
+        answer = ProposalAnswer("failed", "failed", 0)
+    fields = {
+        "run": request.get("run") if isinstance(request.get("run"), str) else "",
+        "round": request.get("round") if isinstance(request.get("round"), int) else 0,
+        "site": site.name,
+        "status": answer.status,
+        "reason": answer.reason,
+        "rounds": answer.rounds,
+    }
+    values = release(
+        {name: Public(value) for name, value in fields.items()},
+        ledger=site.ledger,
+        trust_coordinator=False,
+    )
+    return RecordDict({REPLY: ConfigRecord(values)})
+
+
+def _read(site: Site, request: Mapping[str, Any]) -> tuple[Plan, str, int]:
+    """The plan, the run's id ("" before there is one) and the next round; _BadProposal."""
+    run, number, text = request.get("run"), request.get("round"), request.get("plan")
+    if request.get("site") != site.name or not isinstance(text, str):
+        raise _BadProposal
+    if not isinstance(run, str) or len(run) > _LONGEST_ID:
+        raise _BadProposal
+    try:
+        plan = from_json(text)
+    except PlanError:
+        raise _BadProposal from None
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= plan.rounds:
+        raise _BadProposal
+    return plan, run, number
+
+
+def _considered(site: Site, plan: Plan, run: str, number: int) -> ProposalAnswer:
+    site.on_plan(plan)
+    try:
+        task(plan.task, plan.schema)
+    except TaskError:
+        return ProposalAnswer("declined", "task-not-allowed", 0)
+    if plan.unit == "record" and site.ledger is None:
+        return ProposalAnswer("declined", "ledger-untrusted", 0)
+    try:
+        standing = (
+            site.ledger.standing(run, datetime.now(UTC).strftime("%Y-%m-%d"))
+            if site.ledger is not None
+            else Standing()
+        )
+    except LedgerError:
+        return ProposalAnswer("declined", "ledger-untrusted", 0)
+    verdict = judge(
+        plan,
+        site.policy,
+        standing.spent,
+        site=site.name,
+        round=number,
+        run=standing.run,
+        rounds_today=standing.rounds_today,
+    )
+    rounds = _rounds_left(site, plan, standing, verdict, plan.rounds - number + 1)
+    if isinstance(verdict, Refusal):
+        return ProposalAnswer("declined", verdict.code, rounds)
+    if site.paused():
+        return ProposalAnswer("declined", "paused", rounds)
+    return ProposalAnswer("approved", "", rounds)
+
+
+def _rounds_left(
+    site: Site, plan: Plan, standing: Standing, verdict: Accepted | Refusal, most: int
+) -> int:
+    """How many rounds from now on the site's and the plan's budgets hold, at most `most`."""
+    if isinstance(verdict, Refusal) and verdict.code == EXHAUSTED:
+        return 0
+    if plan.unit != "record":
+        return most
+    events = verdict.events if isinstance(verdict, Accepted) else plan.events_of_round(site.name)
+    budgets = (
+        (standing.spent, site.policy.budget, site.policy.records_per_subject),
+        (standing.run, plan.limit_of(site.name), 1),
+    )
+    for past, limit, records in budgets:
+        if limit is not None and most > 0:
+            most = rounds_that_fit(past, events, limit, records=records, most=most)
+    return most

@@ -1,0 +1,124 @@
+"""A proposed plan is answered from plan, policy and ledger; nothing is spent and no row is read."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+
+from client.proposal import answer_proposal
+from client.site import Site
+from client.tasks.rows import Rows
+from client.tasks.task import Task
+from privacy.accounting.epsilon import spent
+from privacy.contract.plan import Plan
+from privacy.contract.plan_file import load_plan
+from privacy.contract.policy import Policy
+from privacy.ledger.ledger import Ledger
+
+PLAN = load_plan("digits", ["rounds=10", "sigma=2.0", "rate=0.1", "delta=1e-4", "rows=400"])
+RUN = "0123456789abcdef"
+
+
+def never(learning: Task) -> Rows:
+    raise AssertionError("a proposal looks at no row")
+
+
+def make_site(folder: Path, **policy: Any) -> Site:
+    rules = replace(Policy.simulated(PLAN, None), epsilon=100.0, delta=1e-4, **policy)
+    ledger = Ledger.create(folder / "ledger.jsonl", population="people", durable=False)
+    return Site("north", rules, ledger, never, check_head=lambda head: True)
+
+
+def propose(held: Site, asked: Plan = PLAN, **change: Any) -> dict[str, Any]:
+    fields = {"run": "", "round": 1, "site": "north", "plan": asked.to_json()} | change
+    reply = answer_proposal(held, RecordDict({"request": ConfigRecord(fields)}))
+    return dict(reply.config_records["reply"])
+
+
+def test_a_plan_within_the_limits_is_approved_for_all_its_rounds(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    reply = propose(site)
+    assert (reply["status"], reply["reason"], reply["rounds"]) == ("approved", "", 10)
+    assert site.ledger is not None
+    assert site.ledger.entries() == ()
+
+
+def test_the_forecast_counts_what_the_ledger_holds_and_the_rounds_already_played(
+    tmp_path: Path,
+) -> None:
+    seven = [replace(event, count=7) for event in PLAN.events_of_round("north")]
+    budget = spent(seven, 1e-4) + 1e-9
+    site = make_site(tmp_path)
+    site.policy = replace(site.policy, epsilon=budget)
+    assert propose(site)["rounds"] == 7
+    assert site.ledger is not None
+    site.ledger.spend_all(PLAN.events_of_round("north"), None, run=RUN, round=1, plan=PLAN.digest)
+    assert propose(site, run=RUN, round=2)["rounds"] == 6
+    assert propose(site, run=RUN, round=8)["rounds"] == 3, "rounds 8, 9 and 10 are left"
+
+
+def test_a_spent_budget_declines_with_no_rounds(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    site.policy = replace(site.policy, epsilon=1e-3)
+    reply = propose(site)
+    assert (reply["status"], reply["reason"], reply["rounds"]) == (
+        "declined",
+        "budget-exhausted",
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ({"approve": "list"}, "plan-not-approved"),
+        ({"denied": (PLAN.digest,)}, "plan-denied"),
+        ({"approve": "list", "plans": (PLAN.digest,)}, ""),
+        ({"min_sigma": 2.5}, "noise-too-low"),
+    ],
+)
+def test_the_policy_decides_and_the_forecast_is_told_all_the_same(
+    tmp_path: Path, policy: dict[str, Any], reason: str
+) -> None:
+    reply = propose(make_site(tmp_path, **policy))
+    assert reply["reason"] == reason
+    assert reply["status"] == ("declined" if reason else "approved")
+    assert reply["rounds"] == 10
+
+
+def test_a_paused_site_says_so_and_a_task_that_is_not_installed_is_refused(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    site.paused = lambda: True
+    assert propose(site)["reason"] == "paused"
+    assert propose(site, replace(PLAN, task="unheard-of"))["reason"] == "task-not-allowed"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"site": "south"},
+        {"round": 0},
+        {"round": 11},
+        {"round": True},
+        {"run": "x" * 65},
+        {"plan": "{}"},
+        {"plan": 7},
+    ],
+)
+def test_anything_else_is_a_bad_request(tmp_path: Path, change: dict[str, Any]) -> None:
+    reply = propose(make_site(tmp_path), **change)
+    assert (reply["status"], reply["reason"], reply["rounds"]) == ("failed", "bad-request", 0)
+
+
+def test_an_error_leaves_as_a_code(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+
+    def broken(plan: Plan) -> None:
+        raise ValueError("a secret")
+
+    site.on_plan = broken
+    reply = propose(site)
+    assert (reply["status"], reply["reason"]) == ("failed", "failed")
+    assert "secret" not in str(reply)
