@@ -6,6 +6,7 @@ judges, the ledger is spent and on disk, and only then is a row looked at.
 
 import json
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -73,9 +74,8 @@ def make_app(resolve: Callable[[Context], Site], mods: Sequence[Mod] = ()) -> Cl
 
     @app.query()
     def on_query(message: Message, context: Context) -> Message:
-        fields = release(
-            {"site": Public(resolve(context).name)}, ledger=None, trust_coordinator=False
-        )
+        name = {"site": Public(resolve(context).name)}
+        fields = release(name, ledger=None, trust_coordinator=False)
         return Message(RecordDict({REPLY: ConfigRecord(fields)}), reply_to=message)
 
     return app
@@ -207,8 +207,7 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
         raise _Refused("ledger-untrusted")
     events = _judged(site, plan, number, run)
     entries = _spend(site, plan, events, run, number)
-    event = events[0] if events else None
-    began = time.perf_counter()
+    event, began = (events[0] if events else None), time.perf_counter()
     return Begun(site, asked, run, number, plan, learning, weights, event, entries, key, began)
 
 
@@ -223,8 +222,8 @@ def _finish(begun: Begun, trained: Trained) -> RecordDict:
         fields["metrics"] = Paid(json.dumps(sums), entries[1].event, entries[1])
     if begun.event is not None:
         fields["sigma"] = Public(begun.event.sigma)
-    trusted = site.policy.trust_coordinator
     with site.ledger.steady() if site.ledger is not None else nullcontext():
+        trusted = site.policy.trust_coordinator
         values = release(fields, ledger=site.ledger, trust_coordinator=trusted)
         if plan.unit == "record":  # un-noised replies are never kept on disk
             _keep(site, begun.key, values)
@@ -396,10 +395,6 @@ def _unpack(data: bytes) -> dict[str, Any]:
 
 
 def _where(error: BaseException) -> str:
-    """The innermost place of an exception: file and line, never its text."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}"
+    """The innermost place of an exception: function and line, never its text."""
+    frames = traceback.extract_tb(error.__traceback__, limit=-1)
+    return f"{frames[0].name}:{frames[0].lineno}" if frames else ""
