@@ -23,6 +23,8 @@ import sys
 from privacy.accounting.segments import Budget
 from privacy.accounting.events import Event
 from privacy.ledger.ledger import Exhausted, Ledger
+
+pytestmark = pytest.mark.integration
 path, name, epsilon, most, durable = sys.argv[1:]
 ledger = Ledger.open(path, durable=durable == "durable")
 event = Event("record", 8.0, 0.1, 1)
