@@ -1,6 +1,7 @@
 """A round on made-up rows, without network and without any ledger of yours: what would leave."""
 
 import hashlib
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from privacy.contract.outputs import PUBLIC
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy, load_policy
+from privacy.ledger.heads import GENESIS
 from privacy.ledger.ledger import Ledger
 
 _ROWS: Final = 200
@@ -36,8 +38,16 @@ def rehearse(directory: Path, name: str | None, policy: Path | None) -> dict[str
     model = learning.model(plan.seed)
     weights = encode({n: p.detach().numpy() for n, p in model.named_parameters()})
     array = Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
-    said: dict[str, Any] = {"run": "rehearsal", "round": 1, "site": known, "plan": plan.to_json()}
-    content = RecordDict({ARRAYS: ArrayRecord({"weights": array}), REQUEST: ConfigRecord(said)})
+    request: dict[str, Any] = {
+        "run": "rehearsal",
+        "round": 1,
+        "site": known,
+        "plan": plan.to_json(),
+        "head": json.dumps(GENESIS.to_dict()),
+    }
+    if plan.clip is not None and plan.unit == "client":
+        request["clip"] = plan.clip
+    content = RecordDict({ARRAYS: ArrayRecord({"weights": array}), REQUEST: ConfigRecord(request)})
     with tempfile.TemporaryDirectory() as folder:
         own = Ledger.create(Path(folder) / "ledger.jsonl", population="nobody", durable=False)
         held = Site(known, rules, own, lambda _: made_up(learning), check_head=_any_head)
@@ -67,6 +77,8 @@ def show(found: dict[str, Any]) -> str:
         lines.append(f"  {one['name']:<8} {one['bytes']:>9} bytes  {one['why']}")
         lines.append(f"           {one['value']}")
     lines.append(f"{found['bytes']} bytes would leave, and nothing else; the rows were made up")
+    lines.append("A real reply has these fields; its head grows by 67 bytes for each entry of the")
+    lines.append("ledger that the coordinator has not seen.")
     return "\n".join(lines)
 
 

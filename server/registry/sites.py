@@ -120,12 +120,18 @@ class Home:
 
     def members(self) -> Members:
         """Read the list of sites."""
-        found = json.loads(self.sites.read_text())
-        sites = {
-            name: Member(name, said["certificate"], said["revoked"], _parse(said["certificate"]))
-            for name, said in found["sites"].items()
-        }
-        return Members(sites, frozenset(found["revoked_keys"]))
+        try:
+            found = json.loads(self.sites.read_text())
+            sites = {
+                name: Member(
+                    name, said["certificate"], said["revoked"], _parse(said["certificate"])
+                )
+                for name, said in found["sites"].items()
+            }
+            return Members(sites, frozenset(found["revoked_keys"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = f"{type(error).__name__}: {error}"[:120]
+            raise MembersError(f"{self.sites}: must be a list of sites ({problem})") from None
 
 
 def split_host(host: str, default: int = DEFAULT_PORT) -> tuple[str, int]:
