@@ -15,7 +15,7 @@ from privacy.runtime import loading, prepare
 if TYPE_CHECKING:
     from privacy.contract.plan import Plan
 
-EXIT = {"done": 0, "failed": 1, "budget": 3}
+EXIT = {"done": 0, "stopped": 0, "failed": 1, "budget": 3}
 VIOLATION = 5
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -151,6 +151,7 @@ def sentence(summary: Mapping[str, Any]) -> str:
         "done": "",
         "budget": "Stopped early, since every site's budget is spent. ",
         "failed": f"Failed: {summary['detail']}. ",
+        "stopped": f"Stopped as asked ({summary['detail']}). ",
     }[summary["reason"]]
     return f"{ended}{rounds} of {summary['task']} reached {reached} {cost}."
 

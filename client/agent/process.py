@@ -21,7 +21,7 @@ from client.models.store import write
 from client.site import KeptReplies, Site, SiteError
 from client.tasks.rows import TaskError
 from privacy.contract.plan import Plan
-from privacy.contract.policy import BUILTIN, Policy, PolicyError, load_policy
+from privacy.contract.policy import Policy, PolicyError, builtin_policy, load_policy
 from privacy.identity.keys import verify
 from privacy.ledger.heads import Head, HeadError, payload
 from privacy.ledger.ledger import Ledger
@@ -57,12 +57,13 @@ def rules(directory: Path, source: Source, policy: Path | None, log: Callable[..
                 f"{path}: no policy, expected one (write it: tacit-client policy new --dir "
                 f"{directory}; then read it)"
             )
+        public = builtin_policy()
         log(
             "BUILT-IN POLICY",
             note="public example data: any plan within epsilon "
-            f"{BUILTIN.epsilon:g} at delta {BUILTIN.delta:g}; never use it for real records",
+            f"{public.epsilon:g} at delta {public.delta:g}; never use it for real records",
         )
-        return BUILTIN
+        return public
     return load_policy(path)
 
 
@@ -111,7 +112,7 @@ def resident(
     is called where rows could not be read in a round; the site is paused from then on.
     """
     allowed = rules(site.folder, source, policy, log)
-    file = None if allowed is BUILTIN else policy or site.folder / "policy.toml"
+    file = None if allowed is builtin_policy() else policy or site.folder / "policy.toml"
     own = ledger(site.folder, source, population)
     name, key, faulty = site.name, site.verify, threading.Event()
     schema = None

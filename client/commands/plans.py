@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.contract.forecast import Forecast, epsilons, forecast
 from privacy.contract.plan import Plan
-from privacy.contract.policy import Policy, PolicyError, load_policy, parse_policy
+from privacy.contract.policy import Policy, PolicyError, load_policy
 
 Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
 PolicyFile = Annotated[
@@ -54,7 +54,8 @@ def new(
         list[str] | None, typer.Option(help="An allowed paid metric (repeatable).")
     ] = None,
     approval: Annotated[
-        str, typer.Option("--approve", help="list: each plan by its hash; or within-limits.")
+        Literal["list", "within-limits"],
+        typer.Option("--approve", help="list: each plan by its hash; or within-limits."),
     ] = "list",
     more_noise: Annotated[
         bool, typer.Option("--more-noise", help="Answer with more noise rather than decline.")
@@ -84,9 +85,7 @@ def new(
         trust_coordinator=trust_coordinator,
         records_per_subject=records_per_subject,
     )
-    text = policy.to_toml()
-    parse_policy(text)
-    write(path, text.encode())
+    write(path, policy.to_toml().encode())
     _log_change(directory, policy)
     typer.echo(f"{path}: epsilon {epsilon:g} at delta {delta:g} for life; read it, and change it")
 

@@ -1,15 +1,15 @@
 """The plan is a run's whole contract: from this one value come the training, its event, its budget.
 
-It is one flat TOML file, parsed once at the rim into a frozen value. Nothing that touches privacy
-has a default; an unknown key is an error. `[simulation]` holds what cannot touch privacy, and stays
-outside the digest that sites approve.
+It cannot be built wrong: its keys (privacy/contract/keys.py) and the rules between them
+(privacy/contract/rules.py) are checked whenever one is made. Nothing that touches privacy has a
+default. `[operation]` and `[simulation]` cannot touch privacy, and stay outside the digest that
+sites approve.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,91 +18,26 @@ import tomli_w
 from privacy.accounting.epsilon import calibrate, spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
+from privacy.contract.keys import Contract, Operation, PlanError, Simulation, SitePlan
+from privacy.contract.rules import broken
+from privacy.contract.schema import check
 
-
-class PlanError(ValueError):
-    """A plan that cannot be run: one line with the key, the value and what was expected."""
-
-
-@dataclass(frozen=True, slots=True)
-class Simulation:
-    """How a simulation is run: nothing here can change what is released or what it costs."""
-
-    engine: str = "serial"
-    workers: int = 2
-    compile: bool = False
-    dropout: float = 0.0
-    slow: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class SitePlan:
-    """What differs at one site: its public row count, its own epsilon, its budget in this run."""
-
-    rows: int | None = None
-    epsilon: float | None = None
-    limit: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The keys that have a value."""
-        every = {"rows": self.rows, "epsilon": self.epsilon, "limit": self.limit}
-        return {key: value for key, value in every.items() if value is not None}
+__all__ = ["Operation", "Plan", "PlanError", "Simulation", "SitePlan"]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Every key of a plan's TOML, resolved. The meanings stand in docs/plan.md.
+class Plan(Contract):
+    """A plan that can be run: every key in its bounds, and every rule kept (else PlanError).
 
     One round at a site: `steps` releases, each the sum over a Poisson(`rate`) sample of per-record
     gradients clipped to L2 norm `clip`, plus N(0, (sigma * clip)^2), divided by the public number
     `rate` * `rows`. unit "client": one release a round, the sum of the sites' clipped updates.
     """
 
-    task: str
-    rounds: int
-    rate: float
-    rows: int | str
-    lr: float
-    sites: int | None = None
-    clip: float | None = None
-    unit: str = "record"
-    sigma: float | None = None
-    epsilon: float | None = None
-    delta: float | None = None
-    limit: float | None = None
-    schema: str | None = None
-    split: str = "iid"
-    steps: int = 1
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    schedule: str = "constant"
-    l2: float = 0.0
-    aggregation: str = "fedavg"
-    mu: float = 0.0
-    server_lr: float = 1.0
-    server_momentum: float = 0.0
-    average: bool = False
-    weights: str = "equal"
-    clip_quantile: float | None = None
-    clip_lr: float = 0.2
-    clip_sigma: float | None = None
-    metrics: tuple[str, ...] = ()
-    metrics_sigma: float | None = None
-    metrics_clip: float = 5.0
-    micro_batch: int | None = None
-    precision: str = "float32"
-    wire: str = "float32"
-    min_sites: int = 1
-    cohort: int | None = None
-    seed: int = 0
-    purpose: str = ""
-    site: Mapping[str, SitePlan] = field(default_factory=dict)
-    simulation: Simulation = Simulation()
-
-    @property
-    def private(self) -> bool:
-        """Whether the plan claims any privacy at all."""
-        return self.unit != "none"
+    def __post_init__(self) -> None:
+        check(self, PlanError)
+        if (text := broken(self)) is not None:
+            raise PlanError(text)
 
     def site_overrides(self, site: str) -> SitePlan:
         """What the plan says of one site alone; nothing for a site that it does not name."""
@@ -112,7 +47,7 @@ class Plan:
         """The public nominal row count of a site; PlanError while it is "actual"."""
         rows = self.site_overrides(site).rows or self.rows
         if not isinstance(rows, int):
-            raise PlanError(f'rows: expected a number for {site} before training, got "{rows}"')
+            raise PlanError(f'rows must be an integer for {site} before training, got "{rows}"')
         return rows
 
     def denominator(self, site: str) -> float:
@@ -142,15 +77,15 @@ class Plan:
             left = together**-2 - self.clip_sigma**-2
             if left <= 0:
                 raise PlanError(
-                    f"clip_sigma: expected more than {together:.4g} to stay inside epsilon = "
+                    f"clip_sigma must be more than {together:.4g} to stay inside epsilon = "
                     f"{epsilon}, got {self.clip_sigma}"
                 )
             return math.sqrt(1 / left)
         beside = tuple(replace(e, count=self.rounds) for e in self._metric_events())
         if beside and spent(beside, self.required_delta) >= epsilon:
             raise PlanError(
-                f"metrics_sigma: the paid metrics alone cost more than epsilon = {epsilon}, "
-                f"got {self.metrics_sigma}"
+                f"metrics_sigma must be larger: the paid metrics alone cost more than "
+                f"epsilon = {epsilon}, got {self.metrics_sigma}"
             )
         return calibrate(budget, rate=self.rate, steps=self.steps * self.rounds, beside=beside)
 
@@ -158,7 +93,7 @@ class Plan:
     def required_delta(self) -> float:
         """The plan's delta; PlanError for a plan without privacy, which has none."""
         if self.delta is None:
-            raise PlanError('delta: expected a value unless unit = "none", got nothing')
+            raise PlanError('delta must be set unless unit = "none", got nothing')
         return self.delta
 
     def event(self, site: str) -> Event | None:
@@ -229,24 +164,29 @@ class Plan:
         values: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if value is None or item.name in ("site", "simulation"):
-                continue
-            if not self.private and item.name in PRIVACY_KEYS:
+            if value is None or item.name in ("site", "operation", "simulation"):
                 continue
             values[item.name] = list(value) if isinstance(value, tuple) else value
-        values["site"] = {name: own.to_dict() for name, own in sorted(self.site.items())}
-        values["simulation"] = asdict(self.simulation)
+        values["site"] = {name: _set(one) for name, one in sorted(self.site.items())}
+        values["operation"] = _set(self.operation)
+        values["simulation"] = _set(self.simulation)
         return values
 
     def to_json(self) -> str:
-        """The canonical text that travels to the sites and is hashed: all but `[simulation]`."""
+        """The canonical text that travels to the sites and is hashed: what binds them.
+
+        It leaves out `[operation]` and `[simulation]`. Format 1 (0.1.0) held min_sites as well.
+        """
         values = self.to_dict()
-        del values["simulation"]
+        del values["simulation"], values["operation"]
+        if self.format == 1:
+            del values["format"]
+            values["min_sites"] = self.operation.min_sites
         return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of `to_json()`: what a site approves."""
+        """SHA-256 of `to_json()`: the contract that a site approves."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_toml(self) -> str:
@@ -256,10 +196,12 @@ class Plan:
             lines.append(
                 f"# sigma, calibrated for {self.rounds} rounds: {self.nominal_sigma()!r}\n"
             )
-        for name, own in sorted(self.site.items()):
-            if self.private and own.epsilon is not None:
+        for name, overrides in sorted(self.site.items()):
+            if self.private and overrides.epsilon is not None:
                 lines.append(f"# sigma of {name}, calibrated: {self.sigma_of(name)!r}\n")
         return "".join(lines)
 
 
-PRIVACY_KEYS = frozenset({"clip", "sigma", "epsilon", "delta", "limit"})
+def _set(table: Any) -> dict[str, Any]:
+    """The keys of a table that have a value."""
+    return {key: value for key, value in asdict(table).items() if value is not None}

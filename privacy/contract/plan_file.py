@@ -1,116 +1,24 @@
-"""The rim of the plan: TOML text and `--set` overrides in, one valid Plan or one clear line out."""
+"""Plans from outside: TOML text with `--set` overrides, or JSON; a Plan or one clear line."""
 
 import json
-import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from privacy.contract.plan import PRIVACY_KEYS, Plan, PlanError, Simulation, SitePlan
+from privacy.contract.keys import PRIVACY_KEYS, Contract, Operation, PlanError, Simulation, SitePlan
+from privacy.contract.plan import Plan
+from privacy.contract.schema import build, field_names, shown, unknown
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_SPLIT: Final = re.compile(r"iid|natural|dirichlet:(\d+\.?\d*|\.\d+)|labels:[1-9]\d*")
-_METRICS: Final = ("loss", "accuracy", "rows", "classes")
-_MOST: Final = 1_000_000_000
-
-Check = tuple[Callable[[Any], bool], str]
-
-
-def _number(low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Check:
-    def fits(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        above = value > low if open_low else value >= low
-        below = value < high if open_high else value <= high
-        return math.isfinite(value) and above and below
-
-    left = f"{low:g} {'<' if open_low else '<='} value"
-    right = "" if high >= _MOST else f" {'<' if open_high else '<='} {high:g}"
-    return fits, f"a number, {left}{right}"
-
-
-def _whole(low: int, high: int = _MOST) -> Check:
-    def fits(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-    return fits, f"a whole number >= {low}" + ("" if high == _MOST else f" and <= {high}")
-
-
-def _choice(*names: str) -> Check:
-    return lambda value: isinstance(value, str) and value in names, "one of " + ", ".join(names)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-_FLAG: Final[Check] = (lambda value: isinstance(value, bool), "true or false")
-_POSITIVE = _number(0, _MOST, open_low=True)
-_EPSILON = _number(0, 1e6, open_low=True)
-_CHECKS: Final[Mapping[str, Check]] = {
-    "task": (lambda v: _text(v) and bool(_NAME.fullmatch(v)), "the name of a task"),
-    "rounds": _whole(1, 1_000_000),
-    "rate": _number(0, 1, open_low=True),
-    "rows": (lambda v: v == "actual" or _whole(1)[0](v), 'a whole number >= 1, or "actual"'),
-    "lr": _POSITIVE,
-    "sites": _whole(1, 100_000),
-    "clip": _POSITIVE,
-    "unit": _choice("record", "client", "none"),
-    "sigma": _number(0, 1e9, open_low=True),
-    "epsilon": _EPSILON,
-    "delta": _number(0, 1, open_low=True, open_high=True),
-    "limit": _EPSILON,
-    "schema": (_text, "the path of a schema, or its text"),
-    "split": (
-        lambda v: _text(v) and bool(_SPLIT.fullmatch(v)) and not re.fullmatch(r"\w+:0*\.?0*", v),
-        "iid, dirichlet:ALPHA, labels:K or natural",
-    ),
-    "steps": _whole(1, 1_000_000),
-    "optimizer": _choice("sgd", "momentum", "adam"),
-    "momentum": _number(0, 1, open_high=True),
-    "schedule": _choice("constant", "cosine"),
-    "l2": _number(0, _MOST),
-    "aggregation": _choice("fedavg", "fedprox"),
-    "mu": _number(0, _MOST),
-    "server_lr": _POSITIVE,
-    "server_momentum": _number(0, 1, open_high=True),
-    "average": _FLAG,
-    "weights": _choice("equal", "rows"),
-    "clip_quantile": _number(0, 1, open_low=True, open_high=True),
-    "clip_lr": _POSITIVE,
-    "clip_sigma": _POSITIVE,
-    "metrics": (
-        lambda v: isinstance(v, list) and all(v.count(m) == 1 and m in _METRICS for m in v),
-        "a list of " + ", ".join(_METRICS),
-    ),
-    "metrics_sigma": _POSITIVE,
-    "metrics_clip": _POSITIVE,
-    "micro_batch": _whole(1),
-    "precision": _choice("float32", "bfloat16"),
-    "wire": _choice("float32", "bfloat16", "int8"),
-    "min_sites": _whole(1, 100_000),
-    "cohort": _whole(1, 100_000),
-    "seed": _whole(0, 2**63 - 1),
-    "purpose": (_text, "a text"),
-}
-_SITE_CHECKS: Final[Mapping[str, Check]] = {
-    "rows": _whole(1),
-    "epsilon": _EPSILON,
-    "limit": _EPSILON,
-}
-_SIMULATION_CHECKS: Final[Mapping[str, Check]] = {
-    "engine": _choice("serial", "processes", "vector", "ray"),
-    "workers": _whole(1, 1024),
-    "compile": _FLAG,
-    "dropout": _number(0, 1, open_high=True),
-    "slow": _number(0, 1, open_high=True),
-}
-_REQUIRED: Final = ("task", "rounds", "rate", "rows", "lr")
+_MOST_BYTES: Final = 8_000_000
+_MOST_SITES: Final = 100_000
+_SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_TABLES: Final = ("site", "operation", "simulation")
+_MOVED: Final = {name: f"operation.{name}" for name in field_names(Operation)}
 
 
 def shipped() -> list[str]:
@@ -124,152 +32,135 @@ def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
     text, folder = _read(str(source))
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"{source}: expected TOML, got {error}") from None
-    for override in overrides:
-        _override(table, override, chosen={o.partition("=")[0].strip() for o in overrides})
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"{source} must be TOML, got {_reason(error)}") from None
+    override(table, overrides)
     schema = table.get("schema")
     if isinstance(schema, str) and "\n" not in schema:
         path = folder / schema
         try:
             table["schema"] = path.read_text(encoding="utf-8").rstrip("\n") + "\n"
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"schema: expected a readable file, got {path} ({error})") from None
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise PlanError(f"schema must be a readable file, got {path} ({error})") from None
     return parse(table)
 
 
 @lru_cache(maxsize=2)  # every round, and in a simulation every site, is asked with the same text
 def from_json(text: str) -> Plan:
     """The plan that a coordinator sent; PlanError where it is none."""
+    if len(text) > _MOST_BYTES:
+        raise PlanError(f"a plan must be at most {_MOST_BYTES} bytes long, got {len(text)}")
     try:
         table = json.loads(text)
-    except ValueError:
-        raise PlanError("plan: expected JSON") from None
+    except (ValueError, RecursionError):
+        raise PlanError("a plan must be JSON, got something else") from None
     if not isinstance(table, dict):
-        raise PlanError("plan: expected a JSON object")
-    return parse(table)
+        raise PlanError("a plan must be a JSON object, got something else")
+    return parse({"format": 1, **table})
 
 
 def parse(table: Mapping[str, Any]) -> Plan:
-    """Check every key and value by itself, then what they say together."""
-    known = {f.name for f in fields(Plan)}
-    for key in table:
-        if key not in known:
-            raise PlanError(f"{key}: unknown key, expected one of {', '.join(sorted(known))}")
-    for key in _REQUIRED:
-        if key not in table:
-            raise PlanError(f"{key}: missing, expected {_CHECKS[key][1]}")
-    values = _checked(table, _CHECKS, "", skip=("site", "simulation"))
-    if "metrics" in values:
-        values["metrics"] = tuple(values["metrics"])
-    simulation = _checked(_table(table, "simulation"), _SIMULATION_CHECKS, "simulation.")
-    sites: dict[str, SitePlan] = {}
-    for name, own in _table(table, "site").items():
-        if not _NAME.fullmatch(name):
-            raise PlanError(f"site.{name}: expected letters, digits, '_', '-' and '.'")
-        if not isinstance(own, dict):
-            raise PlanError(f"site.{name}: expected a table, got {own!r}")
-        sites[name] = SitePlan(**_checked(own, _SITE_CHECKS, f"site.{name}."))
-    plan = Plan(**values, site=sites, simulation=Simulation(**simulation))
-    _consistent(plan)
-    return plan
+    """A plan from its keys; PlanError names the key that is wrong.
+
+    A plan of 0.1.0 has `min_sites` among its keys and no format: it keeps its digest.
+    """
+    values = {key: value for key, value in table.items() if key not in _TABLES}
+    operation = dict(_table(table, "operation"))
+    if values.get("format", 1) == 1 and "min_sites" in values:
+        operation.setdefault("min_sites", values.pop("min_sites"))
+        values["format"] = 1
+    for key in values:
+        if key in _MOVED:
+            raise PlanError(f"unknown key {key}, it must be in the table [operation]")
+        if key not in field_names(Contract):
+            raise PlanError(unknown(key, [*field_names(Contract), *_TABLES]))
+    sites = _table(table, "site")
+    if len(sites) > _MOST_SITES:
+        raise PlanError(f"site must hold at most {_MOST_SITES} tables, got {len(sites)}")
+    for name, overrides in sites.items():
+        if not _SITE_NAME.fullmatch(name):
+            raise PlanError(
+                "a site's name must be at most 64 letters, digits, '_', '-' and '.', "
+                f"got {shown(name)}"
+            )
+        if not isinstance(overrides, dict):
+            raise PlanError(f"site.{name} must be a table, got {shown(overrides)}")
+    return build(
+        Plan,
+        {
+            **values,
+            "site": {
+                name: build(SitePlan, overrides, PlanError, f"site.{name}.")
+                for name, overrides in sites.items()
+            },
+            "operation": build(Operation, operation, PlanError, "operation."),
+            "simulation": build(Simulation, _table(table, "simulation"), PlanError, "simulation."),
+        },
+        PlanError,
+    )
 
 
 def with_rows(plan: Plan, rows: Mapping[str, int]) -> Plan:
     """The plan with the sites' actual row counts written into it; delta is checked against them."""
-    sites = {
-        n: replace(plan.site_overrides(n), rows=plan.site_overrides(n).rows or count)
-        for n, count in rows.items()
-    }
-    most = max(n.rows or 1 for n in sites.values())
+    sites = {}
+    for name, count in rows.items():
+        overrides = plan.site_overrides(name)
+        sites[name] = replace(overrides, rows=overrides.rows or count)
+    most = max(one.rows or 1 for one in sites.values())
     nominal = plan.rows if isinstance(plan.rows, int) else most
-    resolved = replace(plan, rows=nominal, site={**plan.site, **sites})
-    _consistent(resolved)
-    return resolved
+    return replace(plan, rows=nominal, site={**plan.site, **sites})
 
 
-def _consistent(plan: Plan) -> None:
-    if plan.unit == "none":
-        for key in sorted(PRIVACY_KEYS):
-            if getattr(plan, key) is not None:
-                raise PlanError(f'{key}: expected nothing where unit = "none"')
-    else:
-        if plan.clip is None:
-            raise PlanError('clip: missing, expected a number > 0 unless unit = "none"')
-        if plan.delta is None:
-            raise PlanError('delta: missing, expected 0 < delta < 1 unless unit = "none"')
-        if (plan.sigma is None) == (plan.epsilon is None):
-            got = "both" if plan.sigma is not None else "neither"
-            raise PlanError(f"sigma, epsilon: expected exactly one of the two, got {got}")
-        counts = [own.rows for own in plan.site.values()] + [plan.rows]
-        most = max((n for n in counts if isinstance(n, int)), default=1)
-        if plan.delta >= 1 / most:
-            raise PlanError(f"delta: expected less than 1/rows = {1 / most:.3g}, got {plan.delta}")
-    if plan.sites is None and plan.split != "natural":
-        raise PlanError('sites: missing, expected a whole number >= 1 unless split = "natural"')
-    if plan.sites is not None and plan.min_sites > plan.sites:
-        raise PlanError(f"min_sites: expected at most sites = {plan.sites}, got {plan.min_sites}")
-    if plan.cohort is not None and plan.sites is not None and plan.cohort > plan.sites:
-        raise PlanError(f"cohort: expected at most sites = {plan.sites}, got {plan.cohort}")
-    if plan.cohort is not None and plan.min_sites > plan.cohort:
-        raise PlanError(f"min_sites: expected at most cohort = {plan.cohort}, got {plan.min_sites}")
-    if plan.mu and plan.aggregation != "fedprox":
-        raise PlanError(f'mu: expected aggregation = "fedprox" beside it, got {plan.aggregation}')
-    if (plan.clip_quantile is None) != (plan.clip_sigma is None):
-        raise PlanError("clip_quantile, clip_sigma: expected both or neither")
-    if plan.clip_quantile is not None and plan.unit != "client":
-        raise PlanError(f'clip_quantile: expected unit = "client" beside it, got {plan.unit}')
-    if plan.metrics and plan.unit != "record":
-        raise PlanError(f'metrics: expected unit = "record" beside them, got {plan.unit}')
-    if plan.metrics and plan.metrics_sigma is None:
-        raise PlanError("metrics_sigma: missing, expected the noise multiplier of the metrics")
-    if plan.precision != "float32" and plan.unit != "record":
-        raise PlanError(f'precision: expected float32 unless unit = "record", got {plan.precision}')
-    if plan.simulation.engine == "vector" and plan.precision != "float32":
-        raise PlanError(f'precision: expected float32 with "vector", got {plan.precision}')
-    if plan.simulation.engine == "vector" and plan.simulation.compile:
-        raise PlanError('simulation.compile: expected false with "vector", got true')
-    if plan.unit == "client" and plan.weights != "equal":
-        raise PlanError('weights: expected "equal" where unit = "client", got ' + plan.weights)
-    if plan.unit == "client" and any(own.epsilon for own in plan.site.values()):
-        raise PlanError('site: expected no epsilon of its own where unit = "client"')
+def override(table: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set `KEY=VALUE` in a plan's table; sigma, epsilon and unit "none" replace the old choice."""
+    chosen = {one.partition("=")[0].strip() for one in overrides}
+    for one in overrides:
+        _override(table, one, chosen=chosen)
 
 
 def _read(source: str) -> tuple[str, Path]:
     if source in shipped():
         return files("privacy").joinpath("plans", f"{source}.toml").read_text("utf-8"), Path()
     path = Path(source)
-    if not path.is_file():
-        names = ", ".join(shipped())
-        raise PlanError(f"plan: expected a TOML file or one of {names}, got {source}")
     try:
-        return path.read_text(encoding="utf-8"), path.parent
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{source}: expected a readable text file ({error})") from None
+        if not path.is_file():
+            names = ", ".join(shipped())
+            raise PlanError(f"a plan must be a TOML file or one of {names}, got {source}")
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        text = data.decode("utf-8")
+    except PlanError:
+        raise
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{source} must be a readable text file, got {error}") from None
+    if len(data) > _MOST_BYTES:
+        raise PlanError(f"{source} must be at most {_MOST_BYTES} bytes long, got more")
+    return text, path.parent
 
 
-def _override(table: dict[str, Any], override: str, *, chosen: set[str]) -> None:
-    """Set one dotted key; sigma, epsilon and unit "none" take the place of the file's choice."""
-    key, equals, text = override.partition("=")
+def _override(table: dict[str, Any], one: str, *, chosen: set[str]) -> None:
+    key, equals, text = one.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise PlanError(f"--set: expected KEY=VALUE, got {override!r}")
+        raise PlanError(f"--set must be KEY=VALUE, got {shown(one)}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
+    if key == "min_sites" and "min_sites" not in table:
+        key = _MOVED[key]
     *path, last = key.split(".") if not key.startswith("site.") else _site_key(key)
     place = table
     for part in path:
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
-            raise PlanError(f"--set {key}: expected a table at {part}")
+            raise PlanError(f"--set {key}: {part} must be a table, got {shown(place)}")
     place[last] = value
     if key == "unit" and value == "none":
         for name in PRIVACY_KEYS - chosen:
             table.pop(name, None)
-    for one, other in (("sigma", "epsilon"), ("epsilon", "sigma")):
-        if key == one and other not in chosen:
+    for this, other in (("sigma", "epsilon"), ("epsilon", "sigma")):
+        if key == this and other not in chosen:
             table.pop(other, None)
 
 
@@ -281,22 +172,9 @@ def _site_key(key: str) -> list[str]:
 def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = table.get(key, {})
     if not isinstance(value, dict):
-        raise PlanError(f"{key}: expected a table, got {value!r}")
+        raise PlanError(f"{key} must be a table, got {shown(value)}")
     return value
 
 
-def _checked(
-    table: Mapping[str, Any], checks: Mapping[str, Check], prefix: str, skip: Sequence[str] = ()
-) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key in skip:
-            continue
-        if key not in checks:
-            expected = ", ".join(sorted(checks))
-            raise PlanError(f"{prefix}{key}: unknown key, expected one of {expected}")
-        fits, expected = checks[key]
-        if not fits(value):
-            raise PlanError(f"{prefix}{key}: expected {expected}, got {value!r}")
-        values[key] = value
-    return values
+def _reason(error: Exception) -> str:
+    return "too deep a nesting" if isinstance(error, RecursionError) else str(error)

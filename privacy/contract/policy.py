@@ -2,13 +2,17 @@
 
 import math
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
+
+from annotated_types import Interval, Len, Predicate
 
 from privacy.accounting.segments import Budget
 from privacy.contract.plan import Plan
+from privacy.contract.schema import INFINITE, Expected, build, check
 
 ANY: Final = "*"
 """Among the tasks: any task."""
@@ -16,29 +20,49 @@ UPDATE: Final = "update"
 """The output that every plan asks for."""
 
 
+_MOST_BYTES: Final = 16_000_000
+
+
 class PolicyError(ValueError):
     """A policy that cannot be read: one line naming the key and what was expected."""
 
 
+def _is_limit(value: float) -> bool:
+    return 0 <= value <= 1e6 or value == math.inf
+
+
+Names = Annotated[
+    tuple[Annotated[str, Len(1, 200)], ...], Len(0, 100_000), Expected("a list of names")
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A site's own limits; the meanings stand beside the keys in `to_toml()`."""
+    """A site's own limits, each in its bounds (else PolicyError).
 
-    epsilon: float
-    delta: float
-    min_sigma: float = 0.5
-    max_rate: float = 1.0
-    max_steps: int = 1000
-    max_rounds_per_day: int = 10_000
-    min_rows: int = 1
-    tasks: tuple[str, ...] = (ANY,)
-    approve: str = "list"
-    plans: tuple[str, ...] = ()
-    denied: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = (UPDATE,)
+    The meanings stand beside the keys in `to_toml()`. `epsilon` is infinite in a simulation alone.
+    """
+
+    epsilon: Annotated[
+        float, Predicate(_is_limit), Expected("a number >= 0 and <= 1e+06"), INFINITE
+    ]
+    delta: Annotated[float, Interval(ge=1e-30, lt=1)]
+    min_sigma: Annotated[float, Interval(ge=0, le=1e9)] = 0.5
+    max_rate: Annotated[float, Interval(ge=1e-9, le=1)] = 1.0
+    max_steps: Annotated[int, Interval(ge=1, le=1_000_000)] = 1000
+    max_rounds_per_day: Annotated[int, Interval(ge=0, le=1_000_000_000)] = 10_000
+    min_rows: Annotated[int, Interval(ge=1, le=1_000_000_000)] = 1
+    tasks: Names = (ANY,)
+    approve: Literal["list", "within-limits"] = "list"
+    plans: Names = ()
+    denied: Names = ()
+    outputs: Names = (UPDATE,)
     more_noise: bool = False
     trust_coordinator: bool = False
-    records_per_subject: int = 1
+    records_per_subject: Annotated[int, Interval(ge=1, le=1_000_000_000)] = 1
+
+    def __post_init__(self) -> None:
+        check(self, PolicyError)
 
     @property
     def budget(self) -> Budget | None:
@@ -70,54 +94,12 @@ class Policy:
         return "\n".join(lines) + "\n"
 
 
-BUILTIN: Final = Policy(
-    epsilon=10.0, delta=1e-3, min_sigma=0.0, approve="within-limits", more_noise=False
-)
-"""The policy for embedded data, which is public: enough to try a federation without files."""
+@cache
+def builtin_policy() -> Policy:
+    """The policy for embedded data, which is public: a federation without files."""
+    return Policy(epsilon=10.0, delta=1e-3, min_sigma=0.0, approve="within-limits")
 
 
-Check = tuple[Callable[[Any], bool], str]
-
-
-def _number(low: float, high: float = math.inf, *, above: bool = False) -> Check:
-    def fits(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        return math.isfinite(value) and (low < value if above else low <= value) and value <= high
-
-    most = f" <= {high:g}" if math.isfinite(high) else ""
-    return fits, f"a number {low:g} {'<' if above else '<='} value{most}"
-
-
-def _whole(low: int) -> Check:
-    def fits(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-    return fits, f"a whole number >= {low}"
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, str) and v for v in value)
-
-
-_BOOL: Final[Check] = (lambda value: isinstance(value, bool), "true or false")
-_CHECKS: Final[Mapping[str, Check]] = {
-    "epsilon": _number(0, 1e6),
-    "delta": (lambda v: _number(0, above=True)[0](v) and v < 1, "a number 0 < value < 1"),
-    "min_sigma": _number(0, 1e9),
-    "max_rate": _number(0, 1, above=True),
-    "max_steps": _whole(1),
-    "max_rounds_per_day": _whole(0),
-    "min_rows": _whole(1),
-    "tasks": (_names, 'a list of task names, or ["*"]'),
-    "approve": (lambda v: v in ("list", "within-limits"), "list or within-limits"),
-    "plans": (_names, "a list of plan hashes"),
-    "denied": (_names, "a list of plan hashes"),
-    "outputs": (_names, "a list of output names"),
-    "more_noise": _BOOL,
-    "trust_coordinator": _BOOL,
-    "records_per_subject": _whole(1),
-}
 _MEANINGS: Final[Mapping[str, str]] = {
     "epsilon": "the most that may ever be spent of this population, over all runs",
     "delta": "the delta at which epsilon is counted; well below 1 / (number of people)",
@@ -140,7 +122,11 @@ _MEANINGS: Final[Mapping[str, str]] = {
 def load_policy(path: Path | str) -> Policy:
     """Read a policy file; PolicyError for an unknown key, a missing limit, a value out of range."""
     try:
-        return parse_policy(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise PolicyError(f"a policy must be at most {_MOST_BYTES} bytes long, got more")
+        return parse_policy(data.decode("utf-8"))
     except FileNotFoundError:
         raise PolicyError(f"{path}: no such file (`tacit-client policy new` writes one)") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -153,20 +139,13 @@ def parse_policy(text: str) -> Policy:
     """A policy from TOML text."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PolicyError(f"expected TOML: {error}") from None
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in _CHECKS:
-            raise PolicyError(f"{key}: unknown key, expected one of {', '.join(_CHECKS)}")
-        fits, expected = _CHECKS[key]
-        if not fits(value):
-            raise PolicyError(f"{key}: expected {expected}, got {value!r}")
-        values[key] = tuple(value) if isinstance(value, list) else value
-    for key in ("epsilon", "delta"):
-        if key not in values:
-            raise PolicyError(f"{key}: missing, expected {_CHECKS[key][1]}")
-    return Policy(**values)
+    except (ValueError, RecursionError) as error:
+        raise PolicyError(f"a policy must be TOML, got {_reason(error)}") from None
+    return build(Policy, table, PolicyError)
+
+
+def _reason(error: Exception) -> str:
+    return "too deep a nesting" if isinstance(error, RecursionError) else str(error)
 
 
 def _toml(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from privacy.contract.plan import Plan, PlanError
-from privacy.contract.plan_file import load_plan, with_rows
+from privacy.contract.plan_file import load_plan
 from server.registry.sites import Home, MembersError, split_host
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from server.rounds.run_folder import RunFolder
     from server.rounds.site_grid import SiteGrid
 
-EXIT: Final = {"done": 0, "failed": 1, "budget": 3}
+EXIT: Final = {"done": 0, "stopped": 0, "failed": 1, "budget": 3}
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON and nothing else on stdout.")]
 HERE = Path()
@@ -37,8 +37,11 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    plan: Annotated[str, typer.Argument(help="A shipped plan's name, or the path of a TOML file.")],
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="The one open port.")],
+    plan: Annotated[
+        str | None,
+        typer.Argument(help="A shipped plan's name, or the path of a TOML file; none to resume."),
+    ] = None,
     directory: Dir = HERE,
     set_: Annotated[
         list[str] | None,
@@ -57,25 +60,40 @@ def run(
     home = Home(directory).check()
     where = split_host(listen)
     if resume and name is None:
-        raise MembersError("--resume: expected --name NAME beside it")
+        raise MembersError("--resume needs --name NAME beside it")
+    if plan is None and not resume:
+        raise MembersError("a plan must be named, unless --resume --name NAME takes the run's own")
     if data is not None and not data.exists():
         raise MembersError(f"--data {data}: expected a file or folder of public rows, found none")
-    asked = requested(plan, list(set_ or []), min_sites)
+    asked = planned(home, plan, list(set_ or []), min_sites, name if resume else None)
     label = labelled(name, asked)
     _check_certificate(home)
     from server.model_process import Child
 
     with Child(asked, data) as child:
-        chosen = resolved(asked, child, home.runs / label if resume else None)
+        chosen = asked if resume else resolved(asked, child)
         raise typer.Exit(_serve(home, where, chosen, label, round_timeout, child, resume, as_json))
 
 
-def labelled(name: str | None, plan: Plan) -> str:
+def labelled(name: str | None, plan: Plan | None) -> str:
     """The run's name: the one given, or the task and the time; it becomes a folder."""
-    label = name if name is not None else f"{plan.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    task = "run" if plan is None else plan.task
+    label = name if name is not None else f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not label or label.startswith(".") or "/" in label or not label.isprintable():
         raise MembersError(f"--name: expected a plain file name, got {label!r:.80}")
     return label
+
+
+def planned(
+    home: Home, source: str | None, overrides: list[str], min_sites: int | None, resumed: str | None
+) -> Plan:
+    """The plan of a new run, or of the run `resumed`, whose folder holds it."""
+    if resumed is None:
+        return requested(source or "", overrides, min_sites)
+    from server.rounds.run_folder import resumed_plan
+
+    least = [] if min_sites is None else [f"operation.min_sites={min_sites}"]
+    return resumed_plan(home.runs / labelled(resumed, None), source, [*overrides, *least])
 
 
 def requested(source: str, overrides: list[str], min_sites: int | None) -> Plan:
@@ -83,33 +101,26 @@ def requested(source: str, overrides: list[str], min_sites: int | None) -> Plan:
     plan = load_plan(source, overrides)
     if min_sites is not None:
         if min_sites < 1:
-            raise PlanError(f"--min-sites: expected 1 or more, got {min_sites}")
+            raise PlanError(f"--min-sites must be at least 1, got {min_sites}")
         sites = plan.sites if plan.sites is None else max(plan.sites, min_sites)
         if plan.cohort is not None and min_sites > plan.cohort:
-            raise PlanError(f"--min-sites: expected at most cohort = {plan.cohort}")
-        plan = replace(plan, min_sites=min_sites, sites=sites)
+            raise PlanError(f"--min-sites must be at most cohort = {plan.cohort}, got {min_sites}")
+        operation = replace(plan.operation, min_sites=min_sites)
+        plan = replace(plan, operation=operation, sites=sites)
     return plan
 
 
-def resolved(plan: Plan, child: "Child", kept: Path | None) -> Plan:
-    """The plan with a number for "actual" rows: an embedded task's train rows a site.
-
-    A run that goes on, in the folder `kept`, has counted them already.
-    """
-    from server.rounds.run_folder import RunFolder
-
+def resolved(plan: Plan, child: "Child") -> Plan:
+    """The plan with a number for "actual" rows: an embedded task's train rows a site."""
     if plan.rows != "actual":
         return plan
-    each = RunFolder.open(kept).plan().rows if kept is not None else None
-    if not isinstance(each, int):
-        total = child.rows()
-        if total is None:
-            raise PlanError(
-                'rows: expected a public number of rows a site, got "actual", which only a '
-                "simulation or an embedded task can count (--set rows=N)"
-            )
-        each = total // max(plan.min_sites, 1)
-    return replace(with_rows(replace(plan, rows=each), {"": each}), site=plan.site)
+    total = child.rows()
+    if total is None:
+        raise PlanError(
+            'rows must be a public number of rows a site, got "actual", which only a '
+            "simulation or an embedded task can count (--set rows=N)"
+        )
+    return replace(plan, rows=total // plan.operation.min_sites)
 
 
 def _serve(
@@ -157,6 +168,7 @@ def play(
     )
     write_whole(path / PUBLIC, signing_public(home.signing_key.read_bytes()).encode() + b"\n")
     view.begin(folder, plan, listen)
+    wait = timeout if timeout is not None else plan.operation.round_timeout
     outcome, summary = coordinate(
         grid,
         plan,
@@ -166,7 +178,7 @@ def play(
         sign_model=signer(home.signing_key),
         child=child,
         listener=view,
-        attempts=replace(ATTEMPTS, round_timeout=timeout, hand_out=hand_out),
+        attempts=replace(ATTEMPTS, round_timeout=wait, hand_out=hand_out),
     )
     view.end(summary, path)
     return outcome
@@ -189,7 +201,7 @@ class View:
             print(json_line(event, **facts) if self._json else said, file=sys.stderr, flush=True)
 
     def begin(self, folder: "RunFolder", plan: Plan, listen: str) -> None:
-        self._least = plan.min_sites
+        self._least = plan.operation.min_sites
         self._tell(run=folder.path.name, listen=listen, planned=plan.rounds, round=0)
         self.log("listening", where=listen, run=folder.path.name, plan=plan.digest[:16])
 

@@ -12,7 +12,7 @@ from typing import Final
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.commands.running import View, labelled, play, requested, resolved
+from server.commands.running import View, labelled, planned, play, resolved
 from server.flower.grid import RegisteredGrid
 from server.model_process import Child
 from server.registry.sites import Home, MembersError
@@ -36,7 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     data, timeout, resume = _data(options), _seconds(options), bool(options.get("resume"))
     if resume and name is None:
         raise MembersError("resume: expected a name beside it")
-    asked = requested(source, overrides, least)
+    asked = planned(home, source, overrides, least, name if resume else None)
     label = labelled(name, asked)
     view = View(home, as_json=False)
     view.log("stock flower", bundle=Path(__file__).parents[2], protection="docs/stock-flower.md")
@@ -48,11 +48,11 @@ def main(grid: Grid, context: Context) -> None:
     known = RegisteredGrid(grid, sites, view.log)
     where = "stock flower"
     with Child(asked, data) as child:
-        plan = resolved(asked, child, home.runs / label if resume else None)
+        plan = asked if resume else resolved(asked, child)
         outcome = play(
             known, where, home, plan, label, view, timeout, child, resume, hand_out=_HAND_OUT
         )
-    if outcome.reason != "done":
+    if outcome.reason not in ("done", "stopped"):
         raise StockError(f"{outcome.reason}: {outcome.detail}")
 
 

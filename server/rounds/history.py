@@ -33,7 +33,8 @@ class RoundRecord:
             return "no site is connected"
         reasons = {f"{a.site}: {a.reason or a.status}" for a in self.answers.values()}
         listed = "; ".join(sorted(reasons))
-        return f"{len(self.trained())} of at least {plan.min_sites} sites trained ({listed})"
+        least = plan.operation.min_sites
+        return f"{len(self.trained())} of at least {least} sites trained ({listed})"
 
 
 def epsilons(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -47,9 +47,10 @@ def _play(job: Job, history: list[Mapping[str, Any]]) -> Outcome:
     declined: dict[str, Answer] = {}  # the last refusal of each site in this run
     replaced: dict[str, Answer] = {}  # of those, who was asked in the present round
     failures = 0
-    while state.round < plan.rounds:
+    last = min(plan.rounds, plan.operation.stop_after or plan.rounds)
+    while state.round < last:
         sites = listener.ready(job.grid, state.round + 1, declined)
-        if sites is None or (declined and len(sites) < plan.min_sites):
+        if sites is None or (declined and len(sites) < plan.operation.min_sites):
             return _ended(history, declined, sites or ())
         began, record = time.perf_counter(), RoundRecord()
         try:
@@ -71,6 +72,8 @@ def _play(job: Job, history: list[Mapping[str, Any]]) -> Outcome:
         if failures >= job.attempts.most:
             return Outcome("failed", history, record.shortfall(plan))
         time.sleep(job.attempts.pause * failures)
+    if last < plan.rounds:
+        return Outcome("stopped", history, f"operation.stop_after = {last}")
     return Outcome("done", history)
 
 
@@ -108,7 +111,7 @@ def _train(job: Job, state: State, sites: Collection[str], record: RoundRecord) 
     updates = itertools.chain(iter([first]), updates)
     del first
     following = aggregation.combine(state, updates, job.plan, asked=len(record.answers) or 1)
-    return following if len(record.trained()) >= job.plan.min_sites else None
+    return following if len(record.trained()) >= job.plan.operation.min_sites else None
 
 
 def _updates(

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +16,37 @@ from typing import Any
 
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan, PlanError
-from privacy.contract.plan_file import load_plan
+from privacy.contract.plan_file import load_plan, override, parse
 from server.rounds import checkpoint
 from server.rounds.checkpoint import CheckpointError, write_whole
 
 
 class FolderError(ValueError):
     """A run folder that cannot be made or continued: bad input, nothing was started."""
+
+
+def resumed_plan(path: Path, source: str | None, overrides: Sequence[str] = ()) -> Plan:
+    """The plan that a run goes on with: its folder's, with other `[operation]`, `[simulation]`.
+
+    `source` names the plan that the caller thinks it is. FolderError where that is of another task,
+    or where an override would change what the sites approved.
+    """
+    kept = RunFolder.open(path).plan()
+    if source is not None and (task := load_plan(source).task) != kept.task:
+        raise FolderError(f"{path}: this run is of task {kept.task}, got a plan of {task}")
+    table = kept.to_dict()
+    override(table, [one for one in overrides if one.partition("=")[0].strip() != "schema"])
+    if table["rows"] == "actual":  # counted when the run began
+        table["rows"] = kept.rows
+    plan = parse(table)
+    if plan.digest != kept.digest:
+        old, new = kept.to_dict(), plan.to_dict()
+        key = next(name for name in old | new if old.get(name) != new.get(name))
+        raise FolderError(
+            f"{path}: this run has {key} = {old.get(key)}, got {new.get(key)}: only [operation] "
+            "and [simulation] may change; begin another run"
+        )
+    return plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +92,7 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             raise FolderError(f"{path}: expected the folder of a run to resume") from None
         if plan is not None and plan.digest != digest:
-            raise FolderError(f"{path}: was begun under another plan, expected the same one")
+            raise FolderError(f"{path}: this run has another plan, {digest}, got {plan.digest}")
         for left in (path / "checkpoints").glob(".*.tmp"):  # by a coordinator that was killed
             left.unlink(missing_ok=True)
         return cls(path, run, insecure=bool(about.get("insecure")))
@@ -118,6 +142,7 @@ class RunFolder:
             raise CheckpointError(f"{self.path / 'history.jsonl'}: not written ({error})") from None
         if self.sign is not None:
             self.sign(path)
+        self.keep(plan.operation.keep)
 
     def resume(self) -> tuple[Arrays, int] | None:
         """The arrays and the round of the last checkpoint; None before the first.
@@ -132,9 +157,19 @@ class RunFolder:
             self.sign(last)
         return arrays, int(metadata["round"])
 
+    def keep(self, most: int | None) -> None:
+        """Delete all checkpoints but the last `most`; the history keeps their rounds."""
+        for number in checkpoint.numbers(self.checkpoints)[: -most if most is not None else 0]:
+            path = checkpoint.path_of(self.checkpoints, number)
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.sig").unlink(missing_ok=True)
+
     def history(self) -> list[dict[str, Any]]:
-        """The rounds that are complete, from their checkpoints; rewrites history.jsonl to match."""
-        lines = []
+        """The rounds that are complete, from their checkpoints; rewrites history.jsonl to match.
+
+        Rounds whose checkpoints `keep` has deleted are in history.jsonl alone.
+        """
+        lines = self._deleted()
         for number in checkpoint.numbers(self.checkpoints):
             metadata = checkpoint.read_metadata(checkpoint.path_of(self.checkpoints, number))
             if metadata.get("run") != self.id:
@@ -145,6 +180,21 @@ class RunFolder:
         if not file.exists() or file.read_text(encoding="utf-8", errors="replace") != text:
             write_whole(file, text.encode())
         return [json.loads(line) for line in lines]
+
+    def _deleted(self) -> list[str]:
+        """The lines of the rounds before the first checkpoint that is left."""
+        first = next(iter(checkpoint.numbers(self.checkpoints)), 1)
+        if first == 1:
+            return []
+        file = self.path / "history.jsonl"
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()[: first - 1]
+            rounds = [json.loads(line)["round"] for line in lines]
+        except (OSError, ValueError, KeyError, TypeError):
+            rounds = []
+        if rounds != list(range(1, first)):
+            raise FolderError(f"{file}: must hold the rounds 1 to {first - 1}, and does not")
+        return lines
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a run that has ended, else None."""

@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from privacy.arrays import encode
-from privacy.contract.plan import Plan
+from privacy.contract.plan import Operation, Plan
 from server.fleet.grid import LinkGrid
 from server.rounds import checkpoint
 from server.rounds.job import Attempts, Job, Model
@@ -156,7 +156,7 @@ def test_a_round_that_too_few_sites_trained_is_tried_again_after_a_pause(
         return (fields, good if len(asked) > 2 else b"")
 
     live.answer = mended
-    plan = replace(live.plan, min_sites=2)
+    plan = replace(live.plan, operation=Operation(min_sites=2))
     patient = Attempts(most=3, pause=0.2, round_timeout=30)
     once = replace(job(live, RunFolder.create(tmp_path / "run", plan)), plan=plan)
     assert federate(replace(once, attempts=patient)).reason == "done"

@@ -16,7 +16,7 @@ import client.flower_app
 import server.flower.app
 from client.agent import process
 from privacy.accounting.events import Event
-from privacy.contract.policy import BUILTIN
+from privacy.contract.policy import builtin_policy
 from privacy.ledger.ledger import Ledger
 from server.flower.app import StockError
 from server.flower.grid import RegisteredGrid
@@ -155,7 +155,8 @@ def test_a_run_under_flower_leaves_what_a_run_of_the_coordinator_leaves(tmp_path
 
 def test_a_site_that_may_not_or_will_not_take_part_spends_nothing(tmp_path: Path) -> None:
     home, places, grid = world(tmp_path, "north", "strict", "revoked", "running", "foreign")
-    (places["strict"] / "policy.toml").write_text(replace(BUILTIN, min_sigma=50.0).to_toml())
+    strict = replace(builtin_policy(), min_sigma=50.0).to_toml()
+    (places["strict"] / "policy.toml").write_text(strict)
     members.revoke(home, "revoked", now() - timedelta(seconds=1))
     about = places["foreign"] / "site.json"  # joined to a coordinator of another key
     about.write_text(json.dumps(json.loads(about.read_text()) | {"verify": "0" * 64}))
@@ -176,7 +177,7 @@ def test_a_site_that_may_not_or_will_not_take_part_spends_nothing(tmp_path: Path
 def test_a_run_that_no_budget_allows_is_shown_as_failed(tmp_path: Path) -> None:
     home, places, grid = world(tmp_path, "north", "south")
     for place in places.values():
-        (place / "policy.toml").write_text(replace(BUILTIN, epsilon=0.01).to_toml())
+        (place / "policy.toml").write_text(replace(builtin_policy(), epsilon=0.01).to_toml())
     with pytest.raises(StockError, match="budget: every site's budget is spent"):
         run(grid, home)
 

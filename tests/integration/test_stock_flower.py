@@ -18,7 +18,7 @@ import pytest
 
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
-from privacy.contract.policy import BUILTIN
+from privacy.contract.policy import builtin_policy
 from privacy.ledger.ledger import Ledger
 from tests.support.patience import patience
 
@@ -91,7 +91,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         pytest.skip("ssh-keygen is not here, which turns a key into OpenSSH's form")
     folder, port = tmp_path_factory.mktemp("stock"), free_ports()
     keys, link, names, nodes, run = blocks(port)
-    strict = replace(BUILTIN, min_sigma=50.0).to_toml()
+    strict = replace(builtin_policy(), min_sigma=50.0).to_toml()
     (folder / "strict.toml").write_text(strict)
     again = run.replace("first", "second").replace("min-sites=2", "min-sites=1")
     never = run.replace("first", "third").replace("sigma=2.0", "sigma=0")

@@ -10,6 +10,7 @@ from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.contract.plan import PlanError
 from privacy.contract.plan_file import from_json, load_plan, parse, shipped, with_rows
+from privacy.contract.rules import warnings
 
 
 def test_every_shipped_plan_parses_and_survives_its_own_toml_and_json() -> None:
@@ -52,6 +53,11 @@ def test_every_shipped_plan_parses_and_survives_its_own_toml_and_json() -> None:
         ('metrics=["names"]', "metrics"),
         ('metrics=["loss"]', "metrics_sigma"),
         ("clip_quantile=0.5", "clip_quantile"),
+        ("unknown=1", "unknown key unknown, the keys are"),
+        ("epsilonn=1", "unknown key epsilonn, did you mean epsilon?"),
+        ("simulation.engin=1", "unknown key simulation.engin, did you mean simulation.engine?"),
+        ("site.a.limits=1", "unknown key site.a.limits, did you mean site.a.limit?"),
+        ("operation.min_site=1", "did you mean operation.min_sites?"),
         ("min_sites=9", "min_sites"),
         ("cohort=0", "cohort"),
         ("cohort=9", "cohort"),
@@ -68,7 +74,7 @@ def test_a_wrong_value_is_named_in_one_line(override: str, key: str) -> None:
     with pytest.raises(PlanError) as error:
         load_plan("digits", [override])
     assert key in str(error.value)
-    assert "expected" in str(error.value)
+    assert any(word in str(error.value) for word in ("must be", "is missing", "unknown key"))
     assert "\n" not in str(error.value)
 
 
@@ -141,9 +147,12 @@ def test_delta_must_be_below_one_over_the_rows() -> None:
         with_rows(plan, {"site-0": 5000})
 
 
-def test_the_digest_covers_everything_but_the_simulation() -> None:
+def test_the_digest_covers_what_binds_the_sites_and_nothing_else() -> None:
     plan = load_plan("digits")
-    assert load_plan("digits", ["simulation.workers=7"]).digest == plan.digest
+    for free in ("simulation.workers=7", "operation.keep=3", "operation.stop_after=2"):
+        assert load_plan("digits", [free]).digest == plan.digest
+    for free in ("min_sites=2", "operation.min_sites=2", "operation.round_timeout=60"):
+        assert load_plan("digits", [free]).digest == plan.digest
     assert load_plan("digits", ["lr=0.123"]).digest != plan.digest
     assert load_plan("digits", ["purpose=another"]).digest != plan.digest
     assert replace(plan, lr=0.123).digest == load_plan("digits", ["lr=0.123"]).digest
@@ -171,3 +180,87 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_message_that_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(PlanError):
         from_json(text)
+
+
+KEPT = """
+task = "digits"
+rounds = 30
+rate = 1.0
+rows = "actual"
+lr = 3
+sites = 5
+clip = 1.0
+unit = "record"
+epsilon = 3.0
+delta = 0.000348
+split = "iid"
+steps = 1
+optimizer = "sgd"
+momentum = 0.9
+schedule = "constant"
+l2 = 0.0
+aggregation = "fedavg"
+mu = 0.0
+server_lr = 1.0
+server_momentum = 0.0
+average = true
+weights = "equal"
+clip_lr = 0.2
+metrics = []
+metrics_clip = 5.0
+precision = "float32"
+wire = "float32"
+min_sites = 2
+seed = 0
+purpose = "Recognise hand-written digits; a demonstration on public data."
+
+[site.site-1]
+epsilon = 2
+
+[simulation]
+engine = "serial"
+workers = 3
+dropout = 0.0
+slow = 0.0
+"""
+DIGEST_0_1_0 = "937205fff6493f0b0c884e0259ae7026c56f624e36bb4250979a08da77a89b89"
+
+
+def test_a_plan_that_0_1_0_kept_is_read_and_keeps_its_digest(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(KEPT)
+    plan = load_plan(tmp_path / "plan.toml")
+    assert plan.format == 1
+    assert plan.operation.min_sites == 2
+    assert plan.digest == DIGEST_0_1_0
+    assert from_json(plan.to_json()).digest == DIGEST_0_1_0
+    assert from_json(plan.to_json()).operation.min_sites == 2
+    again = parse(tomllib.loads(plan.to_toml()))
+    assert again == plan
+    assert again.digest == DIGEST_0_1_0
+
+
+def test_a_plan_of_format_2_names_its_operation_in_a_table() -> None:
+    table = tomllib.loads(load_plan("digits").to_toml())
+    assert table["format"] == 2
+    with pytest.raises(PlanError, match=r"min_sites, it must be in the table \[operation\]"):
+        parse(table | {"min_sites": 2})
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["optimizer=momentum"], "with steps = 1 it is plain SGD"),
+        (["optimizer=adam"], "with steps = 1 it is sign descent"),
+        (["limit=4"], "limit = 4 never binds"),
+        (["metrics_sigma=3"], "metrics_sigma has no effect"),
+    ],
+)
+def test_a_plan_that_does_less_than_it_says_is_warned_of(sets: list[str], words: str) -> None:
+    (text,) = warnings(load_plan("digits", sets))
+    assert words in text
+
+
+def test_the_shipped_plans_do_what_they_say() -> None:
+    for name in shipped():
+        assert warnings(load_plan(name)) == ()
+    assert warnings(load_plan("digits", ["optimizer=adam", "steps=2"])) == ()

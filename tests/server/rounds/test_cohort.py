@@ -135,9 +135,9 @@ def test_sigma_is_calibrated_as_if_every_site_took_part_in_every_round() -> None
 
 
 def test_a_round_cannot_need_more_sites_than_it_asks() -> None:
-    with pytest.raises(PlanError, match="min_sites: expected at most cohort = 2"):
+    with pytest.raises(PlanError, match="min_sites must be at most cohort = 2"):
         quick("min_sites=3")
-    with pytest.raises(PlanError, match="--min-sites: expected at most cohort = 2"):
+    with pytest.raises(PlanError, match="--min-sites must be at most cohort = 2"):
         requested("digits", ["cohort=2"], 3)
 
 

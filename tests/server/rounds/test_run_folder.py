@@ -16,7 +16,7 @@ from server.rounds import checkpoint
 from server.rounds.job import Job, Model
 from server.rounds.loop import federate
 from server.rounds.messages import Answer
-from server.rounds.run_folder import RunFolder
+from server.rounds.run_folder import FolderError, RunFolder, resumed_plan
 from simulations.engines.pool import Serial
 from simulations.grid import LocalGrid
 from simulations.run import simulate
@@ -106,3 +106,43 @@ def test_a_resumed_run_signs_what_a_kill_left_unsigned_and_clears_what_it_left_b
     assert federate(Job(plan, again, nobody, model)).reason == "done"
     assert signature.exists()
     assert not list(folder.checkpoints.glob(".*"))
+
+
+def test_a_run_keeps_so_many_checkpoints_and_its_whole_history(tmp_path: Path) -> None:
+    plan = make_plan(rounds=5, sites=2, operation={"keep": 2, "stop_after": 4})
+    first = simulate(plan, tmp_path / "run")
+    assert first.outcome.reason == "stopped"
+    assert checkpoint.numbers(tmp_path / "run" / "checkpoints") == [3, 4]
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) in (2, 4)  # with signatures
+    going_on = resumed_plan(tmp_path / "run", None, ["operation.stop_after=5"])
+    second = simulate(going_on, tmp_path / "run", resume=True)
+    assert second.outcome.reason == "done"
+    assert checkpoint.numbers(tmp_path / "run" / "checkpoints") == [4, 5]
+    rounds = [line["round"] for line in RunFolder.open(tmp_path / "run").history()]
+    assert rounds == [1, 2, 3, 4, 5]
+    for site in ("site-0", "site-1"):
+        ledger = Ledger.open(tmp_path / "run" / "ledgers" / f"{site}.jsonl")
+        assert sum(event.count for event in ledger.events()) == 5
+
+
+def test_a_history_that_has_lost_rounds_is_refused(tmp_path: Path) -> None:
+    simulate(make_plan(rounds=4, sites=1, operation={"keep": 1}), tmp_path / "run")
+    file = tmp_path / "run" / "history.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(FolderError, match="must hold the rounds 1 to 3"):
+        RunFolder.open(tmp_path / "run").history()
+
+
+def test_a_run_goes_on_with_the_plan_of_its_folder(tmp_path: Path) -> None:
+    plan = make_plan(rounds=2, sites=2, rate=0.5, operation={"min_sites": 2})
+    RunFolder.create(tmp_path / "run", plan)
+    path = tmp_path / "run"
+    assert resumed_plan(path, None) == plan
+    assert resumed_plan(path, "digits") == plan
+    assert resumed_plan(path, "digits", ["rounds=2", "rate=0.5", "rows=actual"]) == plan
+    changed = resumed_plan(path, "digits", ["min_sites=1", "simulation.workers=3"])
+    assert (changed.digest, changed.operation.min_sites) == (plan.digest, 1)
+    with pytest.raises(FolderError, match="this run has rounds = 2, got 9"):
+        resumed_plan(path, None, ["rounds=9"])
+    with pytest.raises(FolderError, match="of task digits, got a plan of adult"):
+        resumed_plan(path, "adult")

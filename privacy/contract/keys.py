@@ -1,0 +1,159 @@
+"""Every key of a plan with its type and its bounds; the meanings stand in docs/plan.md.
+
+`Contract` holds what sites approve. `Operation` and `Simulation` hold how a coordinator and a
+researcher run it: nothing in them can change what is released or what it costs.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Final, Literal
+
+from annotated_types import Interval, MaxLen, Predicate
+
+from privacy.contract.schema import Expected, check
+
+
+class PlanError(ValueError):
+    """A plan that cannot be run: one line with the key, what it must be and what it is."""
+
+
+FORMAT: Final = 2
+"""The format of the canonical text; plans of format 1 (0.1.0) keep their digests."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_SPLIT: Final = re.compile(r"iid|natural|dirichlet:(?=.*[1-9])(\d+\.?\d*|\.\d+)|labels:[1-9]\d*")
+
+
+def _is_name(value: str) -> bool:
+    return bool(_NAME.fullmatch(value))
+
+
+def _is_split(value: str) -> bool:
+    return len(value) < 40 and bool(_SPLIT.fullmatch(value))
+
+
+def _distinct(values: tuple[str, ...]) -> bool:
+    return len(set(values)) == len(values)
+
+
+Name = Annotated[
+    str,
+    Predicate(_is_name),
+    Expected("a name of at most 64 letters, digits, '_', '-' and '.'"),
+]
+Split = Annotated[str, Predicate(_is_split), Expected("iid, dirichlet:ALPHA, labels:K or natural")]
+Metric = Literal["loss", "accuracy", "rows", "classes"]
+Positive = Annotated[float, Interval(ge=1e-12, le=1e9)]
+Weight = Annotated[float, Interval(ge=0, le=1e9)]
+Share = Annotated[float, Interval(ge=0, lt=1)]
+Rate = Annotated[float, Interval(ge=1e-9, le=1)]
+Sigma = Annotated[float, Interval(ge=1e-6, le=1e6)]
+Epsilon = Annotated[float, Interval(ge=1e-6, le=1e6)]
+Delta = Annotated[float, Interval(ge=1e-30, lt=1)]
+Rounds = Annotated[int, Interval(ge=1, le=1_000_000)]
+Rows = Annotated[int, Interval(ge=1, le=1_000_000_000)]
+Sites = Annotated[int, Interval(ge=1, le=100_000)]
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """`[simulation]`: how a simulation is run."""
+
+    engine: Literal["serial", "processes", "vector", "ray"] = "serial"
+    workers: Annotated[int, Interval(ge=1, le=1024)] = 2
+    compile: bool = False
+    dropout: Share = 0.0
+    slow: Share = 0.0
+
+    def __post_init__(self) -> None:
+        check(self, PlanError, "simulation.")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`[operation]`: how the coordinator runs the contract.
+
+    `min_sites` trained sites make a round; `round_timeout` is in seconds; `keep` is how many
+    checkpoints stay; the run stops after `stop_after` rounds, though the contract allows more.
+    """
+
+    min_sites: Sites = 1
+    round_timeout: Annotated[float, Interval(ge=0.1, le=1e7)] | None = None
+    keep: Annotated[int, Interval(ge=1, le=1_000_000)] | None = None
+    stop_after: Rounds | None = None
+
+    def __post_init__(self) -> None:
+        check(self, PlanError, "operation.")
+
+
+@dataclass(frozen=True, slots=True)
+class SitePlan:
+    """`[site.NAME]`: what differs at one site: its public rows, its epsilon, its limit."""
+
+    rows: Rows | None = None
+    epsilon: Epsilon | None = None
+    limit: Epsilon | None = None
+
+    def __post_init__(self) -> None:
+        check(self, PlanError, "site.")
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The keys of a plan, each by itself; privacy/contract/rules.py says what fits together."""
+
+    task: Name
+    rounds: Rounds
+    rate: Rate
+    rows: Rows | Literal["actual"]
+    lr: Positive
+    sites: Sites | None = None
+    clip: Positive | None = None
+    unit: Literal["record", "client", "none"] = "record"
+    sigma: Sigma | None = None
+    epsilon: Epsilon | None = None
+    delta: Delta | None = None
+    limit: Epsilon | None = None
+    schema: Annotated[str, MaxLen(4_000_000)] | None = None
+    split: Split = "iid"
+    steps: Rounds = 1
+    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    momentum: Share = 0.9
+    schedule: Literal["constant", "cosine"] = "constant"
+    l2: Weight = 0.0
+    aggregation: Literal["fedavg", "fedprox"] = "fedavg"
+    mu: Weight = 0.0
+    server_lr: Positive = 1.0
+    server_momentum: Share = 0.0
+    average: bool = False
+    weights: Literal["equal", "rows"] = "equal"
+    clip_quantile: Annotated[float, Interval(gt=0, lt=1)] | None = None
+    clip_lr: Positive = 0.2
+    clip_sigma: Sigma | None = None
+    metrics: Annotated[
+        tuple[Metric, ...],
+        Predicate(_distinct),
+        Expected("a list of different names among loss, accuracy, rows, classes"),
+    ] = ()
+    metrics_sigma: Sigma | None = None
+    metrics_clip: Positive = 5.0
+    micro_batch: Rows | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    wire: Literal["float32", "bfloat16", "int8"] = "float32"
+    cohort: Sites | None = None
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0
+    purpose: Annotated[str, MaxLen(10_000)] = ""
+    format: Literal[1, 2] = FORMAT
+    site: Mapping[Name, SitePlan] = field(default_factory=dict)
+    operation: Operation = field(default_factory=Operation)
+    simulation: Simulation = field(default_factory=Simulation)
+
+    @property
+    def private(self) -> bool:
+        """Whether the plan claims any privacy at all."""
+        return self.unit != "none"
+
+
+PRIVACY_KEYS: Final = frozenset({"clip", "sigma", "epsilon", "delta", "limit"})
+"""The keys that unit "none" does not have."""

@@ -1,0 +1,198 @@
+"""What a plan's keys must say together: one named rule each, in one table.
+
+A rule answers with one line where it is broken, else with None. Warnings are rules that a plan may
+break: it runs, but it does less than its words say.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from privacy.contract.keys import PRIVACY_KEYS, Contract
+
+Rule = Callable[[Contract], str | None]
+_MOST_STEPS: Final = 1_000_000_000
+
+
+def no_privacy_keys_without_privacy(plan: Contract) -> str | None:
+    """Unit "none" claims nothing, so no number may pretend otherwise."""
+    if plan.private:
+        return None
+    given = [key for key in sorted(PRIVACY_KEYS) if getattr(plan, key) is not None]
+    return f'{given[0]} must be left out where unit = "none"' if given else None
+
+
+def privacy_has_clip_and_delta(plan: Contract) -> str | None:
+    """No privacy without a bound on one contribution, and without a delta."""
+    if not plan.private:
+        return None
+    if plan.clip is None:
+        return 'clip is missing: it must be a number > 0 unless unit = "none"'
+    if plan.delta is None:
+        return 'delta is missing: it must be a number > 0 and < 1 unless unit = "none"'
+    return None
+
+
+def one_of_sigma_and_epsilon(plan: Contract) -> str | None:
+    """The noise is given, or calibrated; never both."""
+    if not plan.private or (plan.sigma is None) != (plan.epsilon is None):
+        return None
+    got = "both" if plan.sigma is not None else "neither"
+    return f"exactly one of sigma and epsilon must be set, got {got}"
+
+
+def delta_below_one_over_rows(plan: Contract) -> str | None:
+    """A delta of 1/rows allows to publish one record whole."""
+    if plan.delta is None:
+        return None
+    counts = [one.rows for one in plan.site.values()] + [plan.rows]
+    most = max((n for n in counts if isinstance(n, int)), default=1)
+    if plan.delta >= 1 / most:
+        return f"delta must be below 1/rows = {1 / most:.3g}, got {plan.delta}"
+    return None
+
+
+def steps_can_be_accounted(plan: Contract) -> str | None:
+    """So many releases have an epsilon that can be computed."""
+    if plan.rounds * plan.steps > _MOST_STEPS:
+        return f"rounds * steps must be at most {_MOST_STEPS}, got {plan.rounds * plan.steps}"
+    return None
+
+
+def sites_are_known(plan: Contract) -> str | None:
+    """Only natural sites have their number from the data."""
+    if plan.sites is None and plan.split != "natural":
+        return 'sites is missing: it must be an integer >= 1 unless split = "natural"'
+    return None
+
+
+def enough_sites_for_a_round(plan: Contract) -> str | None:
+    """A round cannot need more sites than there are, or than it asks."""
+    least = plan.operation.min_sites
+    for name, most in (("sites", plan.sites), ("cohort", plan.cohort)):
+        if most is not None and least > most:
+            return f"min_sites must be at most {name} = {most}, got {least}"
+    return None
+
+
+def cohort_among_sites(plan: Contract) -> str | None:
+    """A round cannot ask more sites than there are."""
+    if plan.cohort is not None and plan.sites is not None and plan.cohort > plan.sites:
+        return f"cohort must be at most sites = {plan.sites}, got {plan.cohort}"
+    return None
+
+
+def mu_is_for_fedprox(plan: Contract) -> str | None:
+    """The proximal term is FedProx (Li et al. 2020)."""
+    if plan.mu and plan.aggregation != "fedprox":
+        return f'mu must be 0 unless aggregation = "fedprox", got {plan.mu}'
+    return None
+
+
+def adaptive_clip_is_whole(plan: Contract) -> str | None:
+    """The quantile is followed, and that is paid for, or neither."""
+    if (plan.clip_quantile is None) != (plan.clip_sigma is None):
+        return "clip_quantile and clip_sigma must be set together, got one of them"
+    if plan.clip_quantile is not None and plan.unit != "client":
+        return f'clip_quantile must be left out unless unit = "client", got unit = "{plan.unit}"'
+    return None
+
+
+def metrics_are_paid(plan: Contract) -> str | None:
+    """Metrics of private rows leave with noise of their own."""
+    if plan.metrics and plan.unit != "record":
+        return f'metrics must be left out unless unit = "record", got unit = "{plan.unit}"'
+    if plan.metrics and plan.metrics_sigma is None:
+        return "metrics_sigma is missing: it must be the noise multiplier of the metrics"
+    return None
+
+
+def precision_fits(plan: Contract) -> str | None:
+    """Only per-record training has a path in bfloat16."""
+    if plan.precision == "float32":
+        return None
+    if plan.unit != "record":
+        return f'precision must be float32 unless unit = "record", got {plan.precision}'
+    if plan.simulation.engine == "vector":
+        return f'precision must be float32 where engine = "vector", got {plan.precision}'
+    return None
+
+
+def vector_does_not_compile(plan: Contract) -> str | None:
+    """The vector engine has a computation of its own."""
+    if plan.simulation.engine == "vector" and plan.simulation.compile:
+        return 'simulation.compile must be false where engine = "vector", got true'
+    return None
+
+
+def clients_count_the_same(plan: Contract) -> str | None:
+    """One clip and one sigma bind every client, so no client may weigh more."""
+    if plan.unit != "client":
+        return None
+    if plan.weights != "equal":
+        return f'weights must be "equal" where unit = "client", got "{plan.weights}"'
+    if any(one.epsilon is not None for one in plan.site.values()):
+        return 'site must set no epsilon where unit = "client"'
+    return None
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    no_privacy_keys_without_privacy,
+    privacy_has_clip_and_delta,
+    one_of_sigma_and_epsilon,
+    delta_below_one_over_rows,
+    steps_can_be_accounted,
+    sites_are_known,
+    enough_sites_for_a_round,
+    cohort_among_sites,
+    mu_is_for_fedprox,
+    adaptive_clip_is_whole,
+    metrics_are_paid,
+    precision_fits,
+    vector_does_not_compile,
+    clients_count_the_same,
+)
+
+
+def optimizer_without_memory(plan: Contract) -> str | None:
+    """A site's optimizer is new in each round: after one step it has used no memory."""
+    if plan.steps > 1 or plan.optimizer == "sgd":
+        return None
+    acts = {
+        "momentum": "plain SGD: set server_momentum for a momentum over rounds",
+        "adam": "sign descent (each step is lr * sign of the noisy gradient): use sgd",
+    }[plan.optimizer]
+    return (
+        f'optimizer = "{plan.optimizer}" starts anew in every round, '
+        f"so with steps = 1 it is {acts}, or set steps > 1"
+    )
+
+
+def limit_never_binds(plan: Contract) -> str | None:
+    """`epsilon` is a limit already."""
+    if plan.limit is None or plan.epsilon is None or plan.limit <= plan.epsilon:
+        return None
+    return f"limit = {plan.limit:g} never binds: no site passes epsilon = {plan.epsilon:g}"
+
+
+def metrics_noise_without_metrics(plan: Contract) -> str | None:
+    """Noise for what is not asked."""
+    if plan.metrics_sigma is None or plan.metrics:
+        return None
+    return "metrics_sigma has no effect: the plan asks for no metrics"
+
+
+WARNINGS: Final[tuple[Rule, ...]] = (
+    optimizer_without_memory,
+    limit_never_binds,
+    metrics_noise_without_metrics,
+)
+
+
+def broken(plan: Contract) -> str | None:
+    """The first rule that a plan breaks, in one line; None where it keeps to all."""
+    return next((text for rule in RULES if (text := rule(plan)) is not None), None)
+
+
+def warnings(plan: Contract) -> tuple[str, ...]:
+    """What a plan says and does not do, a line each."""
+    return tuple(text for rule in WARNINGS if (text := rule(plan)) is not None)
