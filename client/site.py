@@ -13,6 +13,7 @@ from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy
+from privacy.files import write_atomic
 from privacy.ledger.heads import Head, Proof
 from privacy.ledger.ledger import Ledger, LedgerError
 
@@ -50,7 +51,6 @@ class KeptReplies:
     """Keeps the last replies as files: a restarted client sends again and does not spend again."""
 
     folder: Path
-    write: Callable[[Path, bytes], None]
     most: int = 4
 
     def get(self, key: str) -> bytes | None:
@@ -63,7 +63,7 @@ class KeptReplies:
     def put(self, key: str, reply: bytes) -> None:
         """Write a reply in one step, then drop the oldest."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.write(self._path(key), reply)
+        write_atomic(self._path(key), reply)
         kept = sorted(self.folder.glob("*.reply"), key=lambda p: p.stat().st_mtime)
         for old in kept[: -self.most]:
             old.unlink(missing_ok=True)

@@ -2,12 +2,12 @@
 
 import datetime
 import json
-import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from privacy.files import PRIVATE, write_atomic
 from privacy.identity import keys
 from privacy.identity.certificates import Certificate, issued_by, request
 from privacy.identity.keys import IdentityError
@@ -103,12 +103,12 @@ def enroll(folder: Path, site: str) -> tuple[Path, str]:
         if here.name != site:
             raise EnrolmentError(f"--dir {folder}: already the site {here.name}, expected another")
     else:
-        write(here.key, keys.new_key())
-        write(here.signing_key, keys.new_signing_key())
-        write(here.about, json.dumps({"v": 1, "site": site}).encode())
+        write_atomic(here.key, keys.new_key(), mode=PRIVATE)
+        write_atomic(here.signing_key, keys.new_signing_key(), mode=PRIVATE)
+        write_atomic(here.about, json.dumps({"v": 1, "site": site}).encode(), mode=PRIVATE)
     key = here.key.read_bytes()
     path = folder / f"{site}.csr"
-    write(path, request(site, key, here.signing_key.read_bytes()))
+    write_atomic(path, request(site, key, here.signing_key.read_bytes()), mode=PRIVATE)
     return path, keys.fingerprint(keys.public_of(key))
 
 
@@ -137,10 +137,10 @@ def join(folder: Path, bundle: Path, now: datetime.datetime) -> Certificate:
         raise EnrolmentError(f"{bundle}: expired on {certificate.ends:%Y-%m-%d}")
     if len(verify) != 64:
         raise EnrolmentError(f"{bundle}: expected the coordinator's verifying key")
-    write(here.ca, ca)
-    write(here.certificate, pem)
+    write_atomic(here.ca, ca, mode=PRIVATE)
+    write_atomic(here.certificate, pem, mode=PRIVATE)
     facts = {"v": 1, "site": site, "hosts": hosts, "verify": verify}
-    write(here.about, json.dumps(facts, indent=1).encode())
+    write_atomic(here.about, json.dumps(facts, indent=1).encode(), mode=PRIVATE)
     return certificate
 
 
@@ -150,17 +150,3 @@ def authority(folder: Path) -> str:
         return Certificate.read(Enrolled(folder).ca.read_bytes()).fingerprint
     except (OSError, IdentityError):
         return ""
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a private file in one step."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

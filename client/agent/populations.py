@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from client.models.store import write
 from privacy.contract.policy import Policy
 from privacy.contract.schema_digest import schema_digest
+from privacy.files import write_atomic
 from privacy.ledger.ledger import Ledger, LedgerError
 
 FILE: Final = "populations.json"
@@ -70,12 +70,12 @@ def add(
         digest = schema_digest(schema)
         copy = directory / "schemas" / f"{name}.toml"
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write(copy, schema.encode())
+        write_atomic(copy, schema.encode())
         log_schema(opened, digest)
     where = None if data is None else str(data.absolute())
     kept[name] = Population(name, str(path), where, digest)
     text = json.dumps([asdict(one) for one in kept.values()], indent=1) + "\n"
-    write(directory / FILE, text.encode())
+    write_atomic(directory / FILE, text.encode())
     if data is not None:
         log_contents(opened, data)
     return opened, found

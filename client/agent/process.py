@@ -17,11 +17,11 @@ from client.agent import populations, received_plans
 from client.agent.credentials import Enrolled, EnrolmentError
 from client.data.site_rows import SiteRows, Source
 from client.models.received import keeper
-from client.models.store import write
 from client.site import KeptReplies, Site, SiteError
 from client.tasks.rows import TaskError
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, builtin_policy, load_policy
+from privacy.files import remove_stale
 from privacy.identity.keys import verify
 from privacy.ledger.heads import Head, HeadError, payload
 from privacy.ledger.ledger import Ledger
@@ -149,7 +149,7 @@ def resident(
         allowed,
         own,
         rows,
-        replies=KeptReplies(site.folder / "replies", write),
+        replies=KeptReplies(site.folder / "replies"),
         device=device(where),
         compile=compile,
         on_event=log,
@@ -198,4 +198,5 @@ def alone(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SiteError(f"--dir {directory}: its client runs already") from None
+        remove_stale(directory, *(directory / name for name in ("replies", "models", "plans")))
         yield

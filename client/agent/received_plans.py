@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from client.agent.credentials import Enrolled
-from client.models.store import write
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json
 from privacy.contract.policy import Policy, PolicyError, load_policy, parse_policy
+from privacy.files import write_atomic
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _SHORTEST: Final = 6
@@ -38,7 +38,8 @@ def remember(directory: Path, plan: Plan) -> Path:
     """Keep a plan that a coordinator asked for; the same one again changes nothing."""
     path = directory / "plans" / f"{plan.digest}.json"
     if not path.exists():
-        write(path, plan.to_json().encode())
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(path, plan.to_json().encode())
     return path
 
 
@@ -115,7 +116,7 @@ def _rewrite(path: Path, policy: Policy) -> Policy:
         kept = parse_policy(text) == policy
     except (PolicyError, tomllib.TOMLDecodeError):
         kept = False
-    write(path, (text if kept else policy.to_toml()).encode())
+    write_atomic(path, (text if kept else policy.to_toml()).encode())
     return policy
 
 

@@ -111,7 +111,7 @@ def evaluate(
         from client.inference.html import evaluation_page
         from client.inference.predictor import predict as predicted
         from client.inference.predictor import predictor
-        from client.models.store import write
+        from privacy.files import write_atomic
 
     of = opened(model, directory, key, quiet=json_)
     ready, tally = predictor(of, device), Tally()
@@ -121,7 +121,7 @@ def evaluate(
             of.task, predicted(ready, tally.watch(source, skip_bad, tell)), smallest=smallest
         )
     if out is not None:
-        write(out, evaluation_page(of, found).encode())
+        write_atomic(out, evaluation_page(of, found).encode())
     tell_faults(tally)
     if json_:
         facts = {"model": of.digest, "origin": of.origin.words, **found.to_dict()}
@@ -155,8 +155,8 @@ def export(
     from client.commands.shared import opened, rows
     from client.inference.export import export as exported
     from client.models.loading import ModelError
-    from client.models.store import write
     from client.models.trusted_keys import sign_beside
+    from privacy.files import write_atomic
 
     of = opened(model, directory, key, quiet=json_)
     private = None if data is None else rows(of, data)
@@ -165,7 +165,7 @@ def export(
     path = out or Path(name + found.suffix)
     if path.suffix != found.suffix:
         raise ModelError(f"out: expected a name that ends with {found.suffix}, got {path}")
-    write(path, found.content)
+    write_atomic(path, found.content)
     sign_beside(path, found.content, of.card.run, of.card.round, directory)
     facts: dict[str, Any] = {
         "out": str(path),
@@ -234,8 +234,8 @@ def adapt(
     from client.commands.shared import opened, rows
     from client.inference.personalisation import adapt as adapted
     from client.models.loading import ModelError
-    from client.models.store import write
     from client.models.trusted_keys import sign_beside, site_name
+    from privacy.files import write_atomic
 
     of = opened(model, directory, key, quiet=json_)
     site = site_name(directory)
@@ -243,7 +243,7 @@ def adapt(
     path = out or Path(f"{of.task.name}-{of.card.round:06d}-private.safetensors")
     if path.suffix != ".safetensors":
         raise ModelError(f"out: expected a name that ends with .safetensors, got {path}")
-    write(path, found.content)
+    write_atomic(path, found.content)
     sign_beside(path, found.content, of.card.run, of.card.round, directory)
     if json_:
         facts = {"out": str(path), "private_to": site, "rows": found.rows}

@@ -11,12 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.agent import populations, received_plans
-from client.models.store import write
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.contract.forecast import Forecast, epsilons, forecast
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, load_policy
+from privacy.files import write_atomic
 
 Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
 PolicyFile = Annotated[
@@ -85,7 +85,8 @@ def new(
         trust_coordinator=trust_coordinator,
         records_per_subject=records_per_subject,
     )
-    write(path, policy.to_toml().encode())
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomic(path, policy.to_toml().encode())
     _log_change(directory, policy)
     typer.echo(f"{path}: epsilon {epsilon:g} at delta {delta:g} for life; read it, and change it")
 

@@ -15,9 +15,9 @@ from client.data.input_files import chunks
 from client.inference import batch
 from client.inference.batch import Tally
 from client.models.loading import Model, find, load
-from client.models.store import write
 from client.models.trusted_keys import known_keys
 from client.tasks.rows import Rows
+from privacy.files import write_atomic
 
 
 def opened(name: str, directory: Path | None, keys: list[str] | None, *, quiet: bool) -> Model:
@@ -58,8 +58,10 @@ def explained(model: Model, tally: Tally, out: Path | None) -> list[dict[str, An
     lines = [one.to_dict() for one in found]
     if out is not None:
         numbers = "".join(json.dumps(line) + "\n" for line in lines)
-        write(out.with_name(out.name + ".explained.jsonl"), numbers.encode())
-        write(out.with_name(out.name + ".explained.html"), explanation_page(model, found).encode())
+        write_atomic(out.with_name(out.name + ".explained.jsonl"), numbers.encode())
+        write_atomic(
+            out.with_name(out.name + ".explained.html"), explanation_page(model, found).encode()
+        )
     return lines
 
 

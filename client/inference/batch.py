@@ -11,7 +11,7 @@ import torch
 from client.data.input_files import Chunk, Fault, chunks
 from client.inference.output_files import csv_lines, json_lines, writing
 from client.inference.predictor import Predictions, Predictor, predict
-from client.models.store import write
+from privacy.files import write_atomic
 
 SHOWN: Final = 20
 """Faults that are told one by one; the others are counted."""
@@ -77,7 +77,9 @@ def run(
         with writing(out, task.kind == "regression") as add:
             for part in predicted:
                 add(part)
-        write(card_path(out), json.dumps(side_card(ready, data, tally), indent=1).encode() + b"\n")
+        write_atomic(
+            card_path(out), json.dumps(side_card(ready, data, tally), indent=1).encode() + b"\n"
+        )
     elif as_json:
         _json_list(predicted, stdout)
     else:

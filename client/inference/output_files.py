@@ -6,9 +6,8 @@ Columns: `row` (from 1 through the file), `prediction`, `probability` (empty in 
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from client.inference.predictor import Predictions
+from privacy.files import open_atomic
 
 COLUMNS: Final = ("row", "prediction", "probability")
 FORMATS: Final = (".csv", ".parquet", ".jsonl", ".ndjson")
@@ -53,18 +53,18 @@ def writing(path: Path, regression: bool) -> Iterator[Write]:
     """A function that adds predictions to `path`; the file appears when all are written."""
     if path.suffix not in FORMATS:
         raise WritingError(f"out: expected a name that ends with {', '.join(FORMATS)}, got {path}")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with ExitStack() as opened:
+        with open_atomic(path) as file:
             if path.suffix == ".parquet":
-                yield _parquet(opened, part, regression)
+                with _writer(file, regression) as writer:
+                    yield _parquet(writer)
             else:
-                yield _text(opened.enter_context(part.open("w", encoding="utf-8")), path.suffix)
-        part.replace(path)
+                text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
+                yield _text(text, path.suffix)
+                text.flush()
+                text.detach()
     except OSError as error:
-        raise WritingError(f"{path}: expected a place to write to, got {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise WritingError(f"cannot write to {path} ({error.strerror})") from error
 
 
 def _text(file: IO[str], suffix: str) -> Write:
@@ -82,10 +82,15 @@ def _text(file: IO[str], suffix: str) -> Write:
     return write
 
 
-def _parquet(opened: ExitStack, path: Path, regression: bool) -> Write:
+def _writer(file: IO[bytes], regression: bool) -> parquet.ParquetWriter:
     kind = pa.float64() if regression else pa.string()
     schema = pa.schema(zip(COLUMNS, (pa.int64(), kind, pa.float32()), strict=True))
-    writer = opened.enter_context(parquet.ParquetWriter(path, schema))
+    return parquet.ParquetWriter(file, schema)
+
+
+def _parquet(writer: parquet.ParquetWriter) -> Write:
+    schema = writer.schema
+    kind = schema.field("prediction").type
 
     def write(part: Predictions) -> None:
         columns = [pa.array(part.rows), pa.array(part.prediction, kind), part.probability]

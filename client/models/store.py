@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy.files import write_atomic
+
 
 def folder(directory: Path) -> Path:
     """Where a site's models lie."""
@@ -25,9 +27,9 @@ def keep(directory: Path, content: bytes, signature: bytes | None, *, run: str, 
     path = folder(directory) / f"{digest}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     if signature is not None:
-        write(path.with_name(path.name + ".sig"), signature)
+        write_atomic(path.with_name(path.name + ".sig"), signature)
     if not path.exists():
-        write(path, content)
+        write_atomic(path, content)
     index = folder(directory) / "index.jsonl"
     line = {"model": digest, "run": run, "round": round}
     if not any(entry == line for entry in _entries(index)):
@@ -63,20 +65,6 @@ def latest(directory: Path) -> Path | None:
         if path.is_file():
             return path
     return None
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file so that it is complete or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _entries(index: Path) -> list[dict[str, object]]:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.agent.credentials import Enrolled
-from client.agent.credentials import write as write_private
 from client.models.loading import ModelError
 from client.models.provenance import Trust, signature_path
-from client.models.store import folder, keep, pack, write
+from client.models.store import folder, keep, pack
 from privacy.contract.plan import Plan
+from privacy.files import PRIVATE, write_atomic
 from privacy.identity.keys import IdentityError, new_signing_key, signing_public
 from privacy.identity.model_signature import sign_model
 
@@ -44,7 +44,7 @@ def own_signing_key(directory: Path) -> bytes:
     path = _own_path(directory)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_private(path, new_signing_key())
+        write_atomic(path, new_signing_key(), mode=PRIVATE)
     return path.read_bytes()
 
 
@@ -54,7 +54,7 @@ def sign_beside(path: Path, content: bytes, run: str, round: int, directory: Pat
     The latter proves that the file is whole and says nothing of its origin.
     """
     key = new_signing_key() if directory is None else own_signing_key(directory)
-    write(signature_path(path), sign_model(content, run, round, key).to_bytes())
+    write_atomic(signature_path(path), sign_model(content, run, round, key).to_bytes())
 
 
 def receive(

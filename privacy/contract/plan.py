@@ -7,7 +7,6 @@ sites approve.
 """
 
 import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -21,6 +20,7 @@ from privacy.accounting.segments import Budget
 from privacy.contract.keys import Contract, Operation, PlanError, Simulation, SitePlan
 from privacy.contract.rules import broken
 from privacy.contract.schema import check
+from privacy.files import canonical_json
 
 __all__ = ["Operation", "Plan", "PlanError", "Simulation", "SitePlan"]
 
@@ -182,7 +182,7 @@ class Plan(Contract):
         if self.format == 1:
             del values["format"]
             values["min_sites"] = self.operation.min_sites
-        return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return canonical_json(values)
 
     @cached_property
     def digest(self) -> str:

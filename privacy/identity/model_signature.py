@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from privacy.files import canonical_json
 from privacy.identity.keys import sign, signing_public, verify
 
 _PREFIX: Final = b"tacit model\0"
@@ -42,7 +43,7 @@ class Signature:
 def payload(sha256: str, run: str, round: int) -> bytes:
     """The bytes that are signed: a prefix, then the three values as sorted JSON."""
     values = {"round": round, "run": run, "sha256": sha256}
-    return _PREFIX + json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+    return _PREFIX + canonical_json(values).encode()
 
 
 def sign_model(content: bytes, run: str, round: int, key: Path | bytes) -> Signature:

@@ -5,13 +5,13 @@ not verify, accountants that disagree, a trained round without an entry, a state
 events do not give, a lower bound above its claim.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from privacy.accounting.segments import Budget
 from privacy.contract.plan import Plan
+from privacy.files import canonical_json
 from privacy.report import tables
 from privacy.report.audit_findings import findings
 from privacy.report.recount import Reckoning, lives, reckon
@@ -62,10 +62,7 @@ class Report:
 
 def canonical(value: object) -> str:
     """The one spelling of a JSON value that is hashed and signed."""
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return text + "\n"
+    return canonical_json(value) + "\n"
 
 
 def build(sources: Sequence[Source], filing: Mapping[str, Any]) -> Report:

@@ -13,6 +13,7 @@ import typer
 
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
+from privacy.files import remove_stale
 from server.registry.sites import Home, MembersError, split_host
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def _serve(
 ) -> int:
     from server.fleet.grid import serve
 
+    remove_stale(home.folder, home.runs)
     view = View(home, as_json=as_json)
     with serve(home.folder, where, log=view.log) as grid:
         listen = "{}:{}".format(*grid.address)
@@ -155,10 +157,10 @@ def play(
     hand_out: float = 30.0,
 ) -> "Outcome":
     """Make or open the run's folder and play the plan with the sites of `grid`, for all to see."""
+    from privacy.files import write_atomic
     from privacy.identity.keys import sign, signing_public
     from server.app import ATTEMPTS, coordinate
     from server.registry.signing import PUBLIC, signer
-    from server.rounds.checkpoint import write_whole
     from server.rounds.run_folder import RunFolder
 
     path = home.runs / label
@@ -166,7 +168,7 @@ def play(
     folder = (
         RunFolder.open(path, plan) if resume else RunFolder.create(path, plan, kind="federation")
     )
-    write_whole(path / PUBLIC, signing_public(home.signing_key.read_bytes()).encode() + b"\n")
+    write_atomic(path / PUBLIC, signing_public(home.signing_key.read_bytes()).encode() + b"\n")
     view.begin(folder, plan, listen)
     wait = timeout if timeout is not None else plan.operation.round_timeout
     outcome, summary = coordinate(
@@ -252,11 +254,11 @@ class View:
         print(f"{summary['reason']}{detail} after {summary['rounds']} rounds; kept in {path}")
 
     def _tell(self, **facts: Any) -> None:
-        from server.rounds.checkpoint import CheckpointError, write_whole
+        from privacy.files import FileError, write_atomic
 
         self._now |= facts | {"time": time.time()}
-        with contextlib.suppress(CheckpointError):  # nor does this: a full disk stops checkpoints
-            write_whole(self._file, json.dumps(self._now).encode() + b"\n")
+        with contextlib.suppress(FileError):  # nor does this: a full disk stops checkpoints
+            write_atomic(self._file, json.dumps(self._now).encode() + b"\n")
 
 
 def _check_certificate(home: Home) -> None:

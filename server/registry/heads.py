@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from privacy.files import write_atomic
 from privacy.ledger.heads import GENESIS, Head, HeadError, Proof, accept, payload
-from server.rounds.checkpoint import write_whole
 from server.rounds.messages import Answer
 
 
@@ -68,7 +68,7 @@ class HeadBook:
         lines = read_lines(self._folder / f"{site}.jsonl")
         mine, copy = [one for one in lines if one["run"] == self._run], self._copy / f"{site}.jsonl"
         if mine and read_lines(copy) != mine:  # a kill came between the two
-            write_whole(copy, b"".join(_line(one) for one in mine))
+            write_atomic(copy, b"".join(_line(one) for one in mine))
         for line in lines:
             last = {key: line[key] for key in ("n", "digest", "signature")}
             if line["acknowledged"]:

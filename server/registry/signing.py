@@ -1,13 +1,13 @@
 """Signed checkpoints: each round's file gets its signature beside it, once it is complete."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from privacy.files import PRIVATE, write_atomic
 from privacy.identity.keys import new_signing_key, signing_public
 from privacy.identity.model_signature import sign_model
-from server.rounds.checkpoint import read_metadata, write_whole
+from server.rounds.checkpoint import read_metadata
 
 KEY: Final = "signing.key"
 PUBLIC: Final = "signing.pub"
@@ -20,7 +20,7 @@ def signer(key: Path | bytes, *, durable: bool = True) -> Callable[[Path], None]
         metadata = read_metadata(path)
         signature = sign_model(path.read_bytes(), metadata["run"], int(metadata["round"]), key)
         beside = path.with_name(path.name + ".sig")
-        write_whole(beside, signature.to_bytes(), durable=durable)
+        write_atomic(beside, signature.to_bytes(), durable=durable)
 
     return sign
 
@@ -33,8 +33,6 @@ def own_key(run: Path) -> Path:
     path = run / KEY
     if not path.is_file():
         key = new_signing_key()
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(key)
-        write_whole(run / PUBLIC, signing_public(key).encode() + b"\n")
+        write_atomic(path, key, mode=PRIVATE)
+        write_atomic(run / PUBLIC, signing_public(key).encode() + b"\n")
     return path

@@ -8,13 +8,13 @@ coordinator that looks again sees the old list or the new one.
 import datetime
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from privacy.files import PRIVATE, write_atomic
 from privacy.identity.certificates import (
     CERTIFICATE_DAYS,
     Authority,
@@ -24,7 +24,6 @@ from privacy.identity.certificates import (
 )
 from privacy.identity.keys import (
     IdentityError,
-    fingerprint,
     new_key,
     new_signing_key,
     signing_public,
@@ -168,13 +167,15 @@ def create(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> bool:
     authority = Authority.create("tacit federation", now)
     key = new_key()
     names = list(dict.fromkeys(name for name, _ in named))
-    _write(home.certificate, authority.issue_server(key, names, now))
-    _write(home.key, key)
-    _write(home.ca, authority.certificate)
-    _write(home.ca_key, authority.key)
-    _write(home.signing_key, new_signing_key())
-    _write(home.sites, _json({"v": 1, "sites": {}, "revoked_keys": []}))
-    _write(home.federation, _json({"v": 1, "hosts": [_address(pair) for pair in named]}))
+    write_atomic(home.certificate, authority.issue_server(key, names, now), mode=PRIVATE)
+    write_atomic(home.key, key, mode=PRIVATE)
+    write_atomic(home.ca, authority.certificate, mode=PRIVATE)
+    write_atomic(home.ca_key, authority.key, mode=PRIVATE)
+    write_atomic(home.signing_key, new_signing_key(), mode=PRIVATE)
+    write_atomic(home.sites, _json({"v": 1, "sites": {}, "revoked_keys": []}), mode=PRIVATE)
+    write_atomic(
+        home.federation, _json({"v": 1, "hosts": [_address(pair) for pair in named]}), mode=PRIVATE
+    )
     return True
 
 
@@ -211,7 +212,7 @@ def sign(
         pem = _authority(home).issue(wish, now, days).decode()
         found["sites"][wish.site] = {"certificate": pem, "revoked": None}
     bundle = csr.with_name(f"{wish.site}.bundle")
-    _write(bundle, _bundle(home, wish.site, pem))
+    write_atomic(bundle, _bundle(home, wish.site, pem), mode=PRIVATE)
     return wish, bundle
 
 
@@ -237,7 +238,7 @@ def renew(folder: Path, site: str, now: datetime.datetime, where: Path) -> Path:
         pem = _authority(home).issue(wish, now).decode()
         found["sites"][site]["certificate"] = pem
     bundle = where / f"{site}.bundle"
-    _write(bundle, _bundle(home, site, pem))
+    write_atomic(bundle, _bundle(home, site, pem), mode=PRIVATE)
     return bundle
 
 
@@ -248,8 +249,8 @@ def renew_server(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> 
         addresses = [_address(split_host(host)) for host in hosts] or home.hosts()
         names = list(dict.fromkeys(split_host(host)[0] for host in addresses))
         pem = _authority(home).issue_server(home.key.read_bytes(), names, now)
-        _write(home.certificate, pem)
-        _write(home.federation, _json({"v": 1, "hosts": addresses}))
+        write_atomic(home.certificate, pem, mode=PRIVATE)
+        write_atomic(home.federation, _json({"v": 1, "hosts": addresses}), mode=PRIVATE)
     return Certificate.read(pem)
 
 
@@ -298,7 +299,7 @@ def _changing(home: Home) -> Iterator[dict[str, Any]]:
         before = json.dumps(found)
         yield found
         if json.dumps(found) != before:
-            _write(home.sites, _json(found))
+            write_atomic(home.sites, _json(found), mode=PRIVATE)
 
 
 def _parse(pem: str) -> Certificate:
@@ -312,22 +313,3 @@ def _address(pair: tuple[str, int]) -> str:
 
 def _json(value: object) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a private file in one step."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def fingerprint_of(path: Path) -> str:
-    """The fingerprint of the key in a certificate's file."""
-    return fingerprint(Certificate.read(path.read_bytes()).key)

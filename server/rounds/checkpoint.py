@@ -1,9 +1,8 @@
 """One file a round, complete or absent: temporary file, fsync, rename, fsync of the folder."""
 
 import json
-import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from privacy.arrays import Arrays, parts
+from privacy.files import write_atomic
 
 
 class CheckpointError(ValueError):
@@ -23,35 +23,12 @@ def path_of(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.safetensors"
 
 
-def write_whole(
-    path: Path, data: bytes | Iterable[bytes | memoryview], *, durable: bool = True
-) -> None:
-    """Replace a file by `data`, or its parts, in one step: readers see the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines([data] if isinstance(data, bytes) else data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        if durable:
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: not written, the old one stands ({error})") from None
-
-
 def write(
     folder: Path, number: int, arrays: Arrays, metadata: Mapping[str, str], *, durable: bool = True
 ) -> Path:
-    """Write the checkpoint of a round with its metadata; CheckpointError where it cannot be."""
+    """Write the checkpoint of a round with its metadata; FileError where it cannot be."""
     path = path_of(folder, number)
-    write_whole(path, parts(arrays, metadata), durable=durable)
+    write_atomic(path, parts(arrays, metadata), durable=durable)
     return path
 
 

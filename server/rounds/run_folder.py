@@ -17,8 +17,8 @@ from typing import Any
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan, override, parse
+from privacy.files import FileError, remove_stale, write_atomic
 from server.rounds import checkpoint
-from server.rounds.checkpoint import CheckpointError, write_whole
 
 
 class FolderError(ValueError):
@@ -93,8 +93,7 @@ class RunFolder:
             raise FolderError(f"{path}: expected the folder of a run to resume") from None
         if plan is not None and plan.digest != digest:
             raise FolderError(f"{path}: this run has another plan, {digest}, got {plan.digest}")
-        for left in (path / "checkpoints").glob(".*.tmp"):  # by a coordinator that was killed
-            left.unlink(missing_ok=True)
+        remove_stale(path, path / "checkpoints", path / "heads")
         return cls(path, run, insecure=bool(about.get("insecure")))
 
     @property
@@ -139,7 +138,7 @@ class RunFolder:
                 if self.durable:
                     os.fsync(file.fileno())
         except OSError as error:
-            raise CheckpointError(f"{self.path / 'history.jsonl'}: not written ({error})") from None
+            raise FileError(self.path / "history.jsonl", error) from None
         if self.sign is not None:
             self.sign(path)
         self.keep(plan.operation.keep)
@@ -178,7 +177,7 @@ class RunFolder:
         text = "".join(line + "\n" for line in lines)
         file = self.path / "history.jsonl"
         if not file.exists() or file.read_text(encoding="utf-8", errors="replace") != text:
-            write_whole(file, text.encode())
+            write_atomic(file, text.encode())
         return [json.loads(line) for line in lines]
 
     def _deleted(self) -> list[str]:
@@ -207,4 +206,4 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json in one step."""
         text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
-        write_whole(self.path / "summary.json", text.encode())
+        write_atomic(self.path / "summary.json", text.encode())

@@ -16,7 +16,6 @@ from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy
 from privacy.ledger.ledger import Ledger
-from server.rounds.checkpoint import write_whole
 from simulations.grid import LocalGrid, context
 
 PLAN = load_plan("digits", ["sigma=2.0", "rate=0.2", "rows=300", "rounds=5"])
@@ -64,7 +63,7 @@ class Desk:
         self.ledger = Ledger.create(self.path, population="people", durable=False)
         self.looked = 0
         self.heard: list[tuple[str, dict[str, Any]]] = []
-        replies = KeptReplies(folder / "replies", write_whole)
+        replies = KeptReplies(folder / "replies")
         self.site = Site(
             "north", policy, self.ledger, self.rows, check_head=unsigned, replies=replies
         )

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from privacy.contract.plan import PlanError, SitePlan
 from privacy.contract.plan_file import load_plan
+from privacy.files import canonical_json
 from privacy.ledger.chain import LedgerError, locked
 from privacy.ledger.entries import check_anchors, verify
 from privacy.report.sources import FEDERATION, NOTES, SITE, ReportError, kind_of
@@ -52,7 +53,7 @@ def collect(folder: Path, into: Path) -> dict[str, str]:
         for path in sorted((folder / "plans").glob("*.json")):
             (into / "plans").mkdir(exist_ok=True)
             (into / "plans" / path.name).write_bytes(path.read_bytes())
-    (into / "origin.json").write_text(json.dumps(origin, sort_keys=True) + "\n", "utf-8")
+    (into / "origin.json").write_text(canonical_json(origin) + "\n", "utf-8")
     return names
 
 
@@ -106,7 +107,7 @@ def _ledger(path: Path, into: Path) -> None:
     except LedgerError as error:
         if error.path != str(path):
             notes.append({"what": "untrusted", "lost": f"its log is not sound ({error})"})
-    text = json.dumps(notes, sort_keys=True) + "\n"
+    text = canonical_json(notes) + "\n"
     into.with_name(into.name + NOTES).write_text(text, "utf-8")
 
 
@@ -146,7 +147,7 @@ def _disguised(
     (into / "heads").mkdir()
     for path in heads:
         kept = [
-            json.dumps({k: v for k, v in _object(line).items() if k in _HEAD}, sort_keys=True)
+            canonical_json({k: v for k, v in _object(line).items() if k in _HEAD})
             for line in path.read_text("utf-8", errors="replace").splitlines()
         ]
         text = "".join(line + "\n" for line in kept)
@@ -162,7 +163,7 @@ def _renamed(lines: str, names: Mapping[str, str]) -> str:
         sites = row.get("sites")
         if isinstance(sites, dict):
             row["sites"] = {names[site]: said for site, said in sites.items()}
-            found.append(json.dumps(row, sort_keys=True))
+            found.append(canonical_json(row))
         else:
             found.append(re.sub(r"[^ -~]|[a-zA-Z-]{3,}", "?", line))
     return "".join(line + "\n" for line in found)
@@ -177,4 +178,4 @@ def _object(text: str | bytes) -> dict[str, Any]:
 
 
 def _write(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, sort_keys=True) + "\n", "utf-8")
+    path.write_text(canonical_json(value) + "\n", "utf-8")

@@ -113,7 +113,7 @@ def test_rows_that_do_not_fit_are_named_by_line_and_field_and_never_by_value(
     answer = command("predict", "--model", run, "--data", tmp_path / "bad.csv", "--out", out)
     assert answer.code == 2
     assert not out.exists()
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*.tmp"))
     for told in (
         "line 4, pixel_0_0",
         "line 6, the line: expected 65 values, got 3",

@@ -64,7 +64,7 @@ def test_the_text_is_canonical(tmp_path: Path) -> None:
     assert text == filed(folder).to_json()
     assert text.endswith("}\n") and text.count("\n") == 1
     value = json.loads(text)
-    again = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    again = json.dumps(value, sort_keys=True, separators=(",", ":"))
     assert text == again + "\n"
 
 
