@@ -75,6 +75,7 @@ def add(
     where = None if data is None else str(data.absolute())
     kept[name] = Population(name, str(path), where, digest)
     text = json.dumps([asdict(one) for one in kept.values()], indent=1) + "\n"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomic(directory / FILE, text.encode())
     if data is not None:
         log_contents(opened, data)
