@@ -193,7 +193,7 @@ def main() -> None:
         "in process (microseconds a call)": in_process(options.rounds),
         "served": served([1000, 2000], options.seconds),
     }
-    save("inference", results | {"versions": versions("torch", "onnxruntime", "uvicorn")})
+    save("inference", results | {"versions": versions("torch", "onnxruntime", "h11")})
     if options.json:
         print(json.dumps(results))
         return

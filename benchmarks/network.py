@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--rounds", type=int, help="timed rounds a case")
     asked = parser.parse_args()
-    about = versions("flwr", "numpy", "uvicorn")
+    about = versions("flwr", "numpy", "h11")
     result: dict[str, Any] = {"versions": about, "cases": {}}
     lines = []
     for name in asked.cases.split(","):

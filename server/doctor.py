@@ -8,9 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from privacy.http.http_listener import ListenError, listen
 from privacy.identity.certificates import Certificate, issued_by
 from privacy.identity.keys import IdentityError
-from server.fleet.tls import ListenError, listen
 from server.registry.sites import Home, MembersError, split_host
 
 FLOWER: Final = "1.41.0"

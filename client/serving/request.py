@@ -17,17 +17,14 @@ from numpy.typing import NDArray
 from client.tasks.preprocessing import Number
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
+from privacy.http.exchange import HttpError
 
 LONGEST: Final = 10_000
 """Characters of the longest text value."""
 
 
-class RequestError(ValueError):
+class RequestError(HttpError):
     """A request that cannot be answered: an HTTP status, and one line without any value."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 Encode = Callable[[bytes], tuple[NDArray[Any], bool]]

@@ -2,26 +2,19 @@
 
 import asyncio
 import signal
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-
-import uvicorn
+from typing import Final
 
 from client.inference.export import refuse_private
 from client.models.loading import Model, ModelError
 from client.models.provenance import Trust
 from client.serving.address import Limits, Listening, say
-from client.serving.service import PATIENCE, Service
+from client.serving.service import HTTP_LIMITS, Service
+from privacy.http.http_listener import HttpListener, ListenError, listen
 
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: a stop ends with status 0."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+_GRACE_SECONDS: Final = 10.0
+"""How long a stop waits for answers that are under way."""
 
 
 def run(
@@ -37,51 +30,30 @@ def run(
     if not where.loopback:
         refuse_private(model)
     service = Service(model, where, limits)
-    family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Inherited by each connection: an answer's second part must not wait for the first's
-        # acknowledgement (40 ms).
-        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            bound.bind((where.host, where.port))
-        except OSError as error:
-            raise ModelError(
-                f"listen: expected a free address, got {where.host}:{where.port} ({error.strerror})"
-            ) from error
-        config = uvicorn.Config(
-            service,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=int(PATIENCE),
-        )
-        host, port = bound.getsockname()[:2]
-        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
-        asyncio.run(_until_stopped(_Server(config), service, bound, newest, trust, refresh))
+    try:
+        listener = listen(where.host, where.port)
+    except ListenError as error:
+        raise ModelError(str(error)) from None
+    server = HttpListener(listener, service, HTTP_LIMITS)
+    host, port = server.address
+    say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+    asyncio.run(_until_stopped(server, service, newest, trust, refresh))
     service.thread.shutdown()
 
 
 async def _until_stopped(
-    server: uvicorn.Server,
+    server: HttpListener,
     service: Service,
-    bound: socket.socket,
     newest: Callable[[], Path],
     trust: Trust,
     refresh: float,
 ) -> None:
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        server.should_exit = True
-
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop.set)
     watching = asyncio.create_task(_watch(service, newest, trust, refresh))
     try:
-        await server.serve(sockets=[bound])
+        await server.serve(stop, grace=_GRACE_SECONDS)
     finally:
         watching.cancel()
 

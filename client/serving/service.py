@@ -8,14 +8,13 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from client.inference.export import refuse_private
@@ -23,17 +22,17 @@ from client.inference.predictor import Predictor, Scores, decode, input_type, pr
 from client.models.loading import Model, ModelError, load
 from client.models.provenance import Trust
 from client.serving.address import Limits, Listening, say
-from client.serving.request import Encode, RequestError, encoder
+from client.serving.description import DESCRIPTION, ROUTES
+from client.serving.request import Encode, encoder
+from privacy.http.exchange import HttpError, HttpLimits, Receive, Scope, Send, read_body, respond
+from privacy.http.request_head import is_local
 
-PATIENCE: Final = 10.0
-"""Seconds in which a request's body has to arrive, and in which a stop waits for answers."""
+HTTP_LIMITS: Final = HttpLimits()
+JSON: Final = b"application/json"
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 MOST_ROWS: Final = 4096
 QUICK: Final = 1e-3
 _LARGE: Final = 65536
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,39 +100,45 @@ class Service:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.waiting: list[tuple[NDArray[Any], asyncio.Future[tuple[Scores, Ready]]]] = []
         self.busy = False
-        self.pages = _pages(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.pages(scope, receive, send)
-            return
         try:
             self._admit(scope)
-            if scope["path"] != "/predict":
-                await self.pages(scope, receive, send)
-                return
-            if scope["method"] != "POST":
-                raise RequestError(405, "expected POST")
-            answer = await self._predicted(await _body(receive, scope, self.limits.body))
-            await _respond(send, 200, answer)
-        except RequestError as error:
-            await _respond(send, error.status, json.dumps({"error": str(error)}).encode())
+            answer = await self._answer(scope, receive)
+            await respond(send, 200, answer, JSON)
+        except HttpError as error:
+            allow = ROUTES.get(scope["path"], "") if error.status == 405 else ""
+            fields = ((b"allow", allow.encode()),) if allow else ()
+            body = json.dumps({"error": str(error)}).encode()
+            await respond(send, error.status, body, JSON, fields)
         except Exception as error:  # noqa: BLE001 - its text may hold a row: only its place is told
             say(f"failed: {type(error).__name__} at {_place(error)}")
-            await _respond(send, 500, b'{"error": "the service failed"}')
+            await respond(send, 500, b'{"error": "the service failed"}', JSON)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> bytes:
+        path = scope["path"]
+        if path not in ROUTES:
+            raise HttpError(404, "no such path")
+        if scope["method"] != ROUTES[path]:
+            raise HttpError(405, f"must be {ROUTES[path]}")
+        if path == "/predict":
+            return await self._predicted(
+                await read_body(scope, receive, self.limits.body, HTTP_LIMITS)
+            )
+        if path == "/health":
+            health = {"status": "ok", "model": self.current.model.digest[:16]}
+            return json.dumps(health).encode()
+        return json.dumps(self.current.card() if path == "/model" else DESCRIPTION).encode()
 
     def _admit(self, scope: Scope) -> None:
         """Ask for the token; on loopback, refuse names that a web page could have rebound."""
         headers = dict(scope["headers"])
-        if self.where.loopback:
-            name = headers.get(b"host", b"").decode("latin-1").lower()
-            name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
-            if name not in ("localhost", "127.0.0.1", "::1", self.where.host, ""):
-                raise RequestError(421, "expected this machine's own name as host")
+        if self.where.loopback and not is_local(scope, (*_LOOPBACK, self.where.host)):
+            raise HttpError(421, "the Host field must be this machine's own name")
         if self.where.token is not None and scope["path"] != "/health":
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + self.where.token):
-                raise RequestError(401, "expected the token of this service")
+                raise HttpError(401, "the token of this service is required")
 
     async def _predicted(self, body: bytes) -> bytes:
         encode = self.current.encode
@@ -214,88 +219,6 @@ class Service:
             refuse_private(model)
         self.current = Ready.of(model, self.limits)
         say(f"now round {model.card.round} of run {model.card.run}: {model.origin.words}")
-
-
-def _pages(service: Service) -> FastAPI:
-    """`/model`, `/health`, and the OpenAPI description of everything."""
-    app = FastAPI(title="Tacit local inference", docs_url=None, redoc_url=None)
-
-    @app.get("/health", summary="Whether the service can answer.")
-    async def health() -> dict[str, str]:
-        return {"status": "ok", "model": service.current.model.digest[:16]}
-
-    @app.get("/model", summary="The card of the model that answers.")
-    async def model() -> dict[str, Any]:
-        return service.current.card()
-
-    @app.post(
-        "/predict",
-        summary="Predict one row, or several.",
-        openapi_extra={"requestBody": {"required": True, "content": _BODY}},
-        responses={
-            status: {"description": what}
-            for status, what in (
-                (400, "no such JSON"),
-                (401, "no token"),
-                (408, "the body came too slowly"),
-                (413, "too large"),
-                (422, "a row does not fit"),
-            )
-        },
-    )
-    async def predict() -> dict[str, Any]:
-        raise RequestError(404, "answered before it comes here")
-
-    return app
-
-
-_ROW: Final = {"oneOf": [{"type": "object"}, {"type": "array", "items": {}}]}
-_BODY: Final = {
-    "application/json": {
-        "schema": {
-            "oneOf": [
-                {"type": "object", "required": ["row"], "properties": {"row": _ROW}},
-                {
-                    "type": "object",
-                    "required": ["rows"],
-                    "properties": {"rows": {"type": "array", "items": _ROW, "minItems": 1}},
-                },
-            ]
-        }
-    }
-}
-
-
-async def _body(receive: Receive, scope: Scope, most: int) -> bytes:
-    declared = dict(scope["headers"]).get(b"content-length", b"0")
-    if declared.isdigit() and int(declared[:20]) > most:
-        raise RequestError(413, f"expected a body of at most {most} bytes")
-    content = b""
-    more = True
-    deadline = asyncio.get_running_loop().time() + PATIENCE
-    while more:
-        try:
-            async with asyncio.timeout_at(deadline):
-                message = await receive()
-        except TimeoutError:
-            raise RequestError(408, f"expected the body within {PATIENCE:g} seconds") from None
-        if message["type"] == "http.disconnect":
-            raise RequestError(400, "expected a whole body")
-        content += message.get("body", b"")
-        if len(content) > most:
-            raise RequestError(413, f"expected a body of at most {most} bytes")
-        more = message.get("more_body", False)
-    return content
-
-
-async def _respond(send: Send, status: int, body: bytes) -> None:
-    length = str(len(body)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", length)]
-    if status >= 400:
-        # What is left of a refused body is not worth reading.
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _place(error: BaseException) -> str:

@@ -9,6 +9,10 @@ UNITS: Final = ("record", "client")
 """The units whose presence an event protects; they never mix in one account."""
 
 
+RELEASES_MAX: Final = 2**53 - 1
+"""The most releases of one event: whole numbers up to here are exact as floats."""
+
+
 class EventError(ValueError):
     """A value that is no event, or a history that mixes units."""
 
@@ -31,10 +35,12 @@ class Event:
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
-            raise EventError(f"unit: expected one of {', '.join(UNITS)}, got {self.unit!r}")
+            raise EventError(f"unit: expected one of {', '.join(UNITS)}, got {self.unit!r:.80}")
         for name in ("sigma", "rate"):
             if not _is_real(getattr(self, name)):
-                raise EventError(f"{name}: expected a finite number, got {getattr(self, name)!r}")
+                raise EventError(
+                    f"{name}: expected a finite number, got {getattr(self, name)!r:.80}"
+                )
         if self.sigma < 0:
             raise EventError(f"sigma: expected 0 <= sigma, got {self.sigma!r}")
         if not 0 <= self.rate <= 1:
@@ -42,7 +48,9 @@ class Event:
         for name in ("steps", "count"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise EventError(f"{name}: expected a whole number >= 0, got {value!r}")
+                raise EventError(f"{name}: expected a whole number >= 0, got {value!r:.80}")
+        if self.steps > RELEASES_MAX or self.count > RELEASES_MAX // max(self.steps, 1):
+            raise EventError("steps * count: must be below 2**53")
 
     def to_dict(self) -> dict[str, Any]:
         """The event as the five keys of a ledger line."""
@@ -65,4 +73,9 @@ class Event:
 
 
 def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False

@@ -9,6 +9,10 @@ from privacy.accounting.events import Event
 
 _DISTINCT_SEGMENTS: Final = 64
 _SIGMA_GRID: Final = 0.01
+SIGMA_MIN: Final = 1e-6
+SIGMA_MAX: Final = 1e9
+RATE_MIN: Final = 1e-9
+"""The range in which the accountants' arithmetic is finite; beyond it a history is rounded."""
 
 Segment = tuple[float, float, int]
 """(sigma, rate, releases): equal mechanisms merged."""
@@ -39,7 +43,11 @@ def check_delta(delta: object) -> float:
 
 
 def merge(events: Iterable[Event]) -> tuple[Segment, ...]:
-    """Equal (sigma, rate) summed and sorted, so that neither order nor grouping can matter."""
+    """Equal (sigma, rate) summed and sorted, so that neither order nor grouping can matter.
+
+    A sigma above `SIGMA_MAX` counts as that, one below `SIGMA_MIN` as no noise, and a rate below
+    `RATE_MIN` as that: epsilon is never smaller than the true one, and always finite arithmetic.
+    """
     totals: dict[tuple[float, float], int] = {}
     unit: str | None = None
     for event in events:
@@ -50,7 +58,8 @@ def merge(events: Iterable[Event]) -> tuple[Segment, ...]:
         unit = event.unit
         releases = event.steps * event.count
         if releases and event.rate > 0:
-            key = (float(event.sigma), float(event.rate))
+            sigma = min(float(event.sigma), SIGMA_MAX) if event.sigma >= SIGMA_MIN else 0.0
+            key = (sigma, max(float(event.rate), RATE_MIN))
             totals[key] = totals.get(key, 0) + releases
     if len(totals) > _DISTINCT_SEGMENTS:
         totals = _coarsen(totals)
@@ -76,4 +85,9 @@ def _grid(value: float, rounding: Any) -> float:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False

@@ -4,38 +4,43 @@
 nothing can be changed through it, and no script, style or picture comes from elsewhere.
 """
 
-import socket
+import asyncio
+import contextlib
+import json
 import threading
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
+from urllib.parse import parse_qs
 
 import typer
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
 
+from privacy.http.exchange import App, HttpLimits, Receive, Scope, Send, respond
+from privacy.http.http_listener import HttpListener, ListenError, listen
+from privacy.http.request_head import is_local
 from server.dashboard.run_status import state
 
 LOOPBACK: Final = "127.0.0.1"
-_NAMES: Final = (LOOPBACK, "localhost")
 _FILES: Final = {
     "/": ("dashboard.html", "text/html"),
     "/dashboard.css": ("dashboard.css", "text/css"),
     "/dashboard.js": ("dashboard.js", "text/javascript"),
 }
-_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
-    "connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; "
-    "form-action 'none'",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
+    (b"cache-control", b"no-store"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+        b"img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    ),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_GRACE_SECONDS: Final = 1.0
 
 
 class DashboardError(ValueError):
@@ -47,12 +52,12 @@ class Served:
     """A dashboard that runs in a thread until it is closed."""
 
     url: str
-    server: uvicorn.Server
+    stop: Callable[[], None]
     thread: threading.Thread
 
     def close(self) -> None:
         """End it and wait for its thread."""
-        self.server.should_exit = True
+        self.stop()
         self.thread.join(timeout=5)
 
 
@@ -85,76 +90,52 @@ def dashboard(
 
 def serve(folder: Path, *, port: int = 0) -> Served:
     """Serve the runs in `folder`, now or once it is there, from a thread; port 0: a free one."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((LOOPBACK, port))
-    except OSError as error:
-        listener.close()
-        raise DashboardError(
-            f"--port {port}: expected a free port of this machine ({error.strerror})"
-        ) from None
-    config = uvicorn.Config(
-        make_app(folder),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
+        listener = listen(LOOPBACK, port, option=f"--port {port}")
+    except ListenError as error:
+        raise DashboardError(str(error)) from None
+    server = HttpListener(listener, make_app(folder), HttpLimits())
+    url = f"http://{LOOPBACK}:{server.address[1]}/"
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
 
     def run() -> None:
-        with listener:
-            server.run([listener])
+        with contextlib.closing(loop):
+            loop.run_until_complete(server.serve(stop, grace=_GRACE_SECONDS))
+
+    def end() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(stop.set)
 
     thread = threading.Thread(target=run, name="dashboard", daemon=True)
     thread.start()
-    deadline = time.monotonic() + 10
-    while not server.started and thread.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return Served(f"http://{LOOPBACK}:{listener.getsockname()[1]}/", server, thread)
+    return Served(url, end, thread)
 
 
-def make_app(folder: Path) -> FastAPI:
+def make_app(folder: Path) -> App:
     """The page at `/`, the runs at `/state`; every other path and method is refused."""
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     pages = files("server").joinpath("dashboard", "pages")
+    contents = {
+        path: (pages.joinpath(name).read_bytes(), f"{kind}; charset=utf-8".encode())
+        for path, (name, kind) in _FILES.items()
+    }
 
-    @app.middleware("http")
-    async def local_only(request: Request, call_next: Any) -> Response:
-        # A page elsewhere may point its own name at loopback (DNS rebinding): hold it to ours.
-        if not is_local(request.headers.getlist("host")):
-            return Response("expected this machine's own name as host", 421, _HEADERS)
-        answer: Response = await call_next(request)
-        answer.headers.update(_HEADERS)
-        return answer
-
-    for path, (name, kind) in _FILES.items():
-        app.add_api_route(path, _page(pages.joinpath(name).read_bytes(), kind), methods=["GET"])
-
-    @app.get("/state")
-    def now(run: str = "") -> JSONResponse:
-        return JSONResponse(state(folder, run))
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        status, body, kind = 200, b"", b"text/plain; charset=utf-8"
+        path, headers = scope["path"], _HEADERS
+        if not is_local(scope):
+            # A page elsewhere may point its own name at loopback (DNS rebinding).
+            status, body = 421, b"the Host field must be this machine's own name"
+        elif path not in (*contents, "/state"):
+            status, body = 404, b"no such path"
+        elif scope["method"] != "GET":
+            status, body, headers = 405, b"must be GET", (*_HEADERS, (b"allow", b"GET, HEAD"))
+        elif path == "/state":
+            run = parse_qs(scope["query_string"].decode("latin-1")).get("run", [""])[0]
+            now = await asyncio.to_thread(state, folder, run)
+            body, kind = json.dumps(now, allow_nan=False).encode(), b"application/json"
+        else:
+            body, kind = contents[path]
+        await respond(send, status, body, kind, headers)
 
     return app
-
-
-def _page(content: bytes, kind: str) -> Any:
-    def page() -> Response:
-        return Response(content, media_type=f"{kind}; charset=utf-8")
-
-    return page
-
-
-def is_local(hosts: list[str]) -> bool:
-    """Whether a request names this machine, once, by its address or as localhost.
-
-    >>> is_local(["localhost:8800"]), is_local(["evil.example"]), is_local([])
-    (True, False, False)
-    """
-    if len(hosts) != 1:
-        return False
-    name, colon, port = hosts[0].lower().partition(":")
-    return name in _NAMES and (not colon or (port.isascii() and port.isdigit()))

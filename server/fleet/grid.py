@@ -127,8 +127,7 @@ def serve(
     folder: Path, listen: tuple[str, int], *, log: Log, patience: float = 90.0
 ) -> Iterator[LinkGrid]:
     """The coordinator's link, open while the block runs: its only port, and a Grid over it."""
-    for name in ("flwr", "uvicorn.error"):  # `log` says what there is to say
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)  # `log` says what there is to say
     _give_memory_back()
     home = Home(folder).check()
     fleet = Fleet(log)

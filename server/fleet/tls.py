@@ -2,8 +2,6 @@
 
 import datetime
 import json
-import resource
-import socket
 import ssl
 import time
 from collections import Counter
@@ -12,10 +10,6 @@ from collections.abc import Callable
 from server.registry.sites import Home
 
 Log = Callable[..., None]
-
-
-class ListenError(ValueError):
-    """The address cannot be listened on."""
 
 
 class Refusals:
@@ -55,19 +49,6 @@ def server_context(home: Home) -> ssl.SSLContext:
     found.load_cert_chain(home.certificate, home.key)
     found.num_tickets = 0  # no resumption: every connection shows its certificate
     return found
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; ListenError where the address cannot be had."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise ListenError(f"--listen {host}:{port}: {error.strerror or error}") from None
-    listener.setblocking(False)
-    return listener
 
 
 def handshake_failure(error: ssl.SSLError) -> str:

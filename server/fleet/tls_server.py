@@ -8,33 +8,32 @@ gets an empty answer or a closed connection, and a line in the log.
 import asyncio
 import contextlib
 import datetime
-import socket
 import ssl
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
-from typing import Any, Final
+from typing import Final
 
-from uvicorn import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
-
+from privacy.http.exchange import HttpError, HttpLimits, Receive, Scope, Send, read_body, respond
+from privacy.http.http_connection import HttpConnection
+from privacy.http.http_listener import HttpListener, listen
 from privacy.identity.certificates import Certificate
 from privacy.identity.keys import IdentityError
-from server.fleet.tls import Log, Refusals, handshake_failure, listen, server_context
+from server.fleet.tls import Log, Refusals, handshake_failure, server_context
 from server.registry.sites import Home, Member, Members
 
 PREFIX: Final = "/v1/fleet/"
 MAX_BODY: Final = 8 * 1024 * 1024
-_HANDSHAKES: Final = 256
-_HANDSHAKE_SECONDS: Final = 5.0
-_BODY_SECONDS: Final = 30.0
+_MAX_SMALL_BODY: Final = 2 * 1024 * 1024
+_LARGE: Final = PREFIX + "push-object"
 _CONNECTIONS_A_SITE: Final = 16
-_KEEP_ALIVE: Final = 90
 _WATCH_SECONDS: Final = 0.25
 _DISCONNECT_GRACE: Final = 1.0
+_LIMITS: Final = HttpLimits(
+    idle_seconds=90.0, body_seconds=30.0, connections=20_000, chunked=False, fields=50
+)
 
 GONE: Final = 410
 """What a site's own, revoked key is told: enough for it to stop, nothing else."""
@@ -44,38 +43,23 @@ Answer = tuple[int, bytes]
 Handle = Callable[[Member, str, Headers, bytes], Awaitable[Answer]]
 
 
-class _Connection(H11Protocol):
-    """One TLS connection: it carries its certificate, and answers no garbage."""
+class FleetConnection(HttpConnection):
+    """A connection whose handshake is done: whose certificate it shows, and until when."""
 
-    owner: "TlsServer"
     key = ""
     site = ""
     refused_since = 0.0
     ends = datetime.datetime.max.replace(tzinfo=datetime.UTC)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.owner.connection_opened(self)
-        self.app_state = {"connection": self}
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.owner.connection_closed(self)
-
-    def send_400_response(self, msg: str) -> None:
-        self.owner.refused("garbage", self.client, self.site)
-        self.transport.close()
-
-    def _should_upgrade(self) -> bool:
-        return False
-
-
-class TlsServer:
+class TlsServer(HttpListener):
     """Listens in a thread of its own and hands whole requests of known sites to `handle`.
 
     `seen(site)` hears of every request, `gone(site)` when the last connection of a site closed,
     `changed(members)` when the list of sites is another.
     """
+
+    date = False  # of software that answers strangers, not even its clock is told
 
     def __init__(
         self,
@@ -94,35 +78,12 @@ class TlsServer:
         self.refused = Refusals(log)
         self._members = home.members()
         self._stamp = self._file_stamp()
-        self._tls = server_context(home)
-        self._listener = listen(*where)
-        self._open: dict[str, OrderedDict[_Connection, None]] = {}
-        self._handshakes: OrderedDict[asyncio.Task[None], None] = OrderedDict()
+        self._context = server_context(home)
+        super().__init__(listen(*where), self._app, _LIMITS, tls=lambda: self._context)
+        self._sites: dict[str, OrderedDict[FleetConnection, None]] = {}
         self._thread = threading.Thread(target=self._run, name="tls-server", daemon=True)
         self._stop = asyncio.Event()
         self.loop = asyncio.new_event_loop()
-        config = Config(
-            self._app,
-            http=_Connection,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=_KEEP_ALIVE,
-            h11_max_incomplete_event_size=16 * 1024,
-        )
-        config.load()
-        self._config, self._state = config, ServerState()
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where it listens: the port as the system gave it."""
-        name = self._listener.getsockname()
-        return name[0], name[1]
 
     def open(self) -> None:
         """Start to listen."""
@@ -130,84 +91,54 @@ class TlsServer:
 
     def close(self) -> None:
         """Drop every connection and stop."""
-        self.loop.call_soon_threadsafe(self._stop.set)
+        with contextlib.suppress(RuntimeError):  # it never opened, or has ended
+            self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
     def connected(self, site: str) -> bool:
         """Whether a site has an open connection."""
-        return bool(self._open.get(site))
+        return bool(self._sites.get(site))
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            self.loop.run_until_complete(self._serve())
+            self.loop.run_until_complete(self._until_stopped())
         finally:
-            self._listener.close()
             self.loop.close()
 
-    async def _serve(self) -> None:
-        tasks = [self.loop.create_task(self._accept()), self.loop.create_task(self._watch())]
-        await self._stop.wait()
-        for connections in list(self._open.values()):
-            for connection in list(connections):
-                connection.transport.abort()
-        tasks += [*self._handshakes, *self._state.tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def _until_stopped(self) -> None:
+        watching = self.loop.create_task(self._watch())
+        await self.serve(self._stop)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
-    async def _accept(self) -> None:
-        while True:
-            try:
-                sock, peer = await self.loop.sock_accept(self._listener)
-            except OSError:
-                self._evict_oldest_handshake()
-                await asyncio.sleep(0.05)
-                continue
-            if len(self._handshakes) >= _HANDSHAKES:
-                self._evict_oldest_handshake()
-            task = self.loop.create_task(self._handshake(sock, peer))
-            self._handshakes[task] = None
-            task.add_done_callback(lambda done: self._handshakes.pop(done, None))
-            await asyncio.sleep(0)  # it has begun, and owns its socket, before it can be pushed out
+    # connections
 
-    def _evict_oldest_handshake(self) -> None:
-        """Make room: the handshake that has waited longest is the least likely to be a site's."""
-        if self._handshakes:
-            oldest, _ = self._handshakes.popitem(last=False)
-            oldest.cancel()
+    def connection(self, loop: asyncio.AbstractEventLoop) -> FleetConnection:
+        return FleetConnection(self, loop)
 
-    async def _handshake(self, sock: socket.socket, peer: object) -> None:
-        owned = False  # once it is made, the transport closes the socket
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            owned = True
-            await self.loop.connect_accepted_socket(
-                self._protocol,
-                sock,
-                ssl=self._tls,
-                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
-                ssl_shutdown_timeout=2.0,
-            )
-        except ssl.SSLError as error:
-            self.refused(handshake_failure(error), peer)
-        except OSError:
-            self.refused("handshake not finished", peer)
-        except asyncio.CancelledError:
+    def handshake_failed(self, error: OSError | None, peer: object) -> None:
+        if error is None:
             self.refused("too many handshakes", peer)
-            raise
-        finally:
-            if not owned:
-                sock.close()
+        elif isinstance(error, ssl.SSLError):
+            self.refused(handshake_failure(error), peer)
+        else:
+            self.refused("handshake not finished", peer)
 
-    def _protocol(self) -> _Connection:
-        connection = _Connection(self._config, self._state, {})
-        connection.owner = self
-        return connection
+    def refusal(self, connection: HttpConnection, error: HttpError) -> bytes | None:
+        """Garbage gets no answer; a refused request of a known site an empty one."""
+        site = connection.site if isinstance(connection, FleetConnection) else ""
+        self.refused(f"garbage ({error.status})", connection.peer, site)
+        return b"" if site and error.status == 411 else None
 
-    def connection_opened(self, connection: _Connection) -> None:
+    def failed(self, error: Exception) -> None:
+        self._log("failed", error=type(error).__name__)
+
+    def opened(self, connection: HttpConnection) -> None:
         """A finished handshake: note whose it is; too many of one site push out the oldest."""
+        super().opened(connection)
+        if not isinstance(connection, FleetConnection):
+            return
         tls = connection.transport.get_extra_info("ssl_object")
         try:
             certificate = Certificate.read(tls.getpeercert(binary_form=True) or b"")
@@ -217,19 +148,21 @@ class TlsServer:
         connection.key, connection.ends = certificate.fingerprint, certificate.ends
         member = self._members.find(connection.key)
         connection.site = member.name if member is not None else ""
-        mine = self._open.setdefault(connection.site, OrderedDict())
+        mine = self._sites.setdefault(connection.site, OrderedDict())
         mine[connection] = None
         if len(mine) > _CONNECTIONS_A_SITE:
             oldest, _ = mine.popitem(last=False)
             oldest.transport.abort()
 
-    def connection_closed(self, connection: _Connection) -> None:
-        """A closed connection."""
-        mine = self._open.get(connection.site)
+    def closed(self, connection: HttpConnection) -> None:
+        super().closed(connection)
+        if not isinstance(connection, FleetConnection):
+            return
+        mine = self._sites.get(connection.site)
         if mine is not None:
             mine.pop(connection, None)
             if not mine:
-                del self._open[connection.site]
+                del self._sites[connection.site]
                 if connection.site:
                     self._gone(connection.site)
 
@@ -243,24 +176,24 @@ class TlsServer:
                 self._stamp = stamp
                 with contextlib.suppress(OSError, ValueError, KeyError):
                     self._members = self._home.members()
-                    self._tls = server_context(self._home)
+                    self._context = server_context(self._home)
                     self._changed(self._members)
             now = datetime.datetime.now(datetime.UTC)
-            for connections in list(self._open.values()):
+            for connections in list(self._sites.values()):
                 for connection in list(connections):
                     member = self._members.find(connection.key)
                     if member is None or member.revoked is not None or now >= connection.ends:
                         self._disconnect(connection, member)
 
-    def _disconnect(self, connection: _Connection, member: Member | None) -> None:
-        """End a connection that is no longer welcome; a revoked site first hears why."""
-        waiting = connection.cycle is not None and not connection.cycle.response_complete
+    def _disconnect(self, connection: FleetConnection, member: Member | None) -> None:
+        """End a connection that is no longer allowed; a revoked site first hears why."""
         revoked = member is not None and member.revoked is not None
         connection.refused_since = connection.refused_since or time.monotonic()
-        if revoked and waiting and time.monotonic() < connection.refused_since + _DISCONNECT_GRACE:
+        since = time.monotonic() - connection.refused_since
+        if revoked and connection.working and since < _DISCONNECT_GRACE:
             return  # its request ends with 410: `handle` is told through `changed`
         if member is None or member.revoked is None:
-            self.refused("unknown or expired", connection.client, connection.site)
+            self.refused("unknown or expired", connection.peer, connection.site)
         connection.transport.abort()
 
     def _file_stamp(self) -> tuple[int, ...]:
@@ -271,72 +204,41 @@ class TlsServer:
                 found += [stat.st_ino, stat.st_mtime_ns]
         return tuple(found)
 
-    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
-        connection: _Connection = scope["state"]["connection"]
-        try:
-            status, body = await self._answer(connection, scope, receive)
-        except asyncio.CancelledError:  # the server closes
-            connection.transport.abort()
-            return
-        if connection.transport.is_closing():
-            return
-        headers = [(b"content-length", str(len(body)).encode())]
-        if status == 200:
-            headers.append((b"content-type", b"application/x-protobuf"))
-        else:
-            headers.append((b"connection", b"close"))
-        if self._members.find(connection.key) is not None:
-            headers.append((b"date", formatdate(usegmt=True).encode()))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+    # requests
 
-    async def _answer(self, connection: _Connection, scope: Any, receive: Any) -> Answer:
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection: FleetConnection = scope["state"]["connection"]
+        status, body = await self._answer(connection, scope, receive)
+        known = self._members.find(connection.key) is not None
+        fields = ((b"date", formatdate(usegmt=True).encode()),) if known else ()
+        kind = b"application/x-protobuf" if status == 200 else b""
+        await respond(send, status, body, kind, fields)
+
+    async def _answer(self, connection: FleetConnection, scope: Scope, receive: Receive) -> Answer:
         member = self._members.find(connection.key)
         if member is None:
-            self.refused("unknown certificate", connection.client)
+            self.refused("unknown certificate", connection.peer)
             return 404, b""
         if member.revoked is not None:
-            self.refused("revoked", connection.client, member.name)
+            self.refused("revoked", connection.peer, member.name)
             return GONE, b""
         path = scope["path"]
         if not path.startswith(PREFIX) or scope["method"] != "POST":
-            self.refused("path", connection.client, member.name)
+            self.refused("path", connection.peer, member.name)
             return 404, b""
         self._seen(member.name)
+        most = MAX_BODY if path == _LARGE else _MAX_SMALL_BODY
         try:
-            body = await _body(receive)
-        except OverflowError:
-            self.refused("body too large", connection.client, member.name)
-            return 413, b""
-        except TimeoutError:
-            self.refused("body too slow", connection.client, member.name)
-            return 408, b""
-        if body is None:
-            return 400, b""
+            body = await read_body(scope, receive, most, _LIMITS)
+        except HttpError as error:
+            self.refused(str(error), connection.peer, member.name)
+            return error.status, b""
         status, content = await self._handle(member, path, dict(scope["headers"]), body)
         if status != 200 and status != GONE:
-            self.refused(f"{path.removeprefix(PREFIX)}: {status}", connection.client, member.name)
+            self.refused(f"{path.removeprefix(PREFIX)}: {status}", connection.peer, member.name)
         now = self._members.find(connection.key)
         if now is None or now.revoked is not None:
-            self.refused("revoked", connection.client, member.name)
+            self.refused("revoked", connection.peer, member.name)
             return GONE, b""
         self._seen(member.name)
         return status, content
-
-
-async def _body(receive: Any) -> bytes | None:
-    """The whole body, up to a limit, within a time; None where the peer left."""
-    parts, size = [], 0
-    async with asyncio.timeout(_BODY_SECONDS):
-        while True:
-            event = await receive()
-            if event["type"] != "http.request":
-                return None
-            size += len(event["body"])
-            if size > MAX_BODY:
-                raise OverflowError
-            parts.append(event["body"])
-            if not event.get("more_body"):
-                return b"".join(parts)

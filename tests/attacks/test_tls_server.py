@@ -140,7 +140,7 @@ def test_an_oversized_body_is_refused_before_it_is_read(live: Live) -> None:
     body = b"x" * (9 * 1024 * 1024)
     answer = ask(live.port, context(live.sites["other"]), post("/v1/fleet/push-object", body))
     assert b"200" not in answer[:20]
-    assert live.log.wait("refused", why="body too large")
+    assert live.log.wait("refused", why="the body must be at most 8388608 bytes")
 
 
 def test_half_open_connections_do_not_keep_a_site_out(live: Live) -> None:

@@ -1,4 +1,4 @@
-"""Contract tests of the private names that we use of Flower, uvicorn, torch, dp_accounting, opacus.
+"""Contract tests of the private names that we use of Flower, torch, dp_accounting, opacus.
 
 Libraries may change these without a word. Each name is listed with the shape in which we use it;
 a name that the code uses and this table lacks, or the other way round, fails.
@@ -117,12 +117,6 @@ SHAPES: dict[str, Shape] = {
     "opacus.layers.dp_rnn.RNNLinear": {"forward"},
     "torch._decomp.get_decompositions": ("aten_ops",),
     "torch._subclasses.fake_tensor.FakeTensorMode": {"from_tensor"},
-    "uvicorn.protocols.http.h11_impl.H11Protocol": {
-        "connection_made",
-        "connection_lost",
-        "handle_events",
-    },
-    "uvicorn.server.ServerState": {"tasks"},
 }
 ATTRIBUTES: dict[str, Callable[[], object]] = {}
 

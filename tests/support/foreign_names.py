@@ -20,10 +20,8 @@ PRIVATE = (
     "flwr.supernode",
     "opacus.grad_sample.functorch",
     "opacus.layers.dp_rnn",
-    "uvicorn.protocols",
-    "uvicorn.server",
 )
-FOREIGN = {"flwr", "opacus", "uvicorn", "torch", "dp_accounting", "starlette", "ray", "captum"}
+FOREIGN = {"flwr", "opacus", "torch", "dp_accounting", "starlette", "ray", "captum"}
 
 
 def private_names(files: list[Path]) -> set[str]:

@@ -11,7 +11,7 @@ import scipy.fft
 import scipy.signal
 from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
 from dp_accounting.pld import privacy_loss_distribution as pld
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from privacy.accounting.accountants import _Forgetful, _once
@@ -256,3 +256,26 @@ def test_of_releases_without_sampling_no_distribution_is_kept() -> None:
     for steps in (1, 2, 3):
         spent([record(5.5, 1.0, steps)], 1e-5)
     assert _once.cache_info().currsize == before
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(
+    st.floats(0, allow_infinity=False, allow_nan=False),
+    st.floats(0, 1),
+    st.integers(0, 2**10),
+    st.integers(1, 2**10),
+)
+@example(1e200, 1.0, 2, 1)
+@example(1e200, 0.5, 2, 1)
+@example(8.0, 5e-324, 2, 1)
+@example(8.0, 1e-310, 20, 100)
+@example(5e-324, 0.5, 1, 1)
+def test_epsilon_of_every_finite_event_is_a_number(
+    sigma: float, rate: float, steps: int, count: int
+) -> None:
+    event = Event("record", sigma, rate, steps, count)
+    for accountant in ("pld", "rdp"):
+        assert spent([event], 1e-5, accountant=accountant) >= 0
+    usual = Event("record", 1.0, 0.5, 20)
+    assert spent([event, usual], 1e-5) >= spent([usual], 1e-5) * (1 - 1e-3)

@@ -14,7 +14,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from server.dashboard.app import DashboardError, Served, is_local, serve
+from privacy.http.request_head import is_local
+from server.dashboard.app import DashboardError, Served, serve
 from server.dashboard.run_status import REASONS, read_history, runs_in, state
 from tests.support.patience import patience
 from tests.support.run_folders import make_plan, run_folder
@@ -137,8 +138,8 @@ def test_this_machines_own_names_are_answered(served: Served) -> None:
     port = httpx.URL(served.url).port
     for host in (f"localhost:{port}", f"127.0.0.1:{port}", "LOCALHOST"):
         assert httpx.get(served.url, headers={"Host": host}).status_code == 200
-    assert not is_local([]) and not is_local(["localhost", "localhost"])
-    assert not is_local(["localhost:8o"])
+    for hosts in ([], [b"localhost", b"localhost"], [b"localhost:8o"]):
+        assert not is_local({"headers": [(b"host", host) for host in hosts]})
 
 
 def test_every_answer_is_held_to_this_origin_and_nothing_can_be_changed(served: Served) -> None:
