@@ -5,19 +5,33 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
+export ORT_DISABLE_TELEMETRY := 1
 
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BOTH_CORES := -n 2 --dist loadgroup
 PYTEST := $(BIN)/python -m pytest $(BOTH_CORES)
 
-.PHONY: setup demo test quick test-all check bench clean
+.PHONY: setup lock sbom demo test quick test-all coverage docs check bench clean
 
 setup: .venv/ready
 
-.venv/ready: pyproject.toml constraints.txt
+# Everything is installed by hash, without resolving anything, but torch: which file it is depends
+# on the machine (CPU or CUDA), so that it is pinned by its version alone.
+.venv/ready: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray]"
+	$(INSTALL) --require-hashes --no-deps -r requirements.lock
+	$(INSTALL) -c constraints.txt "torch==2.13.0"
+	$(INSTALL) --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check
 	touch $@
+
+lock:
+	$(BIN)/python -m uv pip compile pyproject.toml requirements.in --all-extras --universal \
+		--python-version 3.11.5 --generate-hashes -c constraints.txt --no-annotate --no-header \
+		--quiet -o requirements.lock
+
+sbom: setup
+	$(BIN)/python deploy/sbom.py requirements.lock > sbom.json
 
 demo: setup
 	$(BIN)/tacit-simulate digits
@@ -31,6 +45,18 @@ quick: setup
 test-all: setup
 	$(PYTEST) -m "slow or not slow"
 
+coverage: setup
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest $(BOTH_CORES) --timeout=1800
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage json --quiet -o coverage.json
+	$(BIN)/python -m coverage report --fail-under=88
+	$(BIN)/python tests/support/coverage_floor.py coverage.json 60
+
+docs: setup
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict --quiet
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,4 +67,4 @@ bench: setup
 	$(BIN)/python benchmarks/all.py
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis site sbom.json coverage.json .coverage*
