@@ -6,19 +6,27 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_QUIET = {
+_NO_TELEMETRY = {
+    "DO_NOT_TRACK": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 
+def disable_telemetry() -> None:
+    """No library reports usage, looks for updates or installs anything: call it before imports."""
+    os.environ.update(_NO_TELEMETRY)
+
+
 def prepare(home: str | None = None) -> None:
-    """Quieten the libraries and give Flower a folder of its own, unless the user chose one."""
-    os.environ.update(_QUIET)
+    """Disable telemetry and give Flower a folder of its own, unless the user chose one."""
+    disable_telemetry()
     if "FLWR_HOME" not in os.environ:
         os.environ["FLWR_HOME"] = home or os.path.join(  # noqa: PTH118 - before anything is imported
             tempfile.gettempdir(), f"tacit-flwr-{os.getuid()}"

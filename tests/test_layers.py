@@ -29,6 +29,7 @@ NEVER = {
     "simulations": set(),
 }
 ONLY_IN = {
+    "onnxruntime": {"client/inference/onnx_runtime.py"},  # with its telemetry off
     "dp_accounting": {"privacy/accounting/accountants.py"},
     "cryptography": {
         "privacy/identity/keys.py",

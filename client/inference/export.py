@@ -18,18 +18,12 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
 from client.inference.onnx_graph import ConversionError, to_onnx
+from client.inference.onnx_runtime import quantization
 from client.inference.predictor import Scores, input_type, session
 from client.models.loading import Model, ModelError
 from client.tasks.rows import Rows
@@ -168,21 +162,21 @@ def quantized(graph: onnx.ModelProto, rows: NDArray[Any]) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory(prefix="tacit-") as folder, _quiet():
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save(graph, source)
-        quantize_static(
+        quantization.quantize_static(
             source,
             target,
             _Calibration(rows),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
             per_channel=False,
             reduce_range=True,
-            calibrate_method=CalibrationMethod.MinMax,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
         )
         return onnx.load(target)
 
 
-class _Calibration(CalibrationDataReader):  # type: ignore[misc]
+class _Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, rows: NDArray[Any]) -> None:
         self.batches: Iterator[NDArray[Any]] = iter(np.array_split(rows, max(1, len(rows) // 128)))
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
 from client.data.input_files import Chunk, Fault
 from client.inference.onnx_graph import ConversionError, to_onnx
+from client.inference.onnx_runtime import onnxruntime
 from client.models.loading import Model, ModelError
 from client.tasks.task import Task
 

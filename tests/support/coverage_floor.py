@@ -1,4 +1,4 @@
-"""Fail where a module's lines are covered below a floor: coverage_floor.py COVERAGE.json PERCENT."""
+"""coverage_floor.py COVERAGE.json PERCENT: fail where less of a module's lines is covered."""
 
 import json
 import sys
