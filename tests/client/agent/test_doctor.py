@@ -20,7 +20,7 @@ from client.__main__ import app as client_app
 from client.agent import populations
 from client.agent.credentials import Enrolled
 from client.agent.doctor import FLOWER, Check, _clock, examine
-from privacy.contract.policy import BUILTIN
+from privacy.contract.policy import builtin_policy
 from privacy.identity.certificates import Authority, read_request
 from server.registry import sites as members
 from tests.support.federation import coordinator, linked, now
@@ -79,7 +79,7 @@ def reissued(home: Path, site: Path, days: float) -> None:
 
 def test_a_healthy_site_has_no_fault(tmp_path: Path) -> None:
     home, sites = coordinator(tmp_path, "a")
-    (sites["a"] / "policy.toml").write_text(BUILTIN.to_toml())
+    (sites["a"] / "policy.toml").write_text(builtin_policy().to_toml())
     (tmp_path / "people.csv").write_text("x\n1\n")
     populations.add(sites["a"], "people", tmp_path / "people.jsonl", tmp_path / "people.csv")
     with linked(home) as grid:
@@ -203,7 +203,7 @@ def test_a_clock_that_is_off_or_unknown(headers: dict[str, str], state: str) -> 
         (None, "people.csv", "FAULT"),
         ("epsilon = -1\n", "builtin:0/1", "FAULT"),
         ("not toml", "builtin:0/1", "FAULT"),
-        (BUILTIN.to_toml(), "people.csv", "fine"),
+        (builtin_policy().to_toml(), "people.csv", "fine"),
     ],
 )
 def test_the_policy(site: Path, text: str | None, data: str, state: str) -> None:
