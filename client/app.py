@@ -201,7 +201,7 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
     key = f"{run}/{number}/{known}"
     kept = site.replies.get(key)
     if kept is not None:
-        site.on_event("resent", run=run, round=number)
+        site.on_event("reply_resent", run=run, round=number)
         return _reply(site, _unpack(kept), asked)
     if plan.unit == "record" and asked.get("head") is not None and not site.follows(asked["head"]):
         raise _Refused("ledger-untrusted")
@@ -239,7 +239,7 @@ def _keep(site: Site, key: str, values: Mapping[str, Any]) -> None:
     try:
         site.replies.put(key, _pack(values))
     except OSError as error:  # it is paid for, and leaves; asked again, it must be paid again
-        site.on_event("reply not kept", error=error.strerror)
+        site.on_event("reply_not_kept", error=error.strerror)
 
 
 def _asked(content: RecordDict) -> Mapping[str, Any]:
@@ -300,10 +300,10 @@ def _judged(site: Site, plan: Plan, number: int, run: str) -> tuple[Event, ...]:
             rounds_today=stands.rounds_today,
         )
     except LedgerError as error:
-        site.on_event("ledger", message=str(error))
+        site.on_event("ledger_error", message=str(error))
         raise _Refused("ledger-untrusted") from None
     if isinstance(verdict, Refusal):
-        site.on_event("judged", code=verdict.code, message=verdict.message)
+        site.on_event("plan_refused", code=verdict.code, message=verdict.message)
         raise _Refused(verdict.code)
     return verdict.events
 
@@ -326,7 +326,7 @@ def _spend(
     except Exhausted:
         raise _Refused("budget-exhausted") from None
     except LedgerError as error:
-        site.on_event("ledger", message=str(error))
+        site.on_event("ledger_error", message=str(error))
         full = isinstance(error, LedgerNotWritten)
         raise _Refused("ledger-not-written" if full else "ledger-untrusted") from None
 

@@ -19,9 +19,10 @@ from client.app import REPLY, REQUEST, make_app
 from client.data.site_rows import Source
 from client.release import Public, release
 from client.site import Site, SiteError
+from privacy.event_log import EventLog
 
 BUNDLE = Path(__file__).parent.parent
-_log = process.Log(as_json=False)
+_log = EventLog(as_json=False)
 
 
 def site_of(context: Context) -> Site:
@@ -44,7 +45,7 @@ def guarded(message: Message, context: Context, handle: ClientAppCallable) -> Me
 
     Stock Flower would send an exception's text to the coordinator.
     """
-    _log("stock flower", bundle=BUNDLE, note="this code came from the coordinator")
+    _log("stock_flower", bundle=BUNDLE, note="this code came from the coordinator")
     try:
         with process.alone(_enrolled(context).folder):
             return handle(message, context)

@@ -215,7 +215,7 @@ class Agent:
             if reply is not None and reply.metadata.src_node_id != link.node.node_id:
                 # Node ids end with a coordinator's process: the next one asks for the round again,
                 # and is answered by the stored reply.
-                self._log("dropped", what="a reply to a coordinator that is no more")
+                self._log("reply_dropped", reason="coordinator_restarted")
                 self._reply = None
             elif reply is not None:
                 link.send(reply)

@@ -1,11 +1,8 @@
 """What the resident client holds: the site's rules, its ledger, its rows; a log without data."""
 
 import fcntl
-import json
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,31 +18,11 @@ from client.site import KeptReplies, Site, SiteError
 from client.tasks.rows import TaskError
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, builtin_policy, load_policy
+from privacy.event_log import EventLog
 from privacy.files import remove_stale
 from privacy.identity.keys import verify
 from privacy.ledger.heads import Head, HeadError, payload
 from privacy.ledger.ledger import Ledger
-
-
-class Log:
-    """One line an event, JSON or for people; it never holds a record's value.
-
-    A log that cannot be written, such as on a full disk, stops nothing.
-    """
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._json, self._lock = as_json, threading.Lock()
-
-    def __call__(self, event: str, **facts: Any) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self._lock, suppress(OSError):
-            if self._json:
-                said = json.dumps({"time": now, "event": event, **facts}, default=str)
-                print(said + "\n", end="", flush=True)
-            else:
-                more = " ".join(f"{name}={value}" for name, value in facts.items())
-                sys.stderr.write(f"{now[11:19]} {event} {more}".rstrip() + "\n")
-                sys.stderr.flush()
 
 
 def rules(directory: Path, source: Source, policy: Path | None, log: Callable[..., None]) -> Policy:
@@ -59,7 +36,7 @@ def rules(directory: Path, source: Source, policy: Path | None, log: Callable[..
             )
         public = builtin_policy()
         log(
-            "BUILT-IN POLICY",
+            "builtin_policy",
             note="public example data: any plan within epsilon "
             f"{public.epsilon:g} at delta {public.delta:g}; never use it for real records",
         )
@@ -96,7 +73,7 @@ def device(name: str) -> torch.device:
 def resident(
     site: Enrolled,
     source: Source,
-    log: Log,
+    log: EventLog,
     *,
     policy: Path | None,
     population: str | None,
@@ -123,7 +100,9 @@ def resident(
     def fault(error: Exception) -> None:
         """Its text is told where it is one of our own lines, which hold no value."""
         text = str(error) if isinstance(error, TaskError | SiteError) else type(error).__name__
-        log("fault", what=text, note="the round was answered with noise alone; this site stops")
+        log(
+            "data_fault", what=text, note="the round was answered with noise alone; this site stops"
+        )
         faulty.set()
         on_fault()
 
@@ -131,7 +110,7 @@ def resident(
         try:
             received_plans.remember(site.folder, plan)
         except OSError as error:  # the plan is judged all the same
-            log("plan not kept", error=error.strerror)
+            log("plan_not_kept", error=error.strerror)
         if file is not None:
             held.policy = again(file, held.policy, own, log)
 
@@ -165,19 +144,19 @@ def resident(
     return held
 
 
-def again(file: Path, before: Policy, own: Ledger, log: Log) -> Policy:
+def again(file: Path, before: Policy, own: Ledger, log: EventLog) -> Policy:
     """The policy as its owner left it by now; one that cannot be read approves of nothing."""
     try:
         policy = load_policy(file)
     except PolicyError as error:
-        log("policy", problem=str(error))
+        log("policy_unreadable", problem=str(error))
         return replace(before, approve="list", plans=())
     if populations.log_policy(own, policy):
-        log("policy", epsilon=policy.epsilon, delta=policy.delta)
+        log("policy_read", epsilon=policy.epsilon, delta=policy.delta)
     return policy
 
 
-def _look_at_certificate(site: Enrolled, log: Log) -> None:
+def _look_at_certificate(site: Enrolled, log: EventLog) -> None:
     """An enrolment that is over is refused, one that soon will be is told."""
     certificate = site.read_certificate()
     age = certificate.age(datetime.now(UTC))
@@ -187,7 +166,7 @@ def _look_at_certificate(site: Enrolled, log: Log) -> None:
             f"(the coordinator: tacit-server renew {site.name})"
         )
     if age == "soon":
-        log("certificate expires soon", ends=f"{certificate.ends:%Y-%m-%d}")
+        log("certificate_expires_soon", ends=f"{certificate.ends:%Y-%m-%d}")
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from privacy.event_log import EventLog
 from privacy.runtime import loading
 
 if TYPE_CHECKING:
     from client.agent.credentials import Enrolled
-    from client.agent.process import Log
     from client.site import Site
 
 Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
@@ -68,7 +68,7 @@ def run(
         raise SiteError("--data: expected the path of this site's rows, or builtin:K/N")
     from client.agent.credentials import Enrolled
 
-    source, log = Source.parse(data), process.Log(as_json=as_json)
+    source, log = Source.parse(data), EventLog(as_json=as_json)
     site = Enrolled(directory).joined()
     fault = threading.Event()
     with process.alone(directory):
@@ -87,7 +87,9 @@ def run(
         raise typer.Exit(_stay(site, server or site.hosts[0], held, log, fault))
 
 
-def _stay(site: "Enrolled", server: str, held: "Site", log: "Log", fault: threading.Event) -> int:
+def _stay(
+    site: "Enrolled", server: str, held: "Site", log: "EventLog", fault: threading.Event
+) -> int:
     """Serve in a thread of its own until a signal, a `leave`, a refusal or a fault ends it."""
     with loading():
         from client.agent.connection import Agent, Refused, quiet
@@ -113,7 +115,7 @@ def _stay(site: "Enrolled", server: str, held: "Site", log: "Log", fault: thread
     thread.start()
     while not stop.wait(1.0):
         if not site.certificate.is_file():
-            log("left")
+            log("folder_left")
             stop.set()
         if fault.is_set():
             code[0] = 1

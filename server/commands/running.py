@@ -13,6 +13,7 @@ import typer
 
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
+from privacy.event_log import EventLog
 from privacy.files import remove_stale
 from server.registry.sites import Home, MembersError, split_host
 
@@ -193,14 +194,7 @@ class View:
         self._json, self._file = as_json, home.folder / "status.json"
         self._now: dict[str, Any] = {}
         self._least = 1
-
-    def log(self, event: str, **facts: object) -> None:
-        from server.fleet.tls import json_line
-
-        more = " ".join(f"{name}={value}" for name, value in facts.items())
-        said = f"{time.strftime('%H:%M:%S')} {event} {more}"
-        with contextlib.suppress(OSError):  # a log that cannot be written stops nothing
-            print(json_line(event, **facts) if self._json else said, file=sys.stderr, flush=True)
+        self.log = EventLog(as_json=as_json, stream=sys.stderr)
 
     def begin(self, folder: "RunFolder", plan: Plan, listen: str) -> None:
         self._least = plan.operation.min_sites
@@ -218,7 +212,7 @@ class View:
             if time.monotonic() > logged + 10:
                 logged = time.monotonic()
                 missing = ",".join(connected) or "nobody"
-                self.log("waiting", connected=missing, needed=self._least)
+                self.log("run_waiting", sites=missing, needed=self._least)
                 self._tell(connected=connected)
             grid.wait(0.2)
             time.sleep(0.05)
@@ -231,7 +225,9 @@ class View:
 
     def on_answer(self, number: int, answer: Any) -> None:
         if answer.status != "trained":
-            self.log("answer", round=number, site=answer.site, said=answer.reason or answer.status)
+            self.log(
+                "site_answer", round=number, site=answer.site, answer=answer.reason or answer.status
+            )
 
     def on_round(self, line: Any) -> None:
         self._tell(round=line["round"], epsilon=line["epsilon"])

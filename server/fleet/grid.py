@@ -102,7 +102,7 @@ class LinkGrid(SiteGrid):
             try:
                 return self._fleet.open(item)
             except Exception as error:  # noqa: BLE001 - hostile bytes: that site's reply failed, no more
-                self._fleet.log("bad reply", site=item.site, why=type(error).__name__)
+                self._fleet.log("reply_malformed", site=item.site, why=type(error).__name__)
         why = item.failure or "unreadable"
         return Message(Error(_NO_REPLY, why), reply_to=item.message)
 

@@ -152,13 +152,13 @@ class Fleet:
         except DecodeError:
             return 400, b""
         except Denied as denied:
-            self.log("denied", site=member.name, why=str(denied))
+            self.log("request_denied", site=member.name, why=str(denied))
             return denied.status, b""
         except FlowerError as error:
-            self.log("denied", site=member.name, why=f"flower {error.code}")
+            self.log("request_denied", site=member.name, why=f"flower {error.code}")
             return 403, b""
         except (ValueError, KeyError, RuntimeError) as error:
-            self.log("denied", site=member.name, why=type(error).__name__)
+            self.log("request_denied", site=member.name, why=type(error).__name__)
             return 400, b""
 
     async def _in_thread(self, call: Callable[[], Any]) -> Answer:
@@ -265,13 +265,13 @@ class Fleet:
         with self.news:
             item = self.pending.get(meta.reply_to_message_id)
             if item is None or item.failure:
-                self.log("late", site=member.name, what="a reply that nobody waits for")
+                self.log("reply_late", site=member.name)
                 return fleet_pb2.PushMessagesResponse()
             if item.node != node:
                 raise Denied(401, "a reply to another node's message")
             if item.ready:
                 if item.reply != tree.object_id:
-                    self.log("twice", site=member.name, what="a second reply")
+                    self.log("reply_duplicate", site=member.name)
                 return fleet_pb2.PushMessagesResponse()
             count = sum(1 for _ in iterate_object_tree(tree))
             if tree.object_id != meta.message_id or count > _MOST_OBJECTS:
@@ -316,7 +316,7 @@ class Fleet:
         self._drop_reply(item)
         item.failure = why
         self.arrivals += 1
-        self.log("no reply", site=item.site, why=why)
+        self.log("reply_missing", site=item.site, why=why)
         self.news.notify_all()
 
     def _drop_reply(self, item: PendingMessage) -> None:
@@ -345,7 +345,9 @@ class Fleet:
             for number, item in list(self.pending.items()):
                 if item.node in nodes or self.silent(item.site):
                     if not item.ready and not item.failure:
-                        self.log("no reply", site=item.site, why="overtaken by a later request")
+                        self.log(
+                            "reply_missing", site=item.site, why="overtaken by a later request"
+                        )
                     self.forget(number)
 
     def post_all(self, messages: list[Message], limit: int | None) -> list[str]:

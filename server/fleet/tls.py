@@ -1,7 +1,5 @@
 """TLS settings, the listening socket, and the rate-limited log of refused connections."""
 
-import datetime
-import json
 import ssl
 import time
 from collections import Counter
@@ -28,7 +26,7 @@ class Refusals:
             return
         self._lines += 1
         address = peer[0] if isinstance(peer, tuple) and peer else ""
-        self._log("refused", why=why, peer=address, **({"site": site} if site else {}))
+        self._log("connection_refused", why=why, peer=address, **({"site": site} if site else {}))
 
     def flush(self) -> None:
         """Report what the last second held back."""
@@ -36,7 +34,7 @@ class Refusals:
         if now != self._second:
             self._second, self._lines = now, 0
             for why, count in self._more.items():
-                self._log("refused", why=why, more=count)
+                self._log("connection_refused", why=why, more=count)
             self._more.clear()
 
 
@@ -56,9 +54,3 @@ def handshake_failure(error: ssl.SSLError) -> str:
     words = (error.reason or "handshake").lower().replace("_", " ")
     detail = getattr(error, "verify_message", "")
     return f"tls: {words}" + (f" ({detail})" if detail else "")
-
-
-def json_line(event: str, **facts: object) -> str:
-    """One line of a structured log."""
-    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    return json.dumps({"time": when, "event": event, **facts}, default=str)

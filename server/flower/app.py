@@ -39,14 +39,14 @@ def main(grid: Grid, context: Context) -> None:
     asked = planned(home, source, overrides, least, name if resume else None)
     label = labelled(name, asked)
     view = View(home, as_json=False)
-    view.log("stock flower", bundle=Path(__file__).parents[2], protection="docs/stock-flower.md")
+    view.log("stock_flower", bundle=Path(__file__).parents[2], protection="docs/stock-flower.md")
 
     def sites() -> dict[bytes, str]:
         listed = home.members().sites.values()
         return {m.certificate.public_pem: m.name for m in listed if m.revoked is None}
 
     known = RegisteredGrid(grid, sites, view.log)
-    where = "stock flower"
+    where = "stock_flower"
     with Child(asked, data) as child:
         plan = asked if resume else resolved(asked, child)
         outcome = play(

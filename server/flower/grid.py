@@ -61,7 +61,7 @@ class RegisteredGrid(SiteGrid):
                 found[node.node_id] = site
             elif node.node_id not in self._strangers:
                 self._strangers.add(node.node_id)
-                self._log("not asked", node=node.node_id, why="its key is not that of a site")
+                self._log("node_not_asked", node=node.node_id, why="its key is not that of a site")
         return found
 
     def wait(self, seconds: float) -> None:
@@ -94,7 +94,7 @@ class RegisteredGrid(SiteGrid):
             except httpx.HTTPError:  # the SuperLink's, no site's
                 raise
             except Exception as error:  # noqa: BLE001 - hostile bytes: that site's reply failed, no more
-                self._log("bad reply", why=type(error).__name__)
+                self._log("reply_malformed", why=type(error).__name__)
                 return [Message(Error(_NO_REPLY, "unreadable"), reply_to=self._sent[number])]
             if found:
                 return found

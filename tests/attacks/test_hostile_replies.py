@@ -135,7 +135,9 @@ def test_a_bad_answer_is_named_and_the_others_round_stands(
     assert line["sites"]["honest"]["status"] == "trained"
     arrays, _ = checkpoint.read(checkpoint.path_of(folder.checkpoints, 1))
     assert np.array_equal(arrays["weight"], np.ones(SHAPE)), "the honest update, and no other"
-    assert (reason != "no-answer") or live.log.said("no reply", site="hostile", why="oversized")
+    assert (reason != "no-answer") or live.log.said(
+        "reply_missing", site="hostile", why="oversized"
+    )
 
 
 def test_a_good_answer_counts(live: Live, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_site_cannot_speak_with_another_sites_node_id(setting: Setting) -> Non
     leave = fleet_pb2.DeactivateNodeRequest(node_id=other.node_id)
     assert refused(lambda: client.DeactivateNode(leave)) == 401
     setting.link.node = own
-    assert setting.log.said("denied", site="hostile")
+    assert setting.log.said("request_denied", site="hostile")
     assert "honest" in setting.grid.names().values()
 
 
@@ -168,7 +168,9 @@ def test_a_second_answer_is_not_counted(setting: Setting) -> None:
     setting.link.send(Message(content(ZERO + 2), reply_to=message))
     setting.link.send(Message(content(ZERO + 3), reply_to=message))
     assert (weights_in(setting.honest_round(asked)) == 2).all()
-    assert setting.log.said("twice", site="hostile") or setting.log.said("late", site="hostile")
+    assert setting.log.said("reply_duplicate", site="hostile") or setting.log.said(
+        "reply_late", site="hostile"
+    )
 
 
 def test_a_site_reads_no_other_sites_objects(setting: Setting) -> None:
@@ -216,7 +218,7 @@ def test_one_chunk_named_a_thousand_times_is_not_unfolded(setting: Setting) -> N
     array = np.zeros(100 * 1024 * 1024, np.uint8)
     setting.link.send(Message(content(array), reply_to=message))
     assert setting.honest_round(asked).error.reason == "unreadable"
-    assert setting.log.said("bad reply", site="hostile")
+    assert setting.log.said("reply_malformed", site="hostile")
 
 
 class _Bomb:

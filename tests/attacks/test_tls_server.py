@@ -91,14 +91,14 @@ def test_plain_http_and_garbage_get_nothing(live: Live, sent: bytes) -> None:
     answer = ask(live.port, None, sent)
     assert b"HTTP" not in answer
     assert b"lower" not in answer.lower()
-    assert live.log.wait("refused")
+    assert live.log.wait("connection_refused")
 
 
 def test_without_a_client_certificate_there_is_no_answer(live: Live) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     tls.load_verify_locations(Enrolled(live.sites["honest"]).ca)
     assert ask(live.port, tls, GET) == b""
-    assert live.log.wait("refused", why="tls: peer did not return a certificate")
+    assert live.log.wait("connection_refused", why="tls: peer did not return a certificate")
 
 
 def test_tls_below_one_point_three_is_refused(live: Live) -> None:
@@ -106,7 +106,7 @@ def test_tls_below_one_point_three_is_refused(live: Live) -> None:
     tls.minimum_version = ssl.TLSVersion.TLSv1_2
     tls.maximum_version = ssl.TLSVersion.TLSv1_2
     assert ask(live.port, tls, post("/v1/fleet/activate-node")) == b""
-    assert live.log.wait("refused", why="tls: unsupported protocol")
+    assert live.log.wait("connection_refused", why="tls: unsupported protocol")
 
 
 def test_another_authoritys_certificate_is_refused(live: Live, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_an_oversized_body_is_refused_before_it_is_read(live: Live) -> None:
     body = b"x" * (9 * 1024 * 1024)
     answer = ask(live.port, context(live.sites["other"]), post("/v1/fleet/push-object", body))
     assert b"200" not in answer[:20]
-    assert live.log.wait("refused", why="the body must be at most 8388608 bytes")
+    assert live.log.wait("connection_refused", why="the body must be at most 8388608 bytes")
 
 
 def test_half_open_connections_do_not_keep_a_site_out(live: Live) -> None:

@@ -74,7 +74,7 @@ def test_a_client_killed_before_during_or_after_training_is_back_within_15_secon
         now = datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat()
 
         def answered() -> list[str]:
-            found = world.said("north", "trained") + world.said("north", "resent")
+            found = world.said("north", "trained") + world.said("north", "reply_resent")
             return [one["time"] for one in found if one["time"] > now]
 
         world.until(answered)
@@ -140,7 +140,7 @@ def test_a_reply_given_before_the_coordinator_died_is_sent_again_unpaid(world: W
         assert server.wait(patience(240)) == 0
     check(world, 5, kept)
     for number, site in enumerate(("north", "south")):
-        assert len(world.said(site, "resent", round=2)) == 1
+        assert len(world.said(site, "reply_resent", round=2)) == 1
         assert world.paid(number) == [1, 2, 3, 4, 5]
     assert world.statuses("east") == ["trained"] * 5
 

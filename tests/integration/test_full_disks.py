@@ -95,7 +95,7 @@ def test_a_site_whose_disk_is_full_declines_with_a_code_and_takes_part_again(
             assert ledger.read_bytes() == before, "the old one stands"
             whole = verify(ledger)
             assert len(whole.entries) == len(world.paid(0))
-            said = world.said("north", "ledger")
+            said = world.said("north", "ledger_error")
             assert "could not be written" in said[-1]["message"]
             assert world.said("north", "declined", reason="ledger-not-written")
             assert "said=ledger-not-written" in world.log("server")

@@ -150,4 +150,4 @@ def test_ten_thousand_half_open_connections_do_not_stop_a_round(tmp_path: Path) 
             over.set()
             thread.join()
         assert wait_for(lambda: any(line.get("more") for line in log.lines))
-        assert len([line for line in log.lines if line["event"] == "refused"]) < 2000
+        assert len([line for line in log.lines if line["event"] == "connection_refused"]) < 2000

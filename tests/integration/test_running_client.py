@@ -45,7 +45,7 @@ def test_the_owner_approves_pauses_denies_and_leaves_while_the_client_runs(tmp_p
         until("plan-not-approved")
         assert "left" in world.site("north", "leave")
         assert north.wait(patience(30)) == 0
-        assert world.said("north", "left")
+        assert world.said("north", "folder_left")
         assert world.said("north", "stopped")
         until("absent")
         assert all(one.poll() is None for one in others)

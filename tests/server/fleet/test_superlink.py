@@ -113,10 +113,10 @@ def test_a_late_answer_is_not_counted_and_said_so(tmp_path: Path) -> None:
         first = ask(grid, ZERO)
         assert not answers(grid, first, 0.3)
         second = ask(grid, ZERO + 5)
-        assert log.wait("no reply", site="a")
+        assert log.wait("reply_missing", site="a")
         go.set()
         assert (weights_in(answers(grid, second)["a"]) == 6).all()
-        assert log.said("late", site="a")
+        assert log.said("reply_late", site="a")
         assert not answers(grid, first, 0.1)
 
 
@@ -268,7 +268,7 @@ def test_a_reply_in_hand_when_the_coordinator_dies_does_not_keep_its_site_away(
             assert begun.wait(patience(20))
         with serve(home, address, log=Events()) as again:
             release.set()
-            assert events.wait("dropped")
+            assert events.wait("reply_dropped", reason="coordinator_restarted")
             assert wait_for(again.names, 15)
             assert (weights_in(answers(again, ask(again, ZERO))["a"]) == 1).all()
         assert sum(line["event"] == "disconnected" for line in events.lines) < 10

@@ -1,0 +1,77 @@
+"""One line for each event, as JSON or for people; and the names of all events.
+
+A line never holds a record's value: what is logged is a code, a count, a name or a time. A log that
+cannot be written, such as on a full disk, stops nothing.
+"""
+
+import json
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Final, TextIO
+
+CLIENT_EVENTS: Final[Mapping[str, str]] = {
+    "builtin_policy": "No policy of the site's own: the built-in one serves public example data.",
+    "certificate_expires_soon": "The site's certificate ends within 30 days.",
+    "connected": "The connection to the coordinator is open, and this site is activated.",
+    "data_fault": "Rows could not be read or trained on; the round was answered with noise alone.",
+    "declined": "A round was declined; `reason` is the code that the coordinator was told.",
+    "disconnected": "The connection is lost; it is dialled again after `retry_in` seconds.",
+    "failed": "A round ended with an error; its type and its place in the code, never its text.",
+    "folder_left": "`tacit-client leave` was called: the client stops.",
+    "ledger_error": "The ledger could not be read or written; nothing was spent.",
+    "plan_not_kept": "A received plan could not be written to the site's folder.",
+    "plan_refused": "The policy refuses the plan; `code` is what the coordinator is told.",
+    "policy_read": "The policy was read again, with its budget.",
+    "policy_unreadable": "The policy cannot be read; the last one that could be holds.",
+    "refused": "The coordinator refused this site: it does not dial again.",
+    "reply_dropped": "A reply was thrown away; `reason` says why nobody waits for it.",
+    "reply_not_kept": "A reply could not be stored; it leaves, and asked again it is paid again.",
+    "reply_resent": "A stored reply was sent again; nothing was spent.",
+    "revoked": "The coordinator has revoked this site's key.",
+    "starting": "The client has opened its ledger and its policy, and begins to dial.",
+    "stock_flower": "Under stock Flower: whose code this is, and where what is lost is described.",
+    "stopped": "The process ends.",
+    "trained": "A round was paid for, trained and answered.",
+}
+SERVER_EVENTS: Final[Mapping[str, str]] = {
+    "connected": "A site's client is activated.",
+    "connection_refused": "A connection was ended; `why` is the reason, `more` counts others alike.",
+    "disconnected": "A site's client said goodbye.",
+    "listening": "The port is open.",
+    "node_not_asked": "Under stock Flower: a node whose key is not that of an enrolled site.",
+    "reply_duplicate": "A second reply to the same request; the first one counts.",
+    "reply_late": "A reply that nobody waits for any more; it does not count.",
+    "reply_malformed": "A reply that is not what was asked for; it does not count.",
+    "reply_missing": "A request ends without a reply; `why` is the reason.",
+    "request_denied": "A request of a connected site was denied; `why` is the reason.",
+    "run_waiting": "Too few sites are connected; repeated every 10 s.",
+    "site_answer": "A site's answer that is no update: its status or its code.",
+    "stock_flower": "Under stock Flower: whose code this is, and where what is lost is described.",
+    "stopped": "The process ends, or its run is interrupted.",
+}
+
+
+class EventLog:
+    """A log: `log(event, **facts)` writes one line.
+
+    For people a line goes to stderr; as JSON to `stream` (stdout unless given), with `time` (UTC,
+    ISO 8601) and `event` before the facts.
+    """
+
+    def __init__(self, *, as_json: bool, stream: TextIO | None = None) -> None:
+        self._json, self._stream, self._lock = as_json, stream, threading.Lock()
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if self._json:
+            line = json.dumps({"time": now, "event": event, **facts}, default=str)
+            target = self._stream or sys.stdout
+        else:
+            described = " ".join(f"{name}={value}" for name, value in facts.items())
+            line, target = f"{now[11:19]} {event} {described}".rstrip(), sys.stderr
+        with self._lock, suppress(OSError):
+            target.write(line + "\n")
+            target.flush()
