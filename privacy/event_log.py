@@ -38,7 +38,7 @@ CLIENT_EVENTS: Final[Mapping[str, str]] = {
 }
 SERVER_EVENTS: Final[Mapping[str, str]] = {
     "connected": "A site's client is activated.",
-    "connection_refused": "A connection was ended; `why` is the reason, `more` counts others alike.",
+    "connection_refused": "A connection was ended; `why` is the reason, `more` counts others.",
     "disconnected": "A site's client said goodbye.",
     "listening": "The port is open.",
     "node_not_asked": "Under stock Flower: a node whose key is not that of an enrolled site.",

@@ -1,6 +1,7 @@
 """What the resident client holds: the site's rules, its ledger, its rows; a log without data."""
 
 import fcntl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace

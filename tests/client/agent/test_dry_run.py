@@ -22,7 +22,7 @@ from privacy.ledger.heads import GENESIS
 from privacy.ledger.ledger import Ledger
 from server.rounds.messages import Request, ask, packed
 from simulations.grid import LocalGrid
-from tests.client.test_app import Direct, unsigned
+from tests.support.desk import Direct, unsigned
 
 PLANS = {
     "record": ["epsilon=3"],
