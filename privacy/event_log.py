@@ -40,6 +40,7 @@ SERVER_EVENTS: Final[Mapping[str, str]] = {
     "connected": "A site's client is activated.",
     "connection_refused": "A connection was ended; `why` is the reason, `more` counts others.",
     "disconnected": "A site's client said goodbye.",
+    "failed": "Answering a request ended with an error; its type, never its text.",
     "listening": "The port is open.",
     "node_not_asked": "Under stock Flower: a node whose key is not that of an enrolled site.",
     "reply_duplicate": "A second reply to the same request; the first one counts.",
