@@ -83,6 +83,7 @@ def simulate(
             data=data,
             resume=resume,
             insecure=insecure,
+            on_read=lambda reading: typer.echo(f"data: {reading}", err=True),
             on_start=view.start,
             on_round=view.round,
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from client.site import LastReply, Replies, Site
 from client.tasks.registry import task
-from client.tasks.rows import Rows
+from client.tasks.rows import Rows, TaskError
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import with_rows
 from privacy.contract.policy import Policy
@@ -130,6 +130,8 @@ class _Own:
 def prepare(plan: Plan, data: Path | None) -> tuple[Plan, World]:
     """Load the data, split it, write the sites' row counts into the plan; TaskError, PlanError."""
     learning = task(plan.task, plan.schema)
+    if learning.embedded and data is not None:
+        raise TaskError(f"--data: {plan.task} is embedded and reads no file, got {data}")
     train, test = learning.load(data, "train"), learning.load(data, "test")
     sites = plan.sites
     if plan.split == "natural":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Context, RecordDict
 
+from client.tasks.rows import Reading
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise
 from server.app import make_app
@@ -43,6 +44,7 @@ def simulate(
     data: Path | None = None,
     resume: bool = False,
     insecure: bool = False,
+    on_read: Callable[[Reading], None] = lambda reading: None,
     on_start: Callable[[Plan, int], None] = lambda plan, done: None,
     on_round: Callable[[Mapping[str, Any]], None] = lambda line: None,
 ) -> Result:
@@ -52,6 +54,8 @@ def simulate(
     """
     began = time.perf_counter()
     plan, world = prepare(plan, data)
+    if world.train.reading is not None:
+        on_read(world.train.reading)
     if plan.simulation.engine == "vector":
         stack_of(plan)  # refuses a model that it cannot train
     if resume:

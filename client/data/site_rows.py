@@ -108,6 +108,8 @@ class SiteRows:
             self._rows = None  # not both at once in memory
             self._rows = self._source.rows(learning, records)
             self._key = key
+            if self._rows.reading is not None:
+                self._tell("rows_read", training=len(self._rows), file=str(self._rows.reading))
         return self._rows
 
     def check(self) -> None:

@@ -66,12 +66,13 @@ def run(
     skip_bad: bool = False,
     explain: int = 0,
     as_json: bool = False,
+    ident: str | None = None,
     tell: Progress = lambda done: None,
 ) -> Tally:
     """Predict every row of `data` into `out`, or onto stdout (CSV, or a JSON list of rows)."""
     tally = Tally(explain)
     task = ready.model.task
-    source = tally.watch(chunks(task, data), skip_bad, tell)
+    source = tally.watch(chunks(task, data, ident=ident), skip_bad, tell)
     predicted = predict(ready, source)
     if out is not None:
         with writing(out, task.kind == "regression") as add:

@@ -1,13 +1,11 @@
 """Adult census income (UCI): 14 columns of 48,842 people, who earns more than 50,000 dollars."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-import torch
-
-from client.data.csv import batches, folder_file, headed, whole
+from client.data.formats.idx import folder_file
+from client.data.loading import load as load_rows
 from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.rows import Rows, check_part
@@ -76,6 +74,10 @@ COLUMNS: Final = Columns(
 """Bounds and knots that common knowledge of ages, school years, hours and tax brackets gives."""
 
 
+WANTED: Final = COLUMNS.wanted(names=NAMES, comment="|")
+"""UCI's files have no header line; the first line of one is a comment."""
+
+
 def load(path: Path | None, part: str) -> Rows:
     """The rows of a folder with adult.data and adult.test, or of one file (all of it, any part)."""
     check_part(part)
@@ -88,18 +90,11 @@ def load(path: Path | None, part: str) -> Rows:
         )
     ]
     parts = [_rows(file) for file in files]
-    return Rows(torch.cat([rows.x for rows in parts]), torch.cat([rows.y for rows in parts]))
+    return sum(parts[1:], start=parts[0])
 
 
 def _rows(file: Path) -> Rows:
-    return whole(file, COLUMNS, read(file), first=1 + headed(file, NAMES, comment="|"))
-
-
-def read(path: Path) -> Iterator[Any]:
-    """Raw columns of a UCI file (whose first line may be a comment), of a CSV or Parquet file."""
-    if headed(path, NAMES):
-        return batches(path)
-    return batches(path, names=NAMES, skip=headed(path, NAMES, comment="|"))
+    return load_rows(file, WANTED, COLUMNS.encode).rows
 
 
 def task() -> Task:
@@ -113,7 +108,7 @@ def task() -> Task:
         shape=(COLUMNS.width,),
         model=seeded(lambda: linear(COLUMNS.width, 2)),
         load=load,
-        read=read,
+        wanted=WANTED,
         encode=COLUMNS.encode,
         columns=COLUMNS,
         loss=cross_entropy,

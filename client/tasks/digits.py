@@ -9,7 +9,6 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from client.data.csv import batches
 from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.rows import Rows, check_part
@@ -54,7 +53,7 @@ def task() -> Task:
         shape=(64,),
         model=seeded(lambda: linear(64, 10)),
         load=load,
-        read=batches,
+        wanted=COLUMNS.wanted(),
         encode=COLUMNS.encode,
         columns=COLUMNS,
         loss=cross_entropy,

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from client.data.csv import batches, folder_file, images
+from client.data.formats.idx import folder_file, images
 from client.tasks import scattering
 from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
 from client.tasks.preprocessing import Category, Columns, Number
@@ -78,7 +78,7 @@ def task() -> Task:
         shape=(scattering.WIDTH,),
         model=seeded(lambda: linear(scattering.WIDTH, len(CLASSES))),
         load=load,
-        read=batches,
+        wanted=COLUMNS.wanted(),
         encode=encode,
         columns=COLUMNS,
         loss=cross_entropy,

@@ -17,17 +17,70 @@ class TaskError(ValueError):
     """A task, a schema or a data file that cannot be used; always one line."""
 
 
+@dataclass(frozen=True, slots=True)
+class Omission:
+    """Rows that a public rule leaves out, each for itself: the column, what was expected of it.
+
+    `first` is where the first of them stands.
+    """
+
+    column: str
+    expected: str
+    rows: int
+    first: str = ""
+
+    def __str__(self) -> str:
+        more = f" and {self.rows - 1} more" if self.rows > 1 else ""
+        return f"{self.first}{more}, column {self.column}: expected {self.expected}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a file was read: its rows, on how many lines, and those that were left out, and why.
+
+    It is for the data's owner alone.
+    """
+
+    rows: int
+    lines: int
+    left_out: int
+    omissions: tuple[Omission, ...] = ()
+
+    def __str__(self) -> str:
+        said = f"{self.rows} rows on {self.lines} lines"
+        if self.left_out:
+            why = "; ".join(str(one) for one in self.omissions[:5])
+            more = f"; and {len(self.omissions) - 5} more reasons" if self.omissions[5:] else ""
+            said += f", {self.left_out} left out ({why}{more})"
+        return said
+
+    def __add__(self, other: "Reading") -> "Reading":
+        omissions: dict[tuple[str, str], tuple[int, str]] = {}
+        for one in (*self.omissions, *other.omissions):
+            key = (one.column, one.expected)
+            rows, first = omissions.get(key, (0, one.first))
+            omissions[key] = rows + one.rows, first
+        return Reading(
+            self.rows + other.rows,
+            self.lines + other.lines,
+            self.left_out + other.left_out,
+            tuple(Omission(*key, *facts) for key, facts in omissions.items()),
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """Encoded rows: `x` [n, ...], `y` [n], and where known each row's natural site and subject.
 
-    `subject` numbers the people behind the rows: equal numbers, one person.
+    `subject` numbers the people behind the rows: equal numbers, one person. `reading` says how the
+    file was read, for its owner.
     """
 
     x: Tensor
     y: Tensor
     site: tuple[str, ...] | None = None
     subject: Tensor | None = None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("y", self.y), ("site", self.site), ("subject", self.subject)):
@@ -43,7 +96,21 @@ class Rows:
         site = None if self.site is None else tuple(self.site[i] for i in at.tolist())
         subject = None if self.subject is None else self.subject[at]
         # Rows whole, by copying memory: `x[at]` gathers number by number.
-        return Rows(self.x.index_select(0, at), self.y[at], site, subject)
+        return Rows(self.x.index_select(0, at), self.y[at], site, subject, self.reading)
+
+    def __add__(self, other: "Rows") -> "Rows":
+        """The rows of both, one after the other."""
+        site = None
+        if self.site is not None and other.site is not None:
+            site = self.site + other.site
+        subject = None
+        if self.subject is not None and other.subject is not None:
+            subject = torch.cat([self.subject, other.subject])
+        reading = None
+        if self.reading is not None and other.reading is not None:
+            reading = self.reading + other.reading
+        x, y = torch.cat([self.x, other.x]), torch.cat([self.y, other.y])
+        return Rows(x, y, site, subject, reading)
 
 
 @dataclass(frozen=True, slots=True)

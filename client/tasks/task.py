@@ -4,7 +4,7 @@ A task's model, bounds, categories and preprocessing are constants: nothing here
 from more than one row at a time, so nothing here has to be paid for.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from client.data.wanted import Wanted
 from client.tasks.preprocessing import Columns
 from client.tasks.rows import Encoded, Rows
 
@@ -26,7 +27,7 @@ class Task:
     * `model(seed)`: fresh weights, the same for the same seed, without touching global generators;
     * `load(path, part)`: the rows of "train", "test" or "all"; `path` is a file, a folder, or None
       where the task is embedded; raises `TaskError`;
-    * `read(path)`: raw columns of a file, batch after batch, as pyarrow tables;
+    * `wanted`: the columns that a file of rows is read for (`client.data.reader`);
     * `encode(table)`: raw columns to `Encoded`, the same for training and for prediction;
     * `loss(outputs, y)`: a loss per row [B];
     * `metrics(outputs, y)`: accuracy, precision, recall, f1, loss; or mse, r2, loss;
@@ -44,7 +45,7 @@ class Task:
     shape: tuple[int, ...]
     model: Callable[[int], nn.Module]
     load: Callable[[Path | None, str], Rows]
-    read: Callable[[Path], Iterator[Any]]
+    wanted: Wanted
     encode: Callable[[Any], Encoded]
     loss: Callable[[Tensor, Tensor], Tensor]
     metrics: Callable[[Tensor, Tensor], dict[str, float]]

@@ -175,12 +175,13 @@ def test_a_missing_file_an_unknown_form_and_an_unknown_device_are_bad_input(
     run: Path, tmp_path: Path
 ) -> None:
     data = digits_csv(tmp_path / "d.csv", 3)
+    (tmp_path / "empty").mkdir()
     for further in (
         ["--data", tmp_path / "none.csv"],
         ["--data", data, "--out", tmp_path / "p.xls"],
         ["--data", data, "--out", tmp_path / "no" / "such" / "p.csv"],
         ["--data", data, "--device", "cuda:99"],
-        ["--data", tmp_path],
+        ["--data", tmp_path / "empty"],
     ):
         answer = command("predict", "--model", run, *further)
         assert answer.code == 2, further
@@ -208,7 +209,7 @@ def test_a_folder_of_images_is_read_by_name(run: Path, tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.data.input_files.BLOCK", 2**18)
+    monkeypatch.setattr("client.data.formats.records.BLOCK", 2**18)
     task = find_task("digits")
     header, *lines = digits_csv(tmp_path / "d.csv", 1000).read_text().splitlines()
     peaks = []

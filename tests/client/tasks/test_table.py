@@ -123,24 +123,46 @@ GOOD = "p1,a,30,1,Rome,no,x\n"
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (GOOD + "p2,a,hush,1,Rome,no,x\n", "line 3, column age: expected a number in 18..100"),
+        (GOOD + "\n" + "p2,a,30,hush,Rome,no,x\n", "line 4, column visits: expected a number"),
+        (GOOD + "p2,a,30,1,Rome,hush,x\n", "line 3, column ill: expected one of no, yes"),
+        (GOOD + "p2,a,30,1,Rome,,x\n", "line 3, column ill"),
+        (GOOD + ",a,30,1,Rome,no,x\n", "line 3, column patient: expected a value"),
+        (
+            'p1,a,30,1,Rome,no,"two\nlines"\n' + "p2,a,hush,1,Rome,no,x\n",
+            "line 4, column age: expected a number",
+        ),
+        (GOOD + 2 * "p2,a,hush,1,Rome,no,x\n", "line 3 and 1 more, column age"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_left_out_and_named_by_line(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(HEADER + text)
+    rows = task("table", SCHEMA).load(file, "all")
+    assert len(rows) == 1
+    assert told in str(rows.reading)
+    assert "hush" not in str(rows.reading)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
-        (HEADER + GOOD + "p2,a,hush,1,Rome,no,x\n", "line 3, column age: expected a number in 18"),
-        (HEADER + GOOD + "\n" + "p2,a,30,hush,Rome,no,x\n", "line 4, column visits"),
-        (HEADER + GOOD + "p2,a,30,1,Rome,hush,x\n", "line 3, column ill: expected one of no, yes"),
-        (HEADER + GOOD + "p2,a,30,1,Rome,,x\n", "line 3, column ill"),
-        (HEADER + GOOD + ",a,30,1,Rome,no,x\n", "line 3, column patient: expected a value"),
-        (HEADER + 'p1,a,30,1,Rome,no,"two\nlines"\n' + "p2,a,hush,1,Rome,no,x\n", "line 4, column"),
         (HEADER + GOOD + "p2,a,30\n", "line 3: expected 7 values, got 3"),
+        (HEADER + "p2,a,hush,1,Rome,no,x\n", "expected rows that fit, got none among 1 rows"),
         (HEADER, "expected rows, found none"),
         ("", "expected a header line"),
         (HEADER.replace("age", "old") + GOOD, "expected a column named 'age'"),
         (HEADER.replace("ill", "well") + GOOD, "expected a column named 'ill'"),
         (HEADER.replace("patient", "person") + GOOD, "expected a column named 'patient'"),
         (HEADER.replace("note", "age") + GOOD, "'age' twice"),
+        (HEADER.replace(",", ";") + GOOD.replace(",", ";"), "got a header that fits ';'"),
     ],
 )
-def test_a_row_that_does_not_fit_is_named_by_line_and_never_shown(
+def test_a_file_that_is_not_the_schemas_is_refused_and_no_value_shown(
     tmp_path: Path, text: str, said: str
 ) -> None:
     file = tmp_path / "rows.csv"

@@ -1,0 +1,1 @@
+"""What files and databases hold, as raw columns: one module for each form."""

@@ -1,0 +1,301 @@
+"""The records of a text file, block after block: what a parser would swallow is refused first.
+
+pyarrow and most others read an unclosed quote, text after a closing quote or a NUL without a word,
+and rows vanish. Every block is looked through; only blocks with quotes cost more than a few
+searches of bytes. A refusal names the line and what was expected, never a value.
+"""
+
+import codecs
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.tasks.rows import TaskError
+
+BLOCK: Final = 16 * 2**20
+"""Bytes of a file parsed at once."""
+LONGEST: Final = 64 * 2**20
+"""Bytes of the longest record, quoted line breaks included."""
+_BOMS: Final = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a text file is written; `quote` and `escape` are "" where the file has none."""
+
+    delimiter: str = ","
+    quote: str = '"'
+    escape: str = ""
+    encoding: str = "utf-8"
+    decimal: str = "."
+    multiline: bool = False
+
+
+class Malformed(TaskError):
+    """A file that cannot be read as the rows that it holds; `line` counts from 1."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(f"line {line}: {message}")
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spans:
+    """The quoted parts of a block: the positions of their first and last quotes."""
+
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def outside(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the ascending positions that no quotes enclose."""
+        begun = np.searchsorted(self.starts, at, side="right")
+        ended = np.searchsorted(self.ends, at, side="left")
+        return np.asarray(at[begun == ended], np.int64)
+
+
+@dataclass(eq=False)
+class Block:
+    """Whole records of a file as UTF-8, the line of its first one, and its quoted parts."""
+
+    content: bytes
+    line: int
+    spans: Spans | None
+    delimiter: bytes
+    bad: dict[int, str] = field(default_factory=dict)
+
+    @cached_property
+    def records(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each record that is not empty starts and ends."""
+        breaks = np.flatnonzero(np.frombuffer(self.content, np.uint8) == 10)
+        if self.spans is not None:
+            breaks = self.spans.outside(breaks)
+        if not self.content.endswith(b"\n"):
+            breaks = np.append(breaks, len(self.content))
+        starts = np.concatenate([[0], breaks[:-1] + 1])
+        sizes = breaks - starts
+        only_cr = sizes == 1
+        only_cr[only_cr] = [self.content[at] == 13 for at in starts[only_cr].tolist()]
+        full = (sizes > 0) & ~only_cr
+        return starts[full], breaks[full]
+
+    def line_of(self, record: int) -> int:
+        """The line on which a record starts."""
+        return self.line + self.content.count(b"\n", 0, int(self.records[0][record]))
+
+    def at(self, position: int) -> int:
+        """The line of a position."""
+        return self.line + self.content.count(b"\n", 0, position)
+
+    def ragged(self, columns: int) -> Iterator[tuple[int, int]]:
+        """The records of another number of values, and their numbers."""
+        starts, ends = self.records
+        at = np.flatnonzero(np.frombuffer(self.content, np.uint8) == self.delimiter[0])
+        if self.spans is not None:
+            at = self.spans.outside(at)
+        values = np.searchsorted(at, ends) - np.searchsorted(at, starts) + 1
+        for record in np.flatnonzero(values != columns).tolist():
+            yield record, int(values[record])
+
+    def record_at(self, position: int) -> int:
+        """The record that a position lies in."""
+        return max(0, int(np.searchsorted(self.records[0], position, side="right")) - 1)
+
+    def without(self, records: Sequence[int]) -> bytes:
+        """The content less some records."""
+        starts, ends = self.records
+        kept, last = [], 0
+        for record in sorted(records):
+            kept.append(self.content[last : starts[record]])
+            last = int(ends[record]) + 1
+        return b"".join([*kept, self.content[last:]])
+
+
+def utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
+    """The bytes of a file as UTF-8 without a byte order mark; TaskError names a wrong encoding."""
+    head = stream.read(4)
+    plain = codecs.lookup(encoding).name in ("utf-8", "ascii", "utf-8-sig")
+    if plain:
+        for mark, name in _BOMS:
+            if head.startswith(mark):
+                raise TaskError(
+                    f"expected UTF-8, got a file that begins like {name} (encoding = "
+                    f'"{name}" in source.toml)'
+                )
+        yield head.removeprefix(codecs.BOM_UTF8) + stream.read(BLOCK)
+        while more := stream.read(BLOCK):
+            yield more
+        return
+    decoder, line = codecs.getincrementaldecoder(encoding)(), 1
+    more = head
+    while True:
+        try:
+            text = decoder.decode(more, final=not more)
+        except UnicodeError as error:
+            before = error.object[: error.start] if isinstance(error, UnicodeDecodeError) else b""
+            lines = before.decode(encoding, "ignore").count("\n") if before else 0
+            raise Malformed(line + lines, f"expected text in {encoding}, got other bytes") from None
+        line += text.count("\n")
+        if text:
+            yield text.removeprefix("\ufeff").encode()
+        if not more:
+            return
+        more = stream.read(BLOCK)
+
+
+def blocks(
+    chunks: Iterator[bytes], dialect: Dialect, line: int, columns: int, *, lenient: bool
+) -> Iterator[Block]:
+    """Blocks of whole records, looked through; Malformed where a record cannot be told.
+
+    `lenient` notes bytes that are no text for their record alone.
+    """
+    rest, coming = b"", next(chunks, b"")
+    final = False
+    while not final:
+        rest, coming = rest + coming, next(chunks, b"")
+        final = not coming
+        if b"\n" not in rest and b"\r" in rest[:-1]:
+            rest = rest.replace(b"\r", b"\n")  # lines that end as on old Macs
+        end, spans = _scanned(rest, dialect, line, final)
+        if end:
+            content = rest[:end]
+            block = Block(content, line, spans, dialect.delimiter.encode())
+            _check_text(block, lenient)
+            if spans is not None and not dialect.multiline:
+                _check_spans(block, columns)
+            yield block
+            line += content.count(b"\n")
+            rest = rest[end:]
+        if len(rest) > LONGEST:
+            raise Malformed(line, f"expected records of at most {LONGEST} bytes, got a longer one")
+
+
+def _scanned(rest: bytes, dialect: Dialect, line: int, final: bool) -> tuple[int, Spans | None]:
+    """Where the last whole record ends, and the quoted parts before it."""
+    if not dialect.quote or rest.find(dialect.quote.encode()) < 0:
+        return (len(rest) if final else rest.rfind(b"\n") + 1), None
+    found = None if dialect.escape else _paired(rest, dialect)
+    spans, unclosed = found if found is not None else _scan(rest, dialect, line)
+    if unclosed is not None and final:
+        at = line + rest.count(b"\n", 0, unclosed)
+        raise Malformed(at, "expected a closing quote, got an end of the file after an open one")
+    end = len(rest) if unclosed is None else unclosed
+    if not final:
+        while (end := rest.rfind(b"\n", 0, end) + 1) > 0:
+            span = int(np.searchsorted(spans.starts, end - 1)) - 1
+            if span < 0 or spans.ends[span] < end - 1:
+                break
+            end = int(spans.starts[span])
+    kept = spans.starts < end
+    return end, Spans(spans.starts[kept], spans.ends[kept])
+
+
+def _paired(rest: bytes, dialect: Dialect) -> tuple[Spans, int | None] | None:
+    """The quoted parts if every quote but doubled ones stands at an end of a value; else None."""
+    content = np.frombuffer(rest, np.uint8)
+    quotes = np.flatnonzero(content == ord(dialect.quote))
+    opens, closes = quotes[0::2], quotes[1::2]
+    edge = np.zeros(256, bool)
+    edge[[ord(dialect.delimiter), 10, 13]] = True
+    before = np.where(opens > 0, content[opens - 1], 10)
+    joined = np.zeros(len(opens), bool)
+    joined[1:] = opens[1:] == closes[: len(opens) - 1] + 1
+    after = content[np.minimum(closes + 1, len(content) - 1)].copy()
+    after[closes + 1 >= len(content)] = 10
+    continued = np.zeros(len(closes), bool)
+    continued[: len(opens) - 1] = joined[1:]
+    if not (edge[before] | joined).all() or not (edge[after] | continued).all():
+        return None
+    unclosed = None
+    starts = opens[~joined]
+    if len(opens) > len(closes):
+        unclosed = int(starts[-1])
+        starts = starts[:-1]
+    ends = closes[~continued]
+    return Spans(starts, ends), unclosed
+
+
+def _scan(rest: bytes, dialect: Dialect, line: int) -> tuple[Spans, int | None]:
+    """Value by value, for files with quotes inside of values; Malformed for one without an end."""
+    quote, delimiter = re.escape(dialect.quote.encode()), re.escape(dialect.delimiter.encode())
+    inner = rb"[^" + quote + rb"]*+(?:" + quote * 2 + rb"[^" + quote + rb"]*+)*+"
+    if dialect.escape:
+        escape = re.escape(dialect.escape.encode())
+        inner = rb"(?:[^" + quote + escape + rb"]|" + escape + rb".|" + quote * 2 + rb")*+"
+    begin = rb"(?:(?<=[" + delimiter + rb"\n\r])|\A)"
+    starts, ends, unclosed = [], [], None
+    for found in re.finditer(begin + quote + inner + rb"(" + quote + rb"?)", rest, re.DOTALL):
+        if not found[1]:
+            unclosed = found.start()
+            break
+        after = rest[found.end() : found.end() + 1]
+        if after not in (b"", b"\n", b"\r", dialect.delimiter.encode()):
+            at = line + rest.count(b"\n", 0, found.start())
+            raise Malformed(
+                at, "expected a delimiter or a line's end after a closing quote, got more text"
+            )
+        starts.append(found.start())
+        ends.append(found.end() - 1)
+    spans = Spans(np.array(starts, np.int64), np.array(ends, np.int64))
+    for blank in re.finditer(begin + rb"[ \t]+" + quote, rest):
+        if len(spans.outside(np.array([blank.end() - 1]))) and dialect.delimiter not in " \t":
+            raise Malformed(
+                line + rest.count(b"\n", 0, blank.start()),
+                "expected a quote right after the delimiter, got blanks between them",
+            )
+    return spans, unclosed
+
+
+def _check_spans(block: Block, columns: int) -> None:
+    """Refuse a quoted value whose lines look like records: an unclosed quote swallowed them."""
+    spans = block.spans
+    if spans is None or columns < 2:
+        return
+    breaks = np.flatnonzero(np.frombuffer(block.content, np.uint8) == 10)
+    first = np.searchsorted(breaks, spans.starts)
+    last = np.searchsorted(breaks, spans.ends)
+    for span in np.flatnonzero(last > first).tolist():
+        start, end = int(spans.starts[span]), int(spans.ends[span])
+        lines = block.content[start:end].split(b"\n")[1:]
+        if columns == 2 and len(lines) < 2:
+            continue
+        if all(text.count(block.delimiter) >= columns - 1 for text in lines):
+            raise Malformed(
+                block.at(start),
+                f"expected a closing quote, got a quoted value over {len(lines) + 1} lines that "
+                "look like rows (multiline = true in source.toml, if they are none)",
+            )
+
+
+def _check_text(block: Block, lenient: bool) -> None:
+    """Refuse a NUL and bytes that are no UTF-8; where `lenient`, note them for their record."""
+    wrong: list[tuple[int, str]] = []
+    at = block.content.find(b"\0")
+    while at >= 0:
+        wrong.append((at, "text without a NUL byte"))
+        at = block.content.find(b"\0", at + 1) if lenient else -1
+    at = 0
+    while not block.content.isascii():
+        try:
+            block.content[at:].decode() if at else block.content.decode()
+            break
+        except UnicodeDecodeError as error:
+            wrong.append((at + error.start, "UTF-8 text (else: encoding in source.toml)"))
+            at += error.end
+            if not lenient:
+                break
+    if wrong and not lenient:
+        at, expected = min(wrong)
+        raise Malformed(block.at(at), f"expected {expected}, got other bytes")
+    for at, expected in wrong:
+        block.bad.setdefault(block.record_at(at), expected)

@@ -1,0 +1,165 @@
+"""A text file's header and records: which delimiter, which columns, and where each row stands."""
+
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import pyarrow as pa
+
+from client.data.formats.columnar import require
+from client.data.formats.csv import DELIMITERS, Parser, split_header
+from client.data.formats.records import LONGEST, Block, Dialect, Malformed, blocks, utf8
+from client.data.source import Options
+from client.data.wanted import Piece, Wanted
+from client.tasks.preprocessing import ABSENT
+from client.tasks.rows import TaskError
+
+_PACKED: Final = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"BZh", "bz2"),
+    (b"SQLite format 3", ""),
+)
+
+
+def read_text(path: Path, wanted: Wanted, options: Options, *, lenient: bool) -> Iterator[Piece]:
+    """The wanted columns of a CSV file, numbers as float64 where all of a block are some."""
+    size = max(path.stat().st_size, 1)
+    with path.open("rb") as raw, _unpacked(raw) as stream:
+        dialect = _dialect(path, wanted, options)
+        chunks = utf8(stream, dialect.encoding)
+        header, rest, line = _first_record(chunks, dialect, wanted.comment)
+        names, headed = _names(header, dialect, wanted, options)
+        columns = [name for name in names if name in set(wanted.columns)]
+        more = chain(filter(None, [rest if headed else header + rest]), chunks)
+        first = line if headed else line - header.count(b"\n")
+        parser = Parser(
+            [name or f" {i}" for i, name in enumerate(names)],
+            columns,
+            _fast(wanted, options) & set(columns),
+            dialect,
+            sorted(ABSENT | set(options.missing)),
+        )
+        before = first - 1
+        for block in blocks(more, dialect, first, len(names), lenient=lenient):
+            table = parser.table(block, lenient=lenient)
+            bad = tuple(sorted(block.bad.items()))
+            lines = block.line + block.content.count(b"\n") - 1
+            yield Piece(table, bad, _Places(block), min(1.0, raw.tell() / size), lines - before)
+            before = lines
+
+
+class _Places:
+    """The line of a record of one block, found only if somebody asks."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+
+    def __call__(self, record: int) -> str:
+        return f"line {self.block.line_of(record)}"
+
+
+@contextmanager
+def _unpacked(raw: BinaryIO) -> Iterator[Any]:
+    head = raw.read(16)
+    raw.seek(0)
+    for magic, kind in _PACKED:
+        if head.startswith(magic):
+            if not kind:
+                raise TaskError(
+                    "expected a table, got an SQLite database (database and query in source.toml)"
+                )
+            with pa.CompressedInputStream(pa.PythonFile(raw, "r"), kind) as stream:
+                yield stream
+            return
+    yield raw
+
+
+def _dialect(path: Path, wanted: Wanted, options: Options) -> Dialect:
+    if "delimiter" in options.declared:
+        return options.dialect
+    named = path.name.removesuffix(".gz").removesuffix(".zst").removesuffix(".bz2")
+    default = "\t" if named.endswith(".tsv") else ","
+    return replace(options.dialect, delimiter=wanted.delimiter or default)
+
+
+def _first_record(
+    chunks: Iterator[bytes], dialect: Dialect, comment: str
+) -> tuple[bytes, bytes, int]:
+    """The first record that is no comment, what was read after it, and the next line's number."""
+    buffer, line, final = b"", 1, False
+    quote = dialect.quote.encode()
+    while True:
+        end = buffer.find(b"\n")
+        while end >= 0 and quote and buffer.count(quote, 0, end) % 2:
+            end = buffer.find(b"\n", end + 1)
+        if end < 0 and not final:
+            more = next(chunks, None)
+            final = more is None
+            buffer += more or b""
+            if b"\n" not in buffer and b"\r" in buffer[:-1]:
+                buffer = buffer.replace(b"\r", b"\n")
+            if len(buffer) > LONGEST:
+                raise Malformed(line, f"expected a header line of at most {LONGEST} bytes")
+            continue
+        record, rest = (buffer, b"") if end < 0 else (buffer[: end + 1], buffer[end + 1 :])
+        line += record.count(b"\n")
+        skipped = comment and record.startswith(comment.encode())
+        if not skipped and (record.strip() or (final and end < 0)):
+            return record, rest, line
+        buffer = rest
+
+
+def _names(
+    header: bytes, dialect: Dialect, wanted: Wanted, options: Options
+) -> tuple[list[str], bool]:
+    """The columns of a file under the schema's names, and whether its first record says them."""
+    if b"\0" in header or not header.strip():
+        raise TaskError("expected a header line of column names, found none")
+    try:
+        header.decode()
+    except UnicodeDecodeError:
+        raise Malformed(
+            1, "expected UTF-8 text, got other bytes (encoding in source.toml)"
+        ) from None
+    columns = set(wanted.columns)
+
+    def split(delimiter: str) -> list[str]:
+        found = [name.strip() for name in split_header(header, dialect, delimiter)]
+        known = [options.rename.get(name, name) for name in found]
+        return [name if name in columns else unicodedata.normalize("NFC", name) for name in known]
+
+    names = split(dialect.delimiter)
+    hits = len(columns & set(names))
+    if options.header:
+        if len(names) != len(options.header):
+            raise Malformed(1, f"expected {len(options.header)} values, got {len(names)}")
+        return [options.rename.get(name, name) for name in options.header], False
+    if not hits and wanted.names and len(names) == len(wanted.names):
+        return list(wanted.names), False
+    if hits < len(wanted.required):
+        other = max(DELIMITERS, key=lambda mark: len(columns & set(split(mark))))
+        if len(columns & set(split(other))) > hits:
+            raise TaskError(
+                f"expected the delimiter {dialect.delimiter!r}, got a header that fits {other!r} "
+                f"(delimiter = {other!r} in source.toml)"
+            )
+    doubled = next((name for name in names if name and names.count(name) > 1), None)
+    if doubled is not None:
+        known = doubled in columns  # a name that nobody asked for may be a value
+        which = repr(doubled) if known else f"that of column {names.index(doubled) + 1}"
+        raise TaskError(f"expected distinct column names, got {which} twice")
+    require(set(names), wanted)
+    return names, True
+
+
+def _fast(wanted: Wanted, options: Options) -> set[str]:
+    """The columns of numbers that need no look at their text."""
+    if options.thousands:
+        return set()
+    spelled = {name for name, how in options.columns.items() if how.missing or how.values}
+    return set(wanted.numbers) - set(wanted.dates) - spelled
