@@ -20,7 +20,7 @@ CLIENT_EVENTS: Final[Mapping[str, str]] = {
     "declined": "A round was declined; `reason` is the code that the coordinator was told.",
     "disconnected": "The connection is lost; it is dialled again after `retry_in` seconds.",
     "failed": "A round ended with an error; its type and its place in the code, never its text.",
-    "folder_left": "`tacit-client leave` was called: the client stops.",
+    "folder_left": "The owner called `tacit-client leave`: the client stops.",
     "ledger_error": "The ledger could not be read or written; nothing was spent.",
     "plan_not_kept": "A received plan could not be written to the site's folder.",
     "plan_refused": "The policy refuses the plan; `code` is what the coordinator is told.",
@@ -51,7 +51,6 @@ SERVER_EVENTS: Final[Mapping[str, str]] = {
     "run_waiting": "Too few sites are connected; repeated every 10 s.",
     "site_answer": "A site's answer that is no update: its status or its code.",
     "stock_flower": "Under stock Flower: whose code this is, and where what is lost is described.",
-    "stopped": "The process ends, or its run is interrupted.",
 }
 
 

@@ -80,5 +80,7 @@ def test_whatever_is_logged_stays_one_line(facts: dict[str, object]) -> None:
 
 
 def test_a_full_disk_stops_nothing() -> None:
-    with open("/dev/full", "w") as full:  # noqa: PTH123
-        EventLog(as_json=True, stream=full)("stopped")
+    full = Path("/dev/full").open("w")  # noqa: SIM115
+    EventLog(as_json=True, stream=full)("stopped")
+    with pytest.raises(OSError, match="No space"):
+        full.close()
