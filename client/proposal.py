@@ -47,6 +47,10 @@ def answer_proposal(site: Site, content: RecordDict) -> RecordDict:
     try:
         plan, run, number = _read(site, request)
         answer = _considered(site, plan, run, number)
+        head = request.get("head")
+        headed = plan.unit == "record" and head is not None
+        if answer.status == "approved" and headed and not site.follows(head):
+            answer = ProposalAnswer("declined", "ledger-untrusted", answer.rounds)
     except _BadProposal:
         answer = ProposalAnswer("failed", "bad-request", 0)
     except Exception as error:  # noqa: BLE001 - an exception's text may hold data: none leaves

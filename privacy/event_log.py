@@ -48,8 +48,15 @@ SERVER_EVENTS: Final[Mapping[str, str]] = {
     "reply_malformed": "A reply that is not what was asked for; it does not count.",
     "reply_missing": "A request ends without a reply; `why` is the reason.",
     "request_denied": "A request of a connected site was denied; `why` is the reason.",
-    "run_waiting": "Too few sites are connected; repeated every 10 s.",
-    "site_answer": "A site's answer that is no update: its status or its code.",
+    "proposal_answered": "A site's answer to a plan before it runs, where it is another one.",
+    "round_complete": "A round's checkpoint is on disk (in a run's own log).",
+    "run_ended": "A run ended: done, budget, failed or stopped.",
+    "run_failed": "Playing a run failed on this machine; it is tried again after `retry_in` s.",
+    "run_interrupted": "The coordinator ends; the run goes on at the next start.",
+    "run_paused": "A run is paused by an operator.",
+    "run_started": "A run is being played.",
+    "run_waiting": "Too few sites can take part; one line for every change of who can.",
+    "site_answer": "A site's answer that is no update and not its last one: a status or a code.",
     "stock_flower": "Under stock Flower: whose code this is, and where what is lost is described.",
 }
 

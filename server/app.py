@@ -13,16 +13,18 @@ from typing import Any, Final
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Ledger
 from server.model_process import Child
 from server.registry.heads import HeadBook
-from server.rounds.job import Attempts, Job, Listener
+from server.rounds.job import Attempts, Job, Listener, Model
 from server.rounds.loop import Outcome, federate
-from server.rounds.run_folder import RunFolder
+from server.rounds.run_folder import FolderError, RunFolder
 from server.rounds.site_grid import SiteGrid
 from server.rounds.summary import summarise
 
+UNFINISHED: Final = frozenset({"waiting", "interrupted"})
 ATTEMPTS: Final = Attempts(most=3, pause=2.0, hand_out=30.0)
 
 
@@ -47,12 +49,14 @@ def coordinate(
     child: Child,
     listener: Listener,
     sign_model: Callable[[Path], None] | None = None,
+    first: Arrays | None = None,
     attempts: Attempts = ATTEMPTS,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Play a plan with the sites of `grid` and write the run folder; this process stays lean.
 
     `home` is the coordinator's folder (heads, its own ledger), `sign` its Ed25519 signature;
-    `child` knows torch.
+    `child` knows torch; `first` are the weights to start from, where they are not the task's.
+    An outcome of "waiting" or "interrupted" is no end: the summary is left as it was.
     """
     began = time.perf_counter()
     ledger = None
@@ -61,7 +65,8 @@ def coordinate(
     child.ready()
     run = replace(run, sign=sign_model)
     heads = HeadBook(home / "heads", run.id, run.path / "heads", sign)
-    job = Job(plan, run, grid, child, heads, listener, ledger, attempts)
+    model = child if first is None else Model(_fitting(first, child.initial()), child.evaluate)
+    job = Job(plan, run, grid, model, heads, listener, ledger, attempts)
     outcomes: list[Outcome] = []
     context = Context(
         run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}
@@ -69,8 +74,17 @@ def coordinate(
     make_app(lambda _: outcomes.append(federate(job)))(grid=grid, context=context)
     (outcome,) = outcomes
     summary = summarise(plan, outcome, time.perf_counter() - began)
-    run.write_summary(summary)
+    if outcome.reason not in UNFINISHED:
+        run.write_summary(summary)
     return outcome, summary
+
+
+def _fitting(first: Arrays, own: Arrays) -> Callable[[], Arrays]:
+    """The weights of another run, if they are of this plan's model; FolderError."""
+    shapes = {name: array.shape for name, array in own.items()}
+    if {name: array.shape for name, array in first.items()} != shapes:
+        raise FolderError("--from: its model must have the layers and shapes of this plan's model")
+    return lambda: first
 
 
 def _coordinator_ledger(path: Path) -> Ledger:

@@ -1,54 +1,84 @@
-"""`run`, `status`, `doctor`: the coordinator at work."""
+"""`serve`, `run`, `doctor`: the coordinator at work."""
 
-import contextlib
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
-from privacy.event_log import EventLog
-from privacy.files import remove_stale
+from server.commands.view import View
 from server.registry.sites import Home, MembersError, split_host
 
 if TYPE_CHECKING:
     from server.fleet.grid import LinkGrid
-    from server.flower.grid import RegisteredGrid
     from server.model_process import Child
-    from server.rounds.loop import Outcome
-    from server.rounds.run_folder import RunFolder
     from server.rounds.site_grid import SiteGrid
 
-EXIT: Final = {"done": 0, "stopped": 0, "failed": 1, "budget": 3}
+EXIT: Final = {"done": 0, "stopped": 0, "paused": 0, "failed": 1, "budget": 3}
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON and nothing else on stdout.")]
+Listen = Annotated[str, typer.Option(metavar="HOST:PORT", help="The one open port.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the plan (repeatable)."),
+]
+AskEvery = Annotated[
+    float,
+    typer.Option(min=0.1, help="Seconds after which a site that waits is asked again."),
+]
 HERE = Path()
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    app.command("serve")(serve)
     app.command("run")(run)
-    app.command("status")(status)
     app.command("doctor")(doctor)
 
 
+def serve(
+    listen: Listen,
+    directory: Dir = HERE,
+    ask_every: AskEvery = 15.0,
+    as_json: Json = False,
+) -> None:
+    """Stay open for the sites and play the queue's runs, one after another, until stopped."""
+    home = Home(directory).check()
+    where = split_host(listen)
+    _check_certificate(home)
+    view = View(as_json=as_json)
+    with _link(home, where, view) as (grid, stop):
+        from server.service.queue import Queue
+        from server.service.service import Service
+        from server.service.status import StatusBoard
+
+        queue, address = Queue(home.folder), "{}:{}".format(*grid.address)
+        with StatusBoard(home.folder, listen=address, presence=grid.presence) as board:
+            view.log("listening", where=address)
+            service = Service(home, grid, queue, board, view.log, stop.event, ask_every)
+            service.serve()
+            going = next((one.name for one in queue.runs() if one.state == "running"), None)
+            board.stop(stop.signal, going)
+            view.log("stopped", by=stop.signal, **({"run": going} if going else {}))
+
+
 def run(
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="The one open port.")],
+    listen: Listen,
     plan: Annotated[
         str | None,
         typer.Argument(help="A shipped plan's name, or the path of a TOML file; none to resume."),
     ] = None,
     directory: Dir = HERE,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the plan (repeatable)."),
-    ] = None,
+    set_: SetOption = None,
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
     min_sites: Annotated[int | None, typer.Option(help="Sites that a round needs.")] = None,
     round_timeout: Annotated[
@@ -56,9 +86,10 @@ def run(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="PUBLIC test rows, for metrics.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run --name.")] = False,
+    ask_every: AskEvery = 15.0,
     as_json: Json = False,
 ) -> None:
-    """Wait for the sites, train, checkpoint; exit 0 done, 1 failed, 3 budgets spent."""
+    """Play one run in the foreground; exit 0 done, 1 failed, 3 budgets spent."""
     home = Home(directory).check()
     where = split_host(listen)
     if resume and name is None:
@@ -66,15 +97,52 @@ def run(
     if plan is None and not resume:
         raise MembersError("a plan must be named, unless --resume --name NAME takes the run's own")
     if data is not None and not data.exists():
-        raise MembersError(f"--data {data}: expected a file or folder of public rows, found none")
+        raise MembersError(f"--data must be a file or folder of public rows, got {data}")
     asked = planned(home, plan, list(set_ or []), min_sites, name if resume else None)
+    if round_timeout is not None:
+        asked = replace(asked, operation=replace(asked.operation, round_timeout=round_timeout))
     label = labelled(name, asked)
     _check_certificate(home)
     from server.model_process import Child
 
+    view = View(as_json=as_json)
     with Child(asked, data) as child:
         chosen = asked if resume else resolved(asked, child)
-        raise typer.Exit(_serve(home, where, chosen, label, round_timeout, child, resume, as_json))
+        with _link(home, where, view) as (grid, stop):
+            listening = "{}:{}".format(*grid.address)
+            state = play(
+                grid, listening, home, chosen, label, view, child, resume, stop, interval=ask_every
+            )
+        if state == "running":
+            again = f"--resume --name {label}"
+            view.log("stopped", by=stop.signal, run=label, next=f"tacit-server run {again}")
+            raise typer.Exit(stop.code)
+        raise typer.Exit(EXIT[state])
+
+
+class Stop:
+    """Set by SIGTERM or SIGINT; `signal` is its name, `code` the exit code that it stands for."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.signal, self.code = "", 0
+
+    def __call__(self, number: int, frame: object = None) -> None:
+        self.signal, self.code = signal.Signals(number).name, 128 + number
+        self.event.set()
+
+
+@contextmanager
+def _link(home: Home, where: tuple[str, int], view: View) -> Iterator[tuple["LinkGrid", Stop]]:
+    """The folder is held, the port is open, and signals end the work in an orderly way."""
+    from server.fleet.grid import serve as open_port
+    from server.service.status import exclusive
+
+    stop = Stop()
+    with exclusive(home.folder), open_port(home.folder, where, log=view.log) as grid:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        yield grid, stop
 
 
 def labelled(name: str | None, plan: Plan | None) -> str:
@@ -82,7 +150,7 @@ def labelled(name: str | None, plan: Plan | None) -> str:
     task = "run" if plan is None else plan.task
     label = name if name is not None else f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not label or label.startswith(".") or "/" in label or not label.isprintable():
-        raise MembersError(f"--name: expected a plain file name, got {label!r:.80}")
+        raise MembersError(f"--name must be a plain file name, got {label!r:.80}")
     return label
 
 
@@ -125,136 +193,52 @@ def resolved(plan: Plan, child: "Child") -> Plan:
     return replace(plan, rows=total // plan.operation.min_sites)
 
 
-def _serve(
-    home: Home,
-    where: tuple[str, int],
-    plan: Plan,
-    label: str,
-    timeout: float | None,
-    child: "Child",
-    resume: bool,
-    as_json: bool,
-) -> int:
-    from server.fleet.grid import serve
-
-    remove_stale(home.folder, home.runs)
-    view = View(home, as_json=as_json)
-    with serve(home.folder, where, log=view.log) as grid:
-        listen = "{}:{}".format(*grid.address)
-        return EXIT[play(grid, listen, home, plan, label, view, timeout, child, resume).reason]
-
-
 def play(
-    grid: "LinkGrid | RegisteredGrid",
+    grid: "SiteGrid",
     listen: str,
     home: Home,
     plan: Plan,
     label: str,
-    view: "View",
-    timeout: float | None,
+    view: View,
     child: "Child",
     resume: bool,
+    stop: Stop,
     *,
+    interval: float = 15.0,
+    answer_seconds: float = 20.0,
     hand_out: float = 30.0,
-) -> "Outcome":
-    """Make or open the run's folder and play the plan with the sites of `grid`, for all to see."""
-    from privacy.files import write_atomic
-    from privacy.identity.keys import sign, signing_public
-    from server.app import ATTEMPTS, coordinate
-    from server.registry.signing import PUBLIC, signer
+) -> str:
+    """Play one run with the sites of `grid`; the state that it is left in ("running": stopped)."""
     from server.rounds.run_folder import RunFolder
+    from server.service.queue import Queue
+    from server.service.service import Service
+    from server.service.status import StatusBoard
 
-    path = home.runs / label
-    home.runs.mkdir(mode=0o700, exist_ok=True)
-    folder = (
-        RunFolder.open(path, plan) if resume else RunFolder.create(path, plan, kind="federation")
-    )
-    write_atomic(path / PUBLIC, signing_public(home.signing_key.read_bytes()).encode() + b"\n")
-    view.begin(folder, plan, listen)
-    wait = timeout if timeout is not None else plan.operation.round_timeout
-    outcome, summary = coordinate(
-        grid,
-        plan,
-        folder,
-        home=home.folder,
-        sign=lambda payload: sign(home.signing_key, payload),
-        sign_model=signer(home.signing_key),
-        child=child,
-        listener=view,
-        attempts=replace(ATTEMPTS, round_timeout=wait, hand_out=hand_out),
-    )
-    view.end(summary, path)
-    return outcome
-
-
-class View:
-    """What the operator sees, and `status.json` for who asks from elsewhere."""
-
-    def __init__(self, home: Home, *, as_json: bool) -> None:
-        self._json, self._file = as_json, home.folder / "status.json"
-        self._now: dict[str, Any] = {}
-        self._least = 1
-        self.log = EventLog(as_json=as_json, stream=sys.stderr)
-
-    def begin(self, folder: "RunFolder", plan: Plan, listen: str) -> None:
-        self._least = plan.operation.min_sites
-        self._tell(run=folder.path.name, listen=listen, planned=plan.rounds, round=0)
-        self.log("listening", where=listen, run=folder.path.name, plan=plan.digest[:16])
-
-    def ready(
-        self, grid: "SiteGrid", number: int, declined: Mapping[str, Any]
-    ) -> Collection[str] | None:
-        """Wait until enough sites are connected; logs who is missing every 10 s."""
-        from server.rounds.messages import FINAL_REFUSALS
-
-        logged = 0.0
-        while len(connected := sorted(grid.names().values())) < self._least:
-            if time.monotonic() > logged + 10:
-                logged = time.monotonic()
-                missing = ",".join(connected) or "nobody"
-                self.log("run_waiting", sites=missing, needed=self._least)
-                self._tell(connected=connected)
-            grid.wait(0.2)
-            time.sleep(0.05)
-        self._tell(connected=connected)
-        refused = {site for site, answer in declined.items() if answer.reason in FINAL_REFUSALS}
-        return set(connected) - refused
-
-    def waiting(self) -> None:
-        """Nothing ends a wait for replies."""
-
-    def on_answer(self, number: int, answer: Any) -> None:
-        if answer.status != "trained":
-            self.log(
-                "site_answer", round=number, site=answer.site, answer=answer.reason or answer.status
-            )
-
-    def on_round(self, line: Any) -> None:
-        self._tell(round=line["round"], epsilon=line["epsilon"])
-        if self._json:
-            print(json.dumps(line), flush=True)
-            return
-        epsilons = " ".join(
-            f"{site}={'-' if said['epsilon'] is None else format(said['epsilon'], '.3f')}"
-            for site, said in line["sites"].items()
+    queue = Queue(home.folder)
+    one = queue.take(label, plan, exists=(home.runs / label).exists(), resume=resume)
+    presence = getattr(grid, "presence", dict)
+    with StatusBoard(home.folder, listen=listen, presence=presence) as board:
+        view.log("listening", where=listen, run=label, plan=plan.digest[:16])
+        service = Service(
+            home,
+            grid,
+            queue,
+            board,
+            view.log,
+            stop.event,
+            interval,
+            answer_seconds,
+            hand_out,
+            on_line=view.on_round,
+            alone=True,
         )
-        metrics = " ".join(f"{name}={value:.4f}" for name, value in line["metrics"].items())
-        print(f"round {line['round']}  {metrics}  epsilon {epsilons}", flush=True)
-
-    def end(self, summary: dict[str, Any], path: Path) -> None:
-        self._tell(reason=summary["reason"])
-        if self._json:
-            print(json.dumps({**summary, "run": str(path)}), flush=True)
-            return
-        detail = f": {summary['detail']}" if summary["detail"] else ""
-        print(f"{summary['reason']}{detail} after {summary['rounds']} rounds; kept in {path}")
-
-    def _tell(self, **facts: Any) -> None:
-        from privacy.files import FileError, write_atomic
-
-        self._now |= facts | {"time": time.time()}
-        with contextlib.suppress(FileError):  # nor does this: a full disk stops checkpoints
-            write_atomic(self._file, json.dumps(self._now).encode() + b"\n")
+        state = service.play(one, child=child)
+        board.stop(stop.signal or state, label if state == "running" else None)
+    if state != "running":
+        summary = RunFolder.open(home.runs / label).summary()
+        if summary is not None:
+            view.end(summary, home.runs / label)
+    return state
 
 
 def _check_certificate(home: Home) -> None:
@@ -271,44 +255,12 @@ def _check_certificate(home: Home) -> None:
             print(f"tacit-server: {path} expires on {found.ends:%Y-%m-%d}", file=sys.stderr)
 
 
-def status(directory: Dir = HERE, as_json: Json = False) -> None:
-    """The sites, the runs, and what the coordinator does now."""
-    from server.commands.membership import facts
-
-    home = Home(directory).check()
-    now = _read(home.folder / "status.json")
-    runs = [
-        {"run": path.name, **{key: summary.get(key) for key in ("reason", "rounds", "epsilon")}}
-        for path in sorted(home.runs.glob("*"))
-        if (summary := _read(path / "summary.json")) or path.is_dir()
-    ]
-    sites = [facts(one) for one in home.members().sites.values()]
-    found = {"hosts": home.hosts(), "now": now, "sites": sites, "runs": runs}
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    typer.echo(f"coordinator for {', '.join(home.hosts())}")
-    for one in sites:
-        here = "connected" if one["site"] in now.get("connected", []) else ""
-        typer.echo(f"  {one['site']:<20} {one['state']:<8} {here}")
-    for each in runs:
-        typer.echo(f"  run {each['run']}: {each['reason'] or 'open'}, {each['rounds']} rounds")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
 def doctor(
     directory: Dir = HERE,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT")] = "",
     as_json: Json = False,
 ) -> None:
-    """Check everything that `run` needs, each with its next step; exit 1 on a fault."""
+    """Check everything that `serve` needs, each with its next step; exit 1 on a fault."""
     from server.doctor import examine
 
     found = examine(directory, listen)

@@ -64,6 +64,11 @@ class LinkGrid(SiteGrid):
         with fleet.news:
             return {fleet.nodes[s]: s for s in sorted(fleet.active) if not fleet.silent(s)}
 
+    def presence(self) -> Mapping[str, tuple[bool, float | None]]:
+        """Of every site: whether it is connected, and the seconds since its last request."""
+        fleet, connected = self._fleet, set(self.names().values())
+        return {s: (s in connected, fleet.liveness.since(s)) for s in list(fleet.nodes)}
+
     def wait(self, seconds: float) -> None:
         """Until something may have arrived, but no longer than so many seconds."""
         with self._fleet.news:

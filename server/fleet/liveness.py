@@ -17,14 +17,20 @@ class Liveness:
 
     def __init__(self) -> None:
         self._seen: dict[str, float] = {}
+        self._heard: dict[str, float] = {}
 
     def seen(self, site: str) -> None:
         """A site made a request."""
-        self._seen[site] = time.monotonic()
+        self._seen[site] = self._heard[site] = time.monotonic()
 
     def closed(self, site: str) -> None:
         """A site's last connection closed; it may reconnect in a moment."""
         self._seen[site] = time.monotonic() - _SILENT_SECONDS + _CLOSED_SECONDS
+
+    def since(self, site: str) -> float | None:
+        """Seconds since the site's last request; None before the first."""
+        seen = self._heard.get(site)
+        return None if seen is None else time.monotonic() - seen
 
     def silent(self, site: str) -> float:
         """For how many seconds a site counts as away; 0 while it is connected."""

@@ -6,18 +6,22 @@ of the protection is in docs/stock-flower.md.
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.commands.running import View, labelled, planned, play, resolved
+from server.commands.running import Stop, labelled, planned, play, resolved
+from server.commands.view import View
 from server.flower.grid import RegisteredGrid
 from server.model_process import Child
 from server.registry.sites import Home, MembersError
+from server.service.queue import Queue
+from server.service.status import exclusive
 
-_HAND_OUT: Final = 120.0  # a process for every message takes its time
+_SECONDS: Final = 120.0  # a process for every message takes its time
 
 app = ServerApp()
 
@@ -38,7 +42,9 @@ def main(grid: Grid, context: Context) -> None:
         raise MembersError("resume: expected a name beside it")
     asked = planned(home, source, overrides, least, name if resume else None)
     label = labelled(name, asked)
-    view = View(home, as_json=False)
+    view = View(as_json=False)
+    if timeout is not None:
+        asked = replace(asked, operation=replace(asked.operation, round_timeout=timeout))
     view.log("stock_flower", bundle=Path(__file__).parents[2], protection="docs/stock-flower.md")
 
     def sites() -> dict[bytes, str]:
@@ -46,14 +52,24 @@ def main(grid: Grid, context: Context) -> None:
         return {m.certificate.public_pem: m.name for m in listed if m.revoked is None}
 
     known = RegisteredGrid(grid, sites, view.log)
-    where = "stock_flower"
-    with Child(asked, data) as child:
+    where = "stock flower"
+    with exclusive(home.folder), Child(asked, data) as child:
         plan = asked if resume else resolved(asked, child)
-        outcome = play(
-            known, where, home, plan, label, view, timeout, child, resume, hand_out=_HAND_OUT
+        state = play(
+            known,
+            where,
+            home,
+            plan,
+            label,
+            view,
+            child,
+            resume,
+            Stop(),
+            answer_seconds=_SECONDS,
+            hand_out=_SECONDS,
         )
-    if outcome.reason not in ("done", "stopped"):
-        raise StockError(f"{outcome.reason}: {outcome.detail}")
+    if state not in ("done", "stopped", "paused"):
+        raise StockError(f"{state}: {Queue(home.folder).find(label).detail}")
 
 
 def _folder(options: Mapping[str, object]) -> Path:

@@ -76,6 +76,12 @@ class HeadBook:
         self._last[site], self._used[site] = last, used
 
 
+def last_head(folder: Path, site: str) -> Mapping[str, Any] | None:
+    """The last head that was counter-signed for a site, in any run; None before the first."""
+    lines = read_lines(folder / f"{site}.jsonl")
+    return {key: lines[-1][key] for key in ("n", "digest", "signature")} if lines else None
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """A site's lines; an incomplete last one, which nobody was told of, does not count."""
     if not path.exists():

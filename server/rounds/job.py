@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Ledger
-from server.rounds.messages import FINAL_REFUSALS, Answer
+from server.rounds.messages import Answer
 from server.rounds.run_folder import RunFolder
 from server.rounds.site_grid import SiteGrid
 
@@ -60,6 +60,9 @@ class Listener(Protocol):
         part; None where they never can. Interrupted ends the run.
         """
 
+    def absent(self) -> Mapping[str, Answer]:
+        """Why sites are not asked in the round that `ready` was last called for."""
+
     def waiting(self) -> None:
         """Called several times a second while replies are awaited; Interrupted ends the run."""
 
@@ -79,9 +82,11 @@ class Silent:
     def ready(
         self, grid: SiteGrid, number: int, declined: Mapping[str, Answer]
     ) -> Collection[str] | None:
-        refused = {site for site, answer in declined.items() if answer.reason in FINAL_REFUSALS}
-        able = set(grid.names().values()) - refused
+        able = set(grid.names().values()) - declined.keys()  # simulated owners stay with it
         return able if able or not declined else None
+
+    def absent(self) -> Mapping[str, Answer]:
+        return {}
 
     def waiting(self) -> None:
         return None

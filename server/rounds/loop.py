@@ -58,15 +58,15 @@ def _play(job: Job, history: list[Mapping[str, Any]]) -> Outcome:
         except Exhausted as error:
             return Outcome("budget", history, str(error))
         refusals = record.refusals()
-        news = refusals.keys() - declined.keys()
         declined = {s: a for s, a in declined.items() if s not in record.answers} | refusals
         replaced |= refusals
         if following is not None:
-            record.answers = (declined if plan.cohort is None else replaced) | record.answers
+            others = {**listener.absent(), **declined} if plan.cohort is None else replaced
+            record.answers = {**others, **record.answers}
             state, failures, replaced = following, 0, {}
             history.append(_record(job, state, record, totals, began))
             continue
-        if news:
+        if refusals:
             continue  # the others are asked again in the same round, and answer as before
         failures += 1
         if failures >= job.attempts.most:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -17,6 +18,7 @@ REQUEST: Final = "request"
 REPLY: Final = "reply"
 STYPE: Final = "safetensors"
 _MOST_METRIC: Final = 1e30
+_CODE: Final = re.compile(r"[a-z-]{0,40}")
 
 BUDGET: Final = "budget-exhausted"
 FINAL_REFUSALS: Final = frozenset(
@@ -137,6 +139,39 @@ def read(message: Message, request: Request, shapes: Shapes, wire: str) -> Answe
         metrics=_metrics(fields.get("metrics", "{}")),
         size=len(array.data),
     )
+
+
+def propose(grid: Grid, node: int, request: Request) -> Message:
+    """The message that shows a plan to one site before it runs."""
+    fields: dict[str, Any] = {
+        "run": request.run,
+        "round": request.round,
+        "site": request.site,
+        "plan": request.plan,
+    }
+    if request.head is not None:
+        fields["head"] = json.dumps(request.head)
+    content = RecordDict({REQUEST: ConfigRecord(fields)})
+    return grid.create_message(content, "query.propose", node, str(request.round))
+
+
+def read_proposal(message: Message, request: Request, rounds: int) -> tuple[str, str, int]:
+    """A site's answer to a proposal: status, reason, how many rounds it can pay; ReplyError."""
+    if message.has_error():
+        raise ReplyError("no-answer")
+    fields = message.content.get(REPLY)
+    if not isinstance(fields, ConfigRecord) or set(message.content) != {REPLY}:
+        raise ReplyError("bad-reply")
+    status, reason, fit = fields.get("status"), fields.get("reason"), fields.get("rounds", 0)
+    if fields.get("run") != request.run or fields.get("round") != request.round:
+        raise ReplyError("old-reply")
+    if status not in ("approved", "declined", "failed") or not isinstance(reason, str):
+        raise ReplyError("bad-reply")
+    if not _CODE.fullmatch(reason) or (status == "approved") != (reason == ""):
+        raise ReplyError("bad-reply")
+    if isinstance(fit, bool) or not isinstance(fit, int) or not 0 <= fit <= rounds:
+        raise ReplyError("bad-reply")
+    return status, reason, fit
 
 
 def _finite(value: object) -> float | None:

@@ -31,22 +31,27 @@ def resumed_plan(path: Path, source: str | None, overrides: Sequence[str] = ()) 
     `source` names the plan that the caller thinks it is. FolderError where that is of another task,
     or where an override would change what the sites approved.
     """
-    kept = RunFolder.open(path).plan()
-    if source is not None and (task := load_plan(source).task) != kept.task:
-        raise FolderError(f"{path}: this run is of task {kept.task}, got a plan of {task}")
-    table = kept.to_dict()
+    plan = RunFolder.open(path).plan()
+    if source is not None and (task := load_plan(source).task) != plan.task:
+        raise FolderError(f"{path}: this run is of task {plan.task}, got a plan of {task}")
+    return with_operation(plan, overrides)
+
+
+def with_operation(plan: Plan, overrides: Sequence[str]) -> Plan:
+    """The plan with overrides, none of which may change what the sites approved; FolderError."""
+    table = plan.to_dict()
     override(table, [one for one in overrides if one.partition("=")[0].strip() != "schema"])
     if table["rows"] == "actual":  # counted when the run began
-        table["rows"] = kept.rows
-    plan = parse(table)
-    if plan.digest != kept.digest:
-        old, new = kept.to_dict(), plan.to_dict()
+        table["rows"] = plan.rows
+    changed = parse(table)
+    if changed.digest != plan.digest:
+        old, new = plan.to_dict(), changed.to_dict()
         key = next(name for name in old | new if old.get(name) != new.get(name))
         raise FolderError(
-            f"{path}: this run has {key} = {old.get(key)}, got {new.get(key)}: only [operation] "
+            f"this run has {key} = {old.get(key)}, got {new.get(key)}: only [operation] "
             "and [simulation] may change; begin another run"
         )
-    return plan
+    return changed
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """A proposed plan is answered from plan, policy and ledger; nothing is spent and no row is read."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from privacy.accounting.epsilon import spent
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy
+from privacy.ledger.heads import GENESIS
 from privacy.ledger.ledger import Ledger
 
 PLAN = load_plan("digits", ["rounds=10", "sigma=2.0", "rate=0.1", "delta=1e-4", "rows=400"])
@@ -26,6 +28,7 @@ def never(learning: Task) -> Rows:
 
 
 def make_site(folder: Path, **policy: Any) -> Site:
+    folder.mkdir(exist_ok=True)
     rules = replace(Policy.simulated(PLAN, None), epsilon=100.0, delta=1e-4, **policy)
     ledger = Ledger.create(folder / "ledger.jsonl", population="people", durable=False)
     return Site("north", rules, ledger, never, check_head=lambda head: True)
@@ -122,3 +125,12 @@ def test_an_error_leaves_as_a_code(tmp_path: Path) -> None:
     reply = propose(site)
     assert (reply["status"], reply["reason"]) == ("failed", "failed")
     assert "secret" not in str(reply)
+
+
+def test_a_ledger_that_does_not_follow_the_coordinators_head_waits_for_its_owner(
+    tmp_path: Path,
+) -> None:
+    head = {"n": 3, "digest": "ab" * 32, "signature": "00"}
+    assert propose(make_site(tmp_path), head=json.dumps(head))["reason"] == "ledger-untrusted"
+    head = {**GENESIS.to_dict(), "signature": "00"}
+    assert propose(make_site(tmp_path / "new"), head=json.dumps(head))["reason"] == ""

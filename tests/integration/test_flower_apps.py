@@ -22,7 +22,8 @@ from server.flower.app import StockError
 from server.flower.grid import RegisteredGrid
 from server.registry import sites as members
 from server.registry.sites import Home, MembersError
-from server.rounds.run_folder import FolderError
+from server.service.queue import QueueError
+from server.service.status import read as read_status
 from simulations.grid import LocalGrid
 from tests.support.federation import coordinator, member, now
 
@@ -143,9 +144,9 @@ def test_a_run_under_flower_leaves_what_a_run_of_the_coordinator_leaves(tmp_path
         assert lines(place / "models" / "index.jsonl")[-1]["round"] == 2
         assert len(list((place / "replies").glob("*.reply"))) == 2
     assert len(list((folder / "checkpoints").glob("*.sig"))) == 2
-    assert json.loads((home / "status.json").read_text())["reason"] == "done"
+    assert read_status(home)["stopped"]["by"] == "done"
 
-    with pytest.raises(FolderError, match="--resume"):
+    with pytest.raises(QueueError, match="--resume"):
         run(grid, home)
     (folder / "checkpoints" / "000002.safetensors").unlink()
     run(grid, home, resume=True)
@@ -273,9 +274,9 @@ def test_a_reply_that_cannot_be_read_spoils_no_other(monkeypatch: pytest.MonkeyP
         ({"dir": ""}, "dir: expected the absolute path"),
         ({"dir": "/nowhere"}, "no coordinator here"),
         ({"plan": 7}, "plan: expected a text"),
-        ({"plan": "no-such-plan"}, "expected a TOML file or one of"),
-        ({"set": "sigma"}, "expected KEY=VALUE"),
-        ({"name": "../up"}, "expected a plain file name"),
+        ({"plan": "no-such-plan"}, "must be a TOML file or one of"),
+        ({"set": "sigma"}, "must be KEY=VALUE"),
+        ({"name": "../up"}, "must be a plain file name"),
         ({"min_sites": -1}, "min-sites: expected a whole number"),
         ({"round_timeout": "soon"}, "round-timeout: expected seconds"),
         ({"data": "relative.npz"}, "data: expected the absolute path"),

@@ -98,7 +98,7 @@ def test_a_site_whose_disk_is_full_declines_with_a_code_and_takes_part_again(
             said = world.said("north", "ledger_error")
             assert "could not be written" in said[-1]["message"]
             assert world.said("north", "declined", reason="ledger-not-written")
-            assert "said=ledger-not-written" in world.log("server")
+            assert "answer=ledger-not-written" in world.log("server")
             assert north.poll() is None
             filler.unlink()
             rounds = len(world.history())

@@ -59,6 +59,19 @@ class World:
         self.coordinator = self.start("server.log", *words)
         return self.coordinator
 
+    def serve(self) -> Process:
+        """The resident coordinator, which asks waiting sites again every half second."""
+        listen = ("--dir", self.home, "--listen", f"127.0.0.1:{self.port}", "--ask-every", 0.5)
+        self.coordinator = self.start("server.log", BIN / "tacit-server", "serve", *listen)
+        return self.coordinator
+
+    def order(self, *words: object) -> str:
+        """One of the coordinator's commands, done: what it says on stdout."""
+        command = [str(BIN / "tacit-server"), *(str(w) for w in words), "--dir", str(self.home)]
+        return subprocess.run(
+            command, capture_output=True, check=True, text=True, timeout=patience(120)
+        ).stdout
+
     def kill(self, process: Process) -> None:
         """As the power does it."""
         process.send_signal(signal.SIGKILL)

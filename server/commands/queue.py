@@ -1,0 +1,320 @@
+"""`propose`, `submit`, `runs`, `show`, `pause`, `resume`, `stop`, `log`: the queue of runs."""
+
+import datetime
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from privacy.contract.plan import Plan
+from server.commands.running import Dir, Json, SetOption, labelled, requested, resolved
+from server.registry.sites import Home, MembersError
+
+if TYPE_CHECKING:
+    from server.service.queue import Queue, Submission
+
+HERE = Path()
+PlanArgument = Annotated[
+    str, typer.Argument(help="A shipped plan's name, or the path of a TOML file.")
+]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's name (tacit-server runs).")]
+Name = Annotated[str | None, typer.Option(help="The run's name.")]
+MinSites = Annotated[int | None, typer.Option(help="Sites that a round needs.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("propose")(propose)
+    app.command("submit")(submit)
+    app.command("runs")(runs)
+    app.command("show")(show)
+    app.command("pause")(pause)
+    app.command("resume")(resume)
+    app.command("stop")(stop)
+    app.command("log")(log)
+
+
+def propose(
+    plan: PlanArgument,
+    directory: Dir = HERE,
+    set_: SetOption = None,
+    name: Name = None,
+    min_sites: MinSites = None,
+    as_json: Json = False,
+) -> None:
+    """Show a plan to the sites before it runs; their answers: tacit-server show NAME."""
+    home, queue = _opened(directory)
+    chosen = _resolved(plan, list(set_ or []), min_sites)
+    added = queue.add(_free(home, queue, labelled(name, chosen)), chosen, state="proposed")
+    _added(home, added, as_json)
+
+
+def submit(
+    plan: Annotated[
+        str, typer.Argument(help="A plan's name or TOML file, or the name of a proposal.")
+    ],
+    directory: Dir = HERE,
+    set_: SetOption = None,
+    name: Name = None,
+    min_sites: MinSites = None,
+    data: Annotated[Path | None, typer.Option(help="PUBLIC test rows, for metrics.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Start when this run is done.")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Not before: 2026-12-01T08:00 (local time).")
+    ] = None,
+    parent: Annotated[
+        str | None, typer.Option("--from", metavar="RUN", help="Start from this run's model.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Queue a run: it starts by itself when it is due and enough sites can take part."""
+    home, queue = _opened(directory)
+    when = _time(at)
+    if data is not None and not data.exists():
+        raise MembersError(f"--data must be a file or folder of public rows, got {data}")
+    public = str(data.absolute()) if data is not None else None
+    proposed = next((one for one in queue.runs() if one.name == plan), None)
+    if proposed is not None and proposed.state == "proposed":
+        if set_ or min_sites is not None or name is not None:
+            raise MembersError(f"{plan} is a proposal: --set, --min-sites and --name must be unset")
+        queue.submit(plan, data=public, after=after, at=when, parent=parent)
+        _added(home, queue.find(plan), as_json)
+        return
+    chosen = _resolved(plan, list(set_ or []), min_sites)
+    label = _free(home, queue, labelled(name, chosen))
+    more: dict[str, Any] = {"data": public, "after": after, "at": when, "parent": parent}
+    _added(home, queue.add(label, chosen, **more), as_json)
+
+
+def runs(directory: Dir = HERE, as_json: Json = False) -> None:
+    """Every run and proposal: its state, its rounds, and what it waits for."""
+    home = Home(directory).check()
+    found = described(home)
+    if as_json:
+        typer.echo(json.dumps({"runs": found}))
+        return
+    for one in found:
+        epsilon = "" if one["epsilon"] is None else f"  epsilon {one['epsilon']:.3f}"
+        detail = f"  {one['detail']}" if one["detail"] else ""
+        rounds = f"{one['rounds']} of {one['planned']} rounds"
+        typer.echo(f"{one['run']:<28} {one['state']:<9} {rounds:<20}{epsilon}{detail}")
+
+
+def described(home: Home) -> list[dict[str, Any]]:
+    """What is known of every run, those of before there was a queue first."""
+    from server.service.queue import Queue
+
+    found = [_facts(home, one) for one in Queue(home.folder).runs()]
+    known = {one["run"] for one in found}
+    return [one for one in _older(home) if one["run"] not in known] + found
+
+
+def show(run: Run, directory: Dir = HERE, as_json: Json = False) -> None:
+    """One run: its state, each site's answer, and how many rounds each can pay for."""
+    home, queue = _opened(directory)
+    found = queue.find(run)
+    answers = queue.answers(found.plan.digest)
+    sites = []
+    for site, member in sorted(home.members().sites.items()):
+        answer = answers.get(site)
+        facts: dict[str, Any] = {"site": site, "answer": "not asked yet", "rounds": None}
+        if member.revoked:
+            facts["answer"] = "revoked"
+        elif answer is not None:
+            facts |= {"answer": answer.reason or answer.status, "asked": answer.time}
+            facts |= {"rounds": answer.rounds, "of": found.plan.rounds - answer.round + 1}
+        sites.append(facts)
+    if as_json:
+        plan = {"plan": found.plan.digest, "task": found.plan.task, "unit": found.plan.unit}
+        typer.echo(json.dumps(_facts(home, found) | plan | {"sites": sites}))
+        return
+    one = _facts(home, found)
+    typer.echo(f"{run}: {one['state']}, {one['rounds']} of {one['planned']} rounds")
+    if one["detail"]:
+        typer.echo(one["detail"])
+    typer.echo(f"{found.plan.task}, plan {found.plan.digest}")
+    typer.echo(f"a round needs {found.plan.operation.min_sites} sites")
+    for facts in sites:
+        pays = ""
+        if facts["rounds"] is not None:
+            pays = f"can pay for {facts['rounds']} of {facts['of']} rounds"
+        typer.echo(f"  {facts['site']:<20} {facts['answer']:<20} {pays}".rstrip())
+
+
+def pause(run: Run, directory: Dir = HERE) -> None:
+    """Stop playing a run after its present round; nothing is lost."""
+    _ask(directory, run, "pause")
+
+
+def resume(
+    run: Run,
+    directory: Dir = HERE,
+    min_sites: MinSites = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="operation.KEY=VALUE", help="Change its [operation]."),
+    ] = None,
+) -> None:
+    """Queue a run again that was paused or stopped, or that failed: it goes on where it was."""
+    from server.rounds.run_folder import with_operation
+
+    _, queue = _opened(directory)
+    found = queue.find(run)
+    changes = list(set_ or [])
+    if min_sites is not None:
+        changes.append(f"operation.min_sites={min_sites}")
+    if changes:
+        queue.operate(run, with_operation(found.plan, changes))
+    _ask(directory, run, "resume")
+
+
+def stop(run: Run, directory: Dir = HERE) -> None:
+    """End a run at once, or take it from the queue; what is complete stays."""
+    _ask(directory, run, "stop")
+
+
+def log(
+    run: Run,
+    directory: Dir = HERE,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run ends.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """What happened in a run."""
+    _, queue = _opened(directory)
+    queue.find(run)
+    last = 0
+    while True:
+        state = queue.find(run).state
+        for number, when, event, facts in queue.log(run, last):
+            last = number
+            stamp = datetime.datetime.fromtimestamp(when, datetime.UTC)
+            if as_json:
+                text = json.dumps({"time": stamp.isoformat(), "event": event, **facts})
+            else:
+                more = " ".join(f"{key}={_shown(value)}" for key, value in facts.items())
+                text = f"{stamp:%Y-%m-%d %H:%M:%S} {event} {more}".rstrip()
+            typer.echo(text)
+        if not follow or state in ("done", "budget", "failed", "stopped"):
+            return
+        time.sleep(0.5)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}:{_shown(one)}" for key, one in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _opened(directory: Path) -> "tuple[Home, Queue]":
+    from server.service.queue import Queue
+
+    home = Home(directory).check()
+    return home, Queue(home.folder)
+
+
+def _resolved(source: str, overrides: list[str], min_sites: int | None) -> Plan:
+    """The plan with every number; only "actual" rows of an embedded task need torch."""
+    from server.model_process import Child
+
+    plan = requested(source, overrides, min_sites)
+    if plan.rows != "actual":
+        return plan
+    with Child(plan, None) as child:
+        return resolved(plan, child)
+
+
+def _free(home: Home, queue: "Queue", label: str) -> str:
+    if (home.runs / label).exists():
+        raise MembersError(f"--name {label}: a run of this name exists")
+    return label
+
+
+def _time(text: str | None) -> float:
+    if text is None:
+        return 0.0
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise MembersError(f"--at must be a time such as 2026-12-01T08:00, got {text}") from None
+
+
+def _added(home: Home, added: "Submission", as_json: bool) -> None:
+    from server.service.status import running
+
+    serving = running(home.folder)
+    if as_json:
+        facts = _facts(home, added) | {"plan": added.plan.digest, "serving": serving}
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"{added.name}: {added.state}; plan {added.plan.digest}")
+    if not serving:
+        typer.echo("no coordinator runs here yet: tacit-server serve --listen HOST:PORT")
+
+
+def _facts(home: Home, run: "Submission") -> dict[str, Any]:
+    last = _last_line(home.runs / run.name)
+    return {
+        "run": run.name,
+        "state": run.state,
+        "request": run.request,
+        "detail": run.detail,
+        "rounds": last.get("round", 0),
+        "planned": run.plan.rounds,
+        "epsilon": last.get("epsilon"),
+        "after": run.after,
+        "at": run.at or None,
+        "created": run.created,
+    }
+
+
+def _older(home: Home) -> list[dict[str, Any]]:
+    """Run folders that were made before there was a queue."""
+    from server.rounds.run_folder import FolderError, RunFolder
+
+    found = []
+    for path in sorted(home.runs.glob("*/run.json")):
+        last = _last_line(path.parent)
+        try:
+            folder = RunFolder.open(path.parent)
+            planned, summary = folder.plan().rounds, folder.summary() or {}
+        except (FolderError, OSError):
+            continue
+        found.append(
+            {
+                "run": path.parent.name,
+                "state": summary.get("reason", "open"),
+                "request": "",
+                "detail": summary.get("detail", ""),
+                "rounds": last.get("round", 0),
+                "planned": planned,
+                "epsilon": last.get("epsilon"),
+            }
+        )
+    return found
+
+
+def _last_line(run: Path) -> dict[str, Any]:
+    """The last complete line of a run's history; {} before the first."""
+    try:
+        text = (run / "history.jsonl").read_bytes()
+        found: dict[str, Any] = json.loads(text[: text.rindex(b"\n")].splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return {}
+    return found
+
+
+def _ask(directory: Path, run: str, request: str) -> None:
+    from server.service.status import running
+
+    home, queue = _opened(directory)
+    found = queue.ask(run, request)
+    later = f"; {request} is asked for" if found.request else ""
+    typer.echo(f"{run}: {found.state}{later}")
+    if found.state in ("queued", "running") and not running(home.folder):
+        typer.echo("no coordinator runs here: tacit-server serve --listen HOST:PORT")

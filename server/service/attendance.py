@@ -1,0 +1,74 @@
+"""Who can take part in the next round of a plan: a pure function of what the sites answered."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from server.rounds.messages import BUDGET, FINAL_REFUSALS
+from server.service.queue import SiteAnswer
+
+AWAY: Final = "away"
+NOT_ASKED: Final = "not-asked"
+
+
+@dataclass(frozen=True, slots=True)
+class Attendance:
+    """The enrolled sites: `able` now; `waiting` for a person or a connection; `refused` for good.
+
+    The reasons are codes.
+    """
+
+    able: frozenset[str]
+    waiting: Mapping[str, str]
+    refused: Mapping[str, str]
+
+    def reachable(self, least: int) -> bool:
+        """Whether `least` sites may ever take part, as far as is known."""
+        return len(self.able) + len(self.waiting) >= least
+
+    def unreachable(self, least: int) -> tuple[str, str]:
+        """How a run ends that is not reachable: "budget" or "failed", and why."""
+        spent = bool(self.refused) and all(reason == BUDGET for reason in self.refused.values())
+        if spent and not self.able and not self.waiting:
+            return "budget", "every site's budget is spent"
+        reason = f"min_sites = {least} cannot be reached: {self}"
+        return ("budget" if spent else "failed"), reason
+
+    def __str__(self) -> str:
+        absent = {**self.waiting, **self.refused}
+        listed = "; ".join(f"{site}: {reason}" for site, reason in sorted(absent.items()))
+        return f"{len(self.able)} can take part" + (f" ({listed})" if listed else "")
+
+
+def attendance(
+    enrolled: Iterable[str],
+    connected: Collection[str],
+    answers: Mapping[str, SiteAnswer],
+    number: int,
+) -> Attendance:
+    """Who can take part in round `number`.
+
+    A site that approved with a forecast of R rounds from round r on has spent its budget at r + R.
+    """
+    able: set[str] = set()
+    waiting: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    for site in enrolled:
+        answer = answers.get(site)
+        if answer is not None and answer.status == "declined" and answer.reason in FINAL_REFUSALS:
+            refused[site] = answer.reason
+        elif answer is not None and answer.status == "approved" and _spent(answer, number):
+            refused[site] = BUDGET
+        elif site not in connected:
+            waiting[site] = AWAY
+        elif answer is None:
+            waiting[site] = NOT_ASKED
+        elif answer.status == "approved":
+            able.add(site)
+        else:
+            waiting[site] = answer.reason
+    return Attendance(frozenset(able), waiting, refused)
+
+
+def _spent(answer: SiteAnswer, number: int) -> bool:
+    return number >= answer.round + answer.rounds

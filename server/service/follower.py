@@ -1,0 +1,131 @@
+"""The Listener of a run that the coordinator plays: it waits for people, and serves operators."""
+
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from server.rounds.job import Interrupted
+from server.rounds.messages import Answer
+from server.rounds.site_grid import SiteGrid
+from server.service.attendance import AWAY, Attendance, attendance
+from server.service.proposals import Proposals
+from server.service.queue import Queue, SiteAnswer, Submission
+from server.service.status import StatusBoard
+
+WAITING: Final = "waiting"
+INTERRUPTED: Final = "interrupted"
+_LOOK_SECONDS: Final = 0.5
+
+Log = Callable[..., None]
+
+
+@dataclass(slots=True)
+class Follower:
+    """Follows one run.
+
+    `enrolled()` are the sites that may connect at all, `stop` is set when the coordinator ends,
+    `give_way()` says whether another run could be played while this one waits for people,
+    `between_rounds()` is called when no site owes a reply.
+    """
+
+    queue: Queue
+    submission: Submission
+    proposals: Proposals
+    board: StatusBoard
+    log: Log
+    stop: threading.Event
+    enrolled: Callable[[], Collection[str]]
+    run_id: str
+    give_way: Callable[[], bool] = lambda: False
+    between_rounds: Callable[[], object] = lambda: None
+    on_line: Callable[[Mapping[str, Any]], None] = lambda line: None
+    _said: dict[str, str] = field(default_factory=dict)
+    _absent: dict[str, Answer] = field(default_factory=dict)
+    _next_look: float = 0.0
+
+    def ready(
+        self, grid: SiteGrid, number: int, declined: Mapping[str, Answer]
+    ) -> Collection[str] | None:
+        """Wait until enough sites can take part; a run that never can again ends."""
+        plan, least = self.submission.plan, self.submission.plan.operation.min_sites
+        logged = ""
+        self.between_rounds()
+        while True:
+            self._serve(pause_too=True)
+            self.proposals.refresh(grid, plan, run=self.run_id, number=number, waiting=self.waiting)
+            found = self.attendance(grid, number)
+            if len(found.able) >= least:
+                self.board.set(run_state="running", waiting=None)
+                self._absent = self._explained(found)
+                return found.able
+            if not found.reachable(least):
+                raise Interrupted(*found.unreachable(least))
+            if str(found) != logged:
+                logged = str(found)
+                self.log("run_waiting", run=self.submission.name, needed=least, sites=logged)
+                self.board.set(run_state="waiting", waiting=logged)
+            if self.give_way():
+                raise Interrupted(WAITING, logged)
+            grid.wait(_LOOK_SECONDS)
+            self.stop.wait(0.05)
+
+    def attendance(self, grid: SiteGrid, number: int) -> Attendance:
+        """Who can take part in round `number`, as far as is known now."""
+        answers = self.queue.answers(self.submission.plan.digest)
+        return attendance(self.enrolled(), set(grid.names().values()), answers, number)
+
+    def _explained(self, found: Attendance) -> dict[str, Answer]:
+        """Why the sites that gave an answer cannot take part."""
+        answers = self.queue.answers(self.submission.plan.digest)
+        absent = {**found.waiting, **found.refused}
+        return {
+            site: Answer(site, "failed" if answers[site].status == "failed" else "declined", reason)
+            for site, reason in absent.items()
+            if site in answers and reason != AWAY
+        }
+
+    def absent(self) -> Mapping[str, Answer]:
+        """Why connected sites are not asked in this round."""
+        return self._absent
+
+    def waiting(self) -> None:
+        """While replies are awaited: `stop` and the end of the coordinator do not wait for them."""
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _LOOK_SECONDS
+            self._serve(pause_too=False)
+
+    def _serve(self, *, pause_too: bool) -> None:
+        if self.stop.is_set():
+            raise Interrupted(INTERRUPTED, "the coordinator ends")
+        request = self.queue.find(self.submission.name).request
+        if request == "stop":
+            raise Interrupted("stopped", "by the operator")
+        if request == "pause" and pause_too:
+            raise Interrupted("paused", "by the operator")
+
+    def on_answer(self, number: int, answer: Answer) -> None:
+        """Store a refusal; log an answer that is not the site's last one."""
+        said = answer.reason or answer.status
+        plan = self.submission.plan
+        if answer.status == "declined":
+            found = SiteAnswer(answer.site, "declined", answer.reason or "", number, 0, time.time())
+            self.proposals.refused(plan, answer.site, found)
+        elif answer.status == "trained":
+            self.proposals.trained(plan, answer.site)
+        if answer.status != "trained" and self._said.get(answer.site) != said:
+            self.log("site_answer", round=number, site=answer.site, answer=said)
+        self._said[answer.site] = said
+
+    def on_round(self, line: Mapping[str, Any]) -> None:
+        """A complete round."""
+        self.board.set(round=line["round"], epsilon=line["epsilon"])
+        self.queue.note(self.submission.name, "round_complete", _brief(line))
+        self.on_line(line)
+
+
+def _brief(line: Mapping[str, Any]) -> dict[str, Any]:
+    sites = {site: one["reason"] or one["status"] for site, one in line["sites"].items()}
+    keys = ("round", "epsilon", "seconds", "metrics")
+    return {key: line[key] for key in keys} | {"sites": sites}

@@ -1,0 +1,126 @@
+"""Proposals: a plan is shown to the sites before it runs, and their answers are kept.
+
+A proposal costs no epsilon and a few hundred bytes. It is sent only between rounds, since a new
+message to a site replaces one that the site has not answered yet.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
+
+from privacy.contract.plan import Plan
+from server.rounds.collection import replies
+from server.rounds.messages import FINAL_REFUSALS, ReplyError, Request, propose, read_proposal
+from server.rounds.site_grid import SiteGrid
+from server.service.queue import Queue, SiteAnswer
+
+_FAILED_FACTOR: Final = 4
+_FINAL_FACTOR: Final = 40
+
+Log = Callable[..., None]
+
+
+class Proposals:
+    """Asks the sites, no more often than needed.
+
+    A site that waits for its owner is asked again every `interval` seconds; one that refused for
+    good every 40 intervals, in case its owner changed the policy. `seconds` is how long a site has
+    to answer, `head(site)` its ledger's last counter-signed head.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        log: Log,
+        interval: float,
+        seconds: float,
+        head: Callable[[str], Mapping[str, Any] | None] = lambda site: None,
+    ) -> None:
+        self._queue, self._log, self._interval, self._seconds = queue, log, interval, seconds
+        self._head = head
+        self._asked: dict[tuple[str, str], float] = {}
+        self._refusals: dict[tuple[str, str], int] = {}
+
+    def refresh(
+        self,
+        grid: SiteGrid,
+        plan: Plan,
+        *,
+        run: str = "",
+        number: int = 1,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Ask every connected site whose answer to `plan` is missing or old."""
+        answers, now = self._queue.answers(plan.digest), time.monotonic()
+        sites = {
+            site
+            for site in grid.names().values()
+            if now >= self._due(plan.digest, site, answers.get(site), number)
+        }
+        if sites:
+            self._ask(grid, plan, sites, run, number, waiting)
+
+    def _due(self, digest: str, site: str, answer: SiteAnswer | None, number: int) -> float:
+        """When, by the monotonic clock, the site is to be asked again."""
+        asked = self._asked.get((digest, site))
+        if asked is None or answer is None:
+            return 0.0 if asked is None else asked + self._interval
+        if answer.status == "approved":
+            spent = number >= answer.round + answer.rounds
+            return asked + self._interval * _FINAL_FACTOR if spent else float("inf")
+        if answer.reason in FINAL_REFUSALS:
+            return asked + self._interval * _FINAL_FACTOR
+        patience: float = 2.0 ** self._refusals.get((digest, site), 0)
+        if answer.status == "failed":
+            patience *= _FAILED_FACTOR
+        return asked + self._interval * min(patience, float(_FINAL_FACTOR))
+
+    def trained(self, plan: Plan, site: str) -> None:
+        """The site took part in a round."""
+        self._refusals.pop((plan.digest, site), None)
+
+    def refused(self, plan: Plan, site: str, answer: SiteAnswer) -> None:
+        """The site refused a round: it is asked again later, each time after twice as long."""
+        key = (plan.digest, site)
+        self._asked[key], self._refusals[key] = time.monotonic(), self._refusals.get(key, -1) + 1
+        self._queue.answer(plan.digest, answer)
+
+    def _ask(
+        self,
+        grid: SiteGrid,
+        plan: Plan,
+        sites: Collection[str],
+        run: str,
+        number: int,
+        waiting: Callable[[], None],
+    ) -> None:
+        messages, requests = [], []
+        text = plan.to_json()
+        for node, site in grid.names().items():
+            if site in sites:
+                request = Request(run, number, site, text, head=self._head(site))
+                requests.append(request)
+                messages.append(propose(grid, node, request))
+                self._asked[plan.digest, site] = time.monotonic()
+        pending = dict(zip(grid.push_messages(messages), requests, strict=True))
+        unanswered = set(sites)
+        for request, message in replies(grid, pending, self._seconds, waiting):
+            try:
+                status, reason, rounds = read_proposal(message, request, plan.rounds)
+            except ReplyError as error:
+                status, reason, rounds = "failed", str(error), 0
+            unanswered.discard(request.site)
+            self._store(plan, SiteAnswer(request.site, status, reason, number, rounds, time.time()))
+        for site in unanswered:
+            self._store(plan, SiteAnswer(site, "failed", "no-answer", number, 0, time.time()))
+            self._asked[plan.digest, site] = time.monotonic()
+
+    def _store(self, plan: Plan, answer: SiteAnswer) -> None:
+        if self._queue.answer(plan.digest, answer):
+            self._log(
+                "proposal_answered",
+                site=answer.site,
+                plan=plan.digest[:16],
+                answer=answer.reason or answer.status,
+                rounds=f"{answer.rounds} of {plan.rounds - answer.round + 1}",
+            )
