@@ -135,10 +135,12 @@ class Stop:
 @contextmanager
 def _link(home: Home, where: tuple[str, int], view: View) -> Iterator[tuple["LinkGrid", Stop]]:
     """The folder is held, the port is open, and signals end the work in an orderly way."""
+    from privacy.files import remove_stale
     from server.fleet.grid import serve as open_port
     from server.service.status import exclusive
 
     stop = Stop()
+    remove_stale(home.folder, home.runs)
     with exclusive(home.folder), open_port(home.folder, where, log=view.log) as grid:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)

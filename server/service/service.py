@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
+from privacy.files import FileError, write_atomic
 from privacy.identity.keys import sign, signing_public
 from server.app import ATTEMPTS, coordinate
 from server.model_process import Child, ChildError
@@ -17,7 +18,7 @@ from server.registry.signing import PUBLIC, signer
 from server.registry.sites import Home
 from server.rounds import checkpoint
 from server.rounds.aggregation import State
-from server.rounds.checkpoint import CheckpointError, write_whole
+from server.rounds.checkpoint import CheckpointError
 from server.rounds.loop import Outcome
 from server.rounds.run_folder import FolderError, RunFolder
 from server.rounds.site_grid import SiteGrid
@@ -137,7 +138,7 @@ class Service:
         self._note(run.name, "run_started", plan=run.plan.digest[:16], rounds=run.plan.rounds)
         try:
             outcome = self._play(run, child)
-        except (OSError, CheckpointError, RuntimeError) as error:
+        except (OSError, FileError, CheckpointError, RuntimeError) as error:
             # A full disk or a child that was killed: what is on disk stands, and it goes on.
             if child is not None:
                 self.queue.move(run.name, "failed", str(error))
@@ -177,7 +178,7 @@ class Service:
         plan, path = run.plan, self.home.runs / run.name
         folder = open_folder(self.home, run)
         key = signing_public(self.home.signing_key.read_bytes()).encode() + b"\n"
-        write_whole(path / PUBLIC, key)
+        write_atomic(path / PUBLIC, key)
         follower = Follower(
             self.queue,
             run,

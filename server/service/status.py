@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from server.rounds.checkpoint import CheckpointError, write_whole
+from privacy.files import FileError, write_atomic
 
 FILE: Final = "status.json"
 LOCK: Final = ".coordinator"
@@ -117,8 +117,8 @@ class StatusBoard:
         with self._lock:
             status = self._facts | {"time": now, "sites": sites}
         status["connected"] = [site for site, one in sites.items() if one["connected"]]
-        with suppress(CheckpointError):
-            write_whole(self._path, json.dumps(status).encode() + b"\n", durable=False)
+        with suppress(FileError):
+            write_atomic(self._path, json.dumps(status).encode() + b"\n", durable=False)
         self._on_write(status)
 
     def _keep_writing(self) -> None:
