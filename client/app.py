@@ -19,11 +19,11 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
 from client.dpsgd.private_metrics import paid_metrics
-from client.dpsgd.training import Trained, train
+from client.dpsgd.training import Trained, model_refusal, train
 from client.dpsgd.weights import MOST_NORM, WeightsError, filled, read
 from client.proposal import ACTION, answer_proposal
 from client.release import Field, Paid, Public, Trusted, release
-from client.site import Site
+from client.site import Site, packed, unpacked
 from client.tasks.registry import task
 from client.tasks.rows import Rows, TaskError
 from client.tasks.task import Task, none_of
@@ -197,12 +197,15 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
     learning = _task(plan)
     if not site.accepts(plan):
         raise _Refused("schema-differs")
+    if plan.private and plan.unit != "client" and (why := model_refusal(learning, plan.seed)):
+        site.on_event("model_refused", message=why)
+        raise _Refused("model-refused")
     weights, known = _weights(learning, plan.seed, blob)
     key = f"{run}/{number}/{known}"
     kept = site.replies.get(key)
     if kept is not None:
         site.on_event("reply_resent", run=run, round=number)
-        return _reply(site, _unpack(kept), asked)
+        return _reply(site, unpacked(kept), asked)
     if plan.unit == "record" and asked.get("head") is not None and not site.follows(asked["head"]):
         raise _Refused("ledger-untrusted")
     events = _judged(site, plan, number, run)
@@ -237,7 +240,7 @@ def _finish(begun: Begun, trained: Trained) -> RecordDict:
 
 def _keep(site: Site, key: str, values: Mapping[str, Any]) -> None:
     try:
-        site.replies.put(key, _pack(values))
+        site.replies.put(key, packed(values))
     except OSError as error:  # it is paid for, and leaves; asked again, it must be paid again
         site.on_event("reply_not_kept", error=error.strerror)
 
@@ -380,18 +383,6 @@ def _about(site: Site, asked: Mapping[str, Any], status: str, code: str) -> dict
         if proof is not None:
             fields["head"] = Public(json.dumps(proof.to_dict()))
     return release(fields, ledger=site.ledger, trust_coordinator=False)
-
-
-def _pack(values: Mapping[str, Any]) -> bytes:
-    head = json.dumps({name: v for name, v in values.items() if name != "update"}).encode()
-    update: bytes = values["update"]
-    return len(head).to_bytes(8, "little") + head + update
-
-
-def _unpack(data: bytes) -> dict[str, Any]:
-    size = int.from_bytes(data[:8], "little")
-    values: dict[str, Any] = json.loads(data[8 : 8 + size])
-    return values | {"update": data[8 + size :]}
 
 
 def _where(error: BaseException) -> str:

@@ -31,6 +31,7 @@ REASONS: Final = frozenset(
         "coordinator-not-trusted",
         "ledger-untrusted",
         "ledger-not-written",
+        "model-refused",
         "bad-weights",
         "bad-request",
         "paused",

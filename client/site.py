@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,6 +70,20 @@ class KeptReplies:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.reply"
+
+
+def packed(values: Mapping[str, Any]) -> bytes:
+    """A reply as bytes that can be kept: its fields as JSON, then the update."""
+    head = json.dumps({name: v for name, v in values.items() if name != "update"}).encode()
+    update: bytes = values["update"]
+    return len(head).to_bytes(8, "little") + head + update
+
+
+def unpacked(data: bytes) -> dict[str, Any]:
+    """What `packed` had."""
+    size = int.from_bytes(data[:8], "little")
+    values: dict[str, Any] = json.loads(data[8 : 8 + size])
+    return values | {"update": data[8 + size :]}
 
 
 def _nothing(*_: Any, **facts: Any) -> None:

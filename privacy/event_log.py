@@ -22,6 +22,7 @@ CLIENT_EVENTS: Final[Mapping[str, str]] = {
     "failed": "A round ended with an error; its type and its place in the code, never its text.",
     "folder_left": "The owner called `tacit-client leave`: the client stops.",
     "ledger_error": "The ledger could not be read or written; nothing was spent.",
+    "model_refused": "The task's model or loss mixes examples; `message` says where.",
     "plan_not_kept": "A received plan could not be written to the site's folder.",
     "plan_refused": "The policy refuses the plan; `code` is what the coordinator is told.",
     "policy_read": "The policy was read again, with its budget.",

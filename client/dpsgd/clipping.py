@@ -17,13 +17,40 @@ from typing import Any
 import torch
 from opacus.grad_sample import AbstractGradSampleModule
 from opacus.layers.dp_rnn import DPRNNBase
-from opacus.validators import ModuleValidator
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from client.dpsgd.calls import (
+    Call,
+    batch_not_first,
+    check_halves,
+    half_of,
+    inputs_of,
+    joined,
+)
 from client.dpsgd.clipped_sum import Part, sum_of
-from client.dpsgd.per_sample import Layer, ModelError, layer_of, parts
+from client.dpsgd.per_sample import (
+    EXPANDED,
+    FUNCTIONAL,
+    Layer,
+    ModelError,
+    layer_of,
+    parts,
+)
+from client.dpsgd.trees import (
+    Batch,
+    examples_first,
+    floats,
+    mapped,
+    outline,
+    replaced,
+    tensors,
+)
 
 _log = logging.getLogger(__name__)
+
+Loss = Callable[[Any, Tensor], Tensor]
+"""(outputs, y) -> a loss per example [B]."""
 
 
 class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
@@ -32,21 +59,23 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
     It takes the place of Opacus' GradSampleModule before a DPOptimizerFastGradientClipping. An
     example whose gradient is not finite contributes exactly zero. In `precision` bfloat16 are the
     model's products and those of inputs with output gradients; norms, factors and sums are float32.
+
+    Row i of every layer is taken for example i. An examination finds out whether that is so, and
+    `watch()` has the next batch show it as well.
     """
 
     def __init__(self, model: nn.Module, *, clip: float, precision: str = "float32") -> None:
         model.train()
-        errors = ModuleValidator.validate(model, strict=False)
-        if errors:
-            raise ModelError(f"model: expected one that Opacus supports: {errors[0]}")
         super().__init__(model, batch_first=True, loss_reduction="sum")
         self.clip, self.precision = clip, precision
-        self._tape: list[tuple[Layer, Tensor, Tensor, int]] = []
+        self.tape: list[Call] = []
+        self._rows = 0
+        self._watching: Callable[[], None] | None = None
         self._trained = [p for p in model.parameters() if p.requires_grad]
         if not self._trained:
             raise ModelError("model: expected parameters to train, got none")
-        self._layers: list[Layer] = []
-        self._attach(model)
+        self.layers: list[Layer] = []
+        self._attach(model, {module: path for path, module in model.named_modules()})
         # An in-place activation would overwrite the output whose gradient is asked for.
         self._inplace: list[Any] = [
             m for m in model.modules() if getattr(m, "inplace", False) is True
@@ -54,82 +83,89 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         for module in self._inplace:
             module.inplace = False
 
-    def _attach(self, module: nn.Module) -> None:
+    @property
+    def model(self) -> nn.Module:
+        """The model itself."""
+        module: nn.Module = self._module
+        return module
+
+    def _attach(self, module: nn.Module, paths: dict[nn.Module, str]) -> None:
         if not any(p.requires_grad for p in module.parameters()):
             return
         own = any(p.requires_grad for p in module.parameters(recurse=False))
+        own = own or is_parametrized(module)  # weight_norm and its like: one layer with its parts
         if not own or isinstance(module, DPRNNBase):  # which shows its cells' parameters as its own
             for child in module.children():
-                self._attach(child)
+                self._attach(child, paths)
             return
-        layer = layer_of(module)
-        if layer.fallback:
-            _log.info("%s: per-example gradients by Opacus", type(module).__name__)
-        self._layers.append(layer)
+        layer = layer_of(module, paths.get(module, ""))
+        if layer.by:
+            _log.info("%s: per-example gradients by %s", layer.name, layer.by)
+        self.layers.append(layer)
 
-        def forward(x: Tensor) -> Tensor:
-            if torch.is_grad_enabled():
-                out = layer.forward(x)
-                if not out.requires_grad:
-                    out.requires_grad_()
-                self._tape.append((layer, x.detach(), out, out._version))
-                return out
-            return layer.forward(x)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if layer.direct or not torch.is_grad_enabled():
+                return layer.forward(*args, **kwargs)
+            return self._call(layer, args, kwargs)
 
         module.forward = forward
 
+    def _call(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not args and len(kwargs) == 1 and not layer.by:  # Linear(input=x)
+            args, kwargs = tuple(kwargs.values()), {}
+        tree: Any = (args, kwargs)
+        single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        given = (args[0],) if single else tuple(tensors(tree))
+        dims = inputs_of(layer, given, self._rows)
+        values = given
+        if EXPANDED in dims:
+            values = tuple(
+                x.expand(self._rows, *x.shape[1:]) if dim == EXPANDED else x
+                for x, dim in zip(given, dims, strict=True)
+            )
+            args, kwargs = replaced(tree, values)
+            dims = tuple(0 if dim == EXPANDED else dim for dim in dims)
+        out = layer.forward(*args, **kwargs)
+        outs = tuple(x for x in tensors(out) if x.is_floating_point())
+        for x in outs:
+            if not x.requires_grad:
+                x.requires_grad_()
+        a: Tensor | Batch
+        if single and layer.by != FUNCTIONAL:
+            a = examples_first(values[0].detach(), dims[0])
+        else:
+            pairs = zip(values, dims, strict=True)
+            each = tuple(examples_first(x.detach(), dim) for x, dim in pairs)
+            a = Batch(outline((args, kwargs)), each, dims)
+        returned = outs
+        if layer.copied:
+            out = mapped(torch.clone, out)
+            returned = tuple(x for x in tensors(out) if x.is_floating_point())
+        versions = tuple(x._version for x in returned)
+        self.tape.append(Call(layer, given, a, outs, returned, versions))
+        return out
+
     def remove_hooks(self) -> None:
         """Give the model its own forward back."""
-        for layer in self._layers:
+        for layer in self.layers:
             vars(layer.module).pop("forward", None)
-            vars(layer.module).pop("ft_compute_sample_grad", None)
-        self._layers.clear()
+        self.layers.clear()
         for module in self._inplace:
             module.inplace = True
 
-    def examine(self, like: Tensor) -> None:
-        """Refuse a model that mixes examples or moves them from the first dimension.
+    def watch(self, passed: Callable[[], None]) -> None:
+        """Have the next batch show that its halves do not touch each other, then call `passed`."""
+        self._watching = passed
 
-        Opacus' validator knows modules by type; this runs the model on two made-up batches shaped
-        like `like`, of which no value is looked at, and compares what should not differ.
-        """
-        training = self.training
-        self.eval()
-        try:
-            self._lay_out(channels_last=True)
-            try:
-                self._compare(like)
-            except RuntimeError:  # perhaps a view that channels_last does not have
-                self._lay_out(channels_last=False)
-                self._compare(like)
-        except RuntimeError as error:
-            raise ModelError(f"model: {str(error).splitlines()[0]}") from error
-        finally:
-            self.train(training)
-
-    def _lay_out(self, *, channels_last: bool) -> None:
-        for layer in self._layers:
-            layer.channels_last = channels_last
-
-    def _compare(self, like: Tensor) -> None:
-        outs = []
-        for rows in (2, 3):
-            with self._recording():
-                outs.append(self(made_up(rows, like)).detach())
-                for layer, a, _, _ in self._tape:
-                    if len(a) != rows:
-                        raise ModelError(f"model: expected the batch first in {layer.name}")
-        if not torch.allclose(outs[0], outs[1][:2], rtol=1e-3, atol=1e-5, equal_nan=True):
-            raise ModelError("model: expected one that keeps examples apart, got one that mixes")
-
-    def accumulate(self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def accumulate(self, x: Any, y: Tensor, loss: Loss) -> None:
         """Add sum_i clip(gradient of loss_i) to `p.grad` of every trained parameter.
 
-        `loss` gives a loss per example [B]. Calling it for the parts of a batch adds up.
+        `x` is a tensor or a tree of tensors [B, ...]; `loss` gives a loss per example [B]. Calling
+        it for the parts of a batch adds up.
         """
         for p in self._trained:
             sum_of(p)
-        if not len(x):
+        if not len(y):
             return
         made, square = self.parts(x, y, loss)
         factors, broken = clip_factors(square, self.clip)
@@ -137,39 +173,116 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
             for part in made:
                 part.add(factors, broken)
 
-    def parts(
-        self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[list[Part], Tensor]:
+    def parts(self, x: Any, y: Tensor, loss: Loss) -> tuple[list[Part], Tensor]:
         """The batch's gradients by layer, not yet clipped, and each example's squared norm."""
-        half = self.precision == "bfloat16"
-        lower = torch.autocast(x.device.type, torch.bfloat16) if half else nullcontext()
-        with self._recording(), lower:
-            out = self(x)
-            losses = loss(out.float() if half else out, y)
-            rows = x.shape[0]
-            if losses.shape != (rows,):
-                raise ModelError(f"loss: expected shape ({rows},), got {tuple(losses.shape)}")
-            tape = list(self._tape)
-            for layer, _, out, version in tape:
-                if out._version != version:
-                    raise ModelError(f"model: in-place operation on the output of {layer.name}")
-            if not tape:
-                raise ModelError("model: expected trained parameters to be used, got none")
-            outs, each = [out for _, _, out, _ in tape], torch.ones_like(losses)
-            gradients = torch.autograd.grad(losses, outs, each, allow_unused=True)
-        uses: dict[Layer, list[tuple[Tensor, Tensor]]] = {}
-        for (layer, a, _, _), g in zip(tape, gradients, strict=True):
+        half, rows = self.precision == "bfloat16", len(y)
+        device = tensors(x)[0].device.type
+        lower = torch.autocast(device, torch.bfloat16) if half else nullcontext()
+        with self.recording(rows), lower:
+            losses = self.losses(x, y, loss)
+            tape = list(self.tape)
+            gradients = self.gradients(losses, rows)
+        uses: dict[Layer, list[tuple[Any, Any]]] = {}
+        for call, g in zip(tape, gradients, strict=True):
             if g is not None:
-                if a.shape[0] != rows or g.shape[0] != rows:
-                    raise ModelError(f"model: expected the batch first in {layer.name}")
+                if call.a.shape[0] != rows:
+                    raise batch_not_first(call.layer, call.given[0].shape)
+                layer, a = call.layer, call.a
                 uses.setdefault(layer, []).append(layer.cast(a, g) if half else (a, g))
+        if not uses:
+            raise ModelError("model: expected a loss that depends on trained parameters, got none")
         with torch.no_grad():
             made = parts(uses)
             return made, sum((part.square for part in made[1:]), made[0].square)
 
+    def losses(self, x: Any, y: Tensor, loss: Loss) -> Tensor:
+        """A loss per example [B], while the layers are recorded."""
+        out = self(x)
+        losses = loss(floats(out) if self.precision == "bfloat16" else out, y)
+        if losses.shape != (len(y),):
+            raise ModelError(f"loss: expected shape ({len(y)},), got {tuple(losses.shape)}")
+        for call in self.tape:
+            if call.lost():
+                raise ModelError(
+                    f"model: {call.layer.name}: expected no in-place operation on its output"
+                )
+        if not self.tape:
+            raise ModelError("model: expected trained parameters to be used, got none")
+        return losses
+
+    def gradients(self, losses: Tensor, rows: int) -> list[Tensor | Batch | None]:
+        """Each call's output gradient, of every example's own loss."""
+        if self._watching is None or rows < 2:
+            return self.gradients_of(losses, torch.ones_like(losses))
+        chosen = half_of(rows).to(losses.device)
+        here = self.gradients_of(losses, chosen.to(losses.dtype), keep=True)
+        there = self.gradients_of(losses, (~chosen).to(losses.dtype))
+        check_halves(self.tape, here, ~chosen)
+        check_halves(self.tape, there, chosen)
+        self._watching()
+        self._watching = None
+        return [joined(one, other, chosen) for one, other in zip(here, there, strict=True)]
+
+    def gradients_of(
+        self, losses: Tensor, each: Tensor, *, keep: bool = False
+    ) -> list[Tensor | Batch | None]:
+        """Each call's output gradient of sum_i each_i * loss_i; None where it has none."""
+        outs = [out for call in self.tape for out in call.outs]
+        if not losses.requires_grad:
+            return [None] * len(self.tape)
+        flat = iter(
+            torch.autograd.grad(losses, outs, each, allow_unused=True, retain_graph=keep or None)
+        )
+        found = [[next(flat) for _ in call.outs] for call in self.tape]
+        return [call.gradient(g, len(losses)) for call, g in zip(self.tape, found, strict=True)]
+
     @contextmanager
-    def _recording(self) -> Iterator[None]:
-        self._tape.clear()
+    def passive(self) -> Iterator[None]:
+        """While the model runs as if nothing recorded it."""
+        self._direct(True)
+        try:
+            yield
+        finally:
+            self._direct(False)
+
+    def _direct(self, value: bool) -> None:
+        for layer in self.layers:
+            layer.direct = value
+
+    @contextmanager
+    def outside(self, rows: int) -> Iterator[None]:
+        """While a forward runs in which parameters carry gradients outside their modules alone."""
+        forwards = [layer.forward for layer in self.layers]
+
+        def closed(layer: Layer, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                for p in layer.trained:
+                    p.requires_grad_(False)
+                try:
+                    return forward(*args, **kwargs)
+                finally:
+                    for p in layer.trained:
+                        p.requires_grad_(True)
+
+            return run
+
+        for layer, forward in zip(self.layers, forwards, strict=True):
+            layer.forward = closed(layer, forward)  # type: ignore[method-assign]
+        self.tape.clear()
+        self._rows = rows
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for layer in self.layers:
+                del layer.forward
+            self.tape.clear()
+
+    @contextmanager
+    def recording(self, rows: int) -> Iterator[None]:
+        """While a forward of `rows` examples runs: its layers' calls are on `tape`."""
+        self.tape.clear()
+        self._rows = rows
         for p in self._trained:
             p.requires_grad_(False)
         try:
@@ -178,7 +291,7 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         finally:
             for p in self._trained:
                 p.requires_grad_(True)
-            self._tape.clear()
+            self.tape.clear()
 
 
 def at_most(square: Tensor, clip: float) -> Tensor:

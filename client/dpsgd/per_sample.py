@@ -1,22 +1,37 @@
 """Per-example gradients of each kind of layer, from its inputs and its output gradients."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import torch
 from opacus.grad_sample import GradSampleModule
-from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
 from opacus.layers.dp_rnn import RNNLinear
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from client.dpsgd.clipped_sum import Lookup, Outer, Part, sum_of
+from client.dpsgd.trees import Batch, tensors
 
-Uses = Sequence[tuple[Tensor, Tensor]]
-"""(input, output gradient) of every call of a layer in one forward, batch first."""
+Uses = Sequence[tuple[Any, Any]]
+"""(input, output gradient) of every call of a layer in one forward, batch first.
 
+Both are tensors, or a `Batch` each where the layer is a `Functional` one or is called with more
+than one tensor.
+"""
+
+DROPOUTS: Final = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 _MOST: Final = 1 << 24
 """Per-example gradients held at a time, in numbers; more are made again in chunks of examples."""
 _CACHED: Final = 1 << 17
@@ -27,28 +42,55 @@ class ModelError(ValueError):
     """A model whose per-example gradients cannot be told apart, or that mixes examples."""
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a layer is called: in which dimension of its tensors the examples lie.
+
+    Of each tensor of `inputs` and `outputs`: a dimension, None where the tensor is shared by all
+    examples, or EXPANDED where its one row is meant for all of them.
+    """
+
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int | None, ...]
+
+
+EXPANDED: Final = -1
+FUNCTIONAL: Final = "torch.func"
+
+
 class Layer(ABC):
-    """A module with trained parameters of its own."""
+    """A module with trained parameters of its own.
 
-    fallback: ClassVar[bool] = False
+    `layout` is what an examination found; until then the batch is taken to be first. `copied`: the
+    model writes into the layer's output, and so gets a copy. While a layer is `direct`, its calls
+    are not recorded.
+    """
 
-    def __init__(self, module: nn.Module) -> None:
+    by: ClassVar[str] = ""
+    """Whose gradients these are, where they are not our own."""
+
+    def __init__(self, module: nn.Module, path: str = "") -> None:
         self.module: Any = module
-        self.name = type(module).__name__
+        kind = type(module).__name__
+        self.name = f"{path} ({kind})" if path else kind
+        self.path = path
         self.channels_last = False
+        self.direct = False
+        self.copied = False
+        self.layout: Layout | None = None
         self.trained = [p for p in module.parameters() if p.requires_grad]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward."""
-        out: Tensor = type(self.module).forward(self.module, x)
-        return out
+        return type(self.module).forward(self.module, *args, **kwargs)
 
-    def cast(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    def cast(self, a: Any, g: Any) -> tuple[Any, Any]:
         """What of a bfloat16 pass goes into `samples`: float32, where the layer knows no better."""
-        return a.float() if a.is_floating_point() else a, g.float()
+        whole = isinstance(a, Tensor) and not a.is_floating_point()
+        return a if whole else a.float(), g.float()
 
     @abstractmethod
-    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def samples(self, a: Any, g: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each trained parameter's gradient per example [B, ...]."""
 
     def part(self, uses: Uses) -> Part:
@@ -59,7 +101,7 @@ class Layer(ABC):
 class Sampled(Part):
     """Per-example gradients as they are, in chunks of at most `most` examples."""
 
-    def __init__(self, uses: Sequence[tuple[Layer, Tensor, Tensor]]) -> None:
+    def __init__(self, uses: Sequence[tuple[Layer, Any, Any]]) -> None:
         self._uses = uses
         rows = uses[0][1].shape[0]
         width = sum(p.numel() for p in {p for layer, _, _ in uses for p in layer.trained})
@@ -95,6 +137,8 @@ class Sampled(Part):
 
 def _flat(sample: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """[B, ...] as [B, n] in memory order, without copying; and the way back for one row."""
+    if sample.dim() == 1:  # of a parameter that is one number
+        return sample[:, None], lambda row: row.view(())
     strides = sample.stride()
     order = sorted(range(1, sample.dim()), key=lambda dim: -strides[dim])
     laid = sample.permute(0, *order)
@@ -122,10 +166,10 @@ class Convolution(Layer):
         """Both in bfloat16: their products are the dearest part."""
         return a.to(torch.bfloat16), g.to(torch.bfloat16)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.channels_last or x.dim() != 4:
-            return super().forward(x)
-        out = super().forward(x.contiguous(memory_format=torch.channels_last))
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.channels_last or kwargs or args[0].dim() != 4:
+            return super().forward(*args, **kwargs)
+        out = super().forward(args[0].contiguous(memory_format=torch.channels_last))
         return out.contiguous(memory_format=torch.channels_last)
 
     def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
@@ -192,10 +236,12 @@ _PADDING: Final = {
 
 
 class Embedding(Layer):
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)
+    def __init__(self, module: nn.Module, path: str = "") -> None:
+        super().__init__(module, path)
         if self.module.scale_grad_by_freq or self.module.max_norm is not None:
-            raise ModelError("model: expected an Embedding without max_norm or scale_grad_by_freq")
+            raise ModelError(
+                f"model: {self.name}: expected an Embedding without max_norm or scale_grad_by_freq"
+            )
 
     def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
         weight: nn.Parameter = self.module.weight
@@ -215,7 +261,8 @@ class Embedding(Layer):
 class Norm(Layer):
     """LayerNorm and GroupNorm: the scale's gradient is g times the normalised input."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = args[0] if args else kwargs["input"]
         if x.dtype == self.module.weight.dtype:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):  # mixed, it is slower than float32
@@ -234,25 +281,60 @@ class Norm(Layer):
         yield from _affine(norm, scaled, plain)
 
 
-class ByOpacus(Layer):
-    """Any other layer, through Opacus' own samplers or else torch.func."""
+class Functional(Layer):
+    """Any layer, by torch.func: each example's gradient from a forward of that example alone."""
 
-    fallback = True
+    by = FUNCTIONAL
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)
+    def __init__(self, module: nn.Module, path: str = "") -> None:
+        super().__init__(module, path)
         if isinstance(module, nn.EmbeddingBag):  # Opacus drops its repeated tokens
-            raise ModelError("model: expected no EmbeddingBag (use Embedding and mean)")
-        self._sampler = GradSampleModule.GRAD_SAMPLERS.get(type(module))
-        if self._sampler is None:
-            try:
-                prepare_layer(module, batch_first=True)
-            except NotImplementedError as error:
-                raise ModelError(f"model: expected no {self.name}: {error}") from None
-            self._sampler = ft_compute_per_sample_gradient
+            raise ModelError(f"model: {self.name}: expected Embedding and mean in its place")
+        if any(isinstance(m, DROPOUTS) and m.p > 0 for m in module.modules()):
+            raise ModelError(
+                f"model: {self.name}: expected no Dropout inside a module that has parameters of "
+                "its own (put these into a module of their own)"
+            )
+        self._names = {p: name for name, p in module.named_parameters() if p.requires_grad}
 
-    def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        for p, sample in self._sampler(self.module, [a], g).items():
+    def samples(self, a: Any, g: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        names = self._names
+        values = {name: p.detach() for p, name in names.items()}
+
+        def product(params: Any, inputs: Any, gradients: Any) -> Tensor:
+            args, kwargs = a.one(inputs)
+            out = functional_call(self.module, params, args, kwargs)
+            pairs = zip(_floating(out), g.dims, gradients, strict=True)
+            parts = [(o * (y if dim is None else y.unsqueeze(dim))).sum() for o, dim, y in pairs]
+            return torch.stack(parts).sum()
+
+        dims = tuple(None if dim is None else 0 for dim in a.dims)
+        self.direct = True
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop")
+                made = vmap(grad(product), in_dims=(None, dims, 0))(values, a.values, g.values)
+        finally:
+            self.direct = False
+        for p, name in names.items():
+            yield p, made[name]
+
+
+def _floating(out: Any) -> list[Tensor]:
+    return [value for value in tensors(out) if value.is_floating_point()]
+
+
+class ByOpacus(Functional):
+    """A layer that Opacus has a sampler for."""
+
+    by = "Opacus"
+
+    def samples(self, a: Any, g: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        if isinstance(a, Batch):
+            yield from super().samples(a, g)
+            return
+        sampler = GradSampleModule.GRAD_SAMPLERS[type(self.module)]
+        for p, sample in sampler(self.module, [a], g).items():
             if p.requires_grad:
                 yield p, sample
 
@@ -275,9 +357,10 @@ _KINDS: Final[Mapping[type[nn.Module], type[Layer]]] = {
 }
 
 
-def layer_of(module: nn.Module) -> Layer:
-    """The layer that knows `module`; ModelError where there is none."""
-    return _KINDS.get(type(module), ByOpacus)(module)
+def layer_of(module: nn.Module, path: str = "") -> Layer:
+    """The layer that knows `module`, which is at `path` in its model; ModelError where none is."""
+    other = ByOpacus if type(module) in GradSampleModule.GRAD_SAMPLERS else Functional
+    return _KINDS.get(type(module), other)(module, path)
 
 
 def parts(uses: Mapping[Layer, Uses]) -> list[Part]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,13 @@ from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
 from client.dpsgd.clipping import BookKeeping
+from client.dpsgd.examination.made_up_rows import Domain
+from client.dpsgd.examination.separation import examine
 from client.dpsgd.memory import keep_freed
 from client.dpsgd.openmp import team
+from client.dpsgd.per_sample import ModelError
 from client.tasks.rows import Rows
-from client.tasks.task import Task
+from client.tasks.task import Task, none_of
 from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise
@@ -193,6 +196,25 @@ def proximal(trained: Sequence[Tensor], mu: float) -> Callable[[], None]:
     return pull
 
 
+def domain_of(task: Task, rows: Rows) -> Domain:
+    """What made-up rows of a task have to look like; of its real rows only shapes and types."""
+    classes, sample = len(getattr(task, "classes", ())) or 2, getattr(task, "sample", None)
+    return Domain.of(rows.x, rows.y, classes=classes, sample=sample)
+
+
+@lru_cache(maxsize=4)
+def model_refusal(task: Task, seed: int) -> str:
+    """Why a task's model cannot be trained example by example; "" if it can. No row is read."""
+    model, rows = task.model(seed), none_of(task)
+    try:
+        book = BookKeeping(model, clip=1.0)
+        examine(book, domain_of(task, rows), task.loss)
+    except ModelError as error:
+        return str(error)
+    book.to_standard_module()
+    return ""
+
+
 Add = Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], None]
 
 
@@ -208,7 +230,7 @@ def _summed(
         raise TrainingError("clip: expected a value in a private plan, got nothing")
     wrapped = BookKeeping(model, clip=plan.clip, precision=plan.precision)
     try:
-        wrapped.examine(rows.x)
+        examine(wrapped, domain_of(task, rows), task.loss)
         if compile:
             from client.dpsgd.compiling import compiled  # a compiler, loaded where it is wanted
 

@@ -34,6 +34,9 @@ class Task:
     * `decode(outputs)`: probabilities [B, classes], or values in the label's unit [B];
     * `features`: where x is flat, the raw column behind each of its features;
     * `columns`: the public columns that are scaled first, where the task has such;
+    * `dtype`: of x;
+    * `sample(n, generator)`: n made-up rows, where a model cannot take any numbers in place of x
+      (masks, ids beyond its embeddings): what its examination runs on;
     * `front`: where x is computed from scaled columns, that step, differentiable, for explanations.
     """
 
@@ -54,10 +57,12 @@ class Task:
     features: tuple[str, ...] = ()
     columns: Columns | None = None
     front: Callable[[Tensor], Tensor] | None = None
+    dtype: torch.dtype = torch.float32
+    sample: Callable[[int, torch.Generator], Rows] | None = None
 
 
 def none_of(task: Task) -> Rows:
     """No rows of a task: x [0, ...] and y [0] in the types that it trains on."""
     kind = torch.int64 if task.kind == "classification" else torch.float32
-    x = torch.zeros((0, *task.shape), dtype=getattr(task, "dtype", torch.float32))
+    x = torch.zeros((0, *task.shape), dtype=task.dtype)
     return Rows(x, torch.zeros(0, dtype=kind))

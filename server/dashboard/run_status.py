@@ -28,6 +28,7 @@ REASONS: Mapping[str, str] = {
     "output-not-allowed": "its policy does not allow an output",
     "coordinator-not-trusted": "it does not trust the coordinator with un-noised updates",
     "ledger-untrusted": "its ledger and the coordinator's copy of its head do not agree",
+    "model-refused": "the task's model or loss mixes examples, or cannot be followed by example",
     "bad-weights": "the weights it was sent are not usable",
     "no-answer": "no answer in time",
     "unpaid": "its update was not paid for in its ledger",

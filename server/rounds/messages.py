@@ -27,6 +27,7 @@ FINAL_REFUSALS: Final = frozenset(
         "plan-denied",
         "coordinator-not-trusted",
         "task-not-allowed",
+        "model-refused",
         "output-not-allowed",
         "too-many-steps",
         "noise-too-low",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import client.app
 from client.release import DoorError, Paid, Public, Trusted, release
@@ -282,3 +283,19 @@ def test_the_first_weights_of_every_task_pass_their_own_check() -> None:
         weights = {n: p.detach().numpy() for n, p in model.named_parameters()}
         shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
         assert set(decode(encode(weights), shapes)) == set(shapes)
+
+
+def test_a_model_that_mixes_is_refused_before_it_is_paid_for(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Centred(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x - x.mean(0))
+
+    mixing = replace(task("digits"), model=lambda seed: Centred(64, 10))
+    monkeypatch.setattr(client.app, "task", lambda name, schema: mixing)
+    assert desk.said(desk.ask()) == ("declined", "model-refused")
+    assert not desk.ledger.events()
+    assert not desk.looked
+    (why,) = [facts["message"] for what, facts in desk.heard if what == "model_refused"]
+    assert "Centred" in why or "loss" in why

@@ -107,15 +107,10 @@ SHAPES: dict[str, Shape] = {
         "close",
     },
     "flwr.supernode.node_auth_http_interceptor.NodeAuthHttpInterceptor": ("private_key",),
-    "opacus.grad_sample.functorch.ft_compute_per_sample_gradient": (
-        "layer",
-        "activations",
-        "backprops",
-    ),
-    "opacus.grad_sample.functorch.prepare_layer": ("layer",),
     "opacus.layers.dp_rnn.DPRNNBase": {"forward"},
     "opacus.layers.dp_rnn.RNNLinear": {"forward"},
     "torch._decomp.get_decompositions": ("aten_ops",),
+    "torch.utils._pytree": {"tree_leaves", "tree_map"},
     "torch._subclasses.fake_tensor.FakeTensorMode": {"from_tensor"},
 }
 ATTRIBUTES: dict[str, Callable[[], object]] = {}

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.dpsgd.clipping import BookKeeping
+from client.dpsgd.examination.made_up_rows import Domain
+from client.dpsgd.examination.separation import examine
 from privacy.contract.plan import PlanError
 from privacy.contract.plan_file import parse
 
@@ -31,7 +33,7 @@ def sums(
 ) -> list[Tensor]:
     book = BookKeeping(model, clip=clip, precision=precision)
     model.zero_grad()
-    book.examine(x)
+    examine(book, Domain.of(x, y), row_loss)
     book.accumulate(x, y, row_loss)
     book.to_standard_module()
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]

@@ -1,0 +1,366 @@
+"""Whether a model and its loss keep examples apart, found out before any private row is used.
+
+The clipped sum is bounded only if example i's loss depends on row i alone, and if row i of every
+layer belongs to example i. Opacus' validator knows modules by type; this runs the model, in the
+mode of training and through the task's loss, on made-up rows of several scales, with the weights
+it has and with others (zeros in a fresh model hide a lot). Of private rows only shapes and types
+are used, so that what is found tells nothing of them.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType
+from typing import Any, Final
+
+import torch
+from opacus.layers.dp_multihead_attention import SequenceBias
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
+
+from client.dpsgd.calls import Call, batch_not_first, check_halves, half_of
+from client.dpsgd.clipping import BookKeeping, Loss
+from client.dpsgd.examination.made_up_rows import Domain, Examples, MadeUp
+from client.dpsgd.examination.traces import Trace, as_in_training, close, other_weights, seeded
+from client.dpsgd.per_sample import EXPANDED, Layer, Layout, ModelError
+
+_SCALES: Final = (1.0, 1e-2, 30.0, 1e3)
+_BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_FEW: Final = 5
+_MORE: Final = 7
+_MANY: Final = 64
+_KEPT: Final = 16
+_FAULTS: Final = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+)
+"""What a model's own code raises on rows that it was not written for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    channels_last: bool
+    layers: tuple[tuple[Layout | None, bool], ...]
+
+
+_found: OrderedDict[Hashable, _Found] = OrderedDict()
+_confirmed: set[Hashable] = set()
+"""Those that a real batch has passed."""
+
+
+def examine(book: BookKeeping, domain: Domain, loss: Loss) -> None:
+    """Refuse a model or a loss that mixes examples; tell `book` how its layers are called.
+
+    A model of the same classes, attributes and shapes is examined once in a process, and then has
+    the first real batch show that the halves of it do not touch each other. ModelError says the
+    module's path and the remedy.
+    """
+    _check_modules(book.model)
+    key = _key(book, domain, loss)
+    found = _found.get(key) if key is not None else None
+    if found is None:
+        precision, book.precision = book.precision, "float32"
+        try:
+            with as_in_training(book.model):
+                found = _examined(book, domain, loss)
+        finally:
+            book.precision = precision
+        if key is not None:
+            _found[key] = found
+            while len(_found) > _KEPT:
+                _confirmed.discard(_found.popitem(last=False)[0])
+    if key is None or key not in _confirmed:
+        book.watch(lambda: _confirmed.add(key))
+    for layer, (layout, copied) in zip(book.layers, found.layers, strict=True):
+        layer.channels_last, layer.layout, layer.copied = found.channels_last, layout, copied
+
+
+def forget() -> None:
+    """Examine every model anew."""
+    _found.clear()
+    _confirmed.clear()
+
+
+def _examined(book: BookKeeping, domain: Domain, loss: Loss) -> _Found:
+    made = _runs(book, MadeUp.of(domain, book.model), loss)
+    for layer in book.layers:
+        layer.channels_last = True
+    try:
+        _learn(book, made, loss)
+    except RuntimeError:  # perhaps a view that channels_last does not have
+        for layer in book.layers:
+            layer.channels_last = False
+        with _told(book.model):
+            _learn(book, made, loss)
+    with _told(book.model):
+        _check_recorded(book, made, loss)
+        _check_outside(book, made, loss)
+        alive = _check_apart(book, made, loss)
+        with other_weights(book.model):
+            alive = _check_apart(book, made, loss) or alive
+            _check_sums(book, made, loss)
+    if not alive:
+        raise ModelError(
+            "model: expected finite losses with gradients on made-up rows, got none (give the task "
+            "a `sample` of rows that it is made for)"
+        )
+    facts = tuple((layer.layout, layer.copied) for layer in book.layers)
+    return _Found(book.layers[0].channels_last, facts)
+
+
+def _check_modules(model: nn.Module) -> None:
+    """Refuse what is known by its type."""
+    for path, module in model.named_modules():
+        name = f"{path} ({type(module).__name__})" if path else type(module).__name__
+        if isinstance(module, _BATCH_NORMS):
+            if module.training or not module.track_running_stats:
+                raise ModelError(
+                    f"model: {name} mixes the examples of a batch, frozen or not (use GroupNorm, "
+                    "or keep it in eval() by the model's own train())"
+                )
+            continue
+        if not any(p.requires_grad for p in module.parameters()):
+            continue
+        validator = ModuleValidator.VALIDATORS.get(type(module))
+        errors = validator(module) if validator is not None else ()
+        if errors:
+            raise ModelError(
+                f"model: {name} cannot be followed example by example (use opacus.layers."
+                f"DP{type(module).__name__}; opacus.validators.ModuleValidator.fix(model) does)"
+            )
+
+
+def _runs(book: BookKeeping, made: MadeUp, loss: Loss) -> MadeUp:
+    """Made-up rows of a kind that the model takes at every scale."""
+    fault: ModelError | None = None
+    for kind in made.kinds():
+        try:
+            with _told(book.model), book.passive():
+                for scale in _SCALES:
+                    rows = kind.rows(_FEW, scale)
+                    with seeded():
+                        losses = loss(book(rows.x), rows.y)
+                    if losses.shape != (_FEW,):
+                        raise ModelError(
+                            "loss: expected a loss for each of "
+                            f"{_FEW} rows, got shape {tuple(losses.shape)}"
+                        )
+            return kind
+        except ModelError as error:
+            fault = fault or error
+    raise fault or ModelError("model: expected rows of some kind to be taken, got none")
+
+
+def _learn(book: BookKeeping, made: MadeUp, loss: Loss) -> None:
+    """In which dimension each layer's examples lie, and whose outputs are written into."""
+    for layer in book.layers:
+        layer.layout, layer.copied = None, True
+    tapes: list[list[Call]] = []
+    for count in (_FEW, _MORE):
+        rows = made.rows(count, 1.0)
+        with book.recording(count), seeded():
+            book.losses(rows.x, rows.y, loss)
+            tapes.append(list(book.tape))
+    few, more = tapes
+    if [call.layer for call in few] != [call.layer for call in more]:
+        raise ModelError("model: expected the same calls of its layers for any number of rows")
+    for layer in book.layers:
+        layer.copied = False
+    for one, other in zip(few, more, strict=True):
+        layer = one.layer
+        layer.copied |= one.written() or other.written()
+        layout = _layout(layer, one, other)
+        if layer.layout not in (None, layout):
+            raise ModelError(f"model: {layer.name}: expected to be called in one way, got two")
+        layer.layout = layout
+
+
+def _layout(layer: Layer, one: Call, other: Call) -> Layout:
+    inputs = tuple(_dim(x, y) for x, y in zip(one.given, other.given, strict=True))
+    outputs = tuple(_dim(x, y) for x, y in zip(one.outs, other.outs, strict=True))
+    fixed = isinstance(layer.module, nn.GroupNorm | nn.Conv1d | nn.Conv2d) or (
+        layer.by == "Opacus" and not isinstance(layer.module, SequenceBias | nn.RMSNorm)
+    )
+    if not inputs or all(dim is None for dim in inputs):
+        shape = one.given[0].shape if one.given else ()
+        raise batch_not_first(layer, shape)
+    if (not layer.by or fixed) and (inputs[0] is None or (fixed and inputs[0] > 0)):
+        raise batch_not_first(layer, one.given[0].shape)
+    return Layout(inputs, outputs)
+
+
+def _dim(one: Tensor, other: Tensor) -> int | None:
+    pairs = list(zip(one.shape, other.shape, strict=True)) if one.dim() == other.dim() else []
+    if (_FEW, _MORE) in pairs:
+        return pairs.index((_FEW, _MORE))
+    return EXPANDED if pairs and pairs[0] == (1, 1) else None
+
+
+def _check_recorded(book: BookKeeping, made: MadeUp, loss: Loss) -> None:
+    """The model computes the same with its layers recorded as without."""
+    rows = made.rows(_MORE, 1.0)
+    with book.passive(), seeded():
+        plain = loss(book(rows.x), rows.y).detach()
+    with book.recording(_MORE), seeded():
+        recorded = book.losses(rows.x, rows.y, loss).detach()
+    if not close(plain[:, None], recorded[:, None], 1e-3):
+        raise ModelError("model: expected the same losses with its layers recorded, got others")
+
+
+def _check_outside(book: BookKeeping, made: MadeUp, loss: Loss) -> None:
+    """Refuse a parameter that autograd reaches past its module: that use would not be trained."""
+    rows = made.rows(_FEW, 1.0)
+    named = {n: p for n, p in book.model.named_parameters() if p.requires_grad}
+    with book.outside(_FEW), seeded():
+        total = book.losses(rows.x, rows.y, loss).sum()
+        if not total.requires_grad:
+            return
+        reached = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    for name, gradient in zip(named, reached, strict=True):
+        if gradient is not None:
+            raise ModelError(
+                f"model: {name} is used outside its module, where its gradient cannot be clipped "
+                "(call the module itself, or make the other use a module that shares it)"
+            )
+
+
+def _check_sums(book: BookKeeping, made: MadeUp, loss: Loss) -> None:
+    """The examples' gradients add up to what autograd says of the sum of their losses."""
+    rows = made.rows(_FEW, 1.0)
+    trained = [p for p in book.model.parameters() if p.requires_grad]
+    before = [p.grad for p in trained]
+    try:
+        for p in trained:
+            p.grad = None
+        with seeded():
+            parts, square = book.parts(rows.x, rows.y, loss)
+        with torch.no_grad():
+            for part in parts:
+                part.add(torch.ones_like(square), None)
+        ours = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    finally:
+        for p, old in zip(trained, before, strict=True):
+            p.grad = old
+    with book.passive(), seeded():
+        total = loss(book(rows.x), rows.y).sum()
+        plain = torch.autograd.grad(total, trained, allow_unused=True)
+    theirs = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, plain, strict=True)]
+    off, size = (
+        torch.cat([v.double().flatten() for v in values]).norm()
+        for values in ([a - b for a, b in zip(ours, theirs, strict=True)], theirs)
+    )
+    if not off <= 1e-2 * size + 1e-6 and bool(torch.isfinite(size)):
+        raise ModelError("model: expected gradients that add up to autograd's, got others")
+
+
+def _check_apart(book: BookKeeping, made: MadeUp, loss: Loss) -> bool:
+    """Replace examples one at a time: nothing of the others may change, nor any state.
+
+    Returns whether any gradient was seen at all.
+    """
+    alive = False
+    for turn, scale in enumerate((*_SCALES, 1.0)):
+        count = _MANY if turn == len(_SCALES) else _MORE
+        base = made.rows(count, scale)
+        before = Trace.of(book, base, loss)
+        alive |= before.alive()
+        for k, other in ((turn % count, _SCALES[-1]), ((turn + 3) % count, 1e-2)):
+            after = Trace.of(book, made.with_another(base, k, other), loss)
+            kept = torch.arange(count) != k
+            if mixed := before.differs(after, kept):
+                raise ModelError(
+                    f"{mixed} changes for an example when another example is replaced; expected "
+                    "examples that are kept apart, got a model or a loss that mixes them"
+                )
+        if scale != 1.0:
+            continue
+        again = Trace.of(book, base, loss)
+        if changed := before.differs(again, torch.ones(count, dtype=torch.bool)):
+            raise ModelError(
+                f"{changed} changes when the same rows come again; expected nothing to be kept "
+                "from one batch to the next, and random numbers from torch's own generator"
+            )
+        fewer = Trace.of(book, base.first(count - 1), loss)
+        if changed := before.shortened(fewer):
+            raise ModelError(
+                f"{changed} changes with the number of examples in the batch; expected a sum that "
+                "every example enters by itself"
+            )
+        _check_half(book, base, loss)
+    return alive
+
+
+def _check_half(book: BookKeeping, rows: Examples, loss: Loss) -> None:
+    count = len(rows.y)
+    with book.recording(count), seeded():
+        losses = book.losses(rows.x, rows.y, loss)
+        chosen = half_of(count).to(losses.device)
+        gradients = book.gradients_of(losses, chosen.to(losses.dtype))
+        check_halves(book.tape, gradients, ~chosen)
+
+
+@contextmanager
+def _told(model: nn.Module) -> Iterator[None]:
+    """Turn whatever a model's own code raises into one line with the module's path."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except _FAULTS as error:
+        paths = {module: path for path, module in model.named_modules()}
+        where, trace = "", error.__traceback__
+        while trace is not None:
+            module = trace.tb_frame.f_locals.get("self")
+            if isinstance(module, nn.Module):
+                where = paths.get(module, where)
+            trace = trace.tb_next
+        lines = str(error).strip().splitlines() or [""]
+        place = f"{where}: " if where else ""
+        raise ModelError(
+            f"model: {place}{type(error).__name__} on made-up rows: {lines[0][:200]}"
+        ) from error
+
+
+def _key(book: BookKeeping, domain: Domain, loss: Loss) -> Hashable | None:
+    """What an examination depends on; None where it cannot be told whether two are the same.
+
+    Classes, functions and plain attributes are compared, and kept alive as long as the key.
+    """
+    order: dict[Tensor, int] = {}
+    modules: list[Hashable] = []
+    for path, module in book.model.named_modules():
+        plain = {k: v for k, v in vars(module).items() if k not in _OWN}
+        weights = [
+            (name, order.setdefault(p, len(order)), tuple(p.shape), p.dtype, p.requires_grad)
+            for name, p in module.named_parameters(recurse=False, remove_duplicate=False)
+        ]
+        buffers = [(name, tuple(b.shape)) for name, b in module.named_buffers(recurse=False)]
+        modules.append((path, type(module), _plain(plain), tuple(weights), tuple(buffers)))
+    key = (tuple(modules), domain.key(), loss, book.precision)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+_OWN: Final = frozenset(vars(nn.Module())) - {"training"} | {"forward"}
+"""Attributes that every module has, and the one that book-keeping lends it."""
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as a value compared by what it says; unhashable where nobody can tell."""
+    if isinstance(value, dict):
+        return tuple((_plain(k), _plain(v)) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)
+    kinds = (int, float, str, bytes, type, FunctionType, BuiltinFunctionType, torch.dtype)
+    if value is None or isinstance(value, (*kinds, torch.device)):
+        return (type(value), value)
+    return [value]
