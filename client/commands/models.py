@@ -17,7 +17,12 @@ Name = Annotated[
     str,
     typer.Option("--model", help="A run folder, a checkpoint, an exported file, or latest."),
 ]
-Data = Annotated[Path, typer.Option("--data", help="The rows: CSV, Parquet, npz, idx, a folder.")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data", help="The rows: CSV, Parquet, Arrow, npz, idx, a folder, a source.toml."
+    ),
+]
 Directory = Annotated[
     Path | None, typer.Option("--dir", help="The site's folder: whom it knows, what it keeps.")
 ]
@@ -45,6 +50,12 @@ def predict(
     explain: Annotated[
         int, typer.Option("--explain", min=0, max=1000, help="Explain the first N rows.")
     ] = 0,
+    ident: Annotated[
+        str | None, typer.Option("--id", help="A column of the file to carry along.")
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Those of all classes, a column each.")
+    ] = False,
     json_: Json = False,
     skip_bad: SkipBad = False,
     device: Device = "cpu",
@@ -59,8 +70,6 @@ def predict(
 
     found = opened(model, directory, key, quiet=json_)
     ready = predictor(found, device)
-    if json_ and out is None:
-        sys.stdout.write('{"predictions": ')
     with progress("predicting") as tell:
         tally = predicting.run(
             ready,
@@ -70,6 +79,8 @@ def predict(
             skip_bad=skip_bad,
             explain=explain,
             as_json=json_,
+            ident=ident,
+            every=probabilities,
             tell=tell,
         )
     lines = explained(found, tally, out) if explain else []
@@ -114,7 +125,7 @@ def evaluate(
         from privacy.files import write_atomic
 
     of = opened(model, directory, key, quiet=json_)
-    ready, tally = predictor(of, device), Tally()
+    ready, tally = predictor(of, device), Tally(name=f"{data}: ")
     with progress("evaluating") as tell:
         source = chunks(of.task, data, labels=True, group=group)
         found = measured(

@@ -40,7 +40,7 @@ def say_origin(model: Model) -> None:
 
 def rows(model: Model, data: Path, skip_bad: bool = False) -> Rows:
     """All labelled rows of a file at once."""
-    tally = Tally()
+    tally = Tally(name=f"{data}: ")
     found = list(tally.watch(chunks(model.task, data, labels=True), skip_bad, lambda done: None))
     labels = [chunk.y for chunk in found if chunk.y is not None]
     tell_faults(tally)

@@ -41,7 +41,7 @@ class Fault:
 class Chunk:
     """Encoded rows: `rows` are their numbers in the file, from 1; `done` is the part read.
 
-    `ids` is the column that names the rows, where the site has one.
+    `ids` is the column `ids_name` that names the rows, where the site has one.
     """
 
     x: Tensor
@@ -52,6 +52,7 @@ class Chunk:
     done: float
     raw: Tensor | None = None
     ids: Any = None
+    ids_name: str = ""
 
 
 def chunks(
@@ -92,10 +93,7 @@ def _batches(
     name = ident or options.id
     more = tuple(one for one in (group, name) if one)
     optional = tuple(one for one in task.wanted.optional if labels or one != task.label)
-    required = task.wanted.required
-    if labels:
-        required = (*required, task.label)
-    wanted = replace(task.wanted, required=(*required, *more), optional=optional)
+    wanted = replace(task.wanted, required=(*task.wanted.required, *more), optional=optional)
     for batch in read(path, wanted, options=options, lenient=True):
         yield batch, name
 
@@ -142,5 +140,5 @@ def _encoded(task: Task, batch: Batch, labels: bool, group: str | None, ids: str
         if len(kept) < table.num_rows:
             carried = carried.take(kept)
     return Chunk(
-        encoded.x, encoded.y, rows, groups, tuple(faults), batch.done, encoded.raw, carried
+        encoded.x, encoded.y, rows, groups, tuple(faults), batch.done, encoded.raw, carried, ids
     )

@@ -9,8 +9,8 @@ from typing import IO, Any, Final
 import torch
 
 from client.data.input_files import Chunk, Fault, chunks
-from client.inference.output_files import csv_lines, json_lines, writing
-from client.inference.predictor import Predictions, Predictor, predict
+from client.inference.output_files import held_back, writing
+from client.inference.predictor import Predictor, predict
 from privacy.files import write_atomic
 
 SHOWN: Final = 20
@@ -27,6 +27,7 @@ class Tally:
     """What went through: rows predicted, rows skipped, the first faults, the rows to explain."""
 
     explain: int = 0
+    name: str = ""
     rows: int = 0
     skipped: int = 0
     faults: list[Fault] = field(default_factory=list)
@@ -40,7 +41,7 @@ class Tally:
             self.skipped += len({fault.row for fault in chunk.faults})
             self.faults += chunk.faults[: max(0, SHOWN + 1 - len(self.faults))]
             if chunk.faults and not skip_bad:
-                raise PredictingError(refusal(self.faults))
+                raise PredictingError(f"{self.name}{refusal(self.faults)}")
             wanted = self.explain - len(self.numbers)
             if wanted > 0:
                 shown = chunk.x if chunk.raw is None else chunk.raw
@@ -67,26 +68,28 @@ def run(
     explain: int = 0,
     as_json: bool = False,
     ident: str | None = None,
+    every: bool = False,
     tell: Progress = lambda done: None,
 ) -> Tally:
-    """Predict every row of `data` into `out`, or onto stdout (CSV, or a JSON list of rows)."""
-    tally = Tally(explain)
+    """Predict every row of `data` into `out`, or onto stdout (CSV, or a JSON object's beginning).
+
+    Nothing is written where a row does not fit, unless such rows are to be skipped.
+    """
+    tally = Tally(explain, f"{data}: ")
     task = ready.model.task
     source = tally.watch(chunks(task, data, ident=ident), skip_bad, tell)
-    predicted = predict(ready, source)
+    predicted = predict(ready, source, every=every)
     if out is not None:
-        with writing(out, task.kind == "regression") as add:
+        with writing(out) as add:
             for part in predicted:
                 add(part)
         write_atomic(
             card_path(out), json.dumps(side_card(ready, data, tally), indent=1).encode() + b"\n"
         )
-    elif as_json:
-        _json_list(predicted, stdout)
     else:
-        stdout.write("row,prediction,probability\n")
-        for part in predicted:
-            stdout.write(csv_lines(part))
+        with held_back(stdout, as_csv=not as_json, before='{"predictions": ') as add:
+            for part in predicted:
+                add(part)
     return tally
 
 
@@ -107,14 +110,3 @@ def side_card(ready: Predictor, data: Path, tally: Tally) -> dict[str, Any]:
         "engine": ready.engine,
         "card": model.card.to_dict(),
     }
-
-
-def _json_list(predicted: Iterator[Predictions], stdout: IO[str]) -> None:
-    """The value of "predictions", written as it comes: memory never holds all of it."""
-    separator = ""
-    stdout.write("[")
-    for part in predicted:
-        for line in json_lines(part):
-            stdout.write(separator + line)
-            separator = ",\n"
-    stdout.write("]")

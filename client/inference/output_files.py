@@ -1,24 +1,28 @@
-"""Predictions to a file, row after row: CSV, Parquet or JSON lines, complete or absent.
+"""Predictions to a file or a stream: CSV, Parquet or JSON lines; complete or absent.
 
-Columns: `row` (from 1 through the file), `prediction`, `probability` (empty in a regression).
+Columns: the site's own id column where it has one, `row` (from 1 through the file), `prediction`,
+`probability` (empty in a regression), and on request `p_CLASS` for each class.
 """
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as parquet
 
 from client.inference.predictor import Predictions
-from privacy.files import open_atomic
 
-COLUMNS: Final = ("row", "prediction", "probability")
 FORMATS: Final = (".csv", ".parquet", ".jsonl", ".ndjson")
+HELD: Final = 32 * 2**20
+"""Bytes of a stream's rows that wait in memory; more wait in a file without a name."""
 
 Write = Callable[[Predictions], None]
 
@@ -27,75 +31,134 @@ class WritingError(ValueError):
     """A place or a form that predictions cannot be written to."""
 
 
-def records(part: Predictions) -> list[tuple[int, Any, float | None]]:
-    """Each row's number, prediction and probability (six digits)."""
-    found: Sequence[float | None] = [None] * len(part.rows)
+def table(part: Predictions) -> Any:
+    """The rows as a table; probabilities have six digits."""
+    count = len(part.rows)
+    columns: dict[str, Any] = {}
+    if part.ids is not None:
+        columns[part.ids_name] = part.ids
+    columns["row"] = pa.array(part.rows)
+    if part.classes:
+        names = pa.array(part.classes, pa.string())
+        columns["prediction"] = names.take(pa.array(part.best))
+    else:
+        columns["prediction"] = pa.array(part.values, pa.float64())
+    probability = pa.nulls(count, pa.float64())
     if part.probability is not None:
-        found = [round(value, 6) for value in part.probability.tolist()]
-    return list(zip(part.rows.tolist(), part.prediction, found, strict=True))
+        probability = pa.array(np.round(part.probability.astype(np.float64), 6))
+    columns["probability"] = probability
+    if part.every is not None:
+        for index, name in enumerate(part.classes):
+            values = np.round(part.every[:, index].astype(np.float64), 6)
+            columns[f"p_{name}"] = pa.array(values)
+    return pa.table(columns)
 
 
-def csv_lines(part: Predictions) -> str:
-    """The rows as lines of a CSV file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(records(part))
-    return text.getvalue()
+def records(part: Predictions) -> list[dict[str, Any]]:
+    """Each row as a JSON object's content."""
+    found = table(part)
+    for index, name in enumerate(found.column_names):
+        if not pa.types.is_primitive(found.column(index).type):
+            text = pc.cast(found.column(index), pa.string())
+            found = found.set_column(index, name, text)
+        elif pa.types.is_temporal(found.column(index).type):
+            found = found.set_column(index, name, pc.cast(found.column(index), pa.string()))
+    rows: list[dict[str, Any]] = found.to_pylist()
+    return rows
 
 
 def json_lines(part: Predictions) -> Iterator[str]:
     """Each row as one JSON object."""
     for record in records(part):
-        yield json.dumps(dict(zip(COLUMNS, record, strict=True)))
+        yield json.dumps(record)
 
 
 @contextmanager
-def writing(path: Path, regression: bool) -> Iterator[Write]:
+def writing(path: Path) -> Iterator[Write]:
     """A function that adds predictions to `path`; the file appears when all are written."""
     if path.suffix not in FORMATS:
         raise WritingError(f"out: expected a name that ends with {', '.join(FORMATS)}, got {path}")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open_atomic(path) as file:
+        with ExitStack() as opened:
+            file = opened.enter_context(part.open("wb"))
             if path.suffix == ".parquet":
-                with _writer(file, regression) as writer:
-                    yield _parquet(writer)
+                yield _parquet(opened, file)
             else:
-                text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
-                yield _text(text, path.suffix)
-                text.flush()
-                text.detach()
+                yield _lines(file, as_csv=path.suffix == ".csv")
+        part.replace(path)
     except OSError as error:
-        raise WritingError(f"cannot write to {path} ({error.strerror})") from error
+        raise WritingError(
+            f"{path}: expected a place to write to, got {error.strerror or error} (--out elsewhere)"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _text(file: IO[str], suffix: str) -> Write:
-    if suffix == ".csv":
-        file.write(",".join(COLUMNS) + "\n")
+@contextmanager
+def held_back(stdout: IO[str], *, as_csv: bool, before: str = "") -> Iterator[Write]:
+    """A function that adds predictions to a stream, which gets them when all are made.
 
-        def lines(part: Predictions) -> None:
-            file.write(csv_lines(part))
+    So nothing is on it where a later row turns out not to fit. Without `as_csv` they are a JSON
+    list, after the text `before`.
+    """
+    with tempfile.SpooledTemporaryFile(HELD, prefix="tacit-") as file:
+        yield _lines(file, as_csv=True) if as_csv else _listed(file)
+        file.seek(0)
+        stdout.write("" if as_csv else f"{before}[")
+        while content := file.read(2**20):
+            stdout.write(content.decode("utf-8", "surrogateescape"))
+        stdout.write("" if as_csv else "]")
 
-        return lines
+
+def _listed(file: IO[bytes]) -> Write:
+    separator = ""
+
+    def objects(part: Predictions) -> None:
+        nonlocal separator
+        for line in json_lines(part):
+            file.write((separator + line).encode())
+            separator = ",\n"
+
+    return objects
+
+
+def _lines(file: IO[bytes], *, as_csv: bool) -> Write:
+    begun = False
+
+    def csv_lines(part: Predictions) -> None:
+        nonlocal begun
+        found = table(part)
+        if not begun:
+            file.write(_header(found.column_names))
+        begun = True
+        options = pacsv.WriteOptions(include_header=False, quoting_style="needed")
+        sink = pa.BufferOutputStream()
+        pacsv.write_csv(found, sink, options)
+        file.write(sink.getvalue())
+
+    def objects(part: Predictions) -> None:
+        file.write("".join(line + "\n" for line in json_lines(part)).encode())
+
+    return csv_lines if as_csv else objects
+
+
+def _header(names: list[str]) -> bytes:
+    """The names of the columns, quoted where they have to be."""
+    quoted = [
+        '"' + name.replace('"', '""') + '"' if set(name) & set('",\r\n') else name for name in names
+    ]
+    return (",".join(quoted) + "\n").encode()
+
+
+def _parquet(opened: ExitStack, file: IO[bytes]) -> Write:
+    writer: Any = None
 
     def write(part: Predictions) -> None:
-        file.writelines(line + "\n" for line in json_lines(part))
-
-    return write
-
-
-def _writer(file: IO[bytes], regression: bool) -> parquet.ParquetWriter:
-    kind = pa.float64() if regression else pa.string()
-    schema = pa.schema(zip(COLUMNS, (pa.int64(), kind, pa.float32()), strict=True))
-    return parquet.ParquetWriter(file, schema)
-
-
-def _parquet(writer: parquet.ParquetWriter) -> Write:
-    schema = writer.schema
-    kind = schema.field("prediction").type
-
-    def write(part: Predictions) -> None:
-        columns = [pa.array(part.rows), pa.array(part.prediction, kind), part.probability]
-        if columns[2] is None:
-            columns[2] = pa.nulls(len(part.rows), pa.float32())
-        writer.write_table(pa.table([*columns[:2], pa.array(columns[2])], schema=schema))
+        nonlocal writer
+        found = table(part)
+        if writer is None:
+            writer = opened.enter_context(parquet.ParquetWriter(file, found.schema))
+        writer.write_table(found.cast(writer.schema))
 
     return write

@@ -43,18 +43,25 @@ class Predictor:
 class Predictions:
     """What was said of some rows: `rows` counts from 1 through the file.
 
-    `prediction` is the class, or the value in the label's unit; `probability` is that of the class,
-    None for a regression; `labels` are the known labels as indices or values; `scores` are raw.
+    `best` is each row's class as an index into `classes`, `probability` that of the class and
+    `every` those of all; of a regression there are `values` in the label's unit instead. `labels`
+    are the known labels as indices or values; `scores` are raw; `ids` is the column `ids_name` of
+    the file, which names its rows.
     """
 
     rows: NDArray[np.int64]
-    prediction: list[str] | list[float]
+    classes: tuple[str, ...]
+    best: NDArray[np.int64]
+    values: NDArray[np.float64]
     probability: NDArray[np.float32] | None
     scores: Scores
-    labels: NDArray[Any] | None
-    groups: list[str] | None
-    faults: tuple[Fault, ...]
-    done: float
+    labels: NDArray[Any] | None = None
+    groups: list[str] | None = None
+    faults: tuple[Fault, ...] = ()
+    done: float = 0.0
+    every: Scores | None = None
+    ids: Any = None
+    ids_name: str = ""
 
 
 def predictor(model: Model, device: str = "cpu", threads: int | None = None) -> Predictor:
@@ -124,21 +131,39 @@ def decode(task: Task, scores: Scores) -> tuple[list[str] | list[float], Scores 
     return names, decoded[np.arange(len(best)), best]
 
 
-def predict(ready: Predictor, chunks: Iterator[Chunk]) -> Iterator[Predictions]:
-    """Predict chunk after chunk: memory holds one of them, whatever the file's size."""
+def predict(
+    ready: Predictor, chunks: Iterator[Chunk], *, every: bool = False
+) -> Iterator[Predictions]:
+    """Predict chunk after chunk: memory holds one of them, whatever the file's size.
+
+    With `every`, the probabilities of all classes are kept.
+    """
     task = ready.model.task
     for chunk in chunks:
-        x = np.ascontiguousarray(chunk.x.numpy())
-        scores = ready.outputs(x) if len(x) else np.zeros((0, 1), np.float32)
-        prediction, probability = decode(task, scores) if len(x) else ([], None)
-        labels = None if chunk.y is None else chunk.y.numpy()
+        count = len(chunk.rows)
+        width = max(len(task.classes), 1)
+        scores = np.zeros((0, width), np.float32)
+        if count:
+            scores = ready.outputs(np.ascontiguousarray(chunk.x.numpy()))
+        decoded = task.decode(torch.from_numpy(scores)).numpy()
+        best, values, probability = np.zeros(0, np.int64), np.zeros(0), None
+        if task.kind == "regression":
+            values = decoded.reshape(-1).astype(np.float64)
+        else:
+            best = decoded.argmax(1)
+            probability = decoded[np.arange(count), best]
         yield Predictions(
             chunk.rows,
-            prediction,
+            task.classes,
+            best,
+            values,
             probability,
             scores,
-            labels,
-            chunk.groups,
-            chunk.faults,
-            chunk.done,
+            labels=None if chunk.y is None else chunk.y.numpy(),
+            groups=chunk.groups,
+            faults=chunk.faults,
+            done=chunk.done,
+            every=decoded if every and task.classes else None,
+            ids=chunk.ids,
+            ids_name=chunk.ids_name,
         )

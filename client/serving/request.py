@@ -91,10 +91,7 @@ def _short_way(task: Task) -> Callable[[list[Sequence[Any]]], NDArray[Any] | Non
     if columns is None:
         return None
     numbers = [column for column in columns.inputs if isinstance(column, Number)]
-    plain = all(not column.log and not column.knots for column in numbers)
-    if len(numbers) != len(columns.inputs) or not plain:
-        return None
-    if any(column.missing == "indicator" for column in numbers):
+    if len(numbers) != len(columns.inputs) or not all(column.plain for column in numbers):
         return None
     low = np.array([column.low for column in numbers])
     high = np.array([column.high for column in numbers])

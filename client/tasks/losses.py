@@ -49,7 +49,7 @@ def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
 def classification_metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:
     """Accuracy, precision, recall and F1 (of class 1 if two, macro if more) and mean loss.
 
-    As torchmetrics and scikit-learn have them, without what it costs to load these.
+    As scikit-learn has them, without what it costs to load it.
     """
     if not len(y):
         return {}

@@ -299,3 +299,61 @@ def test_a_chunk_without_the_columns_is_refused(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"a": [1]}), tmp_path / "d.parquet")
     with pytest.raises(TaskError, match="expected a column named"):
         list(chunks(find_task("digits"), tmp_path / "d.parquet"))
+
+
+def test_nothing_is_on_stdout_where_a_later_row_does_not_fit(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.data.formats.records.BLOCK", 4096)
+    data = digits_csv(tmp_path / "d.csv", 300, labels=False)
+    with data.open("a") as file:
+        file.write("secret" + ",0" * 63 + "\n")
+    for further in ([], ["--json"]):
+        answer = command("predict", "--model", run, "--data", data, *further)
+        assert (answer.code, answer.out) == (2, "")
+        assert "d.csv: line 302, pixel_0_0: expected a number" in answer.err
+        assert "secret" not in answer.err
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_an_id_and_all_probabilities_are_carried_along(
+    run: Path, tmp_path: Path, suffix: str
+) -> None:
+    header, *lines = digits_csv(tmp_path / "d.csv", 20).read_text().splitlines()
+    ids = [f'p "{i}", x' for i in range(20)]
+    quoted = ['"' + one.replace('"', '""') + '"' for one in ids]
+    body = [f"{one},{line}" for one, line in zip(quoted, lines, strict=True)]
+    (tmp_path / "d.csv").write_text("\n".join(["who," + header, *body]) + "\n")
+    out = tmp_path / f"p{suffix}"
+    answer = command("predict", "--model", run, "--data", tmp_path / "d.csv", "--out", out,
+                     "--id", "who", "--probabilities")  # fmt: skip
+    assert answer.code == 0, answer.err
+    if suffix == ".parquet":
+        rows = parquet.read_table(out).to_pylist()
+    elif suffix == ".jsonl":
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+    else:
+        rows = [dict(row) for row in read_csv(out)]
+    assert [row["who"] for row in rows] == ids
+    for row in rows:
+        every = {name: float(row[f"p_{name}"]) for name in "0123456789"}
+        assert sum(every.values()) == pytest.approx(1, abs=1e-5)
+        assert max(every, key=lambda name: every[name]) == row["prediction"]
+    told = command("predict", "--model", run, "--data", tmp_path / "d.csv", "--id", "nobody")
+    assert (told.code, "expected a column named 'nobody'" in told.err) == (2, True)
+
+
+def test_a_source_file_names_the_id_and_the_spelling(run: Path, tmp_path: Path) -> None:
+    header, *lines = digits_csv(tmp_path / "d.csv", 5).read_text().splitlines()
+    plain = command("predict", "--model", run, "--data", tmp_path / "d.csv", "--json")
+    body = [f"p{i};{line.replace(',', ',0;')},0" for i, line in enumerate(lines)]
+    text = "\n".join(["who;" + header.replace(",", ";").replace("pixel_0_0", "Ecke"), *body])
+    (tmp_path / "d.csv").write_text(text)
+    (tmp_path / "source.toml").write_text(
+        'delimiter = ";"\ndecimal = ","\nid = "who"\n[rename]\nEcke = "pixel_0_0"\n'
+    )
+    answer = command("predict", "--model", run, "--data", tmp_path / "d.csv", "--json")
+    assert answer.code == 0, answer.err
+    same = [{k: v for k, v in row.items() if k != "who"} for row in answer.json["predictions"]]
+    assert same == plain.json["predictions"]
+    assert [row["who"] for row in answer.json["predictions"]] == [f"p{i}" for i in range(5)]

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
-from client.inference.evaluation import calibration_error, measure, reliability
+from client.inference.evaluation import auroc, calibration_error, measure, reliability
 from client.tasks.registry import task as find_task
 from tests.support.models import command, digits_csv, own_key, release
 
@@ -96,3 +99,17 @@ def test_a_group_column_that_is_not_there_is_bad_input(run: Path, tmp_path: Path
     data = digits_csv(tmp_path / "d.csv", 10)
     answer = command("evaluate", "--model", run, "--data", data, "--group", "ward")
     assert (answer.code, "column named 'ward'" in answer.err) == (2, True)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6) | st.floats(0, 1, width=32), st.booleans()),
+        min_size=2,
+        max_size=60,
+    ).filter(lambda rows: len({positive for _, positive in rows}) == 2)
+)
+def test_the_area_under_the_curve_is_scikit_learns(rows: list[tuple[float, bool]]) -> None:
+    scores = np.array([score for score, _ in rows], np.float32)
+    positive = np.array([hit for _, hit in rows])
+    expected = roc_auc_score(positive, scores)
+    assert auroc(scores, positive) == pytest.approx(float(expected), abs=1e-9)
