@@ -6,6 +6,7 @@ attacked at the coordinator's own rounds, by clients that send the clip in a ran
 """
 
 import math
+import secrets
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.audit.audit import one_thread, result, tested, through_ledger
+from client.audit.audit import one_thread, result, settings_of, tested, through_ledger
 from client.audit.canary import Scored, bounds, summary
-from client.audit.conformance import Check, conform
+from client.audit.check import Check
+from client.audit.conformance import conform
 from client.tasks.registry import task
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
@@ -41,7 +43,7 @@ def audit_plan(
     *,
     data: Path | None = None,
     seed: int | None = None,
-    seconds: float = 60.0,
+    seconds: float = 90.0,
     device: str = "cpu",
     on_check: Callable[[Check], None] = lambda check: None,
 ) -> dict[str, Any]:
@@ -53,9 +55,11 @@ def audit_plan(
         raise PlanError('unit: expected "record" or "client" to audit, got "none"')
     began = time.monotonic()
     coins = np.random.default_rng(seed)
+    seed_of_settings = secrets.randbelow(2**32) if seed is None else seed
+    visited = plan if plan.unit == "record" else None
     with one_thread():
         checks = []
-        for check in conform(device):
+        for check in conform(device, settings_of(seed_of_settings, visited)):
             checks.append(check)
             on_check(check)
         left = max(1.0, seconds - (time.monotonic() - began))
@@ -76,6 +80,7 @@ def audit_plan(
         seconds=time.monotonic() - began,
         canaries=summary(scored),
         plan=plan.digest,
+        seed=seed_of_settings,
         **more,
     )
 

@@ -5,6 +5,7 @@ verdict is "no violation found", never "private".
 """
 
 import math
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,11 @@ import numpy as np
 import torch
 
 from client.audit.canary import Scored, bounds, score, summary
-from client.audit.conformance import BROKEN, Check, broken, conform
+from client.audit.check import BROKEN, Check, broken
+from client.audit.conformance import conform
 from client.audit.membership_inference import attack
 from client.audit.probes import made_up
+from client.audit.settings import Drawn, draw, of_plan
 from client.tasks.losses import cross_entropy, layered, seeded
 from client.tasks.rows import Rows
 from client.tasks.task import Task
@@ -38,24 +41,41 @@ FOUND: Final = "violation found"
 DELTA: Final = 1e-5
 _ROUNDS, _STEPS, _RATE, _ROWS = 4, 25, 0.25, 1000
 _LEAST, _MOST, _PER_SECOND = 20_000, 200_000, 700  # canaries
+_SETTINGS, _SETTINGS_OF_PLAN = 16, 4
 
 
 def audit_installation(
     epsilon: float,
     *,
-    seconds: float = 60.0,
+    seconds: float = 90.0,
+    seed: int | None = None,
+    plan: Plan | None = None,
     device: str = "cpu",
     on_check: Callable[[Check], None] = lambda check: None,
 ) -> dict[str, Any]:
     """Audit the trainer of this process at a claimed `epsilon`, in about `seconds` at most.
 
-    The number of canaries follows from the time that is left once conformance has been checked; all
-    else is fixed. The result is what `audit.json` holds.
+    The number of canaries follows from the time that is left once conformance has been checked.
+    `seed` draws the settings that are visited (never any noise), another one each time if it is
+    None; the settings of `plan` are visited too. The result is what `audit.json` holds.
     """
     if not 0 < epsilon < math.inf:
-        raise ValueError(f"epsilon: expected 0 < epsilon, got {epsilon!r}")
+        raise ValueError(f"epsilon must be above 0 and finite, got {epsilon!r}")
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    drawn = settings_of(seed, plan)
     with one_thread():
-        return _audit(epsilon, seconds, device, on_check)
+        found = _audit(epsilon, seconds, device, drawn, on_check)
+    return found | {"seed": seed} | ({"plan": plan.digest} if plan is not None else {})
+
+
+def settings_of(seed: int, plan: Plan | None = None) -> tuple[Drawn, ...]:
+    """The settings that a seed draws, and those of a plan at every kind of size."""
+    source = np.random.default_rng(seed)
+    drawn = draw(source, _SETTINGS)
+    if plan is None:
+        return drawn
+    setting = of_plan(plan, "audit")
+    return (*drawn, *(replace(one, setting=setting) for one in draw(source, _SETTINGS_OF_PLAN)))
 
 
 @contextmanager
@@ -70,11 +90,15 @@ def one_thread() -> Iterator[None]:
 
 
 def _audit(
-    epsilon: float, seconds: float, device: str, on_check: Callable[[Check], None]
+    epsilon: float,
+    seconds: float,
+    device: str,
+    drawn: Sequence[Drawn],
+    on_check: Callable[[Check], None],
 ) -> dict[str, Any]:
     began = time.monotonic()
     checks = []
-    for check in conform(device):
+    for check in conform(device, drawn):
         checks.append(check)
         on_check(check)
     sigma = calibrate(Budget(epsilon, DELTA), rate=_RATE, steps=_ROUNDS * _STEPS)

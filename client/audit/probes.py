@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from opacus.layers import DPLSTM
 from torch import Tensor, nn
 
+from client.audit.settings import Setting
 from client.data.wanted import Wanted
 from client.dpsgd import training
 from client.tasks.losses import seeded
 from client.tasks.rows import Encoded, Rows, TaskError
 from client.tasks.task import Task
 from privacy.accounting.events import Event
-from privacy.contract.plan import Plan
 
 Sums: TypeAlias = dict[str, NDArray[np.float64]]
 
@@ -151,6 +151,64 @@ def kinds(count: int = 12) -> tuple[Probe, ...]:
     )
 
 
+class _Twice(nn.Module):
+    """One layer used twice, and one weight that two layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+        self.left, self.right = nn.Linear(6, 3), nn.Linear(6, 3)
+        self.right.weight = self.left.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.inner(torch.tanh(self.inner(x))))
+        out: Tensor = self.left(h) + self.right(h * h)
+        return out
+
+
+def every_kind(count: int, clip: float) -> tuple[Probe, ...]:
+    """`kinds`, and layers on sequences, in one dimension, shared or sparse, for a given clip."""
+    source = torch.Generator().manual_seed(21)
+    y = torch.linspace(0.05, 4.0, count)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn((count, *shape), generator=source)
+
+    more = (
+        Probe("one weight used twice", seeded(_Twice), Rows(numbers(6), y)),
+        Probe(
+            "convolution in one dimension",
+            seeded(
+                lambda: nn.Sequential(
+                    nn.Conv1d(2, 4, 3, padding=1, groups=2),
+                    nn.Tanh(),
+                    nn.Flatten(),
+                    nn.Linear(32, 3),
+                )
+            ),
+            Rows(numbers(2, 8), y),
+        ),
+        Probe(
+            "linear on a sequence",
+            seeded(
+                lambda: nn.Sequential(
+                    nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), _Mean(), nn.Linear(6, 3)
+                )
+            ),
+            Rows(numbers(5, 4), y),
+        ),
+        Probe(
+            "a large layer",
+            seeded(lambda: nn.Sequential(nn.Linear(12, 4096), nn.Tanh(), nn.Linear(4096, 3))),
+            Rows(numbers(12), y),
+        ),
+    )
+    return tuple(
+        Probe(one.name, one.model, Rows(one.rows.x, one.rows.y * clip))
+        for one in (*kinds(count), *more)
+    )
+
+
 def wide(width: int = 128) -> Probe:
     """Silent records under many parameters, for looking at the noise alone."""
     return Probe(
@@ -160,56 +218,38 @@ def wide(width: int = 128) -> Probe:
     )
 
 
-def one_hot(count: int) -> Probe:
+def one_hot(count: int, clip: float = CLIP) -> Probe:
     """Record i moves the i-th weight alone, by exactly the clip: a release shows who was drawn."""
     return Probe(
         "one-hot",
         seeded(lambda: nn.Linear(count, 1, bias=False)),
-        Rows(torch.eye(count), torch.full((count,), -10.0)),
+        Rows(torch.eye(count), torch.full((count,), -10.0 * clip)),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """How a probe is trained; `nominal` is the public row count."""
-
-    sigma: float
-    rate: float = 1.0
-    steps: int = 1
-    nominal: int = 20
-    momentum: float = 0.0
-    site: str = "audit"
-    round: int = 1
-    device: str = "cpu"
-
-    @property
-    def event(self) -> Event:
-        """What is claimed to have been released."""
-        return Event("record", self.sigma, self.rate, self.steps)
-
-    @property
-    def plan(self) -> Plan:
-        """A plan of plain steps of learning rate 1."""
-        return Plan(
-            task="audit",
-            rounds=10,
-            rate=self.rate,
-            rows=self.nominal,
-            lr=1.0,
-            clip=CLIP,
-            sigma=self.sigma,
-            delta=1e-5,
-            steps=self.steps,
-            optimizer="momentum" if self.momentum else "sgd",
-            momentum=self.momentum,
-        )
-
-
 def release(probe: Probe, setting: Setting, event: Event | None = None) -> Sums:
-    """What the trainer releases, in the unit of its noisy sums, tensor by tensor."""
+    """What plain steps of learning rate 1 release, in the unit of the noisy sums, by tensor."""
+    unit = -setting.plan.denominator(setting.site)
+    return {name: value * unit for name, value in updated(probe, setting, event).items()}
+
+
+def updated(probe: Probe, setting: Setting, event: Event | None = None) -> Sums:
+    """New minus old weights after a round of the production trainer, tensor by tensor."""
     model = probe.model(0)
     names = [name for name, _ in model.named_parameters()]  # a state_dict may name a tensor twice
-    trained = training.train(
+    before = torch.get_num_threads()
+    torch.set_num_threads(setting.threads)
+    try:
+        trained = _train(probe, setting, event, model)
+    finally:
+        torch.set_num_threads(before)
+    return {name: trained.update[name].astype(np.float64) for name in names}
+
+
+def _train(
+    probe: Probe, setting: Setting, event: Event | None, model: nn.Module
+) -> training.Trained:
+    return training.train(
         model,
         probe.rows,
         probe.task,
@@ -219,11 +259,9 @@ def release(probe: Probe, setting: Setting, event: Event | None = None) -> Sums:
         round=setting.round,
         device=setting.device,
     )
-    unit = -setting.plan.denominator(setting.site)
-    return {name: trained.update[name].astype(np.float64) * unit for name in names}
 
 
-def clipped_sum(probe: Probe) -> Sums:
+def clipped_sum(probe: Probe, clip: float = CLIP) -> Sums:
     """The sum of the records' clipped gradients, by plain autograd, one by one, in float64."""
     model = copy.deepcopy(probe.model(0)).double()
     named = dict(model.named_parameters())
@@ -234,7 +272,7 @@ def clipped_sum(probe: Probe) -> Sums:
         gradients = torch.autograd.grad(loss, list(named.values()))
         norm = float(torch.cat([g.reshape(-1) for g in gradients]).norm())
         for name, g in zip(named, gradients, strict=True):
-            total[name] += g.numpy() * min(1.0, CLIP / max(norm, 1e-12))
+            total[name] += g.numpy() * min(1.0, clip / max(norm, 1e-12))
     return total
 
 

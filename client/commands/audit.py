@@ -20,7 +20,13 @@ def audit(
     epsilon: Annotated[float, typer.Option(help="The epsilon that the canary audit claims.")] = 4.0,
     seconds: Annotated[
         float, typer.Option(help="About how long it may take: more time, more canaries.")
-    ] = 60.0,
+    ] = 90.0,
+    plan: Annotated[
+        str | None, typer.Option(help="Visit the settings of this plan too: a name or a file.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Visit the settings of an earlier audit again.", min=0)
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the result here as JSON, its picture beside it.")
     ] = None,
@@ -36,7 +42,8 @@ def audit(
     Exit 0: no violation found (which is no proof of privacy); 5: violation found.
     """
     from client.audit.audit import CLEAN, audit_installation
-    from client.audit.conformance import Check
+    from client.audit.check import Check
+    from privacy.contract.plan_file import load_plan
 
     if not 0.05 <= epsilon <= 50:
         raise typer.BadParameter(f"--epsilon: expected 0.05 <= epsilon <= 50, got {epsilon:g}")
@@ -55,7 +62,8 @@ def audit(
             f" [dim]({escape(check.detail)})[/]"
         )
 
-    found = audit_installation(epsilon, seconds=seconds, on_check=show)
+    asked = load_plan(plan) if plan is not None else None
+    found = audit_installation(epsilon, seconds=seconds, seed=seed, plan=asked, on_check=show)
     _show(console, found)
     for path in (out, dir_ / "audit.json" if dir_ is not None else None):
         if path is not None:
@@ -91,3 +99,4 @@ def _show(console: Console, found: dict[str, Any]) -> None:
         )
     colour = "green" if found["verdict"] == "no violation found" else "bold red"
     console.print(f"[{colour}]{found['verdict']}[/] in {found['seconds']:.0f} s")
+    console.print(f"settings drawn by --seed {found['seed']}")

@@ -248,6 +248,10 @@ PLANTS = {
         at_noise(lambda: lambda s, std: ((noise.uniform(s) - 0.5) * 12**0.5 * std).astype("f4")),
         "noise_is_normal",
     ),
+    "noise cut short of four deviations": (
+        at_noise(lambda: lambda s, std: np.clip(normal(s, std), -3.9 * std, 3.9 * std)),
+        "noise_is_normal",
+    ),
     "biases without noise": (after_pre_step(silence_biases), "noise_without_records"),
     "shuffling": (at_poisson(shuffled), "draws_are_independent"),
     "samples of a fixed size": (at_poisson(fixed_size), "samples_are_poisson"),
@@ -284,7 +288,7 @@ def test_a_planted_bug_fails_the_check_that_is_made_for_it(name, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTS)
-def test_the_whole_audit_finds_a_planted_bug_within_a_minute(name, monkeypatch):
+def test_the_whole_audit_finds_a_planted_bug_in_time(name, monkeypatch):
     PLANTS[name][0](monkeypatch)
     began = time.monotonic()
     found = audit_installation(4.0)

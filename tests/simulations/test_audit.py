@@ -21,7 +21,7 @@ CLIENTS = [
 
 @pytest.fixture
 def _without_conformance(monkeypatch):
-    monkeypatch.setattr(audit, "conform", lambda device: ())
+    monkeypatch.setattr(audit, "conform", lambda device, drawn: ())
     monkeypatch.setattr(audit, "_CLIENTS", 4000)
 
 
