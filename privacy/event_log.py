@@ -32,6 +32,8 @@ CLIENT_EVENTS: Final[Mapping[str, str]] = {
     "reply_not_kept": "A reply could not be stored; it leaves, and asked again it is paid again.",
     "reply_resent": "A stored reply was sent again; nothing was spent.",
     "revoked": "The coordinator has revoked this site's key.",
+    "rows_read": "The rows were read: how many train, and how many of the file fit.",
+    "schema_differs": "A plan has another schema than the data were registered with.",
     "starting": "The client has opened its ledger and its policy, and begins to dial.",
     "stock_flower": "Under stock Flower: whose code this is, and where what is lost is described.",
     "stopped": "The process ends.",
@@ -59,6 +61,7 @@ SERVER_EVENTS: Final[Mapping[str, str]] = {
     "run_waiting": "Too few sites can take part; one line for every change of who can.",
     "site_answer": "A site's answer that is no update and not its last one: a status or a code.",
     "stock_flower": "Under stock Flower: whose code this is, and where what is lost is described.",
+    "stopped": "The process ends, or its run is interrupted.",
 }
 
 

@@ -14,7 +14,7 @@ from privacy.event_log import CLIENT_EVENTS, SERVER_EVENTS, EventLog
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = {"client": CLIENT_EVENTS, "server": SERVER_EVENTS}
-LOGS = {"log", "_log", "on_event"}
+LOGS = {"log", "_log", "on_event", "_tell"}
 STATUSES = {"declined", "failed"}
 """A refusal is logged under its status."""
 
