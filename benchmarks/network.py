@@ -38,6 +38,7 @@ from table import quartiles, save, show, versions
 
 from client.agent.connection import Agent
 from client.agent.credentials import Enrolled, enroll, join
+from client.agent.route import Route
 from privacy.arrays import decode, encode
 from privacy.contract.plan_file import from_json
 from privacy.ledger.heads import Head
@@ -223,7 +224,7 @@ def running(sites: list[Path], where: str) -> Iterator[None]:
 def serve(folder: Path, where: str) -> None:
     """One site's process."""
     site = Enrolled(folder).joined()
-    Agent(ready(folder), site, where, log=said, stop=threading.Event()).run()
+    Agent(ready(folder), site, Route([where], "none"), log=said, stop=threading.Event()).run()
 
 
 def said(event: str, **facts: object) -> None:

@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_NO_TELEMETRY = {
+_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
+    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(1 << 20),
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -21,7 +22,7 @@ _NO_TELEMETRY = {
 
 def disable_telemetry() -> None:
     """No library reports usage, looks for updates or installs anything: call it before imports."""
-    os.environ.update(_NO_TELEMETRY)
+    os.environ.update(_ENVIRONMENT)
 
 
 def prepare(home: str | None = None) -> None:

@@ -39,12 +39,15 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.agent.credentials import Enrolled
+from client.agent.route import Route
+from client.agent.transfers import PARALLEL, Transfers
 from privacy.identity.certificates import issued_by
 from privacy.identity.keys import private_key
 
 _HEARTBEAT: Final = 30.0
 _BEAT_SECONDS: Final = 10.0
 _PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+_PATIENCE: Final = 120.0
 _MOST_REQUEST: Final = 4 * 1024**3
 _GONE: Final = 410
 _SIGNATURE_SECONDS: Final = 60.0
@@ -68,6 +71,7 @@ class _Link:
     client: FleetHttpClient
     node: node_pb2.Node
     pool: ThreadPoolExecutor
+    transfers: Transfers
     left: bool = False
 
     def pull(self) -> tuple[Message, Any] | None:
@@ -81,8 +85,9 @@ class _Link:
         """The whole request."""
         run, number = head.metadata.run_id, head.metadata.message_id
         names = list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
-        found = self.pool.map(lambda name: self._object(run, name), names)
-        contents = dict(zip(names, found, strict=True))
+        contents = self.transfers.receive(
+            number, names, lambda name: self._object(run, name), self.pool
+        )
         if sum(map(len, contents.values())) > _MOST_REQUEST:
             raise _Lost("a request too large")
         message = inflate_object_from_contents(number, contents)
@@ -121,7 +126,7 @@ class _Link:
             )
             run, session = reply.metadata.run_id, answer.session_id
             contents = [(name, objects[name].deflate()) for name in answer.objects_to_push]
-        list(self.pool.map(lambda pair: self._store(run, session, *pair), contents))
+        self.transfers.send(contents, lambda pair: self._store(run, session, *pair), self.pool)
 
     def _store(self, run: int, session: str, name: str, content: bytes) -> None:
         answer = self.client.PushObject(
@@ -172,13 +177,14 @@ class Agent:
     """Keeps one site connected to one coordinator until `stop` is set."""
 
     def __init__(
-        self, app: ClientApp, site: Enrolled, server: str, *, log: Log, stop: threading.Event
+        self, app: ClientApp, site: Enrolled, route: Route, *, log: Log, stop: threading.Event
     ) -> None:
-        self._app, self._site, self._server = app, site, server
+        self._app, self._site, self._route = app, site, route
         self._log, self._stop = log, stop
         self._reply: Message | None = None
         self._contexts: dict[int, Context] = {}
         self._idle: _Link | None = None
+        self._transfers = Transfers(log)
 
     def close(self) -> None:
         """After `stop` was set: take leave, which ends a waiting poll.
@@ -195,13 +201,18 @@ class Agent:
         while not self._stop.is_set():
             try:
                 with self._connected() as link:
-                    self._log("connected", server=self._server)
+                    proxy = self._route.via()
+                    through = {} if proxy is None else {"proxy": str(proxy)}
+                    self._log("connected", server=self._route.server, **through)
                     for _ in self._serve(link):
                         failures = 0  # a connection that serves, not one that merely stands
             except Refused:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a coordinator sends, its site comes back
                 why = self._why(error)
+                if isinstance(error, httpx.TransportError) and not self._route.advance():
+                    self._log("disconnected", why=why, retry_in=0, server=self._route.server)
+                    continue  # the coordinator has another address
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311
                 failures += 1
                 if not self._stop.is_set():
@@ -257,14 +268,17 @@ class Agent:
     def _dial(self) -> FleetHttpClient:
         key = private_key(self._site.key.read_bytes())
         client = FleetHttpClient(
-            f"https://{self._server}",
+            f"https://{self._route.server}",
             interceptors=[_NodeAuth(key)],
             verify=self._site.tls(),
         )
+        proxy = self._route.via()
         client.close()  # its own would follow redirects and drop idle connections
         client._client = httpx.Client(
             verify=self._site.tls(),
-            timeout=httpx.Timeout(30.0, connect=10.0),
+            proxy=None if proxy is None else proxy.url,
+            trust_env=False,
+            timeout=httpx.Timeout(_PATIENCE, connect=10.0),
             limits=httpx.Limits(keepalive_expiry=60.0),
         )
         return client
@@ -281,7 +295,7 @@ class Agent:
     def _connected(self) -> Iterator[_Link]:
         self._check()
         public = public_key_to_bytes(private_key(self._site.key.read_bytes()).public_key())
-        with self._dial() as client, ThreadPoolExecutor(3) as pool:
+        with self._dial() as client, ThreadPoolExecutor(PARALLEL) as pool:
             answer = client.ActivateNode(
                 fleet_pb2.ActivateNodeRequest(public_key=public, heartbeat_interval=_HEARTBEAT)
             )
@@ -289,7 +303,7 @@ class Agent:
             over = threading.Event()
             beat = threading.Thread(target=self._beat, args=(client, node, over), daemon=True)
             beat.start()
-            link = _Link(client, node, pool)
+            link = _Link(client, node, pool, self._transfers)
             try:
                 yield link
             finally:

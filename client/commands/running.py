@@ -13,6 +13,7 @@ from privacy.runtime import loading
 
 if TYPE_CHECKING:
     from client.agent.credentials import Enrolled
+    from client.agent.route import Route
     from client.site import Site
 
 Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
@@ -21,6 +22,14 @@ PolicyFile = Annotated[
 ]
 Server = Annotated[
     str | None, typer.Option("--server", metavar="HOST:PORT", help="Else the bundle's.")
+]
+ProxyOption = Annotated[
+    str,
+    typer.Option(
+        "--proxy",
+        metavar="URL|env|none",
+        help="HTTP proxy: http://[USER:PASSWORD@]HOST:PORT; env reads HTTPS_PROXY and NO_PROXY.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
 HERE = Path()
@@ -38,6 +47,7 @@ def run(
     ] = "",
     directory: Dir = HERE,
     server: Server = None,
+    proxy: ProxyOption = "env",
     policy: PolicyFile = None,
     population: Annotated[
         str | None, typer.Option(help="Which population, where there are several.")
@@ -67,6 +77,7 @@ def run(
     if not data:
         raise SiteError("--data: expected the path of this site's rows, or builtin:K/N")
     from client.agent.credentials import Enrolled
+    from client.agent.route import route
 
     source, log = Source.parse(data), EventLog(as_json=as_json)
     site = Enrolled(directory).joined()
@@ -84,11 +95,11 @@ def run(
         )
         spent = held.ledger.head.n if held.ledger is not None else 0
         log("starting", site=site.name, device=str(held.device), spent_entries=spent)
-        raise typer.Exit(_stay(site, server or site.hosts[0], held, log, fault))
+        raise typer.Exit(_stay(site, route(site.hosts, server, proxy), held, log, fault))
 
 
 def _stay(
-    site: "Enrolled", server: str, held: "Site", log: "EventLog", fault: threading.Event
+    site: "Enrolled", way: "Route", held: "Site", log: "EventLog", fault: threading.Event
 ) -> int:
     """Serve in a thread of its own until a signal, a `leave`, a refusal or a fault ends it."""
     with loading():
@@ -97,7 +108,7 @@ def _stay(
 
     quiet()
     stop, code = threading.Event(), [0]
-    agent = Agent(make_app(lambda context: held), site, server, log=log, stop=stop)
+    agent = Agent(make_app(lambda context: held), site, way, log=log, stop=stop)
 
     def serve() -> None:
         try:
@@ -131,6 +142,7 @@ def _stay(
 def doctor(
     directory: Dir = HERE,
     server: Server = None,
+    proxy: ProxyOption = "env",
     data: Annotated[str, typer.Option(help="As for run.")] = "",
     policy: PolicyFile = None,
     as_json: Json = False,
@@ -138,7 +150,7 @@ def doctor(
     """Check everything that `run` needs, one by one, each with the next step; exit 1 on a fault."""
     from client.agent.doctor import examine
 
-    found = examine(directory, server, data, policy)
+    found = examine(directory, server, data, policy, proxy)
     if as_json:
         typer.echo(json.dumps({"checks": [one.to_dict() for one in found]}))
     else:

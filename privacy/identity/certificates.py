@@ -196,6 +196,14 @@ class Authority:
         return signed.public_bytes(serialization.Encoding.PEM)
 
 
+def issuer_of(certificate: bytes) -> str:
+    """The issuer's name of any certificate (DER), as it says itself; IdentityError."""
+    try:
+        return x509.load_der_x509_certificate(certificate).issuer.rfc4514_string()[:200]
+    except (ValueError, UnsupportedAlgorithm):
+        raise IdentityError("certificate: must be X.509") from None
+
+
 def issued_by(certificate: bytes, authority: bytes) -> bool:
     """Whether the authority (PEM) signed this certificate (PEM)."""
     try:

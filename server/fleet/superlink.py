@@ -187,7 +187,7 @@ class Fleet:
             self.active.add(member.name)
             for item in self.pending.values():
                 if item.node == node and not item.ready and not item.failure:
-                    self._drop_reply(item)
+                    # What has arrived of its reply stays: the client goes on from there.
                     number = item.message.metadata.message_id
                     self.state.message_ins_store[number].metadata.delivered_at = ""
             self.news.notify_all()

@@ -52,7 +52,7 @@ class Service:
     interval: float = 15.0
     answer_seconds: float = 20.0
     hand_out: float = 30.0
-    on_line: Lines = lambda line: None
+    on_line: Lines | None = None
     alone: bool = False
     proposals: Proposals = field(init=False)
     playing: str | None = None
@@ -110,10 +110,10 @@ class Service:
         if not found.reachable(least):
             state, detail = found.unreachable(least)
             self.queue.move(run.name, state, detail)
-            self._note(run.name, "run_ended", state=state, detail=detail)
+            self._log("run_ended", run.name, state=state, detail=detail)
         elif (run.state, run.detail) != (WAITING, str(found)):
             self.queue.move(run.name, WAITING, str(found))
-            self._note(run.name, "run_waiting", needed=least, sites=str(found))
+            self._log("run_waiting", run.name, needed=least, sites=str(found))
         return False
 
     def attendance(self, plan: Plan, number: int) -> Attendance:
@@ -126,16 +126,20 @@ class Service:
         listed = self.home.members().sites.values()
         return [member.name for member in listed if member.revoked is None]
 
-    def _note(self, run: str, event: str, **facts: Any) -> None:
+    def _log(self, event: str, run: str, **facts: Any) -> None:
         self.log(event, run=run, **facts)
         self.queue.note(run, event, facts)
+
+    def _log_round(self, line: Mapping[str, Any]) -> None:
+        facts = {key: line[key] for key in ("round", "epsilon", "seconds")}
+        self.log("round_complete", run=self.playing, **facts)
 
     def play(self, run: Submission, *, child: Child | None = None) -> str:
         """Play a run until it ends or has to wait; returns the state that it is left in."""
         self.playing = run.name
         self.queue.move(run.name, "running")
         self.board.set(run=run.name, run_state="running", planned=run.plan.rounds, round=0)
-        self._note(run.name, "run_started", plan=run.plan.digest[:16], rounds=run.plan.rounds)
+        self._log("run_started", run.name, plan=run.plan.digest[:16], rounds=run.plan.rounds)
         try:
             outcome = self._play(run, child)
         except (OSError, FileError, CheckpointError, RuntimeError) as error:
@@ -144,28 +148,25 @@ class Service:
                 self.queue.move(run.name, "failed", str(error))
                 raise
             self.queue.move(run.name, "queued", str(error))
-            self._note(run.name, "run_failed", detail=str(error), retry_in=_RETRY_SECONDS)
+            self._log("run_failed", run.name, detail=str(error), retry_in=_RETRY_SECONDS)
             self.stop.wait(_RETRY_SECONDS)
             return "queued"
         except (FolderError, ChildError) as error:
             self.queue.move(run.name, "failed", str(error))
-            self._note(run.name, "run_ended", state="failed", detail=str(error))
+            self._log("run_ended", run.name, state="failed", detail=str(error))
             if child is not None:
                 raise
             return "failed"
         finally:
             self.playing = None
         if outcome.reason == INTERRUPTED:
-            self._note(run.name, "run_interrupted", rounds=len(outcome.history))
+            self._log("run_interrupted", run.name, rounds=len(outcome.history))
             return "running"
         self.queue.move(run.name, outcome.reason, outcome.detail)
-        self._note(
-            run.name,
-            "run_ended" if outcome.reason in ENDED else f"run_{outcome.reason}",
-            state=outcome.reason,
-            rounds=len(outcome.history),
-            **({"detail": outcome.detail} if outcome.detail else {}),
-        )
+        facts: dict[str, Any] = {"state": outcome.reason, "rounds": len(outcome.history)}
+        if outcome.detail:
+            facts["detail"] = outcome.detail
+        self._log("run_ended" if outcome.reason in ENDED else "run_left", run.name, **facts)
         return outcome.reason
 
     def _play(self, run: Submission, child: Child | None) -> Outcome:
@@ -190,7 +191,7 @@ class Service:
             folder.id,
             give_way=lambda: not self.alone and self.next_due(but=run.name) is not None,
             between_rounds=lambda: None if self.alone else self.next_due(but=run.name),
-            on_line=self.on_line,
+            on_line=self.on_line or self._log_round,
         )
         outcome, _ = coordinate(
             self.grid,

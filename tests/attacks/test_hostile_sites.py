@@ -22,6 +22,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 
 from client.agent.connection import Agent, _Link
 from client.agent.credentials import Enrolled
+from client.agent.route import Route
 from server.fleet.grid import LinkGrid
 from tests.support.federation import (
     Events,
@@ -91,7 +92,9 @@ def hostile(folder: Path, grid: LinkGrid) -> Iterator[_Link]:
     import threading
 
     where = f"127.0.0.1:{grid.address[1]}"
-    agent = Agent(app(), Enrolled(folder), where, log=Events(), stop=threading.Event())
+    agent = Agent(
+        app(), Enrolled(folder), Route([where], "none"), log=Events(), stop=threading.Event()
+    )
     with agent._connected() as link:
         yield link
 

@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 
 from client.agent.connection import Agent, Refused
 from client.agent.credentials import Enrolled, enroll, join
+from client.agent.route import Route
 from server.fleet.grid import LinkGrid, serve
 from server.registry import sites as members
 from tests.support.patience import patience
@@ -84,14 +85,17 @@ def running(
     log: Events | None = None,
 ) -> Iterator[Events]:
     """An agent in a thread; it ends with the block."""
-    stop, events = threading.Event(), log if log is not None else Events()
-    agent = Agent(
-        client if client is not None else app(),
-        Enrolled(folder).joined(),
-        f"127.0.0.1:{address[1]}",
-        log=events,
-        stop=stop,
-    )
+    events = log if log is not None else Events()
+    direct = Route([f"127.0.0.1:{address[1]}"], "none")
+    with run_agent(folder, direct, client if client is not None else app(), events):
+        yield events
+
+
+@contextmanager
+def run_agent(folder: Path, route: Route, client: ClientApp, events: Events) -> Iterator[None]:
+    """An agent that takes a route, in a thread."""
+    stop = threading.Event()
+    agent = Agent(client, Enrolled(folder).joined(), route, log=events, stop=stop)
 
     def run() -> None:
         try:
@@ -102,11 +106,11 @@ def running(
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield events
+        yield
     finally:
         stop.set()
         agent.close()
-        thread.join(patience(10))
+        thread.join(10)
 
 
 @contextmanager

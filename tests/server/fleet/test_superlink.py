@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from client.agent.connection import Agent
 from client.agent.credentials import Enrolled
+from client.agent.route import Route
 from privacy.identity.certificates import Authority, read_request
 from server.fleet.grid import serve
 from server.registry import sites as members
@@ -82,7 +83,13 @@ def _taken_and_lost(folder: Path, address: tuple[str, int]):  # type: ignore[no-
     @contextmanager
     def dying():  # type: ignore[no-untyped-def]
         taken, site = threading.Event(), Enrolled(folder)
-        agent = Agent(app(), site, f"127.0.0.1:{address[1]}", log=Events(), stop=threading.Event())
+        agent = Agent(
+            app(),
+            site,
+            Route([f"127.0.0.1:{address[1]}"], "none"),
+            log=Events(),
+            stop=threading.Event(),
+        )
         stay = agent._connected()
         link = stay.__enter__()
 
@@ -288,7 +295,7 @@ def test_a_stopped_client_finishes_its_work_and_sends_it_even_without_its_certif
 
     with linked(home, log) as grid:
         site, where = Enrolled(sites["a"]).joined(), f"127.0.0.1:{grid.address[1]}"
-        agent = Agent(app(slow), site, where, log=Events(), stop=stop)
+        agent = Agent(app(slow), site, Route([where], "none"), log=Events(), stop=stop)
         thread = threading.Thread(target=agent.run, daemon=True)
         thread.start()
         assert wait_for(grid.names)

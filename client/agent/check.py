@@ -1,0 +1,17 @@
+"""One finding of the doctor."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at: `state` is "fine", "warn" or "FAULT"; `then` is the next step."""
+
+    what: str
+    state: str
+    said: str
+    then: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
