@@ -62,7 +62,6 @@ SERVER_EVENTS: Final[Mapping[str, str]] = {
     "run_started": "A run is being played.",
     "run_waiting": "Too few sites can take part; one line for every change of who can.",
     "site_answer": "A site's answer that is no update and not its last one: a status or a code.",
-    "stopped": "The coordinator ends; `by` is the signal, `run` goes on at the next start.",
     "stock_flower": "Under stock Flower: whose code this is, and where what is lost is described.",
     "stopped": "The process ends, or its run is interrupted.",
 }
