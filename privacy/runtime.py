@@ -39,11 +39,14 @@ def loading() -> Iterator[None]:
     """Import large libraries in this block: the garbage collector looks at nothing of them.
 
     It would go through all that was loaded again and again, a fifth of the time, and once more in
-    every full collection afterwards; but modules stay.
+    every full collection afterwards; but modules stay. Only commands and their child processes may
+    use it: it changes the collector of the whole process.
     """
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if enabled:
+            gc.enable()

@@ -1,10 +1,40 @@
-"""What a researcher runs: a whole federation in one process, through the shipped apps."""
+"""Researchers' door: `simulate` a whole federation in one process, `sweep` over plans.
 
+>>> from simulations import Plan, simulate  # doctest: +SKIP
+>>> result = simulate(plan, task=nn.Linear(8, 2), data=(x, y))  # doctest: +SKIP
+>>> result.epsilon, result.metrics, result.model, result.plot()  # doctest: +SKIP
+"""
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import client
 import privacy
 import server
+
+if TYPE_CHECKING:
+    from privacy.contract.plan import Operation, Plan, Simulation, SitePlan
+    from privacy.contract.plan_file import load_plan
+    from simulations.own_task import OwnCodeError, OwnData
+    from simulations.parameter_sweep import Sweep, sweep
+    from simulations.result import History, Result
+    from simulations.run import simulate
+
+__all__ = [
+    "History",
+    "Operation",
+    "OwnCodeError",
+    "OwnData",
+    "Plan",
+    "Result",
+    "Simulation",
+    "SitePlan",
+    "Sweep",
+    "load_plan",
+    "simulate",
+    "sweep",
+]
 
 for package in (client, privacy, server):
     place = Path(package.__file__ or "").resolve().parent
@@ -13,3 +43,30 @@ for package in (client, privacy, server):
             f"{package.__name__}: {place} is another package of this name, not Tacit's; "
             "Tacit must be installed in an environment of its own"
         )
+
+_HOMES: Final = {
+    "History": "simulations.result",
+    "Operation": "privacy.contract.plan",
+    "OwnCodeError": "simulations.own_task",
+    "OwnData": "simulations.own_task",
+    "Plan": "privacy.contract.plan",
+    "Result": "simulations.result",
+    "Simulation": "privacy.contract.plan",
+    "SitePlan": "privacy.contract.plan",
+    "Sweep": "simulations.parameter_sweep",
+    "load_plan": "privacy.contract.plan_file",
+    "simulate": "simulations.run",
+    "sweep": "simulations.parameter_sweep",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for: torch and Flower take seconds, and `--help` needs neither."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from privacy.runtime import prepare
+
+    prepare()  # Flower and Ray call nowhere; that is all that this door changes
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -1,13 +1,20 @@
 """tacit-simulate: a whole federation in one process, from one command."""
 
 import json
+import shlex
+import signal
+import sys
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 
 from privacy.commands.exit_codes import run
 from privacy.runtime import loading, prepare
@@ -17,13 +24,18 @@ if TYPE_CHECKING:
 
 EXIT = {"done": 0, "stopped": 0, "failed": 1, "budget": 3}
 VIOLATION = 5
+INTERRUPTED = 130
+RUNS = Path("runs")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def simulate(
-    plan: Annotated[str, typer.Argument(help="A shipped plan's name, or the path of a TOML file.")],
+    plan: Annotated[
+        str | None,
+        typer.Argument(help="A shipped plan's name, or the path of a TOML file; none to resume."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the plan (repeatable)."),
@@ -33,7 +45,7 @@ def simulate(
         int | None, typer.Option(help="Fixes split and first weights, never the noise.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Where the task's files are.")] = None,
-    runs: Annotated[Path, typer.Option(help="Where run folders are kept.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="Where run folders are kept.")] = RUNS,
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run --name.")] = False,
     insecure: Annotated[
@@ -48,28 +60,54 @@ def simulate(
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Show the run in the browser while it goes on.")
     ] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="KEY=V,V",
+            help="Run every combination of these values of plan keys (repeatable): CSV and SVG.",
+        ),
+    ] = None,
+    repeat: Annotated[
+        int, typer.Option("--repeat", min=1, max=1000, help="Seeds a combination, with --sweep.")
+    ] = 1,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, max=256, help="Processes that share a sweep.")
+    ] = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
 ) -> None:
     """Simulate a private federation: train, account and keep a run folder."""
-    from privacy.contract.plan_file import load_plan
+    from privacy.contract.rules import warnings
     from server.rounds.run_folder import FolderError
 
     console = Console(quiet=as_json, stderr=False)
-    if resume and name is None:
-        raise FolderError("--resume: expected --name NAME beside it")
     overrides = list(set_ or [])
     overrides += [f"sites={sites}"] if sites is not None else []
     overrides += [f"seed={seed}"] if seed is not None else []
-    chosen = load_plan(plan, overrides)
+    chosen = _chosen(plan, overrides, runs, name, resume)
     label = name if name is not None else f"{chosen.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_name(label)
+    for text in warnings(chosen):
+        typer.echo(f"tacit-simulate: warning: {text}", err=True)
     with loading():
         from simulations.display import RunView, sentence
         from simulations.run import simulate as play
 
+    if sweep:
+        if audit or dashboard or insecure or resume:
+            raise FolderError("--sweep runs alone: run it again under the same --name to go on")
+        _swept(console, chosen, sweep, repeat, workers, runs / label, data, as_json=as_json)
+        return
+    if repeat > 1 or workers > 1:
+        raise FolderError("--repeat and --workers must be used with --sweep")
+    again = f"tacit-simulate --resume --name {shlex.quote(label)}"
+    again += "" if runs == RUNS else f" --runs {shlex.quote(str(runs))}"
+    again += "" if data is None else f" --data {shlex.quote(str(data))}"
+    again += " --insecure-reproducible" if insecure else ""
     with ExitStack() as stack:
+        stop = stack.enter_context(_interruptible())
         if dashboard:
             from server.dashboard.app import serve
 
@@ -77,18 +115,28 @@ def simulate(
             stack.callback(served.close)
             typer.echo(f"The run is shown at {served.url} while it goes on.", err=True)
         view = stack.enter_context(RunView(console))
-        result = play(
-            chosen,
-            runs / label,
-            data=data,
-            resume=resume,
-            insecure=insecure,
-            on_read=lambda reading: typer.echo(f"data: {reading}", err=True),
-            on_start=view.start,
-            on_round=view.round,
-        )
+        try:
+            result = play(
+                chosen,
+                runs / label,
+                data=data,
+                resume=resume,
+                insecure=insecure,
+                on_read=lambda reading: typer.echo(f"data: {reading}", err=True),
+                on_start=view.start,
+                on_round=view.round,
+                stop=stop.is_set,
+            )
+        except KeyboardInterrupt:
+            if (runs / label).exists():
+                typer.echo(f"tacit-simulate: interrupted; go on with: {again}", err=True)
+            raise
+    if result.outcome.reason == "stopped" and stop.is_set():
+        rounds = f"{result.summary['rounds']} of {chosen.rounds} rounds"
+        typer.echo(f"tacit-simulate: stopped after {rounds}; go on with: {again}", err=True)
+        raise typer.Exit(INTERRUPTED)
     told = sentence(result.summary)
-    found = _audited(chosen, result.folder, data, seed) if audit else None
+    found = _audited(chosen, runs / label, data, seed) if audit else None
     if as_json:
         said = {**result.summary, "run": str(result.folder), "sentence": told}
         typer.echo(json.dumps(said | ({"audit": found} if found is not None else {})))
@@ -101,6 +149,90 @@ def simulate(
     if found is not None and found["verdict"] != "no violation found":
         raise typer.Exit(VIOLATION)
     raise typer.Exit(EXIT[result.outcome.reason])
+
+
+def _chosen(
+    source: str | None, overrides: list[str], runs: Path, name: str | None, resume: bool
+) -> "Plan":
+    """The plan of a new run, or of the run that is resumed, whose folder holds it."""
+    from privacy.contract.plan_file import load_plan
+    from server.rounds.run_folder import FolderError, resumed_plan
+
+    if resume:
+        if name is None:
+            raise FolderError("--resume needs --name NAME beside it")
+        _check_name(name)
+        return resumed_plan(runs / name, source, overrides)
+    if source is None:
+        raise FolderError("a plan must be named, unless --resume --name NAME takes the run's own")
+    return load_plan(source, overrides)
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """The first Ctrl-C asks to stop after the round that is under way; the second stops at once."""
+    asked = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        text = "stopping after this round; press Ctrl-C again to stop at once"
+        print(f"tacit-simulate: {text}", file=sys.stderr, flush=True)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _swept(
+    console: Console,
+    plan: "Plan",
+    options: list[str],
+    repeat: int,
+    workers: int,
+    folder: Path,
+    data: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Run a sweep, and write its records and its picture beside its runs."""
+    from privacy.contract.plan_file import swept_values
+    from privacy.files import write_atomic
+    from simulations.parameter_sweep import sweep
+
+    values: Any = swept_values(options)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Progress(console=Console(stderr=True), disable=as_json) as bar:
+        shown = bar.add_task("runs", total=None)
+        found = sweep(
+            plan,
+            seeds=repeat,
+            folder=folder,
+            workers=workers,
+            on_cell=lambda _, cells: bar.update(shown, total=cells, advance=1),
+            data=data,
+            **values,
+        )
+    write_atomic(folder / "sweep.csv", found.csv().encode())
+    write_atomic(folder / "sweep.svg", found.plot().encode())
+    if as_json:
+        facts = {"run": str(folder), "metric": found.metric, "cells": found.summary()}
+        typer.echo(json.dumps(facts, allow_nan=False))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in (*found.keys, "runs", f"mean {found.metric}", "standard deviation"):
+        table.add_column(name, justify="right")
+    for cell in found.summary():
+        figures = (cell["mean"], cell["standard_deviation"])
+        shown_figures = ["-" if value is None else f"{value:.4f}" for value in figures]
+        table.add_row(*(str(cell[key]) for key in found.keys), str(cell["runs"]), *shown_figures)
+    console.print(table, highlight=False)
+    console.print(f"sweep.csv and sweep.svg are in {folder}", highlight=False, soft_wrap=True)
+    if plan.private:
+        console.print("Each run's epsilon counts that run alone: choosing by them costs more.")
 
 
 def _audited(plan: "Plan", folder: Path, data: Path | None, seed: int | None) -> dict[str, Any]:
@@ -117,7 +249,7 @@ def _check_name(name: str) -> None:
     from server.rounds.run_folder import FolderError
 
     if not name or name.startswith(".") or "/" in name or len(name) > 100 or not name.isprintable():
-        raise FolderError(f"--name: expected a plain file name, got {name!r}")
+        raise FolderError(f"--name must be a plain file name, got {name!r}")
 
 
 def main() -> None:

@@ -18,9 +18,16 @@ from privacy.contract.plan_file import with_rows
 from privacy.contract.policy import Policy
 from privacy.ledger.ledger import Ledger
 from privacy.mechanism import noise
+from simulations.own_task import described
 from simulations.partition import split
 
 _KEPT_BYTES: Final = 16_000_000
+
+FAULT: Final = "fault.txt"
+"""The file of a run folder that says what failed at a simulated site."""
+
+Data = Path | tuple[Rows, Rows] | None
+"""Where a simulation's rows are, or the training and the held-out rows themselves."""
 
 Parts = Mapping[str, np.ndarray[Any, np.dtype[np.int64]]]
 
@@ -32,6 +39,16 @@ class World:
     train: Rows
     test: Rows
     parts: Parts
+
+    def records_per_person(self) -> dict[str, int]:
+        """The most training rows of one person at each site, where the task knows persons."""
+        if self.train.subject is None:
+            return {}
+        subject = self.train.subject.numpy()
+        return {
+            name: int(np.unique(subject[part], return_counts=True)[1].max(initial=1))
+            for name, part in self.parts.items()
+        }
 
     def rows(self, site: str) -> Rows:
         """One site's rows, taken out of the whole when they are needed."""
@@ -62,19 +79,19 @@ class Place:
             check_head=lambda head: True,  # the coordinator is this process: nothing is signed
             replies=kept,
             compile=self.plan.simulation.compile,
-            on_fault=_raised,
+            on_fault=self._fault,
         )
+
+    def _fault(self, error: Exception) -> None:
+        """A researcher's own rows have nobody to hide from: what fails is said."""
+        (self.folder / FAULT).write_text(described(error) + "\n", encoding="utf-8")
+        raise error
 
     def draws(self, site: str, number: str) -> AbstractContextManager[None]:
         """Where one site's noise of one round comes from: the system, unless marked insecure."""
         if not self.insecure:
             return nullcontext()
         return noise.insecure(f"{self.plan.seed}/{site}/{number}")
-
-
-def _raised(error: Exception) -> None:
-    """A researcher's own rows have nobody to hide from: what fails is said."""
-    raise error
 
 
 @dataclass(slots=True)
@@ -127,19 +144,22 @@ class _Own:
         self.recent.put(self.site, key, reply)
 
 
-def prepare(plan: Plan, data: Path | None) -> tuple[Plan, World]:
+def prepare(plan: Plan, data: Data) -> tuple[Plan, World]:
     """Load the data, split it, write the sites' row counts into the plan; TaskError, PlanError."""
-    learning = task(plan.task, plan.schema)
-    if learning.embedded and data is not None:
-        raise TaskError(f"--data: {plan.task} is embedded and reads no file, got {data}")
-    train, test = learning.load(data, "train"), learning.load(data, "test")
+    if isinstance(data, tuple):
+        train, test = data
+    else:
+        learning = task(plan.task, plan.schema)
+        if learning.embedded and data is not None:
+            raise TaskError(f"--data: {plan.task} is embedded and reads no file, got {data}")
+        train, test = learning.load(data, "train"), learning.load(data, "test")
     sites = plan.sites
     if plan.split == "natural":
         sites = sites or len(set(train.site or ()))
     parts = split(plan.split, train.y.numpy(), train.site, sites or 1, plan.seed)
     unknown = sorted(set(plan.site) - set(parts))
     if unknown:
-        raise PlanError(f"site.{unknown[0]}: expected one of {', '.join(parts)}")
+        raise PlanError(f"a site must be one of {', '.join(parts)}, got {unknown[0]}")
     if plan.rows == "actual":
         plan = with_rows(plan, {name: len(rows) for name, rows in parts.items()})
     return replace(plan, sites=sites), World(train, test, parts)

@@ -16,6 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from privacy.accounting.rounding import left_text, spent_text
 from privacy.contract.plan import Plan
 
 _SHOWN = 12
@@ -101,24 +102,22 @@ class RunView:
             f"{trained}/{len(sites)}",
             _number(line["metrics"].get(metric)) if metric else "-",
             _number(line["metrics"].get("loss")),
-            _number(cost),
-            _number(line["epsilon"]),
-            _number(line["left"]),
+            spent_text(cost),
+            spent_text(line["epsilon"]),
+            left_text(line["left"]),
             f"{line['seconds']:.2f}",
         ]
 
     def _left(self, line: Mapping[str, Any]) -> float | None:
-        """The least that any site has left of its limit in this run, or of the plan's epsilon."""
+        """The least that any site has left of its limit in this run."""
         plan = self._plan
         if plan is None or not plan.private:
             return None
         left = []
         for name, said in line["sites"].items():
             limit = plan.limit_of(name)
-            own = plan.site_overrides(name).epsilon or plan.epsilon
-            most = limit.epsilon if limit is not None else own
-            if most is not None and said["epsilon"] is not None:
-                left.append(most - said["epsilon"])
+            if limit is not None and said["epsilon"] is not None:
+                left.append(limit.epsilon - said["epsilon"])
         return max(0.0, min(left)) if left else None
 
 
@@ -129,31 +128,74 @@ def metric_of(metrics: Mapping[str, float]) -> str | None:
 
 def sentence(summary: Mapping[str, Any]) -> str:
     """What was reached, and what it cost whom; nothing that was not computed."""
-    metrics = summary["metrics"]
-    name = metric_of(metrics)
-    reached = f"{name} {metrics[name]:.4f}" if name else "no metric"
     rounds = f"{summary['rounds']} of {summary['planned_rounds']} rounds"
-    if summary["insecure"]:
-        cost = "NOT PRIVATE: noise and sampling were reproducible (--insecure-reproducible)"
-    elif not summary["private"]:
-        cost = "NOT PRIVATE: trained without any privacy (unit none)"
-    else:
-        whose = {"record": "any one record", "client": "any one whole site"}[summary["unit"]]
-        held = {
-            "record": "against the coordinator, the other sites and the public",
-            "client": "against the other sites and the public, not against the coordinator",
-        }[summary["unit"]]
-        cost = (
-            f"at epsilon {summary['epsilon']:.4g}, delta {summary['delta']:.3g} for {whose} "
-            f"(added or removed), {held}; tuning on this data is not included"
-        )
     ended = {
         "done": "",
-        "budget": "Stopped early, since every site's budget is spent. ",
+        "budget": "Stopped early, since a further round would pass the sites' limits. ",
         "failed": f"Failed: {summary['detail']}. ",
         "stopped": f"Stopped as asked ({summary['detail']}). ",
     }[summary["reason"]]
-    return f"{ended}{rounds} of {summary['task']} reached {reached} {cost}."
+    text = f"{ended}{rounds} of {summary['task']} reached {_reached(summary)} {_cost(summary)}."
+    useless = verdict(summary)
+    return text if useless is None else f"{text} {useless}"
+
+
+def verdict(summary: Mapping[str, Any]) -> str | None:
+    """One sentence where the model is no better than an answer that needs no data."""
+    metrics, baseline = summary["metrics"], summary.get("baseline")
+    if baseline is not None and "accuracy" in metrics:
+        if metrics["accuracy"] <= baseline["accuracy"] + 0.002 and not _ranks(metrics, baseline):
+            return (
+                f"This model is useless: always '{baseline['class']}' has accuracy "
+                f"{baseline['accuracy']:.4f}."
+            )
+    elif metrics.get("r2", 1.0) <= 0.0:
+        return "This model is useless: the mean of the held-out labels is as good (r2 <= 0)."
+    return None
+
+
+def _ranks(metrics: Mapping[str, float], baseline: Mapping[str, Any]) -> bool:
+    """Whether the model finds the rarer classes: then it is less accurate, and not useless."""
+    return bool(metrics.get("balanced_accuracy", 0.0) >= 0.05 + 1 / baseline["classes"])
+
+
+def _reached(summary: Mapping[str, Any]) -> str:
+    """The metric; with skewed labels also balanced accuracy, and what a constant would have."""
+    metrics, baseline = summary["metrics"], summary.get("baseline")
+    name = metric_of(metrics)
+    if name is None:
+        return "no metric"
+    text = f"{name} {metrics[name]:.4f}"
+    if name != "accuracy" or baseline is None:
+        return text
+    if baseline["accuracy"] < 1.3 / baseline["classes"]:
+        return text
+    balanced = metrics.get("balanced_accuracy")
+    both = "" if balanced is None else f"balanced accuracy {balanced:.4f}; "
+    return f"{text} ({both}always '{baseline['class']}' would have {baseline['accuracy']:.4f})"
+
+
+def _cost(summary: Mapping[str, Any]) -> str:
+    """What the run cost whom: a record, and where it is known a person; rounded up."""
+    if summary["insecure"]:
+        return "NOT PRIVATE: noise and sampling were reproducible (--insecure-reproducible)"
+    if not summary["private"]:
+        return "NOT PRIVATE: trained without any privacy (unit none)"
+    whose = {"record": "any one record", "client": "any one whole site"}[summary["unit"]]
+    held = {
+        "record": "against the coordinator, the other sites and the public",
+        "client": "against the other sites and the public, not against the coordinator",
+    }[summary["unit"]]
+    records = summary.get("records_per_person", 1)
+    person = ""
+    if records > 1:
+        epsilon = summary["epsilon_person"]
+        figure = "no finite epsilon" if epsilon is None else f"epsilon {spent_text(epsilon, 2)}"
+        person = f", and {figure} for any one person (who has up to {records} records)"
+    return (
+        f"at epsilon {spent_text(summary['epsilon'], 3)}, delta {summary['delta']:.3g} for "
+        f"{whose} (added or removed){person}, {held}; tuning on this data is not included"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -1,94 +1,230 @@
-"""simulate(...) -> Result: a whole federation in one process; only the Grid is not production's."""
+"""A whole federation in one process; only the Grid is not production's."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from flwr.app import Context, RecordDict
+from rich.console import Console
+from torch import Tensor, nn
 
+from client.tasks.registry import provided
+from client.tasks.registry import task as find_task
 from client.tasks.rows import Reading
-from privacy.contract.plan import Plan
+from privacy.accounting.epsilon import spent
+from privacy.contract.forecast import check_finite
+from privacy.contract.plan import Plan, PlanError
 from privacy.mechanism import noise
 from server.app import make_app
 from server.evaluation import evaluate_on, initial_weights
 from server.registry.signing import own_key, signer
-from server.rounds.job import Job, Model, Silent
+from server.rounds.aggregation import State
+from server.rounds.job import Interrupted, Job, Model, Silent
 from server.rounds.loop import Outcome, federate
+from server.rounds.messages import Answer
 from server.rounds.run_folder import FolderError, RunFolder
+from server.rounds.site_grid import SiteGrid
 from server.rounds.summary import summarise
-from simulations.dataset import Place, World, own_ledger, prepare
+from simulations.dataset import FAULT, Data, Place, World, own_ledger, prepare
+from simulations.display import RunView
 from simulations.engines.pool import Processes, Serial
 from simulations.engines.vector import Vector, stack_of
 from simulations.grid import Engine, LocalGrid
+from simulations.own_task import OwnCodeError, own_data, own_task
+from simulations.result import History, Result
 
 COORDINATOR = "coordinator"
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """How a simulated run ended, and where it is kept."""
+class Rounds(Silent):
+    """A Listener that is told of each round, and ends the run after one when it is asked to."""
 
-    outcome: Outcome
-    folder: Path
-    summary: Mapping[str, Any]
+    stop: Callable[[], bool] = lambda: False
+
+    def ready(
+        self, grid: SiteGrid, number: int, declined: Mapping[str, Answer]
+    ) -> Collection[str] | None:
+        if self.stop():
+            raise Interrupted("stopped", f"interrupted after round {number - 1}")
+        return Silent.ready(self, grid, number, declined)
 
 
 def simulate(
     plan: Plan,
-    folder: Path,
+    folder: Path | str | None = None,
     *,
-    data: Path | None = None,
+    task: nn.Module | Callable[[], nn.Module] | None = None,
+    data: Any = None,
+    label: str | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     resume: bool = False,
     insecure: bool = False,
     on_read: Callable[[Reading], None] = lambda reading: None,
+    progress: bool = False,
     on_start: Callable[[Plan, int], None] = lambda plan, done: None,
     on_round: Callable[[Mapping[str, Any]], None] = lambda line: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Run a plan's federation in this process; bad input raises before anything is written.
 
-    `insecure` makes noise and sampling reproducible from the seed: for debugging, never private.
+    * `folder` keeps the run, so that it can be resumed; without one nothing stays on disk;
+    * `task` is an own model: a module with its first weights, or a function that builds one. Then
+      `data` are arrays: (x, y), a Dataset, a DataFrame with `label`, or an `OwnData`, and `loss`
+      gives a loss per row (simulations/own_task.py). The plan's `task` is then a name of its own;
+    * otherwise `data` is the path of the task's files, or None for an embedded task;
+    * `insecure` makes noise and sampling reproducible from the seed: to debug, never private;
+    * `progress` shows the rounds as they end, in a terminal or a notebook;
+    * once `stop()` is true the run ends after the round that is under way.
+
+    OwnCodeError where the own model or loss fails; TaskError, PlanError and FolderError for bad
+    input. Nothing global changes: no logging, no garbage collector, no random generator.
     """
+    with ExitStack() as stack:
+        if task is not None:
+            if plan.simulation.engine == "ray" or resume:
+                raise PlanError("an own task must be run in one go, and not by the engine ray")
+            learning, *rows = own_task(task, own_data(data, label), loss=loss, seed=plan.seed)
+            stack.enter_context(provided(learning))
+            plan, data = replace(plan, task=learning.name), tuple(rows)
+        if progress:
+            view = stack.enter_context(RunView(Console()))
+            on_start, on_round = view.start, view.round
+        kept = None if folder is None else Path(folder)
+        if kept is None:
+            kept = Path(stack.enter_context(TemporaryDirectory(prefix="tacit-"))) / "run"
+        plan, outcome, summary = _play(
+            plan,
+            kept,
+            data,
+            resume,
+            insecure,
+            on_read=on_read,
+            on_start=on_start,
+            on_round=on_round,
+            stop=stop,
+        )
+        fault = _fault(kept)
+        if fault is not None and task is not None:
+            raise OwnCodeError(fault)
+        run = RunFolder.open(kept)
+        last = run.resume()
+        return Result(
+            outcome,
+            None if folder is None else kept,
+            summary,
+            plan,
+            find_task(plan.task, plan.schema),
+            History(run.history()),
+            None if last is None else State.from_arrays(*last).released(),
+        )
+
+
+def _play(
+    plan: Plan,
+    folder: Path,
+    data: Data,
+    resume: bool,
+    insecure: bool,
+    *,
+    on_read: Callable[[Reading], None],
+    on_start: Callable[[Plan, int], None],
+    on_round: Callable[[Mapping[str, Any]], None],
+    stop: Callable[[], bool],
+) -> tuple[Plan, Outcome, dict[str, Any]]:
     began = time.perf_counter()
     plan, world = prepare(plan, data)
     if world.train.reading is not None:
         on_read(world.train.reading)
+    check_finite(plan)
     if plan.simulation.engine == "vector":
         stack_of(plan)  # refuses a model that it cannot train
     if resume:
-        run = RunFolder.open(folder, plan)
-        ended = run.summary()
+        kept = RunFolder.open(folder, plan)
+        ended = kept.summary()
         if ended is not None and ended.get("reason") == "done":
-            return Result(Outcome("done", []), folder, ended)
-        if bool(run.facts().get("insecure")) != insecure:
-            raise FolderError(f"{folder}: --insecure-reproducible: expected as the run was begun")
+            return plan, Outcome("done", []), ended
+        if bool(kept.facts().get("insecure")) != insecure:
+            raise FolderError(f"{folder}: --insecure-reproducible must be as the run was begun")
     else:
-        run = RunFolder.create(folder, plan, kind="simulation", insecure=insecure)
-    run = replace(run, durable=False, sign=signer(own_key(run.path), durable=False))
+        kept = RunFolder.create(folder, plan, kind="simulation", insecure=insecure)
+    kept = replace(kept, durable=False, sign=signer(own_key(kept.path), durable=False))
     place = Place(plan, world.train, world.parts, folder, insecure)
     ledger = own_ledger(folder, COORDINATOR) if plan.unit == "client" else None
-    on_start(plan, len(run.history()))
+    on_start(plan, len(kept.history()))
     initial = initial_weights(plan)
-    model, listener = Model(lambda: initial, _evaluator(plan, world)), Silent(on_round)
+    model, listener = Model(lambda: initial, _evaluator(plan, world)), Rounds(on_round, stop)
     outcomes: list[Outcome] = []
     with ExitStack() as stack:
         if insecure:
-            stack.enter_context(noise.insecure(f"{plan.seed}/{COORDINATOR}/{len(run.history())}"))
+            stack.enter_context(noise.insecure(f"{plan.seed}/{COORDINATOR}/{len(kept.history())}"))
         engine = _engine(place)
         stack.callback(engine.close)
         grid = _grid(plan, engine, list(world.parts))
         context = Context(
             run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}
         )
-        job = Job(plan, run, grid, model, listener=listener, ledger=ledger)
+        job = Job(
+            plan,
+            kept,
+            grid,
+            model,
+            listener=listener,
+            ledger=ledger,
+            records_per_person=world.records_per_person() if plan.unit == "record" else {},
+        )
         make_app(lambda _: outcomes.append(federate(job)))(grid=grid, context=context)
     (outcome,) = outcomes
+    if outcome.reason == "failed" and (fault := _fault(folder)) is not None:
+        outcome = replace(outcome, detail=f"{outcome.detail}: {fault}")
+    if plan.private and (resume or plan.simulation.slow or outcome.reason != "done"):
+        outcome = replace(outcome, epsilons=_ledger_epsilons(plan, kept, list(world.parts)))
     summary = summarise(plan, outcome, time.perf_counter() - began, insecure=insecure)
-    run.write_summary(summary)
-    return Result(outcome, folder, summary)
+    summary |= {"baseline": _baseline(plan, world)}
+    kept.write_summary(summary)
+    return plan, outcome, summary
+
+
+def _fault(folder: Path) -> str | None:
+    """What failed at a simulated site in this run, if anything did."""
+    try:
+        return (folder / FAULT).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _ledger_epsilons(plan: Plan, run: RunFolder, sites: Sequence[str]) -> dict[str, float]:
+    """What the ledgers say that each site paid in this run, replies that never came included."""
+    paid = {}
+    for site in sites:
+        name = COORDINATOR if plan.unit == "client" else site
+        if (run.path / "ledgers" / f"{name}.jsonl").exists():
+            events = own_ledger(run.path, name).events(run.id)
+            paid[site] = spent(events, plan.required_delta)
+    return paid
+
+
+def _baseline(plan: Plan, world: World) -> dict[str, Any] | None:
+    """The answer that needs no data: the most frequent held-out class, and its accuracy.
+
+    Averaged over the sites where the metrics are.
+    """
+    classes, y = find_task(plan.task, plan.schema).classes, world.test.y.numpy()
+    if not classes or not len(y):
+        return None
+    groups = [np.arange(len(y))]
+    if plan.split == "natural" and world.test.site is not None:
+        owners = np.asarray(world.test.site)
+        groups = [np.flatnonzero(owners == name) for name in sorted(set(world.test.site))]
+    answer = int(np.bincount(y, minlength=len(classes)).argmax())
+    shares = [float((y[group] == answer).mean()) for group in groups]
+    accuracy = float(np.mean(shares))
+    return {"class": classes[answer], "classes": len(classes), "accuracy": accuracy}
 
 
 def _engine(place: Place) -> Engine:

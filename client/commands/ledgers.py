@@ -16,6 +16,7 @@ from client.agent.credentials import Enrolled
 from client.agent.populations import Population, PopulationError, choose
 from client.agent.received_plans import received, site_of
 from privacy.accounting.epsilon import spent
+from privacy.accounting.rounding import left_text, spent_text
 from privacy.accounting.segments import Budget
 from privacy.contract.decision import Accepted, judge
 from privacy.contract.forecast import rounds_that_fit
@@ -237,9 +238,9 @@ def _print(console: Console, facts: Sequence[dict[str, Any]]) -> None:
         table.add_row(
             escape(one["population"]),
             str(one["entries"]),
-            f"{one['spent']:.4f}",
+            spent_text(one["spent"]),
             f"{one['epsilon']:g}",
-            f"{one['left']:.4f}",
+            left_text(one["left"]),
             f"{one['delta']:g}{group}",
         )
         console.print(table, highlight=False)

@@ -13,6 +13,7 @@ from rich.table import Table
 from client.agent import populations, received_plans
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
+from privacy.accounting.rounding import left_text, spent_text
 from privacy.contract.forecast import Forecast, epsilons, forecast
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, load_policy
@@ -223,7 +224,7 @@ def _print(console: Console, facts: dict[str, Any]) -> None:
         return
     say(f"{facts['task']}, {facts['rounds']} rounds, unit {facts['unit']}. {facts['purpose']}")
     if facts["asks"] is not None:
-        say(f"it asks epsilon {facts['asks']:.4f}, and {facts['left']:.4f} is left")
+        say(f"it asks epsilon {spent_text(facts['asks'])}, and {left_text(facts['left'])} is left")
     if facts["refused"] is not None:
         say(f"round {facts['refused']} would be refused: {facts['code']} ({facts['message']})")
     if facts["since_plan"] is None:

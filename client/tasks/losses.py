@@ -49,6 +49,8 @@ def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
 def classification_metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:
     """Accuracy, precision, recall and F1 (of class 1 if two, macro if more) and mean loss.
 
+    Balanced accuracy is the mean recall of the classes that occur.
+
     As scikit-learn has them, without what it costs to load it.
     """
     if not len(y):
@@ -61,6 +63,7 @@ def classification_metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:
     kept = said + true > 0 if count > 2 else torch.arange(2) == 1
     return {
         "accuracy": float(hits.sum() / len(y)),
+        "balanced_accuracy": _mean(hits / true, true > 0),
         "precision": _mean(hits / said, kept),
         "recall": _mean(hits / true, kept),
         "f1": _mean(2 * hits / (said + true), kept),

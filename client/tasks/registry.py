@@ -1,6 +1,7 @@
 """The built-in tasks by name: one module each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from typing import Final, cast
@@ -12,9 +13,31 @@ NAMES: Final = ("digits", "fashion-mnist", "heart-disease", "adult", "table")
 """Every task; a task NAME is the module NAME (with _ for -) and its function `task`."""
 
 
-@lru_cache(maxsize=4)
+_provided: dict[str, Task] = {}
+
+
+@contextmanager
+def provided(learning: Task) -> Iterator[None]:
+    """While the block lasts, `task` finds a task that a program made, by its unique name.
+
+    Forked processes inherit it; TaskError where the name is taken.
+    """
+    if learning.name in NAMES or learning.name in _provided:
+        raise TaskError(f"a task's name must be new, got {learning.name!r}")
+    _provided[learning.name] = learning
+    try:
+        yield
+    finally:
+        del _provided[learning.name]
+
+
 def task(name: str, schema: str | None = None) -> Task:
     """The task of that name; `schema` is the TOML text that describes a `table`."""
+    return _provided[name] if name in _provided else _shipped(name, schema)
+
+
+@lru_cache(maxsize=4)
+def _shipped(name: str, schema: str | None) -> Task:
     if name not in NAMES:
         raise TaskError(f"task: expected one of {', '.join(NAMES)}, got {name!r}")
     module = import_module(f"client.tasks.{name.replace('-', '_')}")

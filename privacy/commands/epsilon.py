@@ -7,6 +7,7 @@ import typer
 
 from privacy.accounting.epsilon import calibrate, spent
 from privacy.accounting.events import Event
+from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import AccountingError, Budget
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -37,7 +38,7 @@ def epsilon(
     if as_json:
         typer.echo(json.dumps({"epsilon": found, "delta": delta, "accountant": accountant}))
     else:
-        typer.echo(f"epsilon {found:.4f} at delta {delta:g} ({accountant.upper()})")
+        typer.echo(f"epsilon {spent_text(found)} at delta {delta:g} ({accountant.upper()})")
 
 
 def sigma(

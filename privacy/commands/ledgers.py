@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from privacy.accounting.epsilon import spent
+from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import check_delta, merge
 from privacy.ledger.entries import Entry, Verified, verify
 from privacy.ledger.ledger import LedgerError
@@ -59,7 +60,9 @@ def show(
     console = Console()
     console.print(_table(found.entries, delta), highlight=False)
     if epsilon is not None:
-        console.print(f"epsilon {epsilon:.4f} at delta {delta:g} over the life of the ledger")
+        console.print(
+            f"epsilon {spent_text(epsilon)} at delta {delta:g} over the life of the ledger"
+        )
     console.print(f"{len(found.entries)} entries, ending in {found.digest}", soft_wrap=True)
     for note in found.log or ():
         details = ", ".join(f"{key} {value}" for key, value in note.details.items())
@@ -120,6 +123,6 @@ def _table(entries: tuple[Entry, ...], delta: float | None) -> Table:
             f"{rows[0].n}-{rows[-1].n}",
         ]
         if delta is not None:
-            cells.append(f"{spent([row.event for row in rows], delta):.4f}")
+            cells.append(spent_text(spent([row.event for row in rows], delta)))
         table.add_row(*cells)
     return table

@@ -4,6 +4,7 @@ The same `judge` and the same `spent` as in the run, over the events that the sa
 that the forecast and the run's ledgers agree.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -13,7 +14,7 @@ from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
 from privacy.contract.decision import EXHAUSTED, Accepted, Refusal, judge
 from privacy.contract.outputs import Output, outputs
-from privacy.contract.plan import Plan
+from privacy.contract.plan import Plan, PlanError
 from privacy.contract.policy import Policy
 
 EVERY: Final = "every site"
@@ -78,6 +79,26 @@ def epsilons(found: Forecast, delta: float, rounds: Sequence[int]) -> Iterator[t
     for number in rounds:
         taken = [replace(e, count=min(number, found.fits)) for e in found.events]
         yield number, spent(taken, delta)
+
+
+def check_finite(plan: Plan) -> None:
+    """PlanError where all rounds of the plan have no finite epsilon at its delta.
+
+    Nothing is run of which nothing could be said afterwards.
+    """
+    if not plan.private:
+        return
+    every = [plan.nominal_epsilon_after(plan.rounds)]
+    every += [
+        plan.epsilon_after(name, plan.rounds)
+        for name, overrides in plan.site.items()
+        if overrides.epsilon is not None
+    ]
+    if not all(epsilon is not None and math.isfinite(epsilon) for epsilon in every):
+        raise PlanError(
+            "delta must be larger, or sigma: no finite epsilon is known for all rounds, "
+            f"got delta = {plan.delta}"
+        )
 
 
 def rounds_that_fit(

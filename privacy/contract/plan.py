@@ -133,7 +133,7 @@ class Plan(Contract):
         return (Event("record", self.metrics_sigma, 1.0, 1),)
 
     def limit_of(self, site: str) -> Budget | None:
-        """The budget at which a site declines in this run, where the plan sets one."""
+        """The budget that a site does not pass in this run, where the plan sets one."""
         return self._limit(self.site_overrides(site))
 
     def nominal_limit(self) -> Budget | None:
@@ -141,10 +141,12 @@ class Plan(Contract):
         return self._limit(SitePlan())
 
     def _limit(self, overrides: SitePlan) -> Budget | None:
-        epsilon = overrides.limit if overrides.limit is not None else self.limit
-        if epsilon is None or not self.private:
-            return None
-        return Budget(epsilon, self.required_delta)
+        """The smaller of `limit` and `epsilon`; in format 1 `epsilon` only calibrated the noise."""
+        limits = [overrides.limit if overrides.limit is not None else self.limit]
+        if self.format > 1:
+            limits.append(overrides.epsilon if overrides.epsilon is not None else self.epsilon)
+        epsilon = min((one for one in limits if one is not None), default=None)
+        return None if epsilon is None or not self.private else Budget(epsilon, self.required_delta)
 
     def epsilon_after(self, site: str, rounds: int) -> float | None:
         """Epsilon of a site after so many rounds of this plan; None without privacy."""

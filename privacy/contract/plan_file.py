@@ -1,8 +1,6 @@
 """Plans from outside: TOML text with `--set` overrides, or JSON; a Plan or one clear line."""
 
-import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -13,8 +11,9 @@ from typing import Any, Final
 from privacy.contract.keys import PRIVACY_KEYS, Contract, Operation, PlanError, Simulation, SitePlan
 from privacy.contract.plan import Plan
 from privacy.contract.schema import build, field_names, shown, unknown
+from privacy.files import DocumentError, Limits, parse_json, parse_toml, read_bounded
 
-_MOST_BYTES: Final = 8_000_000
+LIMITS: Final = Limits(size=8_000_000, length=4_000_000, count=1 << 20)
 _MOST_SITES: Final = 100_000
 _SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TABLES: Final = ("site", "operation", "simulation")
@@ -31,9 +30,9 @@ def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
     """A shipped plan by name, or a TOML file by path, with `KEY=VALUE` overrides; PlanError."""
     text, folder = _read(str(source))
     try:
-        table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PlanError(f"{source} must be TOML, got {_reason(error)}") from None
+        table = parse_toml(text, LIMITS)
+    except DocumentError as error:
+        raise PlanError(f"{source}: {error}") from None
     override(table, overrides)
     schema = table.get("schema")
     if isinstance(schema, str) and "\n" not in schema:
@@ -48,12 +47,10 @@ def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
 @lru_cache(maxsize=2)  # every round, and in a simulation every site, is asked with the same text
 def from_json(text: str) -> Plan:
     """The plan that a coordinator sent; PlanError where it is none."""
-    if len(text) > _MOST_BYTES:
-        raise PlanError(f"a plan must be at most {_MOST_BYTES} bytes long, got {len(text)}")
     try:
-        table = json.loads(text)
-    except (ValueError, RecursionError):
-        raise PlanError("a plan must be JSON, got something else") from None
+        table = parse_json(text, LIMITS)
+    except DocumentError as error:
+        raise PlanError(f"plan: {error}") from None
     if not isinstance(table, dict):
         raise PlanError("a plan must be a JSON object, got something else")
     return parse({"format": 1, **table})
@@ -118,24 +115,38 @@ def override(table: dict[str, Any], overrides: Sequence[str]) -> None:
         _override(table, one, chosen=chosen)
 
 
+def swept_values(options: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of `KEY=VALUE,VALUE` by key, as TOML reads each, or as text; PlanError."""
+    values: dict[str, list[Any]] = {}
+    for one in options:
+        key, equals, text = one.partition("=")
+        key, parts = key.strip(), [part.strip() for part in text.split(",")]
+        if not equals or not key or not all(parts) or key in values:
+            raise PlanError(f"--sweep must be KEY=VALUE,VALUE, once a key, got {shown(one)}")
+        values[key] = [_value(part) for part in parts]
+    return values
+
+
+def _value(text: str) -> Any:
+    try:
+        return parse_toml(f"value = {text}", LIMITS)["value"]
+    except DocumentError:
+        return text.strip()
+
+
 def _read(source: str) -> tuple[str, Path]:
     if source in shipped():
         return files("privacy").joinpath("plans", f"{source}.toml").read_text("utf-8"), Path()
     path = Path(source)
+    if "\0" in source or not path.is_file():
+        names = ", ".join(shipped())
+        raise PlanError(f"a plan must be a TOML file or one of {names}, got {shown(source)}")
     try:
-        if not path.is_file():
-            names = ", ".join(shipped())
-            raise PlanError(f"a plan must be a TOML file or one of {names}, got {source}")
-        with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        text = data.decode("utf-8")
-    except PlanError:
-        raise
-    except (OSError, ValueError) as error:
+        return read_bounded(path, LIMITS.size).decode("utf-8"), path.parent
+    except DocumentError as error:
+        raise PlanError(str(error)) from None
+    except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{source} must be a readable text file, got {error}") from None
-    if len(data) > _MOST_BYTES:
-        raise PlanError(f"{source} must be at most {_MOST_BYTES} bytes long, got more")
-    return text, path.parent
 
 
 def _override(table: dict[str, Any], one: str, *, chosen: set[str]) -> None:
@@ -143,10 +154,7 @@ def _override(table: dict[str, Any], one: str, *, chosen: set[str]) -> None:
     key = key.strip()
     if not equals or not key:
         raise PlanError(f"--set must be KEY=VALUE, got {shown(one)}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        value = text.strip()
+    value = _value(text)
     if key == "min_sites" and "min_sites" not in table:
         key = _MOVED[key]
     *path, last = key.split(".") if not key.startswith("site.") else _site_key(key)
@@ -174,7 +182,3 @@ def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise PlanError(f"{key} must be a table, got {shown(value)}")
     return value
-
-
-def _reason(error: Exception) -> str:
-    return "too deep a nesting" if isinstance(error, RecursionError) else str(error)

@@ -1,7 +1,6 @@
 """A data owner's limits as a file: each key with its meaning, read strictly, written in full."""
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -13,6 +12,7 @@ from annotated_types import Interval, Len, Predicate
 from privacy.accounting.segments import Budget
 from privacy.contract.plan import Plan
 from privacy.contract.schema import INFINITE, Expected, build, check
+from privacy.files import DocumentError, Limits, parse_toml, read_bounded
 
 ANY: Final = "*"
 """Among the tasks: any task."""
@@ -20,7 +20,7 @@ UPDATE: Final = "update"
 """The output that every plan asks for."""
 
 
-_MOST_BYTES: Final = 16_000_000
+LIMITS: Final = Limits(size=16_000_000, count=1 << 20)
 
 
 class PolicyError(ValueError):
@@ -122,15 +122,13 @@ _MEANINGS: Final[Mapping[str, str]] = {
 def load_policy(path: Path | str) -> Policy:
     """Read a policy file; PolicyError for an unknown key, a missing limit, a value out of range."""
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise PolicyError(f"a policy must be at most {_MOST_BYTES} bytes long, got more")
-        return parse_policy(data.decode("utf-8"))
+        return parse_policy(read_bounded(Path(path), LIMITS.size).decode("utf-8"))
     except FileNotFoundError:
         raise PolicyError(f"{path}: no such file (`tacit-client policy new` writes one)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyError(f"{path}: cannot be read: {error}") from None
+    except DocumentError as error:
+        raise PolicyError(str(error)) from None
     except PolicyError as error:
         raise PolicyError(f"{path}: {error}") from None
 
@@ -138,14 +136,10 @@ def load_policy(path: Path | str) -> Policy:
 def parse_policy(text: str) -> Policy:
     """A policy from TOML text."""
     try:
-        table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(f"a policy must be TOML, got {_reason(error)}") from None
+        table = parse_toml(text, LIMITS)
+    except DocumentError as error:
+        raise PolicyError(f"policy: {error}") from None
     return build(Policy, table, PolicyError)
-
-
-def _reason(error: Exception) -> str:
-    return "too deep a nesting" if isinstance(error, RecursionError) else str(error)
 
 
 def _toml(value: Any) -> str:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from privacy.contract.forecast import check_finite
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
+from privacy.contract.rules import warnings
 from server.commands.view import View
 from server.registry.sites import Home, MembersError, split_host
 
@@ -169,7 +171,7 @@ def planned(
 
 
 def requested(source: str, overrides: list[str], min_sites: int | None) -> Plan:
-    """The plan with `--set` and `--min-sites`."""
+    """The plan with `--set` and `--min-sites`; prints what it says and does not do."""
     plan = load_plan(source, overrides)
     if min_sites is not None:
         if min_sites < 1:
@@ -179,6 +181,9 @@ def requested(source: str, overrides: list[str], min_sites: int | None) -> Plan:
             raise PlanError(f"--min-sites must be at most cohort = {plan.cohort}, got {min_sites}")
         operation = replace(plan.operation, min_sites=min_sites)
         plan = replace(plan, operation=operation, sites=sites)
+    check_finite(plan)
+    for text in warnings(plan):
+        print(f"tacit-server: warning: {text}", file=sys.stderr)
     return plan
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from privacy.accounting.rounding import spent_text
 from privacy.event_log import EventLog
 
 
@@ -35,8 +36,7 @@ class View:
 
 def _round(line: Mapping[str, Any]) -> str:
     epsilons = " ".join(
-        f"{site}={'-' if entry['epsilon'] is None else format(entry['epsilon'], '.3f')}"
-        for site, entry in line["sites"].items()
+        f"{site}={spent_text(entry['epsilon'], 3)}" for site, entry in line["sites"].items()
     )
     metrics = " ".join(f"{name}={value:.4f}" for name, value in line["metrics"].items())
     return f"round {line['round']}  {metrics}  epsilon {epsilons}"

@@ -1,5 +1,6 @@
 """Record: the history's line of a complete round, from the plan and the sites' answers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,20 @@ class RoundRecord:
         return f"{len(self.trained())} of at least {least} sites trained ({listed})"
 
 
+def divergence(line: Mapping[str, Any], untrained: float | None) -> str | None:
+    """Why a run is not worth more budget: its loss is no number, or a thousand times the first.
+
+    `untrained` is the loss before the first round, where it is known.
+    """
+    where = f"the model diverged in round {line['round']}"
+    if line.get("diverged"):
+        return f"{where}: a metric is not finite; lower lr or server_lr"
+    loss = line["metrics"].get("loss")
+    if loss is not None and untrained is not None and loss > 1000 * max(1.0, untrained):
+        return f"{where}: its loss rose from {untrained:.4g} to {loss:.4g}; lower lr or server_lr"
+    return None
+
+
 def epsilons(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The last known epsilon of every site that took part."""
     totals: dict[str, float] = {}
@@ -56,26 +71,43 @@ def round_line(
     *,
     seconds: float,
     coordinator_events: tuple[Event, ...] = (),
+    records: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Metrics, each site's answer and cost, epsilon, seconds and bytes; updates `totals`.
 
-    `coordinator_events` are this run's events of the coordinator's own ledger (unit "client").
+    `coordinator_events` are this run's events of the coordinator's own ledger (unit "client");
+    `records` are the most records of one person at each site. A metric that is not finite is left
+    out, and the line says "diverged".
     """
     sites = {}
     for site, answer in sorted(record.answers.items()):
         events = coordinator_events if plan.unit == "client" else answer.events
         sites[site] = _site_entry(plan, answer, events, totals)
-    return {
+        if plan.unit == "record" and records and site in records:
+            sites[site] |= _person(plan, events, records[site])
+    every = {
+        **metrics,
+        **paid_metrics(plan, record.trained(), prefix="site_" if metrics else ""),
+    }
+    finite = {name: value for name, value in every.items() if math.isfinite(value)}
+    diverged = {"diverged": True} if len(finite) < len(every) else {}
+    return diverged | {
         "round": number,
-        "metrics": {
-            **metrics,
-            **paid_metrics(plan, record.trained(), prefix="site_" if metrics else ""),
-        },
+        "metrics": finite,
         "sites": sites,
         "epsilon": max(totals.values(), default=0.0) if plan.private else None,
         "seconds": round(seconds, 4),
         "bytes_up": sum(answer.size for answer in record.answers.values()),
         "bytes_down": record.bytes_down,
+    }
+
+
+def _person(plan: Plan, events: tuple[Event, ...], records: int) -> dict[str, Any]:
+    """The epsilon of a person with so many records; None where no finite one is known."""
+    epsilon = spent(events, plan.required_delta, records=records)
+    return {
+        "records_per_person": records,
+        "epsilon_person": epsilon if math.isfinite(epsilon) else None,
     }
 
 

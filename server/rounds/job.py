@@ -116,7 +116,11 @@ class Attempts:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run; `ledger` is the coordinator's own, which pays where it adds the noise."""
+    """One run; `ledger` is the coordinator's own, which pays where it adds the noise.
+
+    `records_per_person` says, where it is known, how many records of one person a site holds at
+    most: then the history states the epsilon of a person beside that of a record.
+    """
 
     plan: Plan
     folder: RunFolder
@@ -126,3 +130,4 @@ class Job:
     listener: Listener = field(default_factory=Silent)
     ledger: Ledger | None = None
     attempts: Attempts = Attempts()
+    records_per_person: Mapping[str, int] = field(default_factory=dict)

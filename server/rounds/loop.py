@@ -7,15 +7,17 @@ Heads and Listener differ.
 import itertools
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from privacy.accounting.epsilon import spent
+from privacy.accounting.events import Event
 from privacy.arrays import encode
 from privacy.ledger.ledger import Exhausted
 from server.rounds import aggregation
 from server.rounds.aggregation import State, Update
 from server.rounds.collection import NO_ANSWER, judged, replies, shapes_of, without_arrays
-from server.rounds.history import RoundRecord, epsilons, round_line
+from server.rounds.history import RoundRecord, divergence, epsilons, round_line
 from server.rounds.job import Interrupted, Job
 from server.rounds.messages import BUDGET, Answer, Request, ask, packed
 
@@ -27,23 +29,40 @@ class Outcome:
     reason: str
     history: list[Mapping[str, Any]]
     detail: str = ""
+    epsilons: Mapping[str, float] = field(default_factory=dict)
 
 
 def federate(job: Job) -> Outcome:
-    """Run the plan to its end, or to where nobody can go on; then hand the model to the sites."""
+    """Run the plan to its end, or to where nobody can go on; then hand the model to the sites.
+
+    The outcome's `epsilons` count what each site reported last, in rounds that failed as well.
+    """
     history: list[Mapping[str, Any]] = list(job.folder.history())
+    reported: dict[str, tuple[Event, ...]] = {}
     try:
-        outcome = _play(job, history)
+        outcome = _play(job, history, reported)
     except Interrupted as error:
-        return Outcome(error.reason, history, str(error))
-    if job.attempts.hand_out and history:
-        _hand_out(job)
-    return outcome
+        outcome = Outcome(error.reason, history, str(error))
+    else:
+        if job.attempts.hand_out and history:
+            _hand_out(job)
+    if not job.plan.private:
+        return outcome
+    paid = epsilons(history)
+    for site, events in reported.items():
+        if job.ledger is not None:
+            events = job.ledger.events(job.folder.id)
+        paid[site] = max(paid.get(site, 0.0), spent(events, job.plan.required_delta))
+    return replace(outcome, epsilons=paid)
 
 
-def _play(job: Job, history: list[Mapping[str, Any]]) -> Outcome:
+def _play(
+    job: Job, history: list[Mapping[str, Any]], reported: dict[str, tuple[Event, ...]]
+) -> Outcome:
     plan, listener = job.plan, job.listener
     state, totals = _start(job), epsilons(history)
+    metrics = history[0]["metrics"] if history else job.evaluator.evaluate(state.released())
+    untrained = metrics.get("loss")
     declined: dict[str, Answer] = {}  # the last refusal of each site in this run
     replaced: dict[str, Answer] = {}  # of those, who was asked in the present round
     failures = 0
@@ -57,6 +76,8 @@ def _play(job: Job, history: list[Mapping[str, Any]]) -> Outcome:
             following = _train(job, state, sites, record)
         except Exhausted as error:
             return Outcome("budget", history, str(error))
+        finally:
+            reported |= {s: a.events for s, a in record.answers.items() if a.events}
         refusals = record.refusals()
         declined = {s: a for s, a in declined.items() if s not in record.answers} | refusals
         replaced |= refusals
@@ -65,6 +86,8 @@ def _play(job: Job, history: list[Mapping[str, Any]]) -> Outcome:
             record.answers = {**others, **record.answers}
             state, failures, replaced = following, 0, {}
             history.append(_record(job, state, record, totals, began))
+            if (text := divergence(history[-1], untrained)) is not None:
+                return Outcome("failed", history, text)
             continue
         if refusals:
             continue  # the others are asked again in the same round, and answer as before
@@ -164,6 +187,7 @@ def _record(
         totals,
         seconds=time.perf_counter() - began,
         coordinator_events=job.ledger.events(job.folder.id) if job.ledger is not None else (),
+        records=job.records_per_person,
     )
     job.folder.write_round(state.to_arrays(), job.plan, line)
     job.listener.on_round(line)

@@ -13,9 +13,20 @@ def summarise(
     """What a run reached and what it cost, for summary.json."""
     last = outcome.history[-1] if outcome.history else None
     epsilons: dict[str, float | None] = {}
+    persons: list[tuple[int, float | None]] = []
     for line in outcome.history:
         epsilons |= {name: said["epsilon"] for name, said in line["sites"].items()}
+    for said in last["sites"].values() if last else ():
+        if "records_per_person" in said:
+            persons.append((said["records_per_person"], said["epsilon_person"]))
+    epsilons |= outcome.epsilons
     private = plan.private and not insecure
+    worst = max(outcome.epsilons.values(), default=0.0)
+    person: dict[str, Any] = {}
+    if persons:
+        known = [epsilon for _, epsilon in persons if epsilon is not None]
+        person["records_per_person"] = max(records for records, _ in persons)
+        person["epsilon_person"] = max(known) if len(known) == len(persons) else None
     return {
         "task": plan.task,
         "unit": plan.unit,
@@ -24,7 +35,8 @@ def summarise(
         "rounds": last["round"] if last else 0,
         "planned_rounds": plan.rounds,
         "metrics": last["metrics"] if last else {},
-        "epsilon": (last["epsilon"] if last else 0.0) if plan.private else None,
+        "epsilon": worst if plan.private else None,
+        **person,
         "delta": plan.delta,
         "sites": {name: {"epsilon": epsilon} for name, epsilon in sorted(epsilons.items())},
         "seconds": round(seconds, 3),

@@ -1,6 +1,7 @@
 """Engines behind the Grid: in this process one by one, or in a persistent pool of processes."""
 
 import gc
+import signal
 import sys
 from collections import deque
 from collections.abc import Hashable, Iterable
@@ -108,7 +109,6 @@ class Processes:
         starting: Any = processes.get_context("fork" if forks else "spawn")
         room = _room(place.plan) if forks else 0
         self._asked = Shared(room) if room else None
-        gc.freeze()  # a collection, here or in a worker, would copy every page that it looks at
         for _ in range(workers):
             here, there = starting.Pipe()
             others = (*self._idle, here) if forks else ()
@@ -152,7 +152,6 @@ class Processes:
             if worker.is_alive():
                 worker.kill()
                 worker.join()
-        gc.unfreeze()
 
     def _feed(self) -> None:
         for pipe in reversed(self._idle):
@@ -189,6 +188,8 @@ def _work(
     """
     for end in others:
         end.close()
+    gc.freeze()  # a collection would copy every page of the parent's that it looks at
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for who owns the pool
     torch.set_num_threads(1)
     app = simulated_app(place)
     get = None if asked is None else lru_cache(maxsize=1)(asked.get)  # once a round

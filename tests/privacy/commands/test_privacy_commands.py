@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from privacy.__main__ import app, main
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
+from privacy.accounting.rounding import spent_text
 from privacy.ledger.ledger import Ledger, log_path
 from tests.support.patience import patience
 
@@ -182,7 +183,7 @@ def test_show_says_what_was_spent_and_never_the_salt(ledger: Ledger) -> None:
     plain = CliRunner().invoke(app, ["ledger", "show", str(ledger.path), "--delta", "1e-5"])
     salt = json.loads(log_path(ledger.path).read_bytes().split(b"\n")[0])["details"]["salt"]
     assert salt not in plain.stdout + json.dumps(found)
-    assert f"epsilon {ledger.spent(1e-5):.4f}" in plain.stdout
+    assert f"epsilon {spent_text(ledger.spent(1e-5))} at" in plain.stdout
 
 
 def test_a_name_in_a_ledger_cannot_drive_the_terminal(ledger: Ledger) -> None:
