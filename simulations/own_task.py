@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from client.data.wanted import Wanted
+from client.dpsgd.training import model_refusal
 from client.tasks import losses
 from client.tasks.rows import Encoded, Rows, TaskError
 from client.tasks.task import Task
@@ -32,7 +34,8 @@ class OwnData:
     `x` is [n, ...] (floats, or integers that are ids), `y` is [n]: integers, booleans or texts are
     classes; floats are a number within the public `bounds` (low, high). `classes` are the public
     names of the classes, by default the sorted values of `y`. `site` and `subject` say whose a row
-    is. `test` holds (x, y) to evaluate on; without it a random fifth of the rows is held out.
+    is. `test` holds (x, y) to evaluate on; without it a random fifth of the rows, or of the
+    subjects, is held out.
     """
 
     x: Any
@@ -76,21 +79,29 @@ def own_data(data: Any, label: str | None = None) -> OwnData:
 
 
 def own_task(
-    model: nn.Module | Callable[[], nn.Module], data: OwnData, *, loss: Loss | None, seed: int
+    model: nn.Module | Callable[[], nn.Module],
+    data: OwnData,
+    *,
+    loss: Loss | None,
+    seed: int,
+    per_example: bool,
 ) -> tuple[Task, Rows, Rows]:
     """The task, the training and the held-out rows of a model and arrays; TaskError.
 
     `model` is a module, whose weights are the first ones, or a function without arguments that
     builds one. `loss(outputs, y)` gives a loss per row [B]; by default cross-entropy of logits
-    [B, classes], or the squared error of [B, 1]. The model is tried out on two rows first.
+    [B, classes], or the squared error of [B, 1]. The model is tried out on two rows first, and
+    where it is trained `per_example` it is examined as a site would; OwnCodeError.
     """
     x = _inputs(data.x)
     classes, y, unit = _labels(data, data.y)
     rows = Rows(x, y, *_owners(data, len(x)))
     if data.test is None:
-        order = np.random.default_rng(seed).permutation(len(rows))
-        held = max(1, round(len(rows) * _TEST_SHARE))
-        train, test = rows.take(order[held:]), rows.take(order[:held])
+        people = np.arange(len(rows)) if rows.subject is None else rows.subject.numpy()
+        everybody = np.unique(people)
+        some = max(1, round(len(everybody) * _TEST_SHARE))
+        held = np.isin(people, np.random.default_rng(seed).permutation(everybody)[:some])
+        train, test = rows.take(np.flatnonzero(~held)), rows.take(np.flatnonzero(held))
     else:
         train, test = rows, Rows(_inputs(data.test[0]), _labels(data, data.test[1])[1])
     if not len(train):
@@ -105,15 +116,23 @@ def own_task(
         shape=tuple(x.shape[1:]),
         model=_copies(model) if isinstance(model, nn.Module) else losses.seeded(model),
         load=_no_files,
-        read=_no_files,
+        wanted=Wanted(()),
         encode=_no_columns,
         loss=loss or (losses.cross_entropy if classes else losses.squared_error),
         metrics=losses.classification_metrics if classes else losses.regression_metrics(unit),
         decode=losses.probabilities if kind == "classification" else _first,
-        embedded=True,
+        dtype=x.dtype,
+        sample=None if x.is_floating_point() else _drawn(train),
     )
     _try_out(learning, train, seed)
+    if per_example and (refusal := model_refusal(learning, seed)):
+        raise OwnCodeError(refusal)
     return learning, train, test
+
+
+def _drawn(rows: Rows) -> Callable[[int, torch.Generator], Rows]:
+    """Rows for the examination of a model that takes ids: not every integer is one."""
+    return lambda n, draw: rows.take(torch.randint(len(rows), (n,), generator=draw))
 
 
 def _inputs(x: Any) -> Tensor:

@@ -1,7 +1,7 @@
 """A sweep: one plan over a grid of values and seeds, each cell a simulation of its own.
 
 Every cell spends its own epsilon on the same rows: what is learnt from all cells together costs
-more than any of them says (docs/guarantees.md).
+more than any of them says.
 """
 
 import csv

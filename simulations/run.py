@@ -89,7 +89,13 @@ def simulate(
         if task is not None:
             if plan.simulation.engine == "ray" or resume:
                 raise PlanError("an own task must be run in one go, and not by the engine ray")
-            learning, *rows = own_task(task, own_data(data, label), loss=loss, seed=plan.seed)
+            learning, *rows = own_task(
+                task,
+                own_data(data, label),
+                loss=loss,
+                seed=plan.seed,
+                per_example=plan.unit == "record",
+            )
             stack.enter_context(provided(learning))
             plan, data = replace(plan, task=learning.name), tuple(rows)
         if progress:

@@ -128,15 +128,34 @@ class Broken(nn.Module):
         return result
 
 
-class FailsLater(nn.Module):
-    """Fails on more than two rows, so that the first try does not see it."""
+class Mixes(nn.Module):
+    """Takes the batch's mean away: no example has a gradient of its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(5, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) > 60:
+        result: torch.Tensor = self.inner(x - x.mean(0))
+        return result
+
+
+def test_an_own_model_that_mixes_examples_is_refused_in_one_line_before_anything_is_paid() -> None:
+    with pytest.raises(OwnCodeError) as error:
+        simulate(plan(), task=Mixes, data=(X, Y))
+    assert "\n" not in str(error.value)
+    assert simulate(plan(unit="none", epsilon=None, clip=None, delta=None), task=Mixes, data=(X, Y))
+
+
+class FailsLater(nn.Module):
+    """Fails on so many rows that neither the first try nor the examination sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 110:
             raise ValueError("too many rows for me")
         result: torch.Tensor = self.inner(x)
         return result
