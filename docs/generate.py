@@ -20,7 +20,7 @@ sys.path.insert(0, str(HERE.parent))
 from client.__main__ import app as client_app  # noqa: E402
 from privacy.__main__ import app as privacy_app  # noqa: E402
 from privacy.contract.keys import Contract, Operation, Simulation, SitePlan  # noqa: E402
-from privacy.contract.policy import _MEANINGS, Policy  # noqa: E402
+from privacy.contract.policy import MEANINGS, Policy  # noqa: E402
 from privacy.contract.schema import expected  # noqa: E402
 from privacy.event_log import CLIENT_EVENTS, SERVER_EVENTS  # noqa: E402
 from server.__main__ import app as server_app  # noqa: E402
@@ -133,7 +133,7 @@ def policy_page() -> str:
     """Type, bounds, default and meaning of every key of a policy."""
     hints = get_type_hints(Policy, include_extras=True)
     rows = (
-        (f"`{item.name}`", expected(hints[item.name]), _default(item), _MEANINGS[item.name])
+        (f"`{item.name}`", expected(hints[item.name]), _default(item), MEANINGS[item.name])
         for item in fields(Policy)
     )
     head = "# Policy keys\n\nHow a site decides: [the policy](../../policy.md).\n\n"

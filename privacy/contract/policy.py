@@ -88,7 +88,7 @@ class Policy:
         lines = ["# What this site allows. Its owner edits this file; no coordinator can."]
         for item in fields(self):
             lines += [
-                f"# {_MEANINGS[item.name]}",
+                f"# {MEANINGS[item.name]}",
                 f"{item.name} = {_toml(getattr(self, item.name))}",
             ]
         return "\n".join(lines) + "\n"
@@ -100,7 +100,7 @@ def builtin_policy() -> Policy:
     return Policy(epsilon=10.0, delta=1e-3, min_sigma=0.0, approve="within-limits")
 
 
-_MEANINGS: Final[Mapping[str, str]] = {
+MEANINGS: Final[Mapping[str, str]] = {
     "epsilon": "the most that may ever be spent of this population, over all runs",
     "delta": "the delta at which epsilon is counted; well below 1 / (number of people)",
     "min_sigma": "the least noise of any release, as a multiple of the clip",
