@@ -14,7 +14,9 @@ from client.agent.check import Check
 from client.agent.credentials import Enrolled, EnrolmentError
 from client.agent.network_check import connection
 from client.agent.route import ENVIRONMENT, RouteError, route
+from client.data.check import check
 from client.data.site_rows import Source
+from client.tasks.registry import task
 from privacy.contract.policy import load_policy
 from privacy.identity.keys import IdentityError
 
@@ -82,6 +84,8 @@ def _data(directory: Path, data: str) -> Iterator[Check]:
         source = Path(data)
         if source.exists() and not os.access(source, os.R_OK):
             yield Check("data", "FAULT", f"{data}: not readable", "check its owner and mode")
+        elif source.exists():
+            yield from _rows(directory, source)
     for one in populations.known(directory):
         yield _tried(
             "ledger",
@@ -89,6 +93,23 @@ def _data(directory: Path, data: str) -> Iterator[Check]:
             partial(_trusted, one),
             "tacit-client ledger recover --record FILE, or ledger acknowledge (docs/federation.md)",
         )
+
+
+def _rows(directory: Path, data: Path) -> Iterator[Check]:
+    """The file under its registered schema; nothing of it is said but counts."""
+    try:
+        schema = populations.schema_of(directory, data)
+    except ValueError:
+        return
+    if schema is None:
+        return
+    try:
+        found = check(task("table", schema), data)
+    except (ValueError, OSError) as error:
+        yield Check("rows", "FAULT", str(error), "tacit-client data check")
+        return
+    said = f"{found.rows} rows on {found.lines} lines, {found.left_out} would be left out"
+    yield Check("rows", "warn" if found.worst() else "fine", said, "tacit-client data check")
 
 
 def _trusted(one: populations.Population) -> None:

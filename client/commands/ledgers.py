@@ -15,6 +15,7 @@ from client.agent import populations
 from client.agent.credentials import Enrolled
 from client.agent.populations import Population, PopulationError, choose
 from client.agent.received_plans import received, site_of
+from client.commands.data_check import check
 from privacy.accounting.epsilon import spent
 from privacy.accounting.rounding import left_text, spent_text
 from privacy.accounting.segments import Budget
@@ -44,6 +45,7 @@ def register(app: typer.Typer) -> None:
     data = typer.Typer(help="The people in this site's data.", no_args_is_help=True)
     data.command("add")(add)
     data.command("list")(list_)
+    data.command("check")(check)
     app.add_typer(data, name="data")
     ledger = typer.Typer(help="Repair what happened to a ledger.", no_args_is_help=True)
     ledger.command("acknowledge")(acknowledge)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from client.data.check import check as look
 from client.site import SiteError
 from client.tasks.registry import task
 from client.tasks.rows import Rows, TaskError, builtin, cap
@@ -117,12 +118,20 @@ class SiteRows:
 
         TaskError or SiteError, one line: only the owner sees it, since no coordinator starts this.
         """
-        policy = self._policy()
+        policy, path = self._policy(), self._source.path
         if self._schema is not None:
-            rows = self(task("table", self._schema))
+            learning = task("table", self._schema)
         elif len(policy.tasks) == 1 and policy.tasks[0] not in ("*", "table"):
-            rows = self(task(policy.tasks[0]))
+            learning = task(policy.tasks[0])
         else:
             return
-        if self._source.path is not None and len(rows) < policy.min_rows:
+        rows = self(learning)
+        if path is None:
+            return
+        if len(rows) < policy.min_rows:
             raise SiteError(f"--data: fewer rows than min_rows = {policy.min_rows}")
+        if policy.max_unfit < 1 and (worst := look(learning, path).worst()) > policy.max_unfit:
+            raise SiteError(
+                f"--data {path}: a share of {worst:.3f} does not fit, more than max_unfit = "
+                f"{policy.max_unfit:g} (tacit-client data check shows where)"
+            )

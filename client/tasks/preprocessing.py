@@ -64,9 +64,13 @@ class Number:
         """How many features the column becomes."""
         return 1 + len(self.knots) + (self.missing == "indicator")
 
+    def numbers(self, column: Any) -> tuple[Floats, Mask]:
+        """The values [n], NaN where missing; and which are no finite numbers."""
+        return _numbers(column, date=self.date)
+
     def encode(self, column: Any) -> tuple[NDArray[np.float32], Mask, Mask]:
         """Features [n, width], which values do not fit, and which are missing and may not be."""
-        values, wrong = _numbers(column, date=self.date)
+        values, wrong = self.numbers(column)
         gone = np.isnan(values) & ~wrong
         refused = gone if self.missing is None else np.zeros_like(gone)
         middle = (self.low + self.high) / 2

@@ -52,6 +52,7 @@ class Policy:
     max_steps: Annotated[int, Interval(ge=1, le=1_000_000)] = 1000
     max_rounds_per_day: Annotated[int, Interval(ge=0, le=1_000_000_000)] = 10_000
     min_rows: Annotated[int, Interval(ge=1, le=1_000_000_000)] = 1
+    max_unfit: Annotated[float, Interval(ge=0, le=1)] = 1.0
     tasks: Names = (ANY,)
     approve: Literal["list", "within-limits"] = "list"
     plans: Names = ()
@@ -108,6 +109,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "max_steps": "the most training steps a round",
     "max_rounds_per_day": "the most rounds that may be spent on in one UTC day",
     "min_rows": "with fewer rows the client does not start",
+    "max_unfit": "with a larger share of rows or of a column's values unfit it does not start",
     "tasks": 'the tasks that may be trained; ["*"] allows any',
     "approve": '"list": only the plans below; "within-limits": any plan that keeps to this file',
     "plans": "hashes of the approved plans (tacit-client approve HASH)",

@@ -1,0 +1,98 @@
+"""`data check`: how a site's own file reads under a plan's or its own schema; for its owner."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from client.agent import populations
+from client.agent.populations import PopulationError
+from privacy.contract.plan_file import load_plan
+from privacy.runtime import loading
+
+if TYPE_CHECKING:
+    from client.tasks.task import Task
+
+HERE = Path()
+
+
+def check(
+    data: Annotated[
+        Path | None, typer.Argument(help="The rows; else where the population's lie.")
+    ] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="A plan's name or file; else the registered schema.")
+    ] = None,
+    schema: Annotated[Path | None, typer.Option(help="A schema, in a plan's place.")] = None,
+    population: Annotated[
+        str | None, typer.Option(help="Which population, where there are several.")
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show the first three rows' values.")
+    ] = False,
+    directory: Annotated[Path, typer.Option("--dir", help="This site's folder.")] = HERE,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+    ] = False,
+) -> None:
+    """Read a file as training would, and tell what is missing, outside, unknown or left out.
+
+    Nothing leaves this machine, and nothing is spent. Exit 1 where rows would be left out or a
+    column's values are none of the public ones.
+    """
+    with loading():
+        from client.data.check import check as checked
+
+    if data is None:
+        one = populations.choose(directory, name=population)
+        if one.data is None:
+            raise PopulationError(f"{one.name}: has no data registered, expected DATA")
+        data = Path(one.data)
+    found = checked(_task(directory, data, plan, schema, population), data, shown=3 * show)
+    facts = found.to_dict() | ({"first": found.first} if show else {})
+    if as_json:
+        typer.echo(json.dumps(facts, default=str))
+    else:
+        _print(Console(), facts)
+    raise typer.Exit(int(found.worst() > 0))
+
+
+def _task(
+    directory: Path, data: Path, plan: str | None, schema: Path | None, population: str | None
+) -> "Task":
+    from client.tasks.registry import task
+
+    if schema is not None:
+        return task("table", schema.read_text(encoding="utf-8"))
+    if plan is not None:
+        of = load_plan(plan)
+        return task(of.task, of.schema)
+    text = populations.schema_of(directory, data, population)
+    if text is None:
+        raise PopulationError("expected --plan, --schema, or a schema registered with the data")
+    return task("table", text)
+
+
+def _print(console: Console, facts: dict[str, Any]) -> None:
+    def say(line: str) -> None:
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+    say(f"{facts['rows']} rows on {facts['lines']} lines; {facts['left_out']} would be left out")
+    for where in facts["where"]:
+        say(f"  {where}")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("column", "type", "missing", "outside", "unknown", "left out", "codes?"):
+        table.add_column(name, justify="left" if name in ("column", "type", "codes?") else "right")
+    for one in facts["columns"]:
+        shares = (f"{100 * one[name]:.2f} %" for name in ("missing", "outside", "unknown"))
+        codes = ", ".join(one["sentinels"])
+        table.add_row(escape(one["column"]), one["type"], *shares, str(one["left_out"]), codes)
+    console.print(table, highlight=False)
+    for name, count in facts["classes"].items():
+        say(f"class {name}: {count} rows")
+    for row in facts.get("first", []):
+        say("; ".join(f"{name} = {value!r}" for name, value in row.items()))

@@ -1,0 +1,101 @@
+"""Files that differ by one hostile row, or by the number of rows, give the same reply."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.data.site_rows import SiteRows, Source
+from client.tasks.registry import task
+from privacy.arrays import decode, encode
+from privacy.contract.policy import Policy
+from tests.support.desk import Desk
+from tests.support.models import plan_for
+
+SCHEMA = """
+label = "ill"
+subject = "who"
+[columns.age]
+type = "number"
+min = 0
+max = 120
+[columns.ill]
+type = "category"
+values = ["no", "yes"]
+"""
+PLAN = plan_for("table", schema=SCHEMA, metrics=["loss"], metrics_sigma=5.0, rows=80, sigma=2.0)
+POLICY = Policy(
+    epsilon=50.0, delta=1e-4, approve="within-limits", min_sigma=0.0, min_rows=80,
+    outputs=("update", "loss"),
+)  # fmt: skip
+GOOD = [f"p{i},{20 + i},{'yes' if i % 3 else 'no'}" for i in range(100)]
+HOSTILE: dict[str, bytes] = {
+    "none": b"",
+    "missing": b"q,,no\n",
+    "unknown label": b"q,40,perhaps\n",
+    "text in a number": b"q,forty,no\n",
+    "NaN": b"q,NaN,no\n",
+    "infinity": b"q,1e999,no\n",
+    "NUL": b"q,4\x000,no\n",
+    "over-long line": b"q," + b"4" * 70_000_000 + b",no\n",
+    "bad encoding": b"q\xff\xfe,40,no\n",
+    "no subject": b",40,no\n",
+    "open quote": b'"q,40,no\n',
+    "ragged": b"q,40\n",
+    "too many": b"q,40,no,1,2,3\n",
+}
+
+
+def replied(folder: Path, content: bytes, policy: Policy = POLICY) -> tuple[dict[str, Any], Desk]:
+    """The reply of a site whose file has changed to this since it began, and the site."""
+    folder.mkdir()
+    file = folder / "d.csv"
+    file.write_bytes(content)
+    desk = Desk(folder, policy)
+    told: list[str] = []
+    rows = SiteRows(Source(file), SCHEMA, lambda: policy, lambda event, **_: told.append(event))
+    desk.site.rows, desk.site.accepts = rows, rows.accepts
+    desk.site.on_fault = lambda error: told.append(type(error).__name__)
+    desk.heard.append(("told", {"events": told}))
+    model = task("table", SCHEMA).model(PLAN.seed)
+    weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    shapes = {name: a.shape for name, a in weights.items()}
+    reply = desk.ask(PLAN, encode(weights))
+    fields = dict(reply.content.config_records["reply"])
+    assert desk.said(reply) == ("trained", "")
+    update = decode(reply.content.array_records["arrays"]["update"].data, shapes)
+    assert {name: a.shape for name, a in update.items()} == shapes
+    return fields, desk
+
+
+def shape(fields: dict[str, Any]) -> dict[str, Any]:
+    """Every field but the noise: the metric's value is a release, paid for."""
+    return {name: value if name != "metrics" else sorted(value) for name, value in fields.items()}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_one_hostile_row_changes_no_field_and_no_code(tmp_path: Path, kind: str) -> None:
+    body = ("\n".join(["who,age,ill", *GOOD]) + "\n").encode()
+    plain, _ = replied(tmp_path / "plain", body)
+    hostile, desk = replied(tmp_path / "hostile", body + HOSTILE[kind])
+    keys = {name: value for name, value in shape(plain).items() if name != "metrics"}
+    assert keys == {name: value for name, value in shape(hostile).items() if name != "metrics"}
+    assert set(plain) == set(hostile)
+    text = str(hostile) + str(desk.heard)
+    assert not any(word in text for word in ("perhaps", "forty"))
+
+
+@pytest.mark.parametrize("count", [0, 1, 79, 80, 81])
+def test_the_number_of_rows_changes_no_field_and_no_code(tmp_path: Path, count: int) -> None:
+    body = ("\n".join(["who,age,ill", *GOOD[:count]]) + "\n").encode()
+    plain, _ = replied(tmp_path / "plain", ("\n".join(["who,age,ill", *GOOD]) + "\n").encode())
+    other, desk = replied(tmp_path / "other", body)
+    assert set(plain) == set(other)
+    assert plain["events"] == other["events"]
+    assert len(desk.ledger.entries()) == 2
+
+
+def test_a_file_that_is_gone_is_answered_too_and_the_owner_hears_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    _, desk = replied(folder, b"\x00")
+    assert desk.heard[0][1]["events"] == ["TaskError", "TaskError"]
