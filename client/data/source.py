@@ -73,7 +73,7 @@ def options_of(path: Path) -> Options:
     options = parse(beside)
     if options.files and not path.is_dir() and path.absolute() not in options.files:
         return Options()
-    return options if path.is_dir() else replace(options, files=())
+    return options if path.is_dir() else replace(options, files=(), database="", query="")
 
 
 def parse(path: Path) -> Options:

@@ -1,0 +1,201 @@
+"""Rows of a database: one query, read only, streamed, and no text of the database's in a refusal."""
+
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from client.data.input_files import chunks
+from client.tasks.registry import task
+from client.tasks.rows import TaskError
+
+SCHEMA = """
+label = "ill"
+subject = "who"
+[columns.age]
+type = "number"
+min = 0
+max = 100
+[columns.seen]
+type = "date"
+min = 2020-01-01
+max = 2020-12-31
+[columns.city]
+type = "category"
+values = ["Oslo", "Bergen"]
+[columns.ill]
+type = "category"
+values = [false, true]
+"""
+TABLE = task("table", SCHEMA)
+MADE = [(i, 20 + i % 70, f"2020-{1 + i % 12:02}-15", ("Oslo", "Bergen")[i % 2], i % 3 == 0)
+        for i in range(500)]  # fmt: skip
+
+
+def csv(folder: Path) -> Path:
+    """The same rows as a file."""
+    lines = [f"{who},{age},{seen},{city},{ill}" for who, age, seen, city, ill in MADE]
+    path = folder / "same.csv"
+    path.write_text("\n".join(["who,age,seen,city,ill", *lines]) + "\n")
+    return path
+
+
+def source(folder: Path, database: str, query: str, more: str = "") -> Path:
+    path = folder / "source.toml"
+    path.write_text(f'database = "{database}"\nquery = """{query}"""\n{more}')
+    return path
+
+
+def same(folder: Path, path: Path) -> None:
+    expected, found = TABLE.load(csv(folder), "train"), TABLE.load(path, "train")
+    assert found.x.equal(expected.x)
+    assert found.y.equal(expected.y)
+    assert found.subject is not None
+    assert expected.subject is not None
+    assert found.subject.equal(expected.subject)
+    assert sum(len(chunk.rows) for chunk in chunks(TABLE, path, labels=True)) == 500
+
+
+@pytest.fixture
+def lite(tmp_path: Path) -> Path:
+    pytest.importorskip("adbc_driver_sqlite", reason="needs the extra tacit[sql]")
+    with sqlite3.connect(tmp_path / "d.db") as database:
+        database.execute("create table visits(who int, age real, seen text, city text, ill int)")
+        database.executemany("insert into visits values (?, ?, ?, ?, ?)", MADE)
+    database.close()
+    return tmp_path
+
+
+QUERY = "select who, age, seen, city, ill from visits order by who"
+
+
+def test_a_query_of_sqlite_gives_the_rows_of_the_same_file(lite: Path) -> None:
+    same(lite, source(lite, "sqlite:///d.db", QUERY))
+    shutil.move(lite / "d.db", lite / "elsewhere.db")
+    same(lite, source(lite, f"sqlite:///{lite / 'elsewhere.db'}", QUERY))
+
+
+@pytest.mark.parametrize(
+    ("database", "query", "said"),
+    [
+        ("sqlite:///none.db", QUERY, "expected an SQLite file at"),
+        ("oracle://x", QUERY, "expected sqlite:///PATH or postgresql://"),
+        ("sqlite:///d.db", "select hush from visits", "the database refused it"),
+        ("sqlite:///d.db", "delete from visits", "the database refused it"),
+        ("sqlite:///d.db", "select who from visits", "expected a column named 'age'"),
+        ("postgresql://me:secret@127.0.0.1/x", QUERY, "expected no password in it"),
+    ],
+)
+def test_what_a_database_refuses_is_one_line(
+    lite: Path, database: str, query: str, said: str
+) -> None:
+    with pytest.raises(TaskError) as refused:
+        TABLE.load(source(lite, database, query), "train")
+    message = str(refused.value)
+    assert said in message
+    assert "\n" not in message
+    assert "hush" not in message
+    assert "secret" not in message
+    with sqlite3.connect(lite / "d.db") as left:
+        assert left.execute("select count(*) from visits").fetchone() == (500,)
+    left.close()
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[tuple[str, str]]:
+    """A real server of its own, on a free port: its address without a password, and the password."""
+    pytest.importorskip("adbc_driver_postgresql", reason="needs the extra tacit[sql]")
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    programs = Path(shutil.which("initdb") or "").parent if shutil.which("initdb") else None
+    programs = places[-1] if places else programs
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="tacit-pg-") as folder:
+        Path(folder, "pw").write_text("geheim !%\n")
+        if os.geteuid() == 0:
+            if shutil.which("setpriv") is None:
+                pytest.skip("PostgreSQL does not run as root, and setpriv is missing")
+            os.chmod(folder, 0o755)
+            shutil.chown(folder, "postgres")
+            shutil.chown(Path(folder, "pw"), "postgres")
+            become = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
+        else:
+            become = []
+
+        def ask(name: str, *arguments: str) -> None:
+            command = [*become, str(programs / name), *arguments]
+            subprocess.run(command, check=True, capture_output=True, cwd=folder)
+
+        data = str(Path(folder, "data"))
+        ask("initdb", "-D", data, "-U", "me", "--pwfile", f"{folder}/pw", "-A", "scram-sha-256",
+            "--no-sync")  # fmt: skip
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        ask("pg_ctl", "-D", data, "-w", "-l", f"{folder}/log", "-o", options, "start")
+        try:
+            yield f"postgresql://me@127.0.0.1:{port}/postgres", "geheim !%"
+        finally:
+            ask("pg_ctl", "-D", data, "-m", "immediate", "stop")
+
+
+def fill(address: str, password: str, sql: str) -> None:
+    """Write as the owner would, through another program."""
+    environment = os.environ | {"PGPASSWORD": password}
+    subprocess.run(["psql", "-q", "-v", "ON_ERROR_STOP=1", address, "-c", sql], check=True,
+                   env=environment, capture_output=True)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_query_of_postgresql_gives_the_rows_of_the_same_file(
+    postgres: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, password = postgres
+    values = ",".join(f"({w},{a},'{s}','{c}',{i})" for w, a, s, c, i in MADE)
+    table = "create table visits(who int, age numeric(5,1), seen date, city text, ill boolean)"
+    fill(
+        address,
+        password,
+        f"drop table if exists visits; {table}; insert into visits values {values}",
+    )
+    (tmp_path / "pw").write_text(password + "\n")
+    same(tmp_path, source(tmp_path, address, QUERY, 'password_file = "pw"\n'))
+    monkeypatch.setenv("SITE_PASSWORD", password)
+    same(tmp_path, source(tmp_path, address, QUERY, 'password_env = "SITE_PASSWORD"\n'))
+    for query, said in (
+        ("delete from visits returning *", "only reading is allowed"),
+        ("select hush from visits", "a table, a column or the syntax is wrong"),
+    ):
+        with pytest.raises(TaskError, match=said) as refused:
+            TABLE.load(source(tmp_path, address, query, 'password_file = "pw"\n'), "train")
+        assert "hush" not in str(refused.value)
+    (tmp_path / "pw").write_text("wrong\n")
+    with pytest.raises(TaskError, match="query: expected rows") as refused:
+        TABLE.load(source(tmp_path, address, QUERY, 'password_file = "pw"\n'), "train")
+    assert "wrong" not in str(refused.value).replace("password are wrong", "")
+
+
+@pytest.mark.slow
+def test_a_million_rows_of_postgresql_are_streamed(
+    postgres: tuple[str, str], tmp_path: Path
+) -> None:
+    address, password = postgres
+    fill(
+        address,
+        password,
+        "drop table if exists many; create table many as select i % 1000 as who, i % 90 as age, "
+        "date '2020-06-01' as seen, case i % 2 when 0 then 'Oslo' else 'Bergen' end as city, "
+        "i % 3 = 0 as ill from generate_series(1, 1000000) i",
+    )
+    (tmp_path / "pw").write_text(password + "\n")
+    path = source(tmp_path, address, "select * from many", 'password_file = "pw"\n')
+    counts = [len(chunk.rows) for chunk in chunks(TABLE, path, labels=True)]
+    assert sum(counts) == 1_000_000
+    assert max(counts) <= 65536
