@@ -91,8 +91,8 @@ _STATES: Final = {
 
 
 def _sqlite(options: Options) -> str:
-    name = options.database.removeprefix("sqlite://").removeprefix("/")
-    path = Path("/" + name) if options.database.startswith("sqlite:////") else options.folder / name
+    name = options.database.removeprefix("sqlite:///")
+    path = Path(name) if name.startswith("/") else options.folder / name
     if not path.is_file():
         raise TaskError(f"database: expected an SQLite file at {path}, found none")
     return f"file:{quote(str(path.absolute()))}?mode=ro"

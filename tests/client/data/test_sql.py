@@ -1,4 +1,4 @@
-"""Rows of a database: one query, read only, streamed, and no text of the database's in a refusal."""
+"""Rows of a database: one query, read only, streamed, and none of its texts in a refusal."""
 
 import os
 import shutil
@@ -109,7 +109,7 @@ def test_what_a_database_refuses_is_one_line(
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[tuple[str, str]]:
-    """A real server of its own, on a free port: its address without a password, and the password."""
+    """A real server of its own, on a free port: its address, and the password."""
     pytest.importorskip("adbc_driver_postgresql", reason="needs the extra tacit[sql]")
     places = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     programs = Path(shutil.which("initdb") or "").parent if shutil.which("initdb") else None
@@ -124,7 +124,7 @@ def postgres() -> Iterator[tuple[str, str]]:
         if os.geteuid() == 0:
             if shutil.which("setpriv") is None:
                 pytest.skip("PostgreSQL does not run as root, and setpriv is missing")
-            os.chmod(folder, 0o755)
+            Path(folder).chmod(0o755)  # the server's user has to reach its own folder
             shutil.chown(folder, "postgres")
             shutil.chown(Path(folder, "pw"), "postgres")
             become = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
