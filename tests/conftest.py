@@ -33,18 +33,31 @@ KINDS = ("unit", "integration", "statistical")
 INTEGRATION = (
     "integration",
     "attacks",
+    "client/commands",
+    "client/inference",
     "client/serving",
+    "privacy/commands",
+    "privacy/report/bundle",
     "server/dashboard",
     "server/fleet",
+    "server/rounds",
+    "server/service",
     "simulations",
 )
+STATISTICAL = ("privacy/audit", "privacy/mechanism", "client/audit")
 HERE = Path(__file__).resolve().parent
 
 
 def kind(path: Path) -> str:
     """The kind of a test file's tests that are not marked themselves."""
     where = path.relative_to(HERE).as_posix()
-    return "integration" if where.startswith(tuple(f"{one}/" for one in INTEGRATION)) else "unit"
+    kinds = {"integration": INTEGRATION, "statistical": STATISTICAL}
+    found = [
+        name
+        for name, folders in kinds.items()
+        if where.startswith(tuple(f"{folder}/" for folder in folders))
+    ]
+    return found[0] if found else "unit"
 
 
 def pytest_configure(config: pytest.Config) -> None:

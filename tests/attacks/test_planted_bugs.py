@@ -315,6 +315,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["audit", *arguments])
 
 
+@pytest.mark.slow
 def test_the_command_passes_a_correct_installation_and_leaves_audit_json(tmp_path):
     ran = run("--json", "--dir", str(tmp_path), "--seconds", "10")
     assert ran.exit_code == 0, ran.output

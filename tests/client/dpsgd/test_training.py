@@ -255,6 +255,7 @@ print("torch._dynamo" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_no_step_loads_torchs_compiler() -> None:
     command = [sys.executable, "-c", LEAN]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -184,6 +184,7 @@ def test_calibration_leaves_room_for_what_is_paid_beside_it() -> None:
     assert sigma > calibrate(Budget(3.0, 1e-4), rate=0.2, steps=30)
 
 
+@pytest.mark.slow
 def test_many_noise_levels_are_rounded_to_the_dear_side() -> None:
     many = [record(2 + i / 100, 0.01, 1) for i in range(100)]
     exact = spent([record(2, 0.01, 100)], 1e-5)

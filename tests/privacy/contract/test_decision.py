@@ -97,7 +97,12 @@ def test_a_plan_within_the_limits_is_accepted_with_its_own_events() -> None:
             policy(),
             "coordinator-not-trusted",
         ),
-        (plan(sigma=1.0), policy(records_per_subject=2, epsilon=3.0), "budget-exhausted"),
+        pytest.param(
+            plan(sigma=1.0),
+            policy(records_per_subject=2, epsilon=3.0),
+            "budget-exhausted",
+            marks=pytest.mark.slow,
+        ),
         (plan(), policy(max_rounds_per_day=3), "too-many-rounds-today"),
     ],
 )
@@ -139,6 +144,7 @@ def test_the_plans_own_limit_counts_this_run_alone() -> None:
     assert isinstance(judge(limited, policy(), past, site="site-0", run=past), Refusal)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     epsilon=st.floats(0.2, 6.0),
@@ -165,6 +171,7 @@ def test_what_is_accepted_can_be_spent_and_what_is_refused_cannot(
             ledger.spend(event, rules.budget, run="r", round=1, plan="p")
 
 
+@pytest.mark.slow
 def test_with_more_noise_a_smaller_budget_lasts_for_every_round() -> None:
     asked = plan(rounds=12)
     rules = policy(epsilon=spent([replace(asked.events_of_round("s")[0], count=5)], 1e-5))

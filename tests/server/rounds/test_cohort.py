@@ -141,6 +141,7 @@ def test_a_round_cannot_need_more_sites_than_it_asks() -> None:
         requested("digits", ["cohort=2"], 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [lambda run: run, with_heads])
 def test_the_report_agrees_with_a_run_of_cohorts(
     tmp_path: Path, keep: Callable[[Path], Path]

@@ -99,6 +99,7 @@ def test_a_run_has_the_numbers_and_the_ledgers_of_serial(sets: list[str], tmp_pa
     assert all(result["events"].values())
 
 
+@pytest.mark.slow
 def test_sites_of_different_epsilon_train_beside_each_other(tmp_path: Path) -> None:
     sets = ["site.site-1.epsilon=5", "site.site-4.epsilon=9", "delta=1e-3", "wire=bfloat16"]
     result = same(tmp_path, "digits", [*FEW, *sets], within=1e-3)

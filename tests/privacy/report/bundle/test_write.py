@@ -52,6 +52,7 @@ def coordinator(path: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_the_commands_file_and_verify(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     filed = command("report", run, "--json")
