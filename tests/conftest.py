@@ -68,6 +68,13 @@ def pytest_configure(config: pytest.Config) -> None:
             compiled(source)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """For unit tests alone, files of other kinds are not even imported."""
+    wanted = str(config.getoption("markexpr", ""))
+    file = collection_path.suffix == ".py"
+    return True if file and wanted.startswith("unit") and kind(collection_path) != "unit" else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give every test its kind, and keep tests that share a costly fixture in one process."""

@@ -24,6 +24,7 @@ from server.rounds.messages import Request, ask, packed
 from simulations.grid import LocalGrid
 from tests.support.desk import Direct, unsigned
 
+pytestmark = pytest.mark.integration
 PLANS = {
     "record": ["epsilon=3"],
     "metrics": ["epsilon=3", "metrics=['loss','accuracy']", "metrics_sigma=50"],
