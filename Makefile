@@ -63,6 +63,12 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
+# Mutates what every reader of foreign data reads; with GUIDED=--coverage by coverage (atheris).
+SECONDS ?= 120
+GUIDED ?=
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(GUIDED)
+
 bench: setup
 	$(BIN)/python benchmarks/all.py
 

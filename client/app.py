@@ -20,36 +20,32 @@ from flwr.clientapp.typing import Mod
 
 from client.dpsgd.private_metrics import paid_metrics
 from client.dpsgd.training import Trained, model_refusal, train
-from client.dpsgd.weights import MOST_NORM, WeightsError, filled, read
+from client.dpsgd.weights import MOST_NORM, filled
 from client.proposal import ACTION, answer_proposal
 from client.release import Field, Paid, Public, Trusted, release
+from client.round_request import (
+    ARRAYS,
+    LONGEST_ID,
+    STYPE,
+    Refused,
+    check_permitted,
+    fields_of,
+    read_round_request,
+    read_weights,
+)
 from client.site import Site, packed, unpacked
-from client.tasks.registry import task
-from client.tasks.rows import Rows, TaskError
+from client.tasks.rows import Rows
 from client.tasks.task import Task, none_of
 from privacy.accounting.events import Event
 from privacy.arrays import Arrays, encode
 from privacy.contract.decision import Refusal, judge
-from privacy.contract.plan import Plan, PlanError
-from privacy.contract.plan_file import from_json
+from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Entry, Exhausted, LedgerError, LedgerNotWritten, Standing
 from privacy.mechanism import noise
 
-ARRAYS: Final = "arrays"
-REQUEST: Final = "request"
 REPLY: Final = "reply"
-STYPE: Final = "safetensors"
 
 T = TypeVar("T")
-
-
-class _Refused(Exception):
-    """A request that this site declines, with a code and nothing else."""
-
-    def __init__(self, code: str, *, status: str = "declined") -> None:
-        super().__init__(code)
-        self.code = code
-        self.status = status
 
 
 def make_app(resolve: Callable[[Context], Site], mods: Sequence[Mod] = ()) -> ClientApp:
@@ -140,18 +136,19 @@ def answer(site: Site, content: RecordDict) -> RecordDict:
 
 def received(site: Site, content: RecordDict) -> RecordDict:
     """Take the released model that a coordinator hands out; nothing is computed from rows."""
-    asked = _asked(content)
+    asked = fields_of(content)
     with _Coded(site, asked) as coded:
-        run, number, plan, blob = _request(site, content, asked)
-        weights, _ = _weights(_task(plan), plan.seed, blob)
-        site.on_model(plan, run, number, weights)
+        request = read_round_request(site, asked)
+        learning = check_permitted(site, request, handed_out=True)
+        weights, _ = read_weights(content, learning, request.plan.seed)
+        site.on_model(request.plan, request.run, request.round, weights)
         return RecordDict({REPLY: ConfigRecord(_about(site, asked, "received", ""))})
     return coded.reply()
 
 
 def begin(site: Site, content: RecordDict) -> Begun | RecordDict:
     """Check, judge and spend; a reply at once where it is refused, or was given before."""
-    asked = _asked(content)
+    asked = fields_of(content)
     with _Coded(site, asked) as coded:
         return _begin(site, content, asked)
     return coded.reply()
@@ -176,7 +173,7 @@ class _Coded:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> bool:
-        if isinstance(error, _Refused):
+        if isinstance(error, Refused):
             self._status, self._code = error.status, error.code
             run, number = self._asked.get("run"), self._asked.get("round")
             self._site.on_event(error.status, reason=error.code, run=run, round=number)
@@ -190,24 +187,20 @@ class _Coded:
 
 
 def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun | RecordDict:
-    run, number, plan, blob = _request(site, content, asked)
-    site.on_plan(plan)
-    if site.paused():
-        raise _Refused("paused")
-    learning = _task(plan)
-    if not site.accepts(plan):
-        raise _Refused("schema-differs")
+    request = read_round_request(site, asked)
+    run, number, plan = request.run, request.round, request.plan
+    learning = check_permitted(site, request)
     if plan.private and plan.unit != "client" and (why := model_refusal(learning, plan.seed)):
         site.on_event("model_refused", message=why)
-        raise _Refused("model-refused")
-    weights, known = _weights(learning, plan.seed, blob)
+        raise Refused("model-refused")
+    weights, known = read_weights(content, learning, plan.seed)
     key = f"{run}/{number}/{known}"
     kept = site.replies.get(key)
     if kept is not None:
         site.on_event("reply_resent", run=run, round=number)
         return _reply(site, unpacked(kept), asked)
     if plan.unit == "record" and asked.get("head") is not None and not site.follows(asked["head"]):
-        raise _Refused("ledger-untrusted")
+        raise Refused("ledger-untrusted")
     events = _judged(site, plan, number, run)
     entries = _spend(site, plan, events, run, number)
     event, began = (events[0] if events else None), time.perf_counter()
@@ -245,52 +238,11 @@ def _keep(site: Site, key: str, values: Mapping[str, Any]) -> None:
         site.on_event("reply_not_kept", error=error.strerror)
 
 
-def _asked(content: RecordDict) -> Mapping[str, Any]:
-    # Not `content.config_records`: such a view lies in a reference cycle and keeps the weights.
-    found = content.get(REQUEST)
-    return found if isinstance(found, ConfigRecord) else {}
-
-
-def _request(
-    site: Site, content: RecordDict, asked: Mapping[str, Any]
-) -> tuple[str, int, Plan, bytes]:
-    run, number, text = asked.get("run"), asked.get("round"), asked.get("plan")
-    record = content.get(ARRAYS)
-    array = record.get("weights") if isinstance(record, ArrayRecord) else None
-    if not isinstance(run, str) or not 0 < len(run) <= 64 or not isinstance(text, str):
-        raise _Refused("bad-request")
-    if isinstance(number, bool) or not isinstance(number, int) or asked.get("site") != site.name:
-        raise _Refused("bad-request")
-    if array is None or array.stype != STYPE or array.dtype != "uint8":
-        raise _Refused("bad-weights")
-    try:
-        plan = from_json(text)
-    except PlanError:
-        raise _Refused("bad-request") from None
-    if not 1 <= number <= plan.rounds:
-        raise _Refused("bad-request")
-    return run, number, plan, array.data
-
-
-def _task(plan: Plan) -> Task:
-    try:
-        return task(plan.task, plan.schema)
-    except TaskError:
-        raise _Refused("task-not-allowed") from None
-
-
-def _weights(learning: Task, seed: int, blob: bytes) -> tuple[Arrays, str]:
-    try:
-        return read(learning, seed, blob)
-    except WeightsError:
-        raise _Refused("bad-weights") from None
-
-
 def _judged(site: Site, plan: Plan, number: int, run: str) -> tuple[Event, ...]:
     """The events that this site accepts for the round, maybe with more noise than asked."""
     ledger = site.ledger
     if plan.unit == "record" and ledger is None:
-        raise _Refused("ledger-untrusted")
+        raise Refused("ledger-untrusted")
     try:
         stands = ledger.standing(run, _today()) if ledger is not None else Standing()
         verdict = judge(
@@ -304,10 +256,10 @@ def _judged(site: Site, plan: Plan, number: int, run: str) -> tuple[Event, ...]:
         )
     except LedgerError as error:
         site.on_event("ledger_error", message=str(error))
-        raise _Refused("ledger-untrusted") from None
+        raise Refused("ledger-untrusted") from None
     if isinstance(verdict, Refusal):
         site.on_event("plan_refused", code=verdict.code, message=verdict.message)
-        raise _Refused(verdict.code)
+        raise Refused(verdict.code)
     return verdict.events
 
 
@@ -327,11 +279,11 @@ def _spend(
             records=site.policy.records_per_subject,
         )
     except Exhausted:
-        raise _Refused("budget-exhausted") from None
+        raise Refused("budget-exhausted") from None
     except LedgerError as error:
         site.on_event("ledger_error", message=str(error))
         full = isinstance(error, LedgerNotWritten)
-        raise _Refused("ledger-not-written" if full else "ledger-untrusted") from None
+        raise Refused("ledger-not-written" if full else "ledger-untrusted") from None
 
 
 def _today() -> str:
@@ -347,7 +299,7 @@ def _fields(
         return {"update": Trusted(encode(update, plan.wire))}
     clip = asked.get("clip")
     if not isinstance(clip, float) or not 0 < clip < MOST_NORM:
-        raise _Refused("bad-request")
+        raise Refused("bad-request")
     clipped, norm = noise.clip(list(update.values()), clip)
     update = dict(zip(update, clipped, strict=True))
     below = 0.5 if norm <= clip else -0.5
@@ -370,7 +322,7 @@ def _about(site: Site, asked: Mapping[str, Any], status: str, code: str) -> dict
     """What every reply says beside its payload: all of it public, and checked at the door."""
     run, number = asked.get("run"), asked.get("round")
     fields: dict[str, Field] = {
-        "run": Public(run if isinstance(run, str) else ""),
+        "run": Public(run if isinstance(run, str) and len(run) <= LONGEST_ID else ""),
         "round": Public(number if isinstance(number, int) else 0),
         "site": Public(site.name),
         "status": Public(status),

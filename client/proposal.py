@@ -56,8 +56,9 @@ def answer_proposal(site: Site, content: RecordDict) -> RecordDict:
     except Exception as error:  # noqa: BLE001 - an exception's text may hold data: none leaves
         site.on_event("failed", error=type(error).__name__, where="proposal")
         answer = ProposalAnswer("failed", "failed", 0)
+    run_id = request.get("run")
     fields = {
-        "run": request.get("run") if isinstance(request.get("run"), str) else "",
+        "run": run_id if isinstance(run_id, str) and len(run_id) <= _LONGEST_ID else "",
         "round": request.get("round") if isinstance(request.get("round"), int) else 0,
         "site": site.name,
         "status": answer.status,

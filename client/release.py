@@ -8,37 +8,11 @@ raises before it is sent.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from privacy.accounting.events import Event
-from privacy.contract.outputs import PROPOSAL, PUBLIC
+from privacy.contract.outputs import PROPOSAL, PUBLIC, REASONS
 from privacy.ledger.ledger import Entry, Ledger
-
-REASONS: Final = frozenset(
-    {
-        "",
-        "budget-exhausted",
-        "plan-not-approved",
-        "plan-denied",
-        "noise-too-low",
-        "rate-too-high",
-        "too-many-steps",
-        "too-many-rounds-today",
-        "too-few-rows",
-        "task-not-allowed",
-        "schema-differs",
-        "output-not-allowed",
-        "coordinator-not-trusted",
-        "ledger-untrusted",
-        "ledger-not-written",
-        "model-refused",
-        "bad-weights",
-        "bad-request",
-        "paused",
-        "failed",
-    }
-)
-"""The only reasons that can leave: codes, never data."""
 
 
 class DoorError(RuntimeError):

@@ -12,6 +12,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
+from privacy.printable import printable
+
 CLIENT_EVENTS: Final[Mapping[str, str]] = {
     "builtin_policy": "No policy of the site's own: the built-in one serves public example data.",
     "certificate_expires_soon": "The site's certificate ends within 30 days.",
@@ -83,7 +85,7 @@ class EventLog:
             line = json.dumps({"time": now, "event": event, **facts}, default=str)
             target = self._stream or sys.stdout
         else:
-            described = " ".join(f"{name}={value}" for name, value in facts.items())
+            described = " ".join(f"{name}={printable(value)}" for name, value in facts.items())
             line, target = f"{now[11:19]} {event} {described}".rstrip(), sys.stderr
         with self._lock, suppress(OSError):
             target.write(line + "\n")

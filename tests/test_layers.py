@@ -38,7 +38,12 @@ ONLY_IN = {
     },
 }
 PRIVATE_FLOWER = ("flwr.supercore", "flwr.superlink", "flwr.supernode", "flwr.common", "flwr.proto")
-MAY_KNOW_FLOWER = {"server/fleet/superlink.py", "client/agent/connection.py", "simulations/grid.py"}
+MAY_KNOW_FLOWER = {
+    "server/fleet/superlink.py",
+    "server/fleet/flower_run.py",
+    "client/agent/connection.py",
+    "simulations/grid.py",
+}
 COMPOSITION_ROOT = "server/evaluation.py"
 
 

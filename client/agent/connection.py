@@ -9,17 +9,18 @@ import contextlib
 import datetime
 import logging
 import random
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 import httpx
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import TIMESTAMP_HEADER, ErrorCode
@@ -38,22 +39,29 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from client.agent.bounded_http import bounded
 from client.agent.credentials import Enrolled
+from client.agent.network_check import tls_reason
 from client.agent.route import Route
 from client.agent.transfers import PARALLEL, Transfers
 from privacy.identity.certificates import issued_by
 from privacy.identity.keys import private_key
+from privacy.message_objects import OBJECTS_MAX, RECORDS_MAX, decode_arrays, gather, split
 
 _HEARTBEAT: Final = 30.0
 _BEAT_SECONDS: Final = 10.0
 _PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _PATIENCE: Final = 120.0
-_MOST_REQUEST: Final = 4 * 1024**3
+_CHUNK_HEADS: Final = 1024 * 1024
+_CHUNK_LEVEL: Final = 4
+"""Where chunks stand in a tree: below a message, its content, a record and an array."""
 _GONE: Final = 410
 _SIGNATURE_SECONDS: Final = 60.0
 _SIGNED: Final = (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
 
 Log = Callable[..., None]
+Limit = Callable[[Mapping[str, Any], str], int]
+"""The bytes of arrays that a request (its fields, its type) may bring; 0: it is declined."""
 
 
 class Refused(Exception):
@@ -72,6 +80,7 @@ class _Link:
     node: node_pb2.Node
     pool: ThreadPoolExecutor
     transfers: Transfers
+    limit: Limit
     left: bool = False
 
     def pull(self) -> tuple[Message, Any] | None:
@@ -84,15 +93,15 @@ class _Link:
     def fetch(self, head: Message, tree: Any) -> Message:
         """The whole request."""
         run, number = head.metadata.run_id, head.metadata.message_id
-        names = list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
-        contents = self.transfers.receive(
-            number, names, lambda name: self._object(run, name), self.pool
-        )
-        if sum(map(len, contents.values())) > _MOST_REQUEST:
-            raise _Lost("a request too large")
-        message = inflate_object_from_contents(number, contents)
-        if not isinstance(message, Message):
-            raise _Lost("a request that is no message")
+        if sum(1 for _ in islice(iterate_object_tree(tree), OBJECTS_MAX + 1)) > OBJECTS_MAX:
+            raise _Lost("a request of too many objects")
+        records, chunks = _levels(tree)
+        take = partial(self.transfers.receive, fetch=partial(self._object, run), pool=self.pool)
+        contents = take(number, records, limit=RECORDS_MAX, last=False)
+        limit = self.limit(_request_fields(contents), head.metadata.message_type)
+        if limit:  # what the site declines anyway is declined without its arrays
+            contents |= take(number, chunks, limit=limit + _CHUNK_HEADS)
+        message = _decoded(number, contents, limit)
         message.metadata.__dict__["_message_id"] = number
         self.client.ConfirmMessageReceived(
             message_pb2.ConfirmMessageReceivedRequest(
@@ -151,6 +160,41 @@ class _Link:
             self.client.DeactivateNode(request)
 
 
+def _levels(tree: Any) -> tuple[list[str], list[str]]:
+    """The objects of a tree: the records, and below them the chunks of arrays."""
+    level, records, chunks = [tree], dict[str, None](), dict[str, None]()
+    depth = 0
+    while level:
+        (records if depth < _CHUNK_LEVEL else chunks).update((n.object_id, None) for n in level)
+        level, depth = [child for node in level for child in node.children], depth + 1
+    return list(records), [name for name in chunks if name not in records]
+
+
+def _request_fields(contents: Mapping[str, bytes]) -> Mapping[str, Any]:
+    """The fields of a request, before its arrays are fetched: its one record of settings."""
+    for content in contents.values():
+        if split(content)[0] == "ConfigRecord":
+            fields = ConfigRecord.inflate(content)
+            if "plan" in fields:
+                return fields
+    return {}
+
+
+def _decoded(number: str, contents: dict[str, bytes], limit: int) -> Message:
+    """The message; its arrays are joined up to `limit` bytes, or left out where that is 0."""
+    objects = gather(number, contents.get) if limit else dict(contents)
+    arrays: Any
+    if limit:
+        arrays = {n: Array(*astuple(one)) for n, one in decode_arrays(objects, limit).items()}
+    else:
+        empty = Array("uint8", (0,), "", b"")
+        arrays = {n: empty for n in objects if split(objects[n])[0] == "Array"}
+    message = inflate_object_from_contents(number, objects, objects=arrays)
+    if not isinstance(message, Message):
+        raise _Lost("a request that is no message")
+    return message
+
+
 class _NodeAuth:
     """Flower's node authentication, signed once a minute instead of at each request."""
 
@@ -177,8 +221,16 @@ class Agent:
     """Keeps one site connected to one coordinator until `stop` is set."""
 
     def __init__(
-        self, app: ClientApp, site: Enrolled, route: Route, *, log: Log, stop: threading.Event
+        self,
+        app: ClientApp,
+        site: Enrolled,
+        route: Route,
+        *,
+        log: Log,
+        stop: threading.Event,
+        limit: Limit = lambda fields, kind: 1 << 30,
     ) -> None:
+        self._limit = limit
         self._app, self._site, self._route = app, site, route
         self._log, self._stop = log, stop
         self._reply: Message | None = None
@@ -248,6 +300,8 @@ class Agent:
         meta = message.metadata
         TaskIdentity.task_id, TaskIdentity.run_id = 1, meta.run_id
         TaskIdentity.node_id = meta.dst_node_id
+        if meta.run_id not in self._contexts:
+            self._contexts.clear()  # a coordinator's process has one run
         context = self._contexts.setdefault(
             meta.run_id,
             Context(
@@ -280,6 +334,8 @@ class Agent:
             trust_env=False,
             timeout=httpx.Timeout(_PATIENCE, connect=10.0),
             limits=httpx.Limits(keepalive_expiry=60.0),
+            headers={"Accept-Encoding": "identity"},
+            event_hooks={"response": [bounded]},
         )
         return client
 
@@ -303,7 +359,7 @@ class Agent:
             over = threading.Event()
             beat = threading.Thread(target=self._beat, args=(client, node, over), daemon=True)
             beat.start()
-            link = _Link(client, node, pool, self._transfers)
+            link = _Link(client, node, pool, self._transfers, self._limit)
             try:
                 yield link
             finally:
@@ -333,37 +389,6 @@ class Agent:
         if reason in ("expired", "not known to the coordinator"):
             raise Refused(reason) from None
         return reason or type(error).__name__.removeprefix("_")
-
-
-def tls_reason(error: BaseException) -> str:
-    """Which TLS fault lies behind an error, or "" where none does."""
-    text = ""
-    link: BaseException | None = error
-    while link is not None:
-        text += f" {link}"
-        if isinstance(link, ssl.SSLCertVerificationError):
-            text += f" {link.verify_message}"
-        link = link.__cause__ or link.__context__
-    lower = text.lower().replace("_", " ")
-    for words, reason in _TLS_REASONS:
-        if words in lower:
-            return reason
-    return ""
-
-
-_TLS_REASONS: Final = (
-    ("alert certificate expired", "expired"),
-    ("alert unknown ca", "not known to the coordinator"),
-    ("alert certificate revoked", "revoked"),
-    ("hostname mismatch", "the coordinator's certificate is for another name"),
-    ("ip address mismatch", "the coordinator's certificate is for another address"),
-    ("certificate has expired", "the coordinator's certificate has expired"),
-    ("not yet valid", "the coordinator's certificate is not valid yet: is this clock right?"),
-    ("unable to get local issuer", "the coordinator's certificate is of another authority"),
-    ("self-signed", "the coordinator's certificate is of another authority"),
-    ("certificate verify failed", "the coordinator's certificate does not hold"),
-    ("wrong version number", "what answers there does not speak TLS"),
-)
 
 
 def quiet() -> None:

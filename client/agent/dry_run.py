@@ -12,7 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from client.agent import received_plans
 from client.agent.credentials import Enrolled
-from client.app import ARRAYS, REPLY, REQUEST, STYPE, answer
+from client.app import REPLY, answer
+from client.round_request import ARRAYS, REQUEST, STYPE
 from client.site import Site
 from client.tasks.registry import task
 from client.tasks.rows import Rows

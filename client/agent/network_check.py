@@ -10,7 +10,6 @@ from typing import Final
 import httpx
 
 from client.agent.check import Check
-from client.agent.connection import tls_reason
 from client.agent.credentials import Enrolled
 from client.agent.route import Proxy, Route, proxy_for, split_address
 from privacy.identity.certificates import issuer_of
@@ -138,3 +137,34 @@ _NEXT: Final = {
     "the coordinator's certificate is of another authority": "something else answers there: stop",
     "what answers there does not speak TLS": "check the port",
 }
+
+
+def tls_reason(error: BaseException) -> str:
+    """Which TLS fault lies behind an error, or "" where none does."""
+    text = ""
+    link: BaseException | None = error
+    while link is not None:
+        text += f" {link}"
+        if isinstance(link, ssl.SSLCertVerificationError):
+            text += f" {link.verify_message}"
+        link = link.__cause__ or link.__context__
+    lower = text.lower().replace("_", " ")
+    for words, reason in _TLS_REASONS:
+        if words in lower:
+            return reason
+    return ""
+
+
+_TLS_REASONS: Final = (
+    ("alert certificate expired", "expired"),
+    ("alert unknown ca", "not known to the coordinator"),
+    ("alert certificate revoked", "revoked"),
+    ("hostname mismatch", "the coordinator's certificate is for another name"),
+    ("ip address mismatch", "the coordinator's certificate is for another address"),
+    ("certificate has expired", "the coordinator's certificate has expired"),
+    ("not yet valid", "the coordinator's certificate is not valid yet: is this clock right?"),
+    ("unable to get local issuer", "the coordinator's certificate is of another authority"),
+    ("self-signed", "the coordinator's certificate is of another authority"),
+    ("certificate verify failed", "the coordinator's certificate does not hold"),
+    ("wrong version number", "what answers there does not speak TLS"),
+)

@@ -109,7 +109,7 @@ def resident(
 
     def on_plan(plan: Plan) -> None:
         try:
-            received_plans.remember(site.folder, plan)
+            received_plans.remember(site.folder, plan, held.policy)
         except OSError as error:  # the plan is judged all the same
             log("plan_not_kept", error=error.strerror)
         if file is not None:

@@ -5,7 +5,6 @@ which only the owner edits, by these functions or by hand.
 """
 
 import re
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,8 @@ from privacy.files import write_atomic
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _SHORTEST: Final = 6
+UNANSWERED_MAX: Final = 100
+"""How many plans may wait for an answer: a coordinator could fill the disk with more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,26 @@ def site_of(directory: Path) -> str:
     return here.name if here.about.is_file() else directory.absolute().name
 
 
-def remember(directory: Path, plan: Plan) -> Path:
-    """Keep a plan that a coordinator asked for; the same one again changes nothing."""
+def remember(directory: Path, plan: Plan, policy: Policy | None = None) -> Path:
+    """Keep a plan that a coordinator asked for; the same one again changes nothing.
+
+    Of those that the policy neither approves nor denies only the last `UNANSWERED_MAX` are kept.
+    """
     path = directory / "plans" / f"{plan.digest}.json"
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomic(path, plan.to_json().encode())
+        _forget_oldest(
+            path.parent, {*policy.plans, *policy.denied} if policy is not None else set()
+        )
     return path
+
+
+def _forget_oldest(folder: Path, answered: set[str]) -> None:
+    waiting = [path for path in folder.glob("*.json") if path.stem not in answered]
+    waiting.sort(key=lambda path: path.stat().st_mtime_ns)
+    for path in waiting[:-UNANSWERED_MAX]:
+        path.unlink(missing_ok=True)
 
 
 def received(directory: Path) -> list[ReceivedPlan]:
@@ -114,7 +128,7 @@ def _rewrite(path: Path, policy: Policy) -> Policy:
             text = f"{line}\n{text}"
     try:
         kept = parse_policy(text) == policy
-    except (PolicyError, tomllib.TOMLDecodeError):
+    except PolicyError:
         kept = False
     write_atomic(path, (text if kept else policy.to_toml()).encode())
     return policy

@@ -18,6 +18,10 @@ Log = Callable[..., None]
 Pair = tuple[str, bytes]
 
 
+class TooLarge(Exception):
+    """A message of more bytes than it may have."""
+
+
 class Transfers:
     """Moves the chunks of one message at a time. What has arrived stays, if the line breaks."""
 
@@ -31,8 +35,15 @@ class Transfers:
         names: Sequence[str],
         fetch: Callable[[str], bytes],
         pool: Executor,
+        *,
+        limit: int = 1 << 40,
+        last: bool = True,
     ) -> dict[str, bytes]:
-        """The contents of all chunks; those that came before a break are not fetched again."""
+        """The contents of all chunks; those that came before a break are not fetched again.
+
+        TooLarge where they have more than `limit` bytes: no more than a batch above is held. After
+        the `last` of a message's chunks nothing of it is kept.
+        """
         if message != self._message:
             self._message, self._have = message, {}
         wanted = [name for name in names if name not in self._have]
@@ -40,11 +51,15 @@ class Transfers:
         def take(name: str) -> int:
             content = fetch(name)
             self._have[name] = content
+            if sum(len(self._have.get(one, b"")) for one in names) > limit:
+                self._message, self._have = "", {}
+                raise TooLarge(f"a request of more than {limit} bytes")
             return len(content)
 
         self._move("receiving", len(names), len(names) - len(wanted), wanted, take, pool)
         contents = {name: self._have[name] for name in names}
-        self._message, self._have = "", {}
+        if last:
+            self._message, self._have = "", {}
         return contents
 
     def send(self, pairs: Sequence[Pair], store: Callable[[Pair], None], pool: Executor) -> None:

@@ -19,9 +19,10 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from client.app import ARRAYS, REPLY, REQUEST, STYPE, answer
+from client.app import REPLY, answer
 from client.audit.check import Check
 from client.dpsgd.weights import shapes
+from client.round_request import ARRAYS, REQUEST, STYPE
 from client.site import Site
 from client.tasks.registry import task
 from client.tasks.rows import Rows

@@ -18,6 +18,7 @@ from privacy.contract.forecast import Forecast, epsilons, forecast
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, load_policy
 from privacy.files import write_atomic
+from privacy.printable import printable
 
 Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
 PolicyFile = Annotated[
@@ -218,13 +219,18 @@ def _print(console: Console, facts: dict[str, Any]) -> None:
     def say(line: str) -> None:
         console.print(escape(line), highlight=False, soft_wrap=True)
 
+    if facts.get("asks") is not None:  # first, so that nothing from outside can hide it
+        asked, left = spent_text(facts["asks"]), left_text(facts["left"])
+        say(f"epsilon {asked} is asked, {left} is left")
+    elif "task" in facts:
+        say(f"no epsilon is spent here: unit {facts['unit']}")
     say(f"{facts['plan']}: {facts['state']}")
     if "task" not in facts:
         say("it was not asked yet; it may be, from now on")
         return
-    say(f"{facts['task']}, {facts['rounds']} rounds, unit {facts['unit']}. {facts['purpose']}")
-    if facts["asks"] is not None:
-        say(f"it asks epsilon {spent_text(facts['asks'])}, and {left_text(facts['left'])} is left")
+    say(f"task {printable(facts['task'])}, {facts['rounds']} rounds, unit {facts['unit']}")
+    if facts["purpose"]:
+        say(f"  purpose, as the coordinator states it: {printable(facts['purpose'], 500)}")
     if facts["refused"] is not None:
         say(f"round {facts['refused']} would be refused: {facts['code']} ({facts['message']})")
     if facts["since_plan"] is None:
@@ -232,4 +238,4 @@ def _print(console: Console, facts: dict[str, Any]) -> None:
         return
     say(f"since {facts['since_plan'][:16]}, approved last:")
     for key, (old, now) in facts["changes"].items():
-        say(f"  {key}: {old!r} -> {now!r}")
+        say(f"  {key}: {printable(old)} -> {printable(now)}")

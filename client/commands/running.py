@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,10 +106,12 @@ def _stay(
     with loading():
         from client.agent.connection import Agent, Refused, quiet
         from client.app import make_app
+        from client.round_request import weights_limit
 
     quiet()
     stop, code = threading.Event(), [0]
-    agent = Agent(make_app(lambda context: held), site, way, log=log, stop=stop)
+    limit = partial(weights_limit, held)
+    agent = Agent(make_app(lambda context: held), site, way, log=log, stop=stop, limit=limit)
 
     def serve() -> None:
         try:

@@ -24,6 +24,9 @@ FORMATS: Final = (".csv", ".parquet", ".jsonl", ".ndjson")
 HELD: Final = 32 * 2**20
 """Bytes of a stream's rows that wait in memory; more wait in a file without a name."""
 
+_FORMULA: Final = r"^[=+\-@\t\r]"
+_NUMBER: Final = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+
 Write = Callable[[Predictions], None]
 
 
@@ -128,7 +131,7 @@ def _lines(file: IO[bytes], *, as_csv: bool) -> Write:
 
     def csv_lines(part: Predictions) -> None:
         nonlocal begun
-        found = table(part)
+        found = _without_formulas(table(part))
         if not begun:
             file.write(_header(found.column_names))
         begun = True
@@ -141,6 +144,20 @@ def _lines(file: IO[bytes], *, as_csv: bool) -> Write:
         file.write("".join(line + "\n" for line in json_lines(part)).encode())
 
     return csv_lines if as_csv else objects
+
+
+def _without_formulas(rows: Any) -> Any:
+    """Texts that a spreadsheet would run as a formula, behind an apostrophe; numbers stay."""
+    for index, name in enumerate(rows.column_names):
+        column = rows.column(index)
+        if pa.types.is_string(column.type):
+            runs = pc.and_(
+                pc.match_substring_regex(column, _FORMULA),
+                pc.invert(pc.match_substring_regex(column, _NUMBER)),
+            )
+            safe = pc.if_else(runs, pc.binary_join_element_wise("'", column, ""), column)
+            rows = rows.set_column(index, name, safe)
+    return rows
 
 
 def _header(names: list[str]) -> bytes:

@@ -9,11 +9,16 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privacy.files import write_atomic
+
+MODELS_MAX: Final = 100
+BYTES_MAX: Final = 4 * 1024**3
+"""What a site keeps of the models that it was handed; the oldest go."""
 
 
 def folder(directory: Path) -> Path:
@@ -37,7 +42,23 @@ def keep(directory: Path, content: bytes, signature: bytes | None, *, run: str, 
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        _forget_oldest(directory)
     return path
+
+
+def _forget_oldest(directory: Path) -> None:
+    """Keep the last `MODELS_MAX` models, and of them as many as `BYTES_MAX` holds."""
+    kept, size = set[str](), 0
+    for entry in reversed(_entries(folder(directory) / "index.jsonl")):
+        path = folder(directory) / f"{entry['model']}.safetensors"
+        if path.name in kept or not path.is_file():
+            continue
+        size += path.stat().st_size
+        if kept and (len(kept) >= MODELS_MAX or size > BYTES_MAX):
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.sig").unlink(missing_ok=True)
+        else:
+            kept.add(path.name)
 
 
 def pack(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> bytes:

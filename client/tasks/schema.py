@@ -4,7 +4,6 @@ It is public and stands in the plan; nothing in it is computed from rows.
 """
 
 import datetime
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from client.data.loading import Roles
 from client.data.wanted import Wanted
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.rows import TaskError
+from privacy.files import DocumentError, parse_toml
 
 KEYS: Final = {
     *("kind", "label", "subject", "site", "key", "hidden", "test", "delimiter", "columns"),
@@ -24,6 +24,9 @@ DATE: Final = {"type", "min", "max", "missing", "knots"}
 CATEGORY: Final = {"type", "values", "aliases", "fold"}
 PATTERN: Final = {"names", "from", "to"}
 MOST_COLUMNS: Final = 100_000
+LAYERS_MAX: Final = 16
+PARAMETERS_MAX: Final = 50_000_000
+"""What a plan's schema may ask a site to build."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,9 @@ class Schema:
 def schema(text: str) -> Schema:
     """Read the TOML text of a schema; TaskError names the key, its value and what was expected."""
     try:
-        given = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise TaskError(f"schema: expected TOML, {error}") from error
+        given = parse_toml(text)
+    except DocumentError as error:
+        raise TaskError(f"schema: {error}") from None
     _known("", given, KEYS)
     kind = given.get("kind", "classification")
     if kind not in ("classification", "regression"):
@@ -201,11 +204,13 @@ def text_of(value: object) -> str:
 
 
 def _hidden(given: object) -> tuple[int, ...]:
-    if isinstance(given, list) and all(
-        type(width) is int and 1 <= width <= 4096 for width in given
+    if (
+        isinstance(given, list)
+        and len(given) <= LAYERS_MAX
+        and all(type(width) is int and 1 <= width <= 4096 for width in given)
     ):
         return tuple(given)
-    raise _refused("hidden", "a list of layer widths from 1 to 4096", given)
+    raise _refused("hidden", f"at most {LAYERS_MAX} layer widths from 1 to 4096", given)
 
 
 def _held_out(given: object) -> float | str:

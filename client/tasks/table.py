@@ -3,6 +3,7 @@
 The schema's bounds and categories are written down by people; none is computed from the rows.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from client.data.source import options_of
 from client.tasks import losses
 from client.tasks.preprocessing import Category
 from client.tasks.rows import Rows, TaskError, check_part
-from client.tasks.schema import Schema, schema
+from client.tasks.schema import PARAMETERS_MAX, Schema, schema
 from client.tasks.task import Task
 
 
@@ -53,10 +54,21 @@ def _rows(plan: Schema, file: Path) -> Rows:
     return load_rows(file, plan.wanted, plan.columns.encode, plan.roles).rows
 
 
+def _check_size(*widths: int) -> None:
+    """Refuse a model by its layers' widths, before it is built."""
+    parameters = sum((one + 1) * following for one, following in pairwise(widths))
+    if parameters > PARAMETERS_MAX:
+        raise TaskError(
+            f"hidden: must describe at most {PARAMETERS_MAX} parameters, got {parameters}"
+        )
+
+
 def task(text: str) -> Task:
     """The task that a schema describes: softmax or least-squares regression, or hidden layers."""
     plan = schema(text)
     columns, label = plan.columns, plan.columns.label
+    outputs = len(label.values) if isinstance(label, Category) else 1
+    _check_size(columns.width, *plan.hidden, outputs)
     common: dict[str, Any] = {
         "name": "table",
         "kind": plan.kind,
@@ -70,7 +82,6 @@ def task(text: str) -> Task:
         "features": columns.features,
     }
     if isinstance(label, Category):
-        outputs = len(label.values)
         return Task(
             **common,
             classes=label.values,

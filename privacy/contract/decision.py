@@ -58,7 +58,7 @@ def judge(
     `spent` is everything its ledger holds, `run` the part of this run (for the plan's own limit),
     `rounds_today` how many rounds it has spent on today.
     """
-    if refusal := _permitted(plan, policy, rounds_today):
+    if refusal := permitted(plan, policy, rounds_today):
         return refusal
     if plan.unit != "record":
         return Accepted(None, ())
@@ -79,8 +79,8 @@ def judge(
     return Accepted(events[0], events)
 
 
-def _permitted(plan: Plan, policy: Policy, rounds_today: int) -> Refusal | None:
-    """The rules that no amount of noise can satisfy."""
+def permitted(plan: Plan, policy: Policy, rounds_today: int = 0) -> Refusal | None:
+    """The rules that no amount of noise can satisfy; they need neither weights nor a ledger."""
     if plan.unit != "record" and not policy.trust_coordinator:
         text = f'unit = "{plan.unit}" shows un-noised updates to the coordinator'
         return Refusal(
@@ -126,6 +126,9 @@ def _offer(
     if not policy.more_noise or policy.records_per_subject > 1 or policy.budget is None:
         return events
     first, beside = events[0], tuple(replace(e, count=left) for e in events[1:])
+    most = _MOST_NOISE * first.sigma  # a coordinator takes no reply with more noise than this
+    if policy.min_sigma > most:
+        return events
     first = replace(first, sigma=max(first.sigma, policy.min_sigma))
 
     def fits(sigma: float) -> bool:
@@ -133,13 +136,13 @@ def _offer(
         return within((*past, *beside, rest), policy.budget or Budget(0, policy.delta))
 
     known = {e.sigma for e in past if (e.rate, e.steps) == (first.rate, first.steps)}
-    for sigma in sorted({first.sigma} | {s for s in known if s > first.sigma}):
+    for sigma in sorted({first.sigma} | {s for s in known if first.sigma < s <= most}):
         if fits(sigma):
             return (replace(first, sigma=sigma), *events[1:])
     need = calibrate(
         policy.budget, rate=first.rate, steps=first.steps * left, beside=(*past, *beside)
     )
-    if need > _MOST_NOISE * first.sigma:
+    if need > most:
         raise AccountingError(f"sigma {need:.4g} would drown what is asked at {first.sigma:.4g}")
     return (replace(first, sigma=max(first.sigma, need)), *events[1:])
 

@@ -115,7 +115,7 @@ class Contract:
     epsilon: Epsilon | None = None
     delta: Delta | None = None
     limit: Epsilon | None = None
-    schema: Annotated[str, MaxLen(4_000_000)] | None = None
+    schema: Annotated[str, MaxLen(100_000)] | None = None
     split: Split = "iid"
     steps: Rounds = 1
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
@@ -143,7 +143,12 @@ class Contract:
     wire: Literal["float32", "bfloat16", "int8"] = "float32"
     cohort: Sites | None = None
     seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0
-    purpose: Annotated[str, MaxLen(10_000)] = ""
+    purpose: Annotated[
+        str,
+        MaxLen(500),
+        Predicate(str.isprintable),
+        Expected("a line of at most 500 printable characters"),
+    ] = ""
     format: Literal[1, 2] = FORMAT
     site: Mapping[Name, SitePlan] = field(default_factory=dict)
     operation: Operation = field(default_factory=Operation)

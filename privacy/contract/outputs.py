@@ -24,6 +24,32 @@ PROPOSAL: Final[Mapping[str, str]] = {
 }
 """The further fields of an answer to a proposal, which is given before anything is spent."""
 
+REASONS: Final = frozenset(
+    {
+        "",
+        "budget-exhausted",
+        "plan-not-approved",
+        "plan-denied",
+        "noise-too-low",
+        "rate-too-high",
+        "too-many-steps",
+        "too-many-rounds-today",
+        "too-few-rows",
+        "task-not-allowed",
+        "schema-differs",
+        "output-not-allowed",
+        "coordinator-not-trusted",
+        "ledger-untrusted",
+        "ledger-not-written",
+        "model-refused",
+        "bad-weights",
+        "bad-request",
+        "paused",
+        "failed",
+    }
+)
+"""The only reasons that can leave: codes, never data."""
+
 
 @dataclass(frozen=True, slots=True)
 class Output:

@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-import tomllib
 
 from privacy.contract.plan import PlanError
+from privacy.files import DocumentError, parse_toml
 
 
 def schema_digest(text: str) -> str:
     """SHA-256 of a schema's keys and values in their order; layout and comments do not count."""
     try:
-        said = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"schema: must be TOML, {error}") from error
-    return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()
+        table = parse_toml(text)
+    except DocumentError as error:
+        raise PlanError(f"schema: {error}") from None
+    return hashlib.sha256(json.dumps(table, default=str).encode()).hexdigest()

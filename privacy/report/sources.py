@@ -5,7 +5,6 @@ counter-signed heads lie in it, the ledgers stay at the sites), and a site's own
 """
 
 import json
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json, load_plan
+from privacy.files import DocumentError, parse_toml
 from privacy.ledger.ledger import Entry, LedgerError, LedgerMissing, verify
 
 SIMULATION: Final = "simulation"
@@ -175,9 +175,9 @@ def _toml(
     if not path.is_file():
         return None
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        damage.append(Problem("file-unreadable", where(path.name), f"expected TOML, got {error}"))
+        return parse_toml(path.read_bytes())
+    except DocumentError as error:
+        damage.append(Problem("file-unreadable", where(path.name), str(error)))
         return None
 
 

@@ -44,7 +44,7 @@ class LinkGrid(SiteGrid):
 
     @property
     def run(self) -> Any:
-        return self._fleet.run
+        return self._fleet.flower.run
 
     def create_message(
         self,
@@ -55,7 +55,7 @@ class LinkGrid(SiteGrid):
         ttl: float | None = None,
     ) -> Message:
         message = Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-        self._fleet.sent_by_us(message)
+        self._fleet.flower.sign_as_sender(message)
         return message
 
     def names(self) -> Mapping[int, str]:
@@ -144,7 +144,7 @@ def serve(
         seen=fleet.liveness.seen,
         gone=fleet.site_closed,
         changed=fleet.register,
-        tick=fleet.tick,
+        tick=fleet.flower.tick,
     )
     fleet.waiters.loop = tls_server.loop
     fleet.register(home.members())

@@ -1,36 +1,31 @@
 """Flower's SuperLink inside the coordinator: its state and fleet protocol behind our TLS server.
 
-The only file of the coordinator that knows Flower's private names. Of the SuperLink it takes the
-state and the fleet's handlers; no other route exists. A site's requests must come over the
-certificate whose key is that node's key, and touch nothing but that node's own messages.
+With `flower_run` the only file of the coordinator that knows Flower's private names. Of the
+SuperLink it takes the state and the fleet's handlers; no other route exists. A site's requests must
+come over the certificate whose key is that node's key, and touch that node's own messages alone.
 """
 
 import asyncio
 import contextlib
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from functools import partial
+from itertools import islice
 from typing import Any, Final
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Array, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import (
-    NOOP_ACCOUNT_NAME,
-    NOOP_FLWR_AID,
-    SUPERLINK_NODE_ID,
     TIMESTAMP_HEADER,
-    SubStatus,
 )
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
-from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     FLEET_HTTP_SIGNATURE_HEADER,
-    FLWR_IN_MEMORY_DB_NAME,
-    NOOP_FEDERATION_ID,
-    TaskType,
 )
 from flwr.supercore.error import FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
@@ -40,23 +35,20 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.servicer.fleet import fleet_handlers
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from privacy.message_objects import OBJECTS_MAX, decode_arrays, gather
 from server.fleet.authentication import Denied, authenticate
+from server.fleet.flower_run import FlowerRun
 from server.fleet.liveness import Liveness, PollWaiters
 from server.fleet.pending_message import PendingMessage
-from server.fleet.reply_decoding import decode_arrays, gather
 from server.fleet.tls import Log
 from server.fleet.tls_server import PREFIX, Answer, Headers
 from server.registry.sites import Member, Members
 
 POLL_SECONDS: Final = 20.0
-_MOST_OBJECTS: Final = 20_000
+_HEAVY: Final = "push-messages"
 _NODE_HEADERS: Final = tuple(
     name.lower().encode()
     for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
@@ -67,19 +59,8 @@ class Fleet:
     """Flower's state, and what each site may do to it."""
 
     def __init__(self, log: Log) -> None:
-        database = FLWR_IN_MEMORY_DB_NAME
-        store = ObjectStoreFactory(database)
-        self.state: Any = LinkStateFactory(database, NoOpFederationManager(), store).state()
-        self.run_id: int = self.state.create_run(
-            None, None, None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
-        )
-        self.run: Run = self.state.get_run_info(run_ids=[self.run_id])[0]
-        self.task = self.run.primary_task_id or 0
-        if self.state.claim_task(self.task) is None or not self.state.activate_task(self.task):
-            raise RuntimeError("Flower's state refused a new run")
-        # Flower's messages take their run and their sender from this global of the process.
-        TaskIdentity.task_id, TaskIdentity.run_id = self.task, self.run_id
-        TaskIdentity.node_id = SUPERLINK_NODE_ID
+        self.flower = FlowerRun()
+        self.state, self.run_id = self.flower.state, self.flower.run_id
         self.log = log
         self.news = threading.Condition(threading.RLock())
         self.pending: dict[str, PendingMessage] = {}
@@ -91,21 +72,16 @@ class Fleet:
         self._keys: dict[str, str] = {}
         self._sessions: dict[str, PendingMessage] = {}
         self.waiters = PollWaiters()
-        self._beat = 0.0
+        self._heavy: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="fleet")
+        self._polls = ThreadPoolExecutor(2, thread_name_prefix="polls")
         self._routes: dict[str, tuple[Any, Callable[[Member, int, Any], Any]]] = {
             "deactivate-node": (fleet_pb2.DeactivateNodeRequest, self._deactivate),
-            "send-node-heartbeat": (
-                heartbeat_pb2.SendNodeHeartbeatRequest,
-                lambda member, node, asked: fleet_handlers.send_node_heartbeat(asked, self.state),
-            ),
+            "send-node-heartbeat": (heartbeat_pb2.SendNodeHeartbeatRequest, self._heartbeat),
             "push-messages": (fleet_pb2.PushMessagesRequest, self._push),
             "push-object": (message_pb2.PushObjectRequest, self._push_object),
             "pull-object": (message_pb2.PullObjectRequest, self._pull_object),
-            "confirm-message-received": (
-                message_pb2.ConfirmMessageReceivedRequest,
-                lambda member, node, request: message_pb2.ConfirmMessageReceivedResponse(),
-            ),
+            "confirm-message-received": (message_pb2.ConfirmMessageReceivedRequest, _confirm),
         }
 
     def register(self, members: Members) -> None:
@@ -121,13 +97,8 @@ class Fleet:
                         if item.site == site and not item.ready and not item.failure:
                             self.fail(item, "revoked")
                 if site not in self._keys and not member.revoked:
-                    node = self.state.create_node(
-                        NOOP_FLWR_AID,
-                        NOOP_ACCOUNT_NAME,
-                        member.certificate.public_pem,
-                        0,
-                        name=site,
-                    )
+                    key = member.certificate.public_pem
+                    node = self.flower.create_node(site, key)
                     self.nodes[site], self.sites[node] = node, site
                     self._keys[site] = member.fingerprint
         self.waiters.notify_all()
@@ -138,17 +109,17 @@ class Fleet:
         try:
             authenticate(member, *(headers.get(one, b"") for one in _NODE_HEADERS))
             if name == "activate-node":
-                asked = fleet_pb2.ActivateNodeRequest.FromString(body)
-                return await self._in_thread(partial(self._activate, member, asked))
+                activation = fleet_pb2.ActivateNodeRequest.FromString(body)
+                return await self._in_thread(partial(self._activate, member, activation))
             if name == "pull-messages":
                 poll = fleet_pb2.PullMessagesRequest.FromString(body)
                 return 200, await self._poll(member, self._node(member, poll), poll)
             if name not in self._routes:
                 return 404, b""
-            kind, route = self._routes[name]
-            request = kind.FromString(body)
-            node = self._node(member, request)
-            return await self._in_thread(partial(route, member, node, request))
+            if name != _HEAVY:
+                return await self._in_thread(partial(self._routed, member, name, body))
+            async with self._heavy[member.name]:  # one at a time for each site
+                return await self._in_thread(partial(self._routed, member, name, body))
         except DecodeError:
             return 400, b""
         except Denied as denied:
@@ -160,6 +131,12 @@ class Fleet:
         except (ValueError, KeyError, RuntimeError) as error:
             self.log("request_denied", site=member.name, why=type(error).__name__)
             return 400, b""
+
+    def _routed(self, member: Member, name: str, body: bytes) -> Any:
+        """Parse and answer, off the event loop: the cost grows with a site's own message alone."""
+        kind, route = self._routes[name]
+        request = kind.FromString(body)
+        return route(member, self._node(member, request), request)
 
     async def _in_thread(self, call: Callable[[], Any]) -> Answer:
         loop = asyncio.get_running_loop()
@@ -174,6 +151,9 @@ class Fleet:
         if member.name not in self.active:
             raise Denied(401, "not activated")
         return node
+
+    def _heartbeat(self, member: Member, node: int, request: Any) -> Any:
+        return fleet_handlers.send_node_heartbeat(request, self.state)
 
     def _activate(self, member: Member, request: Any) -> Any:
         """A (re)started client: whatever it had been given and did not answer is given again."""
@@ -206,34 +186,37 @@ class Fleet:
         """For how long a site has been away: 0 while it is there."""
         return self.liveness.silent(site) if site in self.active else 1e9
 
-    def tick(self) -> None:
-        """Keep Flower's run alive."""
-        if time.monotonic() > self._beat + 10:
-            self._beat = time.monotonic()
-            self.state.acknowledge_task_heartbeat(self.task)
-
     def close(self) -> None:
         """End Flower's run."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self.state.finish_task(self.task, SubStatus.COMPLETED, "")
+        for pool in (self._pool, self._polls):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.flower.close()
 
     async def _poll(self, member: Member, node: int, request: Any) -> bytes:
         """Flower's poll, kept waiting until there is something to give."""
         event, generation = self.waiters.event_of(member.name), self.waiters.generation(member.name)
         end = time.monotonic() + POLL_SECONDS
+        loop = asyncio.get_running_loop()
+        take = partial(self._take, member.name, node, generation, request)
         while True:
             event.clear()
-            with self.news:
-                here = member.name in self.active and self.nodes.get(member.name) == node
-                if not here or generation != self.waiters.generation(member.name):
-                    return b""
-                found = fleet_handlers.pull_messages(request, self.state, self.state.object_store)
+            found = await loop.run_in_executor(self._polls, take)  # it waits for a lock
+            if found is None:
+                return b""
             left = end - time.monotonic()
             if found.messages_list or left <= 0:
                 answer: bytes = found.SerializeToString()
                 return answer
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(event.wait(), left)
+
+    def _take(self, site: str, node: int, generation: int, request: Any) -> Any:
+        """What waits for a site; None where the poll is of an earlier connection."""
+        with self.news:
+            here = site in self.active and self.nodes.get(site) == node
+            if not here or generation != self.waiters.generation(site):
+                return None
+            return fleet_handlers.pull_messages(request, self.state, self.state.object_store)
 
     def _deactivate(self, member: Member, node: int, request: Any) -> Any:
         answer = fleet_handlers.deactivate_node(request, self.state)
@@ -262,6 +245,9 @@ class Fleet:
         meta, tree = request.messages_list[0].metadata, request.message_object_trees[0]
         if meta.src_node_id != node or meta.run_id != self.run_id:
             raise Denied(401, "a reply in another node's name")
+        nodes = sum(1 for _ in islice(iterate_object_tree(tree), OBJECTS_MAX + 1))
+        if tree.object_id != meta.message_id or nodes > OBJECTS_MAX:
+            raise Denied(400, "a reply of another form")
         with self.news:
             item = self.pending.get(meta.reply_to_message_id)
             if item is None or item.failure:
@@ -273,9 +259,6 @@ class Fleet:
                 if item.reply != tree.object_id:
                     self.log("reply_duplicate", site=member.name)
                 return fleet_pb2.PushMessagesResponse()
-            count = sum(1 for _ in iterate_object_tree(tree))
-            if tree.object_id != meta.message_id or count > _MOST_OBJECTS:
-                raise Denied(400, "a reply of another form")
             if item.reply != tree.object_id:
                 self._drop_reply(item)
             answer = fleet_handlers.push_messages(request, self.state)
@@ -333,12 +316,6 @@ class Fleet:
         with self.state._lock_object_push_sessions:
             self.state.object_store.delete(root)
 
-    def sent_by_us(self, message: Message) -> None:
-        """Flower takes run and sender from a global of the process; here they are this link's."""
-        message.metadata.__dict__.update(
-            _run_id=self.run_id, _src_node_id=SUPERLINK_NODE_ID, _src_task_id=self.task
-        )
-
     def overtake(self, nodes: set[int]) -> None:
         """Before new messages to these nodes: nobody waits for what they, or the absent, owe."""
         with self.news:
@@ -386,14 +363,19 @@ class Fleet:
                 self._delete(number)
 
     def open(self, item: PendingMessage) -> Message:
-        """A complete reply, taken out of the store; MalformedReply and worse for hostile bytes."""
+        """A complete reply, taken out of the store; raises for hostile bytes."""
         root = item.reply or ""
         objects = gather(root, self.state.object_store.get)
         self._delete(root)
-        arrays: dict[str, Any] = dict(decode_arrays(objects, item.limit))
+        decoded = decode_arrays(objects, item.limit).items()
+        arrays: Any = {name: Array(*astuple(one)) for name, one in decoded}
         found = inflate_object_from_contents(root, objects, objects=arrays)
         if not isinstance(found, Message):
             raise TypeError("the reply is no message")
         if found.has_error():
             return Message(Error(found.error.code, "the client failed"), reply_to=item.message)
         return Message(RecordDict(dict(found.content)), reply_to=item.message)
+
+
+def _confirm(member: Member, node: int, request: Any) -> Any:
+    return message_pb2.ConfirmMessageReceivedResponse()

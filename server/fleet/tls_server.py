@@ -26,7 +26,7 @@ from server.registry.sites import Home, Member, Members
 
 PREFIX: Final = "/v1/fleet/"
 MAX_BODY: Final = 8 * 1024 * 1024
-_MAX_SMALL_BODY: Final = 2 * 1024 * 1024
+_MAX_SMALL_BODY: Final = 512 * 1024
 _LARGE: Final = PREFIX + "push-object"
 _CONNECTIONS_A_SITE: Final = 16
 _WATCH_SECONDS: Final = 0.25

@@ -12,11 +12,11 @@ from privacy.contract.plan import Plan
 from privacy.ledger.heads import HeadError
 from server.rounds.aggregation import State
 from server.rounds.job import Heads
-from server.rounds.messages import Answer, ReplyError, Request, read
+from server.rounds.messages import Answer, ReplyError, Request
+from server.rounds.reply_check import read_reply
 from server.rounds.site_grid import SiteGrid
 
 NO_ANSWER: Final = "no-answer"
-_MOST_REPEATS: Final = 20
 _PATIENCE: Final = 0.05
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -57,9 +57,7 @@ def judged(
     """The site's answer; "failed" where it is malformed, unpaid, or its ledger's proof is wrong."""
     site = request.site
     try:
-        answer = read(message, request, shapes, plan.wire)
-        if not _plausible(plan, answer):
-            return Answer(site, "failed", "bad-reply")
+        answer = read_reply(message, request, plan, shapes)
         paid = answer.status == "trained" and plan.unit == "record"
         if paid and not answer.events:
             return Answer(site, "failed", "unpaid")
@@ -72,25 +70,6 @@ def judged(
     except HeadError:
         return Answer(site, "failed", "ledger-untrusted")
     return answer
-
-
-def _plausible(plan: Plan, answer: Answer) -> bool:
-    """Whether the events that a site reports can be: of the plan's unit and noise, and bounded.
-
-    A site may have paid more than once, and added noise; a claim beyond that could neither be
-    shown (an infinite epsilon) nor accounted in bounded time.
-    """
-    if plan.unit != "record" or not answer.events:
-        return True
-    requested = plan.events_of_round(answer.site)
-    least = min(event.sigma for event in requested) * (1 - 1e-9)
-    steps = sum(event.steps * event.count for event in requested)
-    reported = sum(event.steps * event.count for event in answer.events)
-    return (
-        len(answer.events) <= _MOST_REPEATS * plan.rounds
-        and reported <= _MOST_REPEATS * plan.rounds * steps
-        and all(event.unit == plan.unit and event.sigma >= least for event in answer.events)
-    )
 
 
 def shapes_of(state: State) -> Shapes:

@@ -87,7 +87,7 @@ def round_line(
             sites[site] |= _person(plan, events, records[site])
     every = {
         **metrics,
-        **paid_metrics(plan, record.trained(), prefix="site_" if metrics else ""),
+        **paid_metrics(plan, record.trained()),
     }
     finite = {name: value for name, value in every.items() if math.isfinite(value)}
     diverged = {"diverged": True} if len(finite) < len(every) else {}
@@ -132,17 +132,20 @@ def _site_entry(
     }
 
 
-def paid_metrics(plan: Plan, answers: Sequence[Answer], *, prefix: str) -> dict[str, float]:
-    """The sites' paid metrics added up: noisy sums over a noisy or public count of rows."""
+def paid_metrics(plan: Plan, answers: Sequence[Answer]) -> dict[str, float]:
+    """The sites' paid metrics added up: noisy sums over a noisy or public count of rows.
+
+    They are the sites' word and no evaluation of the coordinator's, so each name begins `site_`.
+    """
     sums: dict[str, float] = {}
-    count = 0.0
+    counts: dict[str, float] = {}
     for answer in answers:
         if answer.metrics:
-            count += answer.metrics.get("rows", plan.rows_of(answer.site))
+            rows = answer.metrics.get("rows", plan.rows_of(answer.site))
             for name, value in answer.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
-    shares = ("loss", "accuracy")
-    return {
-        prefix + name: value / max(count, 1.0) if name in shares else value
-        for name, value in sums.items()
-    }
+                counts[name] = counts.get(name, 0.0) + rows
+    means = {n: sums[n] / max(counts[n], 1.0) for n in ("loss", "accuracy") if n in sums}
+    if "accuracy" in means:
+        means["accuracy"] = min(1.0, max(0.0, means["accuracy"]))  # noise may lead beyond
+    return {f"site_{name}": value for name, value in (sums | means).items()}

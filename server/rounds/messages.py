@@ -1,24 +1,21 @@
 """Flower's messages to values and back, nothing more."""
 
 import json
-import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from privacy.accounting.events import Event, EventError
-from privacy.arrays import Arrays, Shapes, WireError, decode
+from privacy.accounting.events import Event
+from privacy.arrays import Arrays
+from privacy.contract.outputs import REASONS
 
 ARRAYS: Final = "arrays"
 REQUEST: Final = "request"
 REPLY: Final = "reply"
 STYPE: Final = "safetensors"
-_MOST_METRIC: Final = 1e30
-_CODE: Final = re.compile(r"[a-z-]{0,40}")
 
 BUDGET: Final = "budget-exhausted"
 FINAL_REFUSALS: Final = frozenset(
@@ -102,46 +99,6 @@ def ask(grid: Grid, node: int, request: Request, weights: Array, *, kind: str = 
     return grid.create_message(content, kind, node, str(request.round))
 
 
-def read(message: Message, request: Request, shapes: Shapes, wire: str) -> Answer:
-    """What a reply says; ReplyError for anything but a whole answer to this very request."""
-    site = request.site
-    if message.has_error():
-        return Answer(site, "failed", "no-answer")
-    content = message.content
-    # Not `content.array_records`: such a view lies in a reference cycle and keeps all it shows.
-    fields, record = content.get(REPLY), content.get(ARRAYS)
-    if not isinstance(fields, ConfigRecord) or set(content) - {REPLY, ARRAYS}:
-        raise ReplyError("bad-reply")
-    status, reason = fields.get("status"), fields.get("reason")
-    if status not in ("trained", "declined", "failed") or not isinstance(reason, str):
-        raise ReplyError("bad-reply")
-    if fields.get("run") != request.run or fields.get("round") != request.round:
-        raise ReplyError("old-reply")
-    events = _events(fields.get("events", "[]"))
-    proof = _json(fields["head"]) if "head" in fields else None
-    sigma = _finite(fields.get("sigma"))
-    answer = Answer(site, status, reason or None, events, sigma, proof=proof)
-    if status != "trained":
-        return answer
-    array = record.get("update") if isinstance(record, ArrayRecord) else None
-    if array is None or array.stype != STYPE or array.dtype != "uint8":
-        raise ReplyError("bad-update")
-    try:
-        arrays = decode(array.data, shapes, wire)
-    except WireError:
-        raise ReplyError("bad-update") from None
-    below = _finite(fields.get("below"))
-    if below is not None and abs(below) != 0.5:
-        raise ReplyError("bad-reply")
-    return replace(
-        answer,
-        arrays=arrays,
-        below=below,
-        metrics=_metrics(fields.get("metrics", "{}")),
-        size=len(array.data),
-    )
-
-
 def propose(grid: Grid, node: int, request: Request) -> Message:
     """The message that shows a plan to one site before it runs."""
     fields: dict[str, Any] = {
@@ -168,41 +125,8 @@ def read_proposal(message: Message, request: Request, rounds: int) -> tuple[str,
         raise ReplyError("old-reply")
     if status not in ("approved", "declined", "failed") or not isinstance(reason, str):
         raise ReplyError("bad-reply")
-    if not _CODE.fullmatch(reason) or (status == "approved") != (reason == ""):
+    if reason not in REASONS or (status == "approved") != (reason == ""):
         raise ReplyError("bad-reply")
     if isinstance(fit, bool) or not isinstance(fit, int) or not 0 <= fit <= rounds:
         raise ReplyError("bad-reply")
     return status, reason, fit
-
-
-def _finite(value: object) -> float | None:
-    """A float, or None for anything else; no NaN and no infinity comes in."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ReplyError("bad-reply")
-    return value if isinstance(value, float) else None
-
-
-def _json(text: object) -> Any:
-    try:
-        return json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        raise ReplyError("bad-reply") from None
-
-
-def _events(text: object) -> tuple[Event, ...]:
-    found = _json(text)
-    if not isinstance(found, list):
-        raise ReplyError("bad-reply")
-    try:
-        return tuple(Event.from_dict(one) for one in found)
-    except EventError:
-        raise ReplyError("bad-reply") from None
-
-
-def _metrics(text: object) -> dict[str, float]:
-    found = _json(text)
-    if not isinstance(found, dict) or not all(
-        isinstance(v, int | float) and abs(v) < _MOST_METRIC for v in found.values()
-    ):
-        raise ReplyError("bad-reply")
-    return {name: float(value) for name, value in found.items()}

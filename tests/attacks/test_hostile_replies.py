@@ -92,6 +92,20 @@ def job(live: Live, folder: RunFolder) -> Job:
 
 
 PICKLE = Array(dtype="uint8", shape=(9,), stype="pickle", data=pickle.dumps([1, 2]))
+MANY_SIGMAS = json.dumps(
+    [
+        {"unit": "record", "sigma": 8 + i / 100, "rate": 0.5, "steps": 2, "count": 1}
+        for i in range(80)
+    ]
+)
+MANY_LEAVES = json.dumps(
+    {
+        "base": {"n": 0, "digest": "0" * 64},
+        "leaves": ["0" * 64] * 75_000,
+        "head": {"n": 75_000, "digest": "0" * 64},
+        "acknowledged": False,
+    }
+)
 CASES: dict[str, tuple[dict[str, Any], bytes | Array, str]] = {
     "not a number": ({}, update(np.full(SHAPE, np.nan)), "bad-update"),
     "infinite": ({}, update(np.full(SHAPE, np.inf)), "bad-update"),
@@ -109,6 +123,36 @@ CASES: dict[str, tuple[dict[str, Any], bytes | Array, str]] = {
     "without noise": ({"events": {"sigma": 0.0}}, GOOD, "bad-reply"),
     "less noise than was asked": ({"events": {"sigma": 7.9}}, GOOD, "bad-reply"),
     "endless steps": ({"events": {"steps": 10**15}}, GOOD, "bad-reply"),
+    "noise without end": ({"events": {"sigma": 1e200}}, GOOD, "bad-reply"),
+    "noise without end, sampled": ({"events": {"sigma": 1e200, "rate": 0.5}}, GOOD, "bad-reply"),
+    "a rate next to nothing": ({"events": {"rate": 5e-324}}, GOOD, "bad-reply"),
+    "another rate": ({"events": {"rate": 0.25}}, GOOD, "bad-reply"),
+    "other steps": ({"events": {"steps": 1}}, GOOD, "bad-reply"),
+    "a count without end": ({"events": {"count": 10**15}}, GOOD, "bad-reply"),
+    "a count of nothing": ({"events": {"count": 0}}, GOOD, "bad-reply"),
+    "declined with another's events": (
+        {"status": "declined", "reason": "paused", "events": {"sigma": 1e200}},
+        GOOD,
+        "bad-reply",
+    ),
+    "more distinct events than a handful": ({"events": MANY_SIGMAS}, GOOD, "bad-reply"),
+    "a reason of megabytes": (
+        {"status": "declined", "reason": "\x01" * 7_500_000},
+        GOOD,
+        "bad-reply",
+    ),
+    "a reason that forges a line": (
+        {"status": "declined", "reason": "ok\n05:00:00 answer site=honest said=FORGED\x1b[2J"},
+        GOOD,
+        "bad-reply",
+    ),
+    "a reason that is no failure's": ({"reason": "paused"}, GOOD, "bad-reply"),
+    "metrics that nobody asked for": ({"metrics": '{"accuracy": 299.7}'}, GOOD, "bad-reply"),
+    "a field that nobody asked for": ({"site_says": "hello"}, GOOD, "bad-reply"),
+    "a clip bit that nobody asked for": ({"below": 0.5}, GOOD, "bad-reply"),
+    "more noise than ten times": ({"sigma": 1e9}, GOOD, "bad-reply"),
+    "a head of hundreds of thousands": ({"head": MANY_LEAVES}, GOOD, "bad-reply"),
+    "an update of any size": ({}, update(np.full(SHAPE, 1e30)), "bad-update"),
     "deep events": ({"events": "[" * 100_000}, GOOD, "bad-reply"),
     "a noise that is no number": ({"sigma": float("nan")}, GOOD, "bad-reply"),
     "metrics that are none": ({"metrics": '{"loss": NaN}'}, GOOD, "bad-reply"),

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ from tests.support.federation import (
     running,
     weights_in,
 )
-from tests.support.patience import wait_for
+from tests.support.patience import patience, wait_for
 
 ZERO = np.zeros(100, np.float32)
 
@@ -253,3 +254,17 @@ def test_an_object_that_was_not_announced_is_not_kept(setting: Setting) -> None:
         object_content=strange,
     )
     assert not setting.link.client.PushObject(request).stored
+
+
+def test_millions_of_empty_objects_cost_the_others_nothing(setting: Setting) -> None:
+    asked, message = setting.asked()
+    reply = Message(content(ZERO), reply_to=message)
+    many = message_pb2.ObjectTree(children=[message_pb2.ObjectTree()] * 200_000)
+    larger = message_pb2.ObjectTree(children=[message_pb2.ObjectTree()] * 3_900_000)
+    assert refused(lambda: setting.push(reply, larger)) == 413
+    for _ in range(3):
+        assert refused(lambda: setting.push(reply, many)) == 400
+    began = time.monotonic()
+    setting.link.send(Message(content(ZERO + 2), reply_to=message))
+    assert (weights_in(setting.honest_round(asked)) == 2).all()
+    assert time.monotonic() - began < patience(5)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import client.app
+import client.round_request
 from client.release import DoorError, Paid, Public, Trusted, release
 from client.site import Site
 from client.tasks.registry import task
@@ -162,12 +163,22 @@ def test_unnoised_updates_leave_only_where_the_policy_trusts(tmp_path: Path, uni
 def test_a_released_model_is_taken_and_nothing_is_spent_or_looked_at(desk: Desk) -> None:
     kept: list[tuple[str, int, list[str]]] = []
     desk.site.on_model = lambda plan, run, round, weights: kept.append((run, round, [*weights]))
+    refused = ("declined", "plan-not-approved")
+    assert desk.said(desk.ask(kind="evaluate", round=5)) == refused, (
+        "this site paid for no such run"
+    )
+    assert kept == []
+    assert desk.said(desk.ask())[0] == "trained"
+    before, looked = desk.ledger.entries(), desk.looked
     assert desk.said(desk.ask(kind="evaluate", round=5)) == ("received", "")
     assert kept == [("r1", 5, ["weight", "bias"])]
+    assert desk.said(desk.ask(kind="evaluate", round=5, run="r2")) == refused
     assert desk.said(desk.ask(weights=huge(np.nan), kind="evaluate"))[0] == "declined"
+    desk.site.paused = lambda: True
+    assert desk.said(desk.ask(kind="evaluate", round=5)) == ("declined", "paused")
     assert len(kept) == 1
-    assert desk.looked == 0
-    assert desk.ledger.entries() == ()
+    assert desk.looked == looked
+    assert desk.ledger.entries() == before
 
 
 def test_a_paused_site_declines(desk: Desk) -> None:
@@ -293,7 +304,7 @@ def test_a_model_that_mixes_is_refused_before_it_is_paid_for(
             return super().forward(x - x.mean(0))
 
     mixing = replace(task("digits"), model=lambda seed: Centred(64, 10))
-    monkeypatch.setattr(client.app, "task", lambda name, schema: mixing)
+    monkeypatch.setattr(client.round_request, "task", lambda name, schema: mixing)
     assert desk.said(desk.ask()) == ("declined", "model-refused")
     assert not desk.ledger.events()
     assert not desk.looked

@@ -148,7 +148,7 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     [
         ({"task": "adult"}, "expected a model of task digits"),
         ({"plan": "0" * 64}, "another plan's"),
-        ({"plan_json": "{}"}, "expected"),
+        ({"plan_json": "{}"}, "must"),
         ({"round": "-1"}, "round: expected a number"),
         ({"history": "[]"}, "expected a JSON object"),
         ({"history": '{"sites": 3}'}, "table of sites"),

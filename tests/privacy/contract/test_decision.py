@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.release import REASONS
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
@@ -23,7 +22,7 @@ from privacy.contract.forecast import (
     rounds_that_fit,
     sites_of,
 )
-from privacy.contract.outputs import PUBLIC, outputs
+from privacy.contract.outputs import PUBLIC, REASONS, outputs
 from privacy.contract.plan import Plan, SitePlan
 from privacy.contract.plan_file import parse
 from privacy.contract.policy import Policy, PolicyError, load_policy, parse_policy

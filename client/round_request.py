@@ -1,0 +1,125 @@
+"""A coordinator's request, read and judged before it costs: no model is built and no weight read.
+
+What needs no weights is judged first: the request's form, pause, task, approval, denial, steps.
+Then a model is built, and its own shapes say how many bytes of weights are taken.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from client.dpsgd.weights import WeightsError, read, shapes
+from client.site import Site
+from client.tasks.registry import task
+from client.tasks.rows import TaskError
+from client.tasks.task import Task
+from privacy.arrays import Arrays, most
+from privacy.contract.decision import permitted
+from privacy.contract.plan import Plan, PlanError
+from privacy.contract.plan_file import from_json
+
+ARRAYS: Final = "arrays"
+REQUEST: Final = "request"
+STYPE: Final = "safetensors"
+LONGEST_ID: Final = 64
+
+
+class Refused(Exception):
+    """A request that this site declines, with a code and nothing else."""
+
+    def __init__(self, code: str, *, status: str = "declined") -> None:
+        super().__init__(code)
+        self.code = code
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRequest:
+    """Which round of which plan is asked; `fields` are the request's, as they came."""
+
+    run: str
+    round: int
+    plan: Plan
+    fields: Mapping[str, Any]
+
+
+def fields_of(content: RecordDict) -> Mapping[str, Any]:
+    """The request's fields; none where there is no request."""
+    # Not `content.config_records`: such a view lies in a reference cycle and keeps the weights.
+    found = content.get(REQUEST)
+    return found if isinstance(found, ConfigRecord) else {}
+
+
+def read_round_request(site: Site, fields: Mapping[str, Any]) -> RoundRequest:
+    """The request as a value; Refused where it is none to this site."""
+    run, number, text = fields.get("run"), fields.get("round"), fields.get("plan")
+    if not isinstance(run, str) or not 0 < len(run) <= LONGEST_ID or not isinstance(text, str):
+        raise Refused("bad-request")
+    if isinstance(number, bool) or not isinstance(number, int) or fields.get("site") != site.name:
+        raise Refused("bad-request")
+    try:
+        plan = from_json(text)
+    except PlanError:
+        raise Refused("bad-request") from None
+    if not 1 <= number <= plan.rounds or not run.isprintable():
+        raise Refused("bad-request")
+    return RoundRequest(run, number, plan, fields)
+
+
+def check_permitted(site: Site, request: RoundRequest, *, handed_out: bool = False) -> Task:
+    """The task, if the owner's rules allow the request; a released model only of a paid run.
+
+    Else its epsilon here would be unknown, and a coordinator's word would stand on the site's own
+    model card.
+    """
+    plan = request.plan
+    site.on_plan(plan)
+    if site.paused():
+        raise Refused("paused")
+    refusal = permitted(plan, site.policy)
+    if refusal is not None:
+        site.on_event("plan_refused", code=refusal.code, message=refusal.message)
+        raise Refused(refusal.code)
+    if handed_out and plan.unit == "record" and not _has_paid(site, request):
+        raise Refused("plan-not-approved")
+    try:
+        learning = task(plan.task, plan.schema)
+    except TaskError:
+        raise Refused("task-not-allowed") from None
+    if not handed_out and not site.accepts(plan):
+        raise Refused("schema-differs")
+    return learning
+
+
+def weights_limit(site: Site, fields: Mapping[str, Any], kind: str) -> int:
+    """How many bytes of arrays a request may bring; 0 where it is refused without them."""
+    try:
+        request = read_round_request(site, fields)
+        learning = check_permitted(site, request, handed_out=kind == "evaluate")
+        return most(shapes(learning, request.plan.seed))
+    except Exception:  # noqa: BLE001 - the app refuses it with its code; no bytes are taken
+        return 0
+
+
+def read_weights(content: RecordDict, learning: Task, seed: int) -> tuple[Arrays, str]:
+    """The weights by name, and the digest that they are known by."""
+    record = content.get(ARRAYS)
+    array = record.get("weights") if isinstance(record, ArrayRecord) else None
+    if array is None or array.stype != STYPE or array.dtype != "uint8":
+        raise Refused("bad-weights")
+    try:
+        return read(learning, seed, array.data)
+    except WeightsError:
+        raise Refused("bad-weights") from None
+
+
+def _has_paid(site: Site, request: RoundRequest) -> bool:
+    """Whether this site took part in this very run: then its ledger knows what the model cost."""
+    if site.ledger is None:
+        return False
+    return any(
+        entry.run == request.run and entry.plan == request.plan.digest
+        for entry in site.ledger.entries()
+    )

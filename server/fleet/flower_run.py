@@ -1,0 +1,58 @@
+"""The one run of Flower's state in memory: what messages, nodes and objects belong to."""
+
+import time
+from typing import Any, Final
+
+from flwr.app import Message
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, SubStatus
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
+
+_HEARTBEAT_SECONDS: Final = 10.0
+
+
+class FlowerRun:
+    """Flower's state with one run that is under way until `close`."""
+
+    def __init__(self) -> None:
+        database = FLWR_IN_MEMORY_DB_NAME
+        store = ObjectStoreFactory(database)
+        self.state: Any = LinkStateFactory(database, NoOpFederationManager(), store).state()
+        self.run_id: int = self.state.create_run(
+            None, None, None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
+        )
+        self.run: Run = self.state.get_run_info(run_ids=[self.run_id])[0]
+        self._task = self.run.primary_task_id or 0
+        if self.state.claim_task(self._task) is None or not self.state.activate_task(self._task):
+            raise RuntimeError("Flower's state refused a new run")
+        # Flower's messages take their run and their sender from this global of the process.
+        TaskIdentity.task_id, TaskIdentity.run_id = self._task, self.run_id
+        TaskIdentity.node_id = SUPERLINK_NODE_ID
+        self._beat = 0.0
+
+    def create_node(self, site: str, public_pem: bytes) -> int:
+        """A node of that name and key; returns its id."""
+        node: int = self.state.create_node(
+            NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_pem, 0, name=site
+        )
+        return node
+
+    def sign_as_sender(self, message: Message) -> None:
+        """Flower takes run and sender from a global of the process; here they are this run's."""
+        message.metadata.__dict__.update(
+            _run_id=self.run_id, _src_node_id=SUPERLINK_NODE_ID, _src_task_id=self._task
+        )
+
+    def tick(self) -> None:
+        """Keep the run alive."""
+        if time.monotonic() > self._beat + _HEARTBEAT_SECONDS:
+            self._beat = time.monotonic()
+            self.state.acknowledge_task_heartbeat(self._task)
+
+    def close(self) -> None:
+        """End the run."""
+        self.state.finish_task(self._task, SubStatus.COMPLETED, "")
