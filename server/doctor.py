@@ -26,7 +26,9 @@ def examine(directory: Path, where: str) -> list[Check]:
         found += _folder(home)
         found += _names(home)
     except (MembersError, IdentityError, OSError, ValueError, KeyError) as error:
-        found.append(_check("folder", "FAULT", str(error), "tacit-server init"))
+        there = home.present()
+        then = "tacit-server restore FILE --dir EMPTY_FOLDER" if there else "tacit-server init"
+        found.append(_check("folder", "FAULT", str(error), then))
     if where:
         found.append(_port(where))
     free = shutil.disk_usage(directory if directory.is_dir() else Path()).free

@@ -103,6 +103,12 @@ def enroll(folder: Path, site: str) -> tuple[Path, str]:
         if here.name != site:
             raise EnrolmentError(f"--dir {folder}: already the site {here.name}, expected another")
     else:
+        there = [p.name for p in (here.key, here.signing_key, here.certificate) if p.exists()]
+        if there:
+            raise EnrolmentError(
+                f"--dir {folder}: holds {', '.join(there)} without site.json, nothing was changed "
+                "(restore a whole backup into an empty folder: tacit-client restore FILE)"
+            )
         write_atomic(here.key, keys.new_key(), mode=PRIVATE)
         write_atomic(here.signing_key, keys.new_signing_key(), mode=PRIVATE)
         write_atomic(here.about, json.dumps({"v": 1, "site": site}).encode(), mode=PRIVATE)
@@ -112,8 +118,14 @@ def enroll(folder: Path, site: str) -> tuple[Path, str]:
     return path, keys.fingerprint(keys.public_of(key))
 
 
-def join(folder: Path, bundle: Path, now: datetime.datetime) -> Certificate:
-    """Take in the coordinator's answer: our certificate, its authority, its names and its key."""
+def join(
+    folder: Path, bundle: Path, now: datetime.datetime, *, expect: str | None = None
+) -> Certificate:
+    """Take in the coordinator's answer: our certificate, its authority, its names and its key.
+
+    `expect` is the fingerprint of the authority, or the verifying key, as the coordinator told it
+    by another way.
+    """
     here = Enrolled(folder)
     site = here.name
     try:
@@ -137,11 +149,19 @@ def join(folder: Path, bundle: Path, now: datetime.datetime) -> Certificate:
         raise EnrolmentError(f"{bundle}: expired on {certificate.ends:%Y-%m-%d}")
     if len(verify) != 64:
         raise EnrolmentError(f"{bundle}: expected the coordinator's verifying key")
+    shown = Certificate.read(ca).fingerprint
+    if expect is not None and _plain(expect) not in (shown, verify):
+        raise EnrolmentError(f"{bundle}: its authority is {shown}, expected {_plain(expect)}")
     write_atomic(here.ca, ca, mode=PRIVATE)
     write_atomic(here.certificate, pem, mode=PRIVATE)
     facts = {"v": 1, "site": site, "hosts": hosts, "verify": verify}
     write_atomic(here.about, json.dumps(facts, indent=1).encode(), mode=PRIVATE)
     return certificate
+
+
+def _plain(text: str) -> str:
+    """A fingerprint as people wrote it, without spaces and colons."""
+    return text.replace(" ", "").replace(":", "").lower().removeprefix("sha256")
 
 
 def authority(folder: Path) -> str:

@@ -10,6 +10,7 @@ import typer
 Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 HERE = Path()
+KIND = "site"
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +19,8 @@ def register(app: typer.Typer) -> None:
     app.command("join")(join)
     app.command("pause")(pause)
     app.command("leave")(leave)
+    app.command("backup")(backup)
+    app.command("restore")(restore)
 
 
 def enroll(
@@ -39,6 +42,10 @@ def enroll(
 def join(
     bundle: Annotated[Path, typer.Argument(help="NAME.bundle, as the coordinator sent it.")],
     directory: Dir = HERE,
+    expect: Annotated[
+        str | None,
+        typer.Option(metavar="FINGERPRINT", help="The authority's, as the coordinator told it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Take in the coordinator's answer: our certificate, its authority, its address, its key."""
@@ -46,7 +53,7 @@ def join(
     from client.agent.credentials import join as take
 
     now = datetime.datetime.now(datetime.UTC)
-    certificate = take(directory, bundle, now)
+    certificate = take(directory, bundle, now, expect=expect)
     site = Enrolled(directory)
     if as_json:
         facts = {"site": site.name, "hosts": site.hosts, "ends": certificate.ends.isoformat()}
@@ -54,6 +61,8 @@ def join(
         return
     typer.echo(f"{site.name}: joined; the coordinator is {' or '.join(site.hosts)}")
     typer.echo(f"its authority is {authority(directory)}; valid to {certificate.ends:%Y-%m-%d}")
+    if expect is None:
+        typer.echo("nobody has checked it: compare it with the coordinator by telephone (--expect)")
 
 
 def pause(
@@ -80,3 +89,32 @@ def leave(directory: Dir = HERE) -> None:
     name = site.name
     site.certificate.unlink(missing_ok=True)
     typer.echo(f"{name}: left; ask the coordinator to revoke it (tacit-server revoke {name})")
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write.")],
+    directory: Dir = HERE,
+) -> None:
+    """Write this site's folder (keys, policy, ledgers) into one private archive with a manifest."""
+    from client.agent import populations
+    from client.agent.credentials import Enrolled
+    from privacy.archive import backup as pack
+
+    name = Enrolled(directory).name
+    made = pack(directory, file, kind=KIND, without=(".running",))
+    typer.echo(f"{file}: {name}, {len(made['files'])} files; it holds private keys")
+    for one in populations.known(directory):
+        if not Path(one.ledger).is_relative_to(directory.absolute()):
+            typer.echo(f"not in it: {one.ledger}, the ledger of {one.name}: back it up as well")
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` wrote.")],
+    directory: Dir = HERE,
+) -> None:
+    """Unpack a whole backup into an empty folder."""
+    from privacy.archive import restore as unpack
+
+    made = unpack(file, directory, kind=KIND)
+    typer.echo(f"{directory}: {len(made['files'])} files restored")
+    typer.echo("a ledger that was spent from since then is declined: tacit-client ledger recover")

@@ -19,6 +19,7 @@ Hosts = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 HERE = Path()
+KIND = "coordinator"
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +29,8 @@ def register(app: typer.Typer) -> None:
     app.command("sites")(sites)
     app.command("revoke")(revoke)
     app.command("renew")(renew)
+    app.command("backup")(backup)
+    app.command("restore")(restore)
 
 
 def init(host: Hosts = None, directory: Dir = HERE, as_json: Json = False) -> None:
@@ -109,6 +112,30 @@ def renew(
     if not site or host:
         certificate = members.renew_server(directory, host or [], _now())
         typer.echo(f"coordinator: valid to {certificate.ends:%Y-%m-%d}")
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write.")],
+    directory: Dir = HERE,
+) -> None:
+    """Write everything (keys, sites, heads, runs, queue) into one private archive."""
+    from privacy.archive import backup as pack
+
+    Home(directory).check()
+    made = pack(directory, file, kind=KIND, without=(".coordinator", ".lock", "status.json"))
+    typer.echo(f"{file}: {len(made['files'])} files; it holds the authority's key")
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` wrote.")],
+    directory: Dir = HERE,
+) -> None:
+    """Unpack a whole backup into an empty folder; sites need no new bundle."""
+    from privacy.archive import restore as unpack
+
+    made = unpack(file, directory, kind=KIND)
+    Home(directory).check()
+    typer.echo(f"{directory}: {len(made['files'])} files restored; next: tacit-server doctor")
 
 
 def facts(member: Member) -> dict[str, Any]:

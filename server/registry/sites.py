@@ -105,6 +105,12 @@ class Home:
     def runs(self) -> Path:
         return self.folder / "runs"
 
+    def present(self) -> list[str]:
+        """Which of a coordinator's files are there: none of them may ever be overwritten."""
+        files = (self.ca, self.ca_key, self.certificate, self.key, self.signing_key)
+        others = (self.federation, self.sites, self.runs, self.folder / "heads")
+        return [path.name for path in (*files, *others) if path.exists()]
+
     def check(self) -> "Home":
         """Itself, or MembersError where there is no coordinator."""
         if not self.federation.is_file():
@@ -162,6 +168,11 @@ def create(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> bool:
         return False
     if not named:
         raise MembersError("--host: expected at least one name or address of this coordinator")
+    if there := home.present():
+        raise MembersError(
+            f"--dir {folder}: holds {', '.join(there)} but no federation.json, nothing was changed "
+            "(restore a whole backup into an empty folder: tacit-server restore FILE)"
+        )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     authority = Authority.create("tacit federation", now)

@@ -1,0 +1,137 @@
+"""Backup and restore of a folder (a coordinator's or a site's): one archive with a manifest.
+
+The archive holds private keys and ledgers: it is written with mode 0600 and belongs where keys
+belong. The manifest lists every file with its mode and SHA-256. A restore checks all of them before
+it writes anything, and never touches a folder in which anything is.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sqlite3
+import tarfile
+import time
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from privacy.files import make_durable, open_atomic
+
+MANIFEST: Final = "manifest.json"
+VERSION: Final = 1
+_MOST_FILES: Final = 1_000_000
+_TEMPORARY: Final = re.compile(r"\..*\.(tmp|part|new)(/|$)")
+
+
+class ArchiveError(ValueError):
+    """A backup that cannot be made or restored: one line; nothing was changed."""
+
+
+def backup(
+    folder: Path, archive: Path, *, kind: str, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Write everything in `folder` into a new archive; its manifest.
+
+    `without` are names in the folder that only a running process needs. A SQLite file is copied as
+    one consistent state, whatever is written meanwhile.
+    """
+    if archive.exists():
+        raise ArchiveError(f"{archive}: exists, choose another name")
+    if archive.absolute().is_relative_to(folder.absolute()):
+        raise ArchiveError(f"{archive}: must lie outside of {folder}")
+    entries: list[dict[str, Any]] = []
+    with (
+        open_atomic(archive, mode=0o600) as file,
+        tarfile.open(fileobj=file, mode="w:gz", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path, name in _files(folder, without):
+            content = _content(path)
+            digest = hashlib.sha256(content).hexdigest()
+            mode = path.stat().st_mode & 0o777
+            entries.append({"name": name, "mode": mode, "size": len(content), "sha256": digest})
+            _add(tar, name, content, mode)
+        manifest = {"v": VERSION, "kind": kind, "time": time.time(), "files": entries}
+        _add(tar, MANIFEST, json.dumps(manifest, indent=1).encode(), 0o600)
+    return manifest
+
+
+def restore(archive: Path, folder: Path, *, kind: str) -> dict[str, Any]:
+    """Unpack a whole backup of this kind into a new or empty folder; its manifest."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArchiveError(f"--dir {folder}: must be new or empty, a restore overwrites nothing")
+    making = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    making.mkdir(mode=0o700, parents=True)
+    try:
+        manifest = _unpack(archive, making)
+        if manifest.get("kind") != kind:
+            raise ArchiveError(f"{archive}: is a backup of a {manifest.get('kind')}, not a {kind}")
+        if folder.exists():
+            folder.rmdir()
+        making.rename(folder)
+        make_durable(folder.parent)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return manifest
+
+
+def _files(folder: Path, without: Collection[str]) -> Iterator[tuple[Path, str]]:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not path.is_file() or name.split("/")[0] in without:
+            continue
+        if not _TEMPORARY.search(name) and not name.endswith(("-wal", "-shm")):
+            yield path, name
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix != ".sqlite":
+        return path.read_bytes()
+    with closing(sqlite3.connect(path)) as source:
+        return source.serialize()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = len(content), mode, int(time.time())
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def _unpack(archive: Path, folder: Path) -> dict[str, Any]:
+    """Write the files into `folder` and check them against the manifest; ArchiveError."""
+    found: dict[str, tuple[str, int]] = {}
+    manifest: dict[str, Any] | None = None
+    try:
+        with tarfile.open(archive, mode="r:gz") as tar:
+            for count, entry in enumerate(tar):
+                content = tar.extractfile(entry)
+                name = PurePosixPath(entry.name)
+                unsafe = name.is_absolute() or ".." in name.parts or "\\" in entry.name
+                if unsafe or content is None or not entry.isfile() or count > _MOST_FILES:
+                    raise ArchiveError(f"{archive}: must hold plain files, got {entry.name!r:.80}")
+                if entry.name == MANIFEST:
+                    manifest = json.loads(content.read())
+                    continue
+                path = folder / name
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                digest, size = hashlib.sha256(), 0
+                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, entry.mode & 0o700)
+                with os.fdopen(handle, "wb") as file:
+                    while block := content.read(1 << 20):
+                        digest.update(block)
+                        size += file.write(block)
+                    file.flush()
+                    os.fsync(file.fileno())
+                found[entry.name] = digest.hexdigest(), size
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise ArchiveError(f"{archive}: must be a whole backup ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("v") != VERSION:
+        raise ArchiveError(f"{archive}: must hold a manifest of version {VERSION}")
+    listed = {e["name"]: (e["sha256"], e["size"]) for e in manifest["files"]}
+    if listed != found:
+        wrong = sorted(name for name in listed | found if listed.get(name) != found.get(name))
+        raise ArchiveError(f"{archive}: is damaged, {wrong[0]} is not what the manifest says")
+    return manifest
