@@ -14,8 +14,10 @@ import shutil
 import sqlite3
 import tarfile
 import time
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import closing
+from gzip import BadGzipFile
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -126,12 +128,24 @@ def _unpack(archive: Path, folder: Path) -> dict[str, Any]:
                     file.flush()
                     os.fsync(file.fileno())
                 found[entry.name] = digest.hexdigest(), size
-    except (tarfile.TarError, EOFError, ValueError) as error:
+        listed = _listed(manifest)
+    except ArchiveError:
+        raise
+    except (tarfile.TarError, EOFError, ValueError, KeyError, zlib.error, BadGzipFile) as error:
         raise ArchiveError(f"{archive}: must be a whole backup ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("v") != VERSION:
+    if manifest is None or listed is None:
         raise ArchiveError(f"{archive}: must hold a manifest of version {VERSION}")
-    listed = {e["name"]: (e["sha256"], e["size"]) for e in manifest["files"]}
     if listed != found:
         wrong = sorted(name for name in listed | found if listed.get(name) != found.get(name))
         raise ArchiveError(f"{archive}: is damaged, {wrong[0]} is not what the manifest says")
     return manifest
+
+
+def _listed(manifest: Any) -> dict[str, tuple[str, int]] | None:
+    """The hash and the size of every file in a manifest; None where it is none of this version."""
+    if not isinstance(manifest, dict) or manifest.get("v") != VERSION:
+        return None
+    files = manifest.get("files")
+    if not isinstance(files, list) or not all(isinstance(one, dict) for one in files):
+        return None
+    return {str(e.get("name")): (str(e.get("sha256")), int(e.get("size") or 0)) for e in files}
