@@ -52,7 +52,7 @@ def audit_plan(
     `seed` fixes the canaries' coins, never the noise. PlanError where the plan claims no privacy.
     """
     if not plan.private:
-        raise PlanError('unit: expected "record" or "client" to audit, got "none"')
+        raise PlanError('unit must be "record" or "client" to audit, got "none"')
     began = time.monotonic()
     coins = np.random.default_rng(seed)
     seed_of_settings = secrets.randbelow(2**32) if seed is None else seed
@@ -164,7 +164,7 @@ def _paid(plan: Plan) -> Event:
     """What the coordinator pays for the rounds, from a throw-away ledger."""
     event = plan.event("")
     if event is None:
-        raise PlanError("unit: expected a plan that claims privacy")
+        raise PlanError("unit must not be none: the plan claims no privacy")
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger.create(Path(folder) / "audit.jsonl", population="audit", durable=False)
         ledger.spend(

@@ -30,7 +30,7 @@ def split(
     if kind == "natural" and not argument:
         return _natural(natural, sites)
     if not 1 <= sites <= len(labels):
-        raise SplitError(f"sites: expected 1 <= sites <= {len(labels)} (the rows), got {sites}")
+        raise SplitError(f"sites must be >= 1 and <= {len(labels)} (the rows), got {sites}")
     draw = np.random.default_rng(seed)
     if kind == "iid" and not argument:
         parts = np.array_split(draw.permutation(len(labels)), sites)
@@ -39,16 +39,16 @@ def split(
     elif kind == "labels":
         parts = _labels(_classes(spec, labels), _count(spec, argument), sites, draw)
     else:
-        raise SplitError(f"split: expected iid, dirichlet:ALPHA, labels:K or natural, got {spec!r}")
+        raise SplitError(f"split must be iid, dirichlet:ALPHA, labels:K or natural, got {spec!r}")
     return {f"site-{i}": np.sort(part).astype(np.int64) for i, part in enumerate(parts)}
 
 
 def _natural(natural: Sequence[str] | None, sites: int) -> dict[str, Indices]:
     if natural is None:
-        raise SplitError("split: expected a task whose rows have natural sites, got 'natural'")
+        raise SplitError("split must not be natural, since the task's rows have no natural sites")
     names = sorted(set(natural))
     if sites != len(names):
-        raise SplitError(f"sites: expected {len(names)} ({', '.join(names)}), got {sites}")
+        raise SplitError(f"sites must be {len(names)} ({', '.join(names)}), got {sites}")
     own = np.asarray(natural)
     return {name: np.flatnonzero(own == name).astype(np.int64) for name in names}
 
@@ -56,7 +56,7 @@ def _natural(natural: Sequence[str] | None, sites: int) -> dict[str, Indices]:
 def _classes(spec: str, labels: NDArray[np.generic]) -> list[Indices]:
     """The rows of each class."""
     if labels.dtype.kind == "f":
-        raise SplitError(f"split: expected iid or natural for a regression, got {spec!r}")
+        raise SplitError(f"split must be iid or natural for a regression, got {spec!r}")
     return [np.flatnonzero(labels == value) for value in np.unique(labels)]
 
 
@@ -83,7 +83,7 @@ def _labels(
     if count > len(classes) or count * sites < len(classes):
         least = -(-len(classes) // sites)
         raise SplitError(
-            f"split: expected labels:K with {least} <= K <= {len(classes)} "
+            f"split must be labels:K with {least} <= K <= {len(classes)} "
             f"({len(classes)} classes, {sites} sites), got labels:{count}"
         )
     order = draw.permutation(len(classes))
@@ -103,11 +103,11 @@ def _concentration(spec: str, argument: str) -> float:
     except ValueError:
         alpha = 0.0
     if not 1e-3 <= alpha <= 1e6:
-        raise SplitError(f"split: expected dirichlet:ALPHA with 0.001 <= ALPHA, got {spec!r}")
+        raise SplitError(f"split must be dirichlet:ALPHA with ALPHA >= 0.001, got {spec!r}")
     return alpha
 
 
 def _count(spec: str, argument: str) -> int:
     if not argument.isdecimal() or int(argument) < 1:
-        raise SplitError(f"split: expected labels:K with a whole number K >= 1, got {spec!r}")
+        raise SplitError(f"split must be labels:K with an integer K >= 1, got {spec!r}")
     return int(argument)

@@ -62,6 +62,6 @@ def _event(text: str) -> Event:
         values = float(noise), float(rate), int(steps)
     except ValueError:
         raise AccountingError(
-            f"--segment: expected SIGMA,RATE,STEPS such as 1.0,0.01,1000, got {text!r}"
+            f"--segment must be SIGMA,RATE,STEPS such as 1.0,0.01,1000, got {text!r}"
         ) from None
     return Event("record", *values)

@@ -1,6 +1,7 @@
 """`tacit-privacy plan`: before a run, what it will cost each site and what will leave it."""
 
 import json
+import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -14,11 +15,13 @@ from rich.table import Table
 
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
+from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import Budget
-from privacy.contract.forecast import Forecast, epsilons, forecast, sites_of
+from privacy.contract.forecast import Forecast, epsilons, forecast, names_subjects, sites_of
 from privacy.contract.plan import Plan, SitePlan
 from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy, load_policy
+from privacy.contract.rules import warnings
 from privacy.ledger.entries import verify
 
 _SHOWN: Final = 20
@@ -55,15 +58,26 @@ def show(
         work, "counting", console=Console(stderr=True), disable=not sys.stderr.isatty()
     ):
         counted[own] += epsilons(found[own], chosen.required_delta, [number])
+    records = rules.records_per_subject if rules is not None else 1
+    persons: dict[SitePlan, list[tuple[int, float]]] = {}
+    if records > 1 and chosen.unit == "record":
+        persons = {
+            own: list(epsilons(one, chosen.required_delta, [chosen.rounds], records=records))
+            for own, one in found.items()
+        }
+    for text in warnings(chosen):
+        typer.echo(f"tacit-privacy: warning: {text}", err=True)
     if as_json:
         sites = {
             name: _facts(chosen, found[own], counted[own], rules, past)
+            | ({"epsilon_person": _finite(persons[own][0][1])} if own in persons else {})
             for own, names in groups.items()
             for name in names
         }
         typer.echo(json.dumps(_about(chosen) | {"sites": sites, "leaves": _leaves(found)}))
     else:
-        _print(Console(), chosen, groups, found, counted, rules)
+        people = {own: (records, persons[own][0][1]) if own in persons else None for own in groups}
+        _print(Console(), chosen, groups, found, counted, rules, people)
 
 
 def _groups(plan: Plan) -> dict[SitePlan, tuple[str, ...]]:
@@ -136,6 +150,24 @@ def _leaves(found: dict[SitePlan, Forecast]) -> list[dict[str, Any]]:
     ]
 
 
+def _finite(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None
+
+
+def _person(plan: Plan, person: tuple[int, float] | None) -> str | None:
+    """What a person with several records has, or that this is not known."""
+    if person is not None:
+        records, epsilon = person
+        figure = spent_text(_finite(epsilon)) if math.isfinite(epsilon) else "no finite value"
+        return f"epsilon of a person with {records} records, after all rounds: {figure}"
+    if plan.unit == "record" and names_subjects(plan):
+        return (
+            "these figures are for one record, and the schema names subjects: a person with more "
+            "records has less protection (--policy with records_per_subject counts it)"
+        )
+    return None
+
+
 def _print(
     console: Console,
     plan: Plan,
@@ -143,6 +175,7 @@ def _print(
     found: dict[SitePlan, Forecast],
     counted: dict[SitePlan, list[tuple[int, float]]],
     rules: Policy | None,
+    people: dict[SitePlan, tuple[int, float] | None],
 ) -> None:
     console.print(f"plan {plan.digest}", highlight=False, soft_wrap=True)
     for own, names in groups.items():
@@ -156,8 +189,10 @@ def _print(
             table.add_column(f"epsilon at delta {plan.delta:g}", justify="right")
             for number, value in counted[own]:
                 if number <= one.fits:
-                    table.add_row(str(number), f"{value:.4f}")
+                    table.add_row(str(number), spent_text(value))
             console.print(table, highlight=False)
+            if (text := _person(plan, people[own])) is not None:
+                console.print(text, highlight=False, soft_wrap=True)
         else:
             console.print(f"{escape(label)}: no privacy is claimed; epsilon has no value")
         if one.refusal is not None:

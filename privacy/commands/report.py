@@ -57,11 +57,11 @@ def verify(
 ) -> None:
     """Check signature, digests, chains, and compute every figure again; exit 4 if any differs."""
     if not folder.is_dir():
-        raise ReportError(f"{folder}: expected a report's folder, found none")
+        raise ReportError(f"{folder} must be a report's folder")
     try:
         authority = ca.read_bytes() if ca is not None else None
     except OSError as error:
-        raise ReportError(f"--ca {ca}: expected a certificate ({error.strerror})") from None
+        raise ReportError(f"--ca must be a certificate, got {ca} ({error.strerror})") from None
     found = check(folder, name_ledgers(folder, ledger or []), authority)
     if as_json:
         facts = {

@@ -15,7 +15,9 @@ from privacy.accounting.segments import Budget
 from privacy.contract.decision import EXHAUSTED, Accepted, Refusal, judge
 from privacy.contract.outputs import Output, outputs
 from privacy.contract.plan import Plan, PlanError
+from privacy.contract.plan_file import LIMITS
 from privacy.contract.policy import Policy
+from privacy.files import DocumentError, parse_toml
 
 EVERY: Final = "every site"
 """The one site of a plan whose sites have their names from the data."""
@@ -74,11 +76,24 @@ def forecast(
     return Forecast(site, events, fits, barred, outputs(plan, events))
 
 
-def epsilons(found: Forecast, delta: float, rounds: Sequence[int]) -> Iterator[tuple[int, float]]:
-    """Epsilon of the site in this run after each of `rounds`, as far as it takes part."""
+def epsilons(
+    found: Forecast, delta: float, rounds: Sequence[int], *, records: int = 1
+) -> Iterator[tuple[int, float]]:
+    """Epsilon of the site in this run after each of `rounds`, as far as it takes part.
+
+    It is that of a person with so many `records`.
+    """
     for number in rounds:
         taken = [replace(e, count=min(number, found.fits)) for e in found.events]
-        yield number, spent(taken, delta)
+        yield number, spent(taken, delta, records=records)
+
+
+def names_subjects(plan: Plan) -> bool:
+    """Whether the plan's schema says which column tells persons apart."""
+    try:
+        return plan.schema is not None and bool(parse_toml(plan.schema, LIMITS).get("subject"))
+    except DocumentError:
+        return False
 
 
 def check_finite(plan: Plan) -> None:

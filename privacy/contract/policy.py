@@ -24,7 +24,7 @@ LIMITS: Final = Limits(size=16_000_000, count=1 << 20)
 
 
 class PolicyError(ValueError):
-    """A policy that cannot be read: one line naming the key and what was expected."""
+    """A policy that cannot be read: one line with the key and what it must be."""
 
 
 def _is_limit(value: float) -> bool:

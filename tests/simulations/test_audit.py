@@ -55,7 +55,7 @@ def test_halved_noise_of_the_coordinator_is_found(monkeypatch):
 
 
 def test_a_plan_without_privacy_cannot_be_audited():
-    with pytest.raises(PlanError, match="expected"):
+    with pytest.raises(PlanError, match="must"):
         audit_plan(load_plan("digits", ['unit="none"']))
 
 

@@ -61,8 +61,8 @@ def test_natural_sites_keep_their_own_rows_and_names() -> None:
 @pytest.mark.parametrize(
     ("spec", "sites", "said"),
     [
-        ("random", 5, "expected iid, dirichlet:ALPHA"),
-        ("iid:2", 5, "expected iid, dirichlet:ALPHA"),
+        ("random", 5, "must be iid, dirichlet:ALPHA"),
+        ("iid:2", 5, "must be iid, dirichlet:ALPHA"),
         ("dirichlet", 5, "ALPHA"),
         ("dirichlet:0", 5, "ALPHA"),
         ("dirichlet:nan", 5, "ALPHA"),
@@ -71,8 +71,8 @@ def test_natural_sites_keep_their_own_rows_and_names() -> None:
         ("labels:11", 5, "K <= 10"),
         ("labels:1", 5, "2 <= K"),
         ("natural", 5, "natural sites"),
-        ("iid", 0, "sites: expected 1 <="),
-        ("iid", 401, "sites: expected 1 <="),
+        ("iid", 0, "sites must be >= 1 and <="),
+        ("iid", 401, "sites must be >= 1 and <="),
     ],
 )
 def test_an_impossible_split_is_one_line(spec: str, sites: int, said: str) -> None:
@@ -88,5 +88,5 @@ def test_a_regression_has_no_classes_to_split_by() -> None:
 
 
 def test_natural_sites_are_as_many_as_they_are() -> None:
-    with pytest.raises(SplitError, match=r"expected 2 \(a, b\), got 3"):
+    with pytest.raises(SplitError, match=r"sites must be 2 \(a, b\), got 3"):
         split("natural", np.arange(3), ["a", "b", "a"], 3, 0)

@@ -180,3 +180,48 @@ def test_a_run_killed_again_and_again_still_ends_and_never_forgets_a_spend(
         events = verify(site).events
         assert len(events) >= 25
         assert set(events) == {Event("record", 2.0, lines[0]["sites"]["site-0"]["rate"], 1)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["serial", "processes"])
+def test_ctrl_c_ends_a_run_after_its_round_and_says_how_to_go_on(
+    tmp_path: Path, engine: str
+) -> None:
+    """A terminal's Ctrl-C reaches the whole process group, the pool's workers too."""
+    command = [sys.executable, "-m", "simulations"]
+    first = [*command, "digits", "--name", "one", "--set", f"simulation.engine={engine}"]
+    first += ["--set", "rounds=60", "--sites", "2"]
+    process = subprocess.Popen(
+        first,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    history = tmp_path / "runs" / "one" / "history.jsonl"
+    deadline = time.monotonic() + patience(120)
+    while not (history.exists() and history.read_text().count("\n") >= 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=patience(120))
+    assert process.returncode == 130
+    done = history.read_text().count("\n")
+    assert 3 <= done < 60
+    assert f"stopped after {done} of 60 rounds; go on with: " in err
+    again = err.strip().splitlines()[-1].partition("tacit-simulate --resume")[2].split()
+    more = subprocess.run(
+        [*command, "--resume", *again, "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    summary = json.loads(more.stdout)
+    assert (summary["reason"], summary["rounds"]) == ("done", 60)
+    assert 2.9 < summary["epsilon"] <= 3.0
+    for site in (tmp_path / "runs" / "one").glob("ledgers/*.jsonl"):
+        if not site.name.endswith(".log.jsonl"):
+            assert len(verify(site).events) == 60
