@@ -98,8 +98,9 @@ def check(task: Task, path: Path, *, shown: int = 0) -> Checked:
     for batch in read(path, wanted, options=options_of(path)):
         found.rows += batch.table.num_rows
         found.lines += batch.lines
+        names = set(batch.table.column_names)
         for column in (*columns.inputs, columns.label):
-            if column.name not in batch.table.column_names:
+            if column.name not in names:
                 raise TaskError(f"{path}: expected a column named {column.name!r}, found none")
             _look(found.columns[column.name], column, batch.table.column(column.name))
         try:

@@ -16,6 +16,9 @@ from client.tasks.rows import TaskError
 
 def respelled(table: Any, wanted: Wanted, options: Options) -> Any:
     """The table with the columns that the site writes in its own way as the schema has them."""
+    marked = options.thousands or options.date_format or options.dialect.decimal != "."
+    if not (options.missing or options.columns or marked):
+        return table
     for name in table.column_names:
         how, column = options.spelled(name), table.column(name)
         number = name in wanted.numbers

@@ -95,7 +95,7 @@ class Number:
         at, odd = 0, False
         for chunk in column.chunks:
             values = chunk.to_numpy(zero_copy_only=True)
-            odd = odd or not np.isfinite(values).all()
+            odd = odd or not np.isfinite(values.sum())
             held = np.clip(values, self.low, self.high)
             held -= self.low
             held *= 2

@@ -1,5 +1,6 @@
 """Parquet and Arrow files as raw columns, some rows at a time."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -80,7 +81,8 @@ def chosen(names: Sequence[str], wanted: Wanted, options: Options) -> dict[str, 
     known = {name: options.rename.get(name, name).strip() for name in names}
     every = [options.rename.get(name, name).strip() for name in names]
     columns = set(wanted.columns)
-    doubled = next((name for name in every if name in columns and every.count(name) > 1), None)
+    counts = Counter(every)
+    doubled = next((name for name in every if name in columns and counts[name] > 1), None)
     if doubled is not None:
         raise TaskError(f"expected distinct column names, got {doubled!r} twice")
     kept = {name: own for name, own in known.items() if own in columns}

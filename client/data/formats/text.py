@@ -1,6 +1,7 @@
 """A text file's header and records: which delimiter, which columns, and where each row stands."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,7 +35,8 @@ def read_text(path: Path, wanted: Wanted, options: Options, *, lenient: bool) ->
         chunks = utf8(stream, dialect.encoding)
         header, rest, line = _first_record(chunks, dialect, wanted.comment)
         names, headed = _names(header, dialect, wanted, options)
-        columns = [name for name in names if name in set(wanted.columns)]
+        asked = set(wanted.columns)
+        columns = [name for name in names if name in asked]
         more = chain(filter(None, [rest if headed else header + rest]), chunks)
         first = line if headed else line - header.count(b"\n")
         parser = Parser(
@@ -148,7 +150,8 @@ def _names(
                 f"expected the delimiter {dialect.delimiter!r}, got a header that fits {other!r} "
                 f"(delimiter = {other!r} in source.toml)"
             )
-    doubled = next((name for name in names if name and names.count(name) > 1), None)
+    counts = Counter(names)
+    doubled = next((name for name in names if name and counts[name] > 1), None)
     if doubled is not None:
         known = doubled in columns  # a name that nobody asked for may be a value
         which = repr(doubled) if known else f"that of column {names.index(doubled) + 1}"
