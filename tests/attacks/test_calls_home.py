@@ -53,6 +53,7 @@ quietly tacit-client join --dir south south/south.bundle
 quietly tacit-client run --dir north --dry-run --plan digits
 quietly tacit-client data add people --dir south --ledger south/people.jsonl
 quietly tacit-client data list --dir south
+quietly tacit-client data check digits.csv --dir south
 quietly tacit-client policy new --dir south
 background tacit-client run --dir north --server 127.0.0.1:LINK --data builtin:0/1
 north=$last
@@ -76,6 +77,10 @@ quietly tacit-client leave --dir north
 ended $north
 quietly tacit-client ledger acknowledge --dir south --population people --reason "a test"
 quietly tacit-client ledger recover --dir south --population people --record home/heads
+quietly tacit-client backup south.backup --dir south
+quietly tacit-client restore south.backup --dir restored-south
+quietly tacit-server backup home.backup --dir home
+quietly tacit-server restore home.backup --dir restored-home
 quietly tacit-server status --dir home
 quietly tacit-server sites --dir home
 quietly tacit-server doctor --dir home
