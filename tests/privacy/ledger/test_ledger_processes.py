@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from privacy.accounting.segments import Budget
 from privacy.ledger.ledger import Ledger, verify
 from tests.support.patience import patience
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[3]
 EVENT = Event("record", 8.0, 0.1, 1)
 SPENDER = """
@@ -24,7 +27,6 @@ from privacy.accounting.segments import Budget
 from privacy.accounting.events import Event
 from privacy.ledger.ledger import Exhausted, Ledger
 
-pytestmark = pytest.mark.integration
 path, name, epsilon, most, durable = sys.argv[1:]
 ledger = Ledger.open(path, durable=durable == "durable")
 event = Event("record", 8.0, 0.1, 1)
@@ -51,9 +53,18 @@ def spender(
     )
 
 
-def lines(process: subprocess.Popen[bytes]) -> list[bytes]:
-    out, _ = process.communicate(b"go\n", timeout=patience(120))
-    return [line for line in out.split(b"\n")[:-1] if line != b"ready"]
+def at_once(processes: list[subprocess.Popen[bytes]]) -> list[list[bytes]]:
+    """Let all go when all are ready; the rounds that each one said it had spent."""
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    return [
+        process.communicate(timeout=patience(120))[0].split(b"\n")[:-1] for process in processes
+    ]
 
 
 def test_eight_processes_at_once_lose_nothing_and_never_pass_the_limit(tmp_path: Path) -> None:
@@ -62,10 +73,13 @@ def test_eight_processes_at_once_lose_nothing_and_never_pass_the_limit(tmp_path:
     fits = 60
     limit = spent([Event("record", 8.0, 0.1, 1, fits)], 1e-5)
     processes = [spender(path, f"run-{i}", limit, 1000) for i in range(8)]
-    said = [lines(process) for process in processes]
+    said = at_once(processes)
     assert [process.returncode for process in processes] == [0] * 8
     entries = verify(path).entries
     assert len(entries) == sum(len(one) for one in said) == fits
+    turns = sum(one.run != other.run for one, other in pairwise(entries))
+    assert len({entry.run for entry in entries}) >= 2  # they overlapped:
+    assert turns >= len({entry.run for entry in entries})  # some spent, waited, and spent again
     for i, one in enumerate(said):
         rounds = [entry.round for entry in entries if entry.run == f"run-{i}"]
         assert rounds == [int(number) for number in one]
