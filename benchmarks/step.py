@@ -2,22 +2,18 @@
 
 Ours is the product's own `client.dpsgd.training.train`, with Poisson sampling, book-keeping
 clipping and noise from the system's entropy; the plain step gets ready-made batches. Opacus' two
-modes run beside them on the same batches with `torch.normal`. `--compile` and `--bfloat16` add our
-own step with these; the first compiled round, from an empty cache, is timed by itself.
+modes run beside them on the same batches with `torch.normal`. `--bfloat16` adds our own step in
+that precision.
 
     python benchmarks/step.py [--models mlp,mnist-cnn] [--turns 15] [--threads 2] [--no-opacus]
-        [--compile] [--bfloat16]
+        [--bfloat16]
 """
 
 import argparse
-import os
-import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from opacus.grad_sample import prepare_module
@@ -130,40 +126,38 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--opacus", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--bfloat16", action="store_true")
-    asked = parser.parse_args()
+    chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
     result: dict[str, Any] = {"versions": versions("torch", "opacus", "numpy"), "models": {}}
     result["versions"]["threads"] = str(torch.get_num_threads())
     result["versions"]["noise"] = kernel()
     lines = []
-    for name in asked.models.split(","):
+    for name in chosen.models.split(","):
         case = CASES[name]
-        runs = contenders(case, opacus=asked.opacus, compile=asked.compile, half=asked.bfloat16)
-        first = first_round(runs["compiled"]) if asked.compile else None
-        times = interleaved(runs, asked.turns)
-        found = ratios(times, "plain")
+        runs = contenders(case, opacus=chosen.opacus, half=chosen.bfloat16)
+        times = interleaved(runs, chosen.turns)
+        relative = ratios(times, "plain")
         result["models"][name] = {
             "seconds": times,
-            "ratios": found,
+            "ratios": relative,
             "steps": case.steps,
-            "first": first,
         }
         base = sorted(times["plain"])[len(times["plain"]) // 2] / case.steps * 1e3
         cells = [
-            f"{found[k][1]:.2f} ({found[k][0]:.2f}-{found[k][2]:.2f})" if k in found else "-"
-            for k in ("tacit", "compiled", "bfloat16", "opacus hooks", "opacus ghost")
+            f"{relative[k][1]:.2f} ({relative[k][0]:.2f}-{relative[k][2]:.2f})"
+            if k in relative
+            else "-"
+            for k in ("tacit", "bfloat16", "opacus hooks", "opacus ghost")
         ]
-        cells.append("-" if first is None else f"{first:.1f}")
         lines.append([name, str(case.batch), f"{base:.2f}", *cells, str(case.target or "-")])
     show(
         "A DP-SGD step relative to plain SGD",
         [
-            *("model", "B", "plain ms", "tacit", "compiled", "bfloat16"),
-            *("Opacus hooks", "Opacus ghost", "first s", "target"),
+            *("model", "B", "plain ms", "tacit", "bfloat16"),
+            *("Opacus hooks", "Opacus ghost", "target"),
         ],
         lines,
         "medians (quartiles) of interleaved turns; " + str(result["versions"]),
@@ -176,17 +170,7 @@ def kernel() -> str:
     return "numpy" if noise._kernel() is None else "native"
 
 
-def first_round(turn: Callable[[], None]) -> float:
-    """Seconds of a compiled round whose cache is empty."""
-    with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, XDG_CACHE_HOME=cache):
-        began = time.perf_counter()
-        turn()
-        return time.perf_counter() - began
-
-
-def contenders(
-    case: Case, *, opacus: bool, compile: bool = False, half: bool = False
-) -> dict[str, Callable[[], None]]:
+def contenders(case: Case, *, opacus: bool, half: bool = False) -> dict[str, Callable[[], None]]:
     """Each contender's turn: `case.steps` steps."""
     generator = torch.Generator().manual_seed(0)
     if case.tokens:
@@ -199,8 +183,6 @@ def contenders(
         for i in range(case.steps)
     ]
     runs = {"plain": plain(case, batches), "tacit": tacit(case, Rows(x, y))}
-    if compile:
-        runs["compiled"] = tacit(case, Rows(x, y), compile=True)
     if half:
         runs["bfloat16"] = tacit(case, Rows(x, y), precision="bfloat16")
     if opacus:
@@ -223,9 +205,7 @@ def plain(case: Case, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], None
     return turn
 
 
-def tacit(
-    case: Case, rows: Rows, *, compile: bool = False, precision: str = "float32"
-) -> Callable[[], None]:
+def tacit(case: Case, rows: Rows, *, precision: str = "float32") -> Callable[[], None]:
     """The product's own training, one round of `case.steps` steps."""
     rate = case.batch / case.rows
     plan = Plan(
@@ -243,9 +223,7 @@ def tacit(
     task: Task = replace(digits(), shape=case.shape)
     model = case.build(True)
     event = Event("record", 1.0, rate, case.steps)
-    return lambda: void(
-        train(model, rows, task, plan, site="site", event=event, round=1, compile=compile)
-    )
+    return lambda: void(train(model, rows, task, plan, site="site", event=event, round=1))
 
 
 def by_opacus(case: Case, batches: list[tuple[Tensor, Tensor]], mode: str) -> Callable[[], None]:

@@ -109,7 +109,6 @@ class Begun:
                 event=self.event,
                 round=self.number,
                 device=self.site.device,
-                compile=self.site.compile,
             )
         )
 

@@ -111,7 +111,6 @@ class Site:
     check_head: Callable[[Any], bool]
     replies: Replies = field(default_factory=LastReply)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    compile: bool = False
     on_event: Callable[..., None] = _nothing
     on_model: Callable[..., None] = _nothing
     on_plan: Callable[[Plan], None] = _nothing

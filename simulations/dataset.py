@@ -78,7 +78,6 @@ class Place:
             lambda _: self.train.take(part),
             check_head=lambda head: True,  # the coordinator is this process: nothing is signed
             replies=kept,
-            compile=self.plan.simulation.compile,
             on_fault=self._fault,
         )
 

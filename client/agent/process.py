@@ -79,7 +79,6 @@ def resident(
     policy: Path | None,
     population: str | None,
     where: str,
-    compile: bool = False,
     look: bool = True,
     on_fault: Callable[[], None] = lambda: None,
 ) -> Site:
@@ -131,7 +130,6 @@ def resident(
         rows,
         replies=KeptReplies(site.folder / "replies"),
         device=device(where),
-        compile=compile,
         on_event=log,
         on_model=keeper(site.folder, name, own),
         on_plan=on_plan,

@@ -161,16 +161,19 @@ def processes_differ(device: str) -> Check:
     """Copies of this process, and fresh processes, draw noise and samples of their own."""
 
     def draw() -> bytes:
-        own = noise.normal((64,), 1.0).astype(np.float32)
+        noisy = np.zeros(64, dtype=np.float32)
+        noise.privatise(noisy, 1.0)
         drawn = np.isin(np.arange(512), noise.poisson(512, 0.5))
-        return own.tobytes() + np.packbits(drawn).tobytes()
+        sample: bytes = np.packbits(drawn).tobytes()
+        return noisy.tobytes() + sample
 
     def train() -> bytes:
         return flat(release(wide(8), Setting(sigma=1.0))).astype(np.float32).tobytes()
 
     program = (
-        "import sys; from privacy.mechanism import noise;"
-        "sys.stdout.write(noise.normal((64,), 1.0).tobytes().hex())"
+        "import sys, numpy; from privacy.mechanism import noise;"
+        "noisy = numpy.zeros(64, dtype='f4'); noise.privatise(noisy, 1.0);"
+        "sys.stdout.write(noisy.tobytes().hex())"
     )
     fresh = [
         subprocess.run(

@@ -54,9 +54,6 @@ def run(
         str | None, typer.Option(help="Which population, where there are several.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Compile training here (docs/performance.md).")
-    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Made-up rows, no network: show what would leave.")
     ] = False,
@@ -91,7 +88,6 @@ def run(
             policy=policy,
             population=population,
             where=device,
-            compile=compile,
             on_fault=fault.set,
         )
         spent = held.ledger.head.n if held.ledger is not None else 0

@@ -1,32 +1,55 @@
-"""What a batch's clipped sum is made of.
+"""What a batch's clipped sum is made of, and where it is added up.
 
 A `Part` is one layer's (or a group of layers' that share weights) share of the batch: the squared
 norms of its examples' gradients, then their weighted sum. Norm and sum are taken of the same
 numbers, in the same rounding, so that a factor made from the norm bounds what is summed.
+`docs/randomness.md` bounds what rounding adds; `privacy.mechanism.sensitivity` has the figures.
 """
 
 import math
 from abc import ABC, abstractmethod
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.dpsgd.native import lookups, outer
+from client.dpsgd.native import lookups
+from privacy.mechanism.sensitivity import rows_per_block
 
-_HUGE: Final = 1e30
+SumOf = Callable[[Any], Tensor]
+"""Where a parameter's sum is added up: a tensor of its shape, float32 or float64."""
+
+_HUGE: Final = 2.0**64
 """A factor of a product of squares above this counts as infinite, so that none can underflow."""
+_BLOCK: Final = 1024
+"""Numbers whose squares are added up in float32."""
+_DOUBLE_ROWS: Final = 4096
+"""Rows whose contributions are made in float64 at a time."""
+_COMPENSATED: Final = 1 << 16
+"""In batches of more rows, blocks add up with their rounding errors kept (Knuth's TwoSum)."""
+
+
+def gradient_of(p: nn.Parameter) -> Tensor:
+    """`p.grad`, which starts at zero."""
+    if p.grad is None:
+        p.grad = torch.zeros_like(p, memory_format=torch.contiguous_format)
+    return p.grad
 
 
 class Part(ABC):
     """Some parameters' share of a batch's per-example gradients."""
 
     square: Tensor
+    """The squared norms [B] of the examples' gradients, float64; infinite or NaN where broken."""
 
     @abstractmethod
-    def add(self, factors: Tensor, broken: Tensor | None) -> None:
-        """Add sum_i factors_i * gradient_i to each `p.grad`; rows where `broken` are zero."""
+    def add(self, factors: Tensor, broken: Tensor | None, sum_of: SumOf = gradient_of) -> None:
+        """Add sum_i factors_i * gradient_i to each parameter's sum; rows where `broken` are zero.
+
+        `factors` [B] are float32, `broken` [B] is None where no row is broken.
+        """
 
 
 class Outer(Part):
@@ -35,29 +58,26 @@ class Outer(Part):
     def __init__(self, linear: nn.Linear, a: Tensor, g: Tensor) -> None:
         self._a, self._g = a, g
         self._weight, self._bias = linear.weight, linear.bias
+        length = row_squares(g)
         if not self._weight.requires_grad:
-            self.square = torch.linalg.vector_norm(g, dim=1).square_()
+            self.square = length
             return
         more = 0.0 if self._bias is None or not self._bias.requires_grad else 1.0
-        made = outer(a, g, more, _HUGE)
-        self.square = _outer(a, g, more) if made is None else made
+        width = row_squares(a)
+        fits = torch.maximum(length, width) <= _HUGE
+        self.square = torch.where(fits, length.mul_(width.add_(more)), math.inf)
 
-    def add(self, factors: Tensor, broken: Tensor | None) -> None:
+    def add(self, factors: Tensor, broken: Tensor | None, sum_of: SumOf = gradient_of) -> None:
         a, g = self._a, self._g
         if broken is not None:
             a, g = a.masked_fill(broken[:, None], 0), g.masked_fill(broken[:, None], 0)
         if self._weight.requires_grad:
-            sum_of(self._weight).addmm_((g * factors[:, None]).t(), a)
+            total = sum_of(self._weight)
+            scaled = g * factors[:, None]
+            total.addmm_(scaled.t().to(total.dtype), a.to(total.dtype))
         if self._bias is not None and self._bias.requires_grad:
-            sum_of(self._bias).addmv_(g.t(), factors)
-
-
-def _outer(a: Tensor, g: Tensor, more: float) -> Tensor:
-    """|g|^2 (|a|^2 + more) of every row, infinite where a factor is huge or no number."""
-    length = torch.linalg.vector_norm(g, dim=1).square_()
-    width = torch.linalg.vector_norm(a, dim=1).square_()
-    fine = torch.maximum(length, width) <= _HUGE
-    return torch.where(fine, length.mul_(width.add_(more)), math.inf)
+            total = sum_of(self._bias)
+            total.addmv_(g.t().to(total.dtype), factors.to(total.dtype))
 
 
 class Lookup(Part):
@@ -68,24 +88,25 @@ class Lookup(Part):
         self._tokens = tokens.reshape(len(tokens), -1)
         self._g = g = g.reshape(*self._tokens.shape, -1)
         padding = embedding.padding_idx
-        self._compiled = lookups(self._tokens, g, padding)
-        if self._compiled is not None:
-            self.square = self._compiled.square
+        self._native = lookups(self._tokens, g, padding)
+        if self._native is not None:
+            self.square = self._native.square
             return
         if padding is not None:
             self._g = g = g.masked_fill((self._tokens == padding)[..., None], 0)
-        self.square = torch.linalg.vector_norm(g.flatten(1), dim=1).square_()
+        self.square = row_squares(g.flatten(1))
         ordered = _sorted(self._tokens)
         again = ordered[:, 1:] == ordered[:, :-1]
         self._repeating = again.any(1).nonzero().flatten()
         if len(self._repeating):
             at = self._repeating
             self._merged = _merged(g[at], self._tokens[at])
-            self.square[at] = torch.linalg.vector_norm(self._merged.flatten(1), dim=1).square_()
+            self.square[at] = row_squares(self._merged.flatten(1))
 
-    def add(self, factors: Tensor, broken: Tensor | None) -> None:
-        if self._compiled is not None:
-            self._compiled.add(sum_of(self._weight), factors)
+    def add(self, factors: Tensor, broken: Tensor | None, sum_of: SumOf = gradient_of) -> None:
+        total = sum_of(self._weight)
+        if self._native is not None:
+            self._native.add(total, factors)
             return
         g = self._g
         if broken is not None:
@@ -97,7 +118,21 @@ class Lookup(Part):
             if broken is not None:
                 merged = merged.masked_fill(broken[at, None, None], 0)
             scaled[at] = merged * factors[at, None, None]
-        sum_of(self._weight).index_add_(0, self._tokens.flatten(), scaled.flatten(0, 1))
+        total.index_add_(0, self._tokens.flatten(), scaled.flatten(0, 1).to(total.dtype))
+
+
+def row_squares(x: Tensor) -> Tensor:
+    """The squared norms [B] of the rows of x [B, n], float64.
+
+    Blocks of 1,024 squares add up in float32, blocks in float64: off by 2^-13 of itself at most.
+    """
+    whole = x.shape[1] // _BLOCK
+    rest: Tensor = torch.linalg.vector_norm(x[:, whole * _BLOCK :], dim=1).double().square_()
+    if not whole:
+        return rest
+    blocks = torch.linalg.vector_norm(x[:, : whole * _BLOCK].unflatten(1, (whole, _BLOCK)), dim=2)
+    rest += blocks.double().square_().sum(1)
+    return rest
 
 
 def _sorted(tokens: Tensor) -> Tensor:
@@ -113,12 +148,70 @@ def _merged(g: Tensor, tokens: Tensor) -> Tensor:
     first = torch.searchsorted(ordered, ordered)
     place = torch.empty_like(order).scatter_(1, order, order.gather(1, first))
     place += torch.arange(rows, device=g.device)[:, None] * length
-    made = torch.zeros_like(g, memory_format=torch.contiguous_format).view(rows * length, -1)
-    return made.index_add_(0, place.flatten(), g.flatten(0, 1)).view(g.shape)
+    merged = torch.zeros_like(g, memory_format=torch.contiguous_format).view(rows * length, -1)
+    return merged.index_add_(0, place.flatten(), g.flatten(0, 1)).view(g.shape)
 
 
-def sum_of(p: Tensor) -> Tensor:
-    """`p.grad`, which starts at zero."""
-    if p.grad is None:
-        p.grad = torch.zeros_like(p, memory_format=torch.contiguous_format)
-    return p.grad
+class BatchSum:
+    """One step's sum over its batch: in float32 within blocks of rows, in float64 across them.
+
+    Each `p.grad` is a part of one float32 vector. A batch that is one block is summed there alone.
+    """
+
+    def __init__(self, trained: Sequence[nn.Parameter], slack: float) -> None:
+        """`slack`: see `privacy.mechanism.sensitivity.rows_per_block`."""
+        self._trained, self._slack = list(trained), slack
+        self.gradient = torch.cat([torch.zeros_like(p).reshape(-1) for p in trained])
+        self._gradients = self.by_parameter(self.gradient)
+        self.begin(0)
+
+    def begin(self, rows: int) -> None:
+        """Start at zero; so many rows will come, in one call of `blocks` or in several."""
+        self.gradient.zero_()
+        for p, gradient in self._gradients.items():
+            p.grad = gradient
+        self._block = rows_per_block(rows, self._slack)
+        self._total: Tensor | None = None
+        self._lost: Tensor | None = None
+        self._sums, self._views = self.gradient, self._gradients
+        if self._block >= rows:
+            return
+        self._total = torch.zeros_like(self.gradient, dtype=torch.float64)
+        if not self._block:
+            self._sums = torch.zeros_like(self._total)
+            self._views = self.by_parameter(self._sums)
+        if rows > _COMPENSATED:
+            self._lost = torch.zeros_like(self._total)
+
+    def blocks(self, rows: int) -> Iterator[tuple[slice, SumOf]]:
+        """The blocks of the next so many rows, and where each is to be summed."""
+        if self._total is None:
+            yield slice(None), gradient_of
+            return
+        size = self._block or _DOUBLE_ROWS
+        for at in range(0, rows, size):
+            yield slice(at, at + size), self._views.__getitem__
+            self._close(self._total)
+
+    def total(self) -> Tensor:
+        """What was added since `begin`, all parameters in one vector, float32 or float64."""
+        if self._total is None:
+            return self.gradient
+        return self._total if self._lost is None else self._total + self._lost
+
+    def by_parameter(self, vector: Tensor) -> dict[nn.Parameter, Tensor]:
+        """Each parameter's part of a vector of all."""
+        parts = vector.split([p.numel() for p in self._trained])
+        return {p: part.view(p.shape) for p, part in zip(self._trained, parts, strict=True)}
+
+    def _close(self, total: Tensor) -> None:
+        """Add the block's sum to those before it, and begin the next."""
+        if self._lost is None:
+            total += self._sums
+        else:  # total + block = s + what rounding lost, exactly
+            block = self._sums.double()
+            s = total + block
+            back = s - total
+            self._lost += (total - (s - back)) + (block - back)
+            self._total = s
+        self._sums.zero_()

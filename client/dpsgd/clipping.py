@@ -10,7 +10,7 @@ Norms are taken of exactly what is summed. The "ghost norm" of sequences and ima
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -28,12 +28,13 @@ from client.dpsgd.calls import (
     inputs_of,
     joined,
 )
-from client.dpsgd.clipped_sum import Part, sum_of
+from client.dpsgd.clipped_sum import BatchSum, Part, SumOf, gradient_of
 from client.dpsgd.per_sample import (
     EXPANDED,
     FUNCTIONAL,
     Layer,
     ModelError,
+    Uses,
     layer_of,
     parts,
 )
@@ -58,16 +59,24 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
 
     It takes the place of Opacus' GradSampleModule before a DPOptimizerFastGradientClipping. An
     example whose gradient is not finite contributes exactly zero. In `precision` bfloat16 are the
-    model's products and those of inputs with output gradients; norms, factors and sums are float32.
+    model's products and those of inputs with output gradients. With `sums` they add up there, in
+    blocks that keep the error of float32 within its bound; else all at once.
 
     Row i of every layer is taken for example i. An examination finds out whether that is so, and
     `watch()` has the next batch show it as well.
     """
 
-    def __init__(self, model: nn.Module, *, clip: float, precision: str = "float32") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        clip: float,
+        precision: str = "float32",
+        sums: BatchSum | None = None,
+    ) -> None:
         model.train()
         super().__init__(model, batch_first=True, loss_reduction="sum")
-        self.clip, self.precision = clip, precision
+        self.clip, self.precision, self._sums = clip, precision, sums
         self.tape: list[Call] = []
         self._rows = 0
         self._watching: Callable[[], None] | None = None
@@ -164,17 +173,28 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         it for the parts of a batch adds up.
         """
         for p in self._trained:
-            sum_of(p)
-        if not len(y):
+            gradient_of(p)
+        rows = len(y)
+        if not rows:
             return
-        made, square = self.parts(x, y, loss)
-        factors, broken = clip_factors(square, self.clip)
+        uses = self._uses(x, y, loss)
+        whole: Iterable[tuple[slice, SumOf]] = ((slice(None), gradient_of),)
         with torch.no_grad():
-            for part in made:
-                part.add(factors, broken)
+            for block, sum_of in whole if self._sums is None else self._sums.blocks(rows):
+                every = parts({layer: _part(pairs, block) for layer, pairs in uses.items()})
+                factors, broken = clip_factors(_squares(every), self.clip)
+                for part in every:
+                    part.add(factors, broken, sum_of)
 
     def parts(self, x: Any, y: Tensor, loss: Loss) -> tuple[list[Part], Tensor]:
         """The batch's gradients by layer, not yet clipped, and each example's squared norm."""
+        uses = self._uses(x, y, loss)
+        with torch.no_grad():
+            every = parts(uses)
+            return every, _squares(every)
+
+    def _uses(self, x: Any, y: Tensor, loss: Loss) -> dict[Layer, Uses]:
+        """Every layer's inputs and output gradients on a batch."""
         half, rows = self.precision == "bfloat16", len(y)
         device = tensors(x)[0].device.type
         lower = torch.autocast(device, torch.bfloat16) if half else nullcontext()
@@ -191,9 +211,7 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
                 uses.setdefault(layer, []).append(layer.cast(a, g) if half else (a, g))
         if not uses:
             raise ModelError("model: expected a loss that depends on trained parameters, got none")
-        with torch.no_grad():
-            made = parts(uses)
-            return made, sum((part.square for part in made[1:]), made[0].square)
+        return dict(uses)
 
     def losses(self, x: Any, y: Tensor, loss: Loss) -> Tensor:
         """A loss per example [B], while the layers are recorded."""
@@ -294,27 +312,23 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
             self.tape.clear()
 
 
-def at_most(square: Tensor, clip: float) -> Tensor:
-    """The factors that bring finite norms, given squared, to at most `clip`."""
-    return (clip / (square.sqrt() + 1e-6)).clamp_(max=1.0)
+def _part(pairs: Uses, block: slice) -> Uses:
+    return [(a[block], g[block]) for a, g in pairs]
+
+
+def _squares(every: Sequence[Part]) -> Tensor:
+    """Each example's squared norm over all parts [B], float64."""
+    return sum((part.square for part in every[1:]), every[0].square)
 
 
 def clip_factors(square: Tensor, clip: float) -> tuple[Tensor, Tensor | None]:
-    """What each example's gradient is multiplied by, from its squared norm; which are not finite.
+    """What each example's gradient is multiplied by, from its squared norm; which are broken.
 
-    An example whose norm is not finite has the factor 0; None where there is no such example.
+    (factors [B], float32; broken [B] or None where there is none). A factor brings the norm to at
+    most `clip`. An example whose norm is not finite is broken and has the factor 0.
     """
-    factors = at_most(square, clip)
+    factors = (clip / (square.sqrt() + 1e-6)).clamp_(max=1.0).float()
     if math.isfinite(square.max()):
         return factors, None
     broken = ~torch.isfinite(square)
     return factors.masked_fill_(broken, 0), broken
-
-
-def made_up(rows: int, like: Tensor) -> Tensor:
-    """So many rows shaped like `like`, of which no value is looked at."""
-    row = torch.arange(rows).view(-1, *[1] * (like.dim() - 1))
-    if not like.is_floating_point():
-        return (row % 2).expand(rows, *like.shape[1:]).to(like.device, like.dtype)
-    values = torch.linspace(-1, 1, math.prod(like.shape[1:])).view(like.shape[1:])
-    return (values * (row + 0.5) * (-1) ** row).to(like.device, like.dtype)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from client.dpsgd.clipped_sum import Lookup, Outer, Part, sum_of
+from client.dpsgd.clipped_sum import Lookup, Outer, Part, SumOf, gradient_of, row_squares
 from client.dpsgd.trees import Batch, tensors
 
 Uses = Sequence[tuple[Any, Any]]
@@ -106,33 +106,33 @@ class Sampled(Part):
         rows = uses[0][1].shape[0]
         width = sum(p.numel() for p in {p for layer, _, _ in uses for p in layer.trained})
         self.most = max(1, _MOST // width)
-        whole = isinstance(rows, torch.SymInt) or rows <= self.most  # no number while it is traced
+        whole = rows <= self.most
         starts = (0,) if whole else range(0, rows, self.most)
         self._chunks = [slice(None) if whole else slice(at, at + self.most) for at in starts]
-        self._kept: Mapping[nn.Parameter, Tensor] | None = None
-        squares = []
+        self._cached: Mapping[nn.Parameter, Tensor] | None = None
+        squares: list[Any] = []
         for at in self._chunks:
-            made = self._made(at)
-            norms = [torch.linalg.vector_norm(_flat(x)[0], dim=1) for x in made.values()]
-            squares.append(torch.stack(norms).square_().sum(0))
+            samples = self._samples(at)
+            squares.append(sum(row_squares(_flat(x)[0]) for x in samples.values()))
             if whole:
-                self._kept = made
+                self._cached = samples
         self.square = torch.cat(squares)
 
-    def _made(self, at: slice) -> dict[nn.Parameter, Tensor]:
-        made: dict[nn.Parameter, Tensor] = {}
+    def _samples(self, at: slice) -> dict[nn.Parameter, Tensor]:
+        samples: dict[nn.Parameter, Tensor] = {}
         for layer, a, g in self._uses:
             for p, sample in layer.samples(a[at], g[at]):
-                made[p] = made[p] + sample if p in made else sample
-        return made
+                samples[p] = samples[p] + sample if p in samples else sample
+        return samples
 
-    def add(self, factors: Tensor, broken: Tensor | None) -> None:
+    def add(self, factors: Tensor, broken: Tensor | None, sum_of: SumOf = gradient_of) -> None:
         for at in self._chunks:
-            for p, sample in (self._kept or self._made(at)).items():
+            for p, sample in (self._cached or self._samples(at)).items():
                 flat, restored = _flat(sample)
                 if broken is not None:
                     flat = flat.masked_fill(broken[at, None], 0)
-                sum_of(p).add_(restored(factors[at] @ flat))
+                total = sum_of(p)
+                total.add_(restored(factors[at].to(total.dtype) @ flat.to(total.dtype)))
 
 
 def _flat(sample: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -189,7 +189,7 @@ def _patched(a: Tensor, g: Tensor, conv: Any) -> Tensor:
 
     Products of bfloat16 are made float32, so that norm and sum are taken of the same numbers.
     """
-    kept = torch.float32 if g.dtype == torch.bfloat16 else g.dtype
+    wide = torch.float32 if g.dtype == torch.bfloat16 else g.dtype
     kernel, stride, dilation = (
         (1, *x) if len(x) == 1 else x for x in (conv.kernel_size, conv.stride, conv.dilation)
     )
@@ -197,8 +197,8 @@ def _patched(a: Tensor, g: Tensor, conv: Any) -> Tensor:
     if conv.groups > 1:
         columns = functional.unfold(a, kernel, dilation=dilation, stride=stride)
         columns = columns.view(rows, conv.groups, -1, pixels).transpose(2, 3)
-        made = (g.reshape(rows, conv.groups, -1, pixels) @ columns).to(kept)
-        return made.view(rows, g.shape[1], -1, *kernel)
+        products = (g.reshape(rows, conv.groups, -1, pixels) @ columns).to(wide)
+        return products.view(rows, g.shape[1], -1, *kernel)
     # With the channels innermost a patch is a few long runs, which copy several times faster than
     # unfold does; a few examples at a time, so that their patches stay in the cache.
     a = a.permute(0, 2, 3, 1).contiguous()
@@ -213,18 +213,15 @@ def _patched(a: Tensor, g: Tensor, conv: Any) -> Tensor:
     size = math.prod(kernel) * a.shape[3]
     chunk = max(1, _CACHED // (pixels * size)) * torch.get_num_threads()
     g = g.permute(0, 2, 3, 1).reshape(rows, pixels, -1).transpose(1, 2)
-    if isinstance(rows, torch.SymInt):  # traced: no number to count to
-        made = torch.bmm(g, patches.reshape(rows, pixels, size))
-    else:
-        made = a.new_empty(rows, g.shape[1], size, dtype=kept)
-        for at in range(0, rows, chunk):
-            part = slice(at, at + chunk)
-            some = patches[part].reshape(-1, pixels, size)
-            if kept == g.dtype:
-                torch.bmm(g[part], some, out=made[part])
-            else:
-                made[part] = torch.bmm(g[part], some)
-    return made.view(rows, -1, *kernel, a.shape[3]).permute(0, 1, 4, 2, 3)
+    products = a.new_empty(rows, g.shape[1], size, dtype=wide)
+    for at in range(0, rows, chunk):
+        part = slice(at, at + chunk)
+        some = patches[part].reshape(-1, pixels, size)
+        if wide == g.dtype:
+            torch.bmm(g[part], some, out=products[part])
+        else:
+            products[part] = torch.bmm(g[part], some)
+    return products.view(rows, -1, *kernel, a.shape[3]).permute(0, 1, 4, 2, 3)
 
 
 _PADDING: Final = {
@@ -370,7 +367,7 @@ def parts(uses: Mapping[Layer, Uses]) -> list[Part]:
         for p in layer.trained:
             owners[p] = owners.get(p, 0) + 1
     shared = [layer for layer in uses if any(owners[p] > 1 for p in layer.trained)]
-    made = [layer.part(pairs) for layer, pairs in uses.items() if layer not in shared]
+    every = [layer.part(pairs) for layer, pairs in uses.items() if layer not in shared]
     if shared:
-        made.append(Sampled([(layer, a, g) for layer in shared for a, g in uses[layer]]))
-    return made
+        every.append(Sampled([(layer, a, g) for layer in shared for a, g in uses[layer]]))
+    return every

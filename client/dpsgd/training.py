@@ -8,7 +8,7 @@ with the noisy mean (weight decay, FedProx, momentum, Adam) depends on no row.
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
+from client.dpsgd.clipped_sum import BatchSum
 from client.dpsgd.clipping import BookKeeping
 from client.dpsgd.examination.made_up_rows import Domain
 from client.dpsgd.examination.separation import examine
-from client.dpsgd.memory import keep_freed
-from client.dpsgd.openmp import team
 from client.dpsgd.per_sample import ModelError
 from client.tasks.rows import Rows
 from client.tasks.task import Task, none_of
 from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise
+from privacy.mechanism.sensitivity import noise_std, slack
 
 
 class TrainingError(ValueError):
@@ -46,60 +46,55 @@ class Trained:
 
 
 class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
-    """Opacus' optimizer of clipped sums, its noise from the system's entropy, on a public grid.
+    """Opacus' optimizer of clipped sums, whose noise is `privatise`'s: secure, on a public grid.
 
-    The parameters become parts of one vector, which `inner` makes an optimizer of, and each
-    `p.grad` a part of its gradient: so all are noised, scaled and stepped in one go. After
-    `pre_step()` they are the noisy mean; `pull` comes after it.
+    `sums` is where the model leaves its clipped sum. `begin` starts a step. After `pre_step()` each
+    `p.grad` is the noisy mean over `expected_batch_size`, which must be public; step hooks come
+    next, then `base`.
     """
 
     def __init__(
         self,
-        trained: Sequence[nn.Parameter],
-        inner: Callable[[Sequence[Tensor]], torch.optim.Optimizer],
+        base: torch.optim.Optimizer,
         *,
-        pull: Callable[[], None] | None = None,
-        **kwargs: Any,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        expected_batch_size: float,
     ) -> None:
-        self._trained, self._pull = list(trained), pull
-        self._all = torch.cat([p.detach().reshape(-1) for p in trained])
-        self._all.grad = self._sum = torch.zeros_like(self._all)
-        sizes = [p.numel() for p in trained]
-        parts = zip(trained, self._all.split(sizes), self._sum.split(sizes), strict=True)
-        for p, values, sums in parts:
-            p.data, p.grad = values.view(p.shape), sums.view(p.shape)
-        super().__init__(inner([self._all]), **kwargs)
+        super().__init__(
+            base,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            expected_batch_size=expected_batch_size,
+        )
+        allowed = slack(expected_batch_size)
+        self.sums = BatchSum(self.params, allowed)
+        numbers = self.sums.gradient.numel()
+        self._std = noise_std(noise_multiplier, max_grad_norm, numbers, allowed)
 
-    @property
-    def params(self) -> list[nn.Parameter]:
-        """The model's own parameters that are trained."""
-        return self._trained
+    def begin(self, rows: int) -> None:
+        """Start the sum of a step, in which so many rows are added."""
+        self._store(dict.fromkeys(self.params))
+        self.sums.begin(rows)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
-        """Begin the next sum."""
-        self._sum.zero_()
+        """Forget the last sum; every `p.grad` stays a part of the vector that is noised."""
+        self.begin(0)
 
     def accumulate(self) -> None:
-        """The model has left its clipped sum where it is noised."""
+        """Store the step's clipped sum in every `p.summed_grad`: one block's, or all blocks'."""
+        self._total = self.sums.total()
+        self._store(self.sums.by_parameter(self._total))
+
+    def _store(self, sums: Mapping[Any, Tensor | None]) -> None:
+        for p, total in sums.items():
+            p.summed_grad = total
 
     def add_noise(self) -> None:
-        """Make of the clipped sum the noisy mean: noised, on the grid, over the public size."""
-        total = self._sum.cpu()  # on a CPU the very same memory
-        std = self.noise_multiplier * self.max_grad_norm
-        noise.privatise(total.numpy(), std, over=self.expected_batch_size, team=team())
-        self._sum.copy_(total)
-
-    def scale_grad(self) -> None:
-        """Already divided."""
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One noisy step; then `pull`, which sees no row."""
-        if not self.pre_step():
-            return None
-        if self._pull is not None:
-            self._pull()
-        result: float | None = self.original_optimizer.step(closure)
-        return result
+        """Make of every `p.summed_grad` a noisy sum on the public grid, in `p.grad`."""
+        total = self._total.cpu()  # on a CPU the very same memory
+        noise.privatise(total.numpy(), self._std)
+        self.sums.gradient.copy_(total)
 
 
 def train(
@@ -112,18 +107,16 @@ def train(
     event: Event | None,
     round: int,
     device: torch.device | str = "cpu",
-    compile: bool = False,
     on_step: Callable[[int, NDArray[np.int64], Any], None] | None = None,
 ) -> Trained:
     """Train `model` in place for one round (from 1) and return what changed.
 
     `event` is what was paid: its sigma, rate and steps are used, not the plan's; without an event
-    the steps are plain. `compile`d steps have the same sums, sooner. `on_step(step, drawn rows,
-    optimizer)` is called after every step, for tests and audits.
+    the steps are plain. `on_step(step, drawn rows, optimizer)` is called after every step, for
+    tests and audits.
     """
     if event is not None and event.unit != "record":
         raise TrainingError(f"event: expected the unit record, got {event.unit}")
-    keep_freed()
     rate = plan.rate if event is None else event.rate
     steps = plan.steps if event is None else event.steps * event.count
     model.to(device).train()
@@ -134,18 +127,19 @@ def train(
     if not trained:
         raise TrainingError("model: expected parameters to train, got none")
     optimizer = NoisyOptimizer(
-        trained,
-        partial(optimizer_of, plan=plan),
+        optimizer_of(trained, plan),
         noise_multiplier=0.0 if event is None else event.sigma,
         max_grad_norm=1.0 if plan.clip is None else plan.clip,
         expected_batch_size=rate * plan.rows_of(site),
-        pull=proximal(trained, plan.mu) if plan.aggregation == "fedprox" else None,
     )
-    with _summed(model, Rows(x, y), task, plan, event, compile=compile) as add:
+    if plan.aggregation == "fedprox":
+        pull = proximal(trained, plan.mu)
+        optimizer.attach_step_hook(lambda _: pull())
+    with _summed(model, Rows(x, y), task, plan, event, optimizer.sums) as add:
         for step, drawn in enumerate(noise.batches(len(rows), rate, steps)):
             for group in optimizer.param_groups:
                 group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
-            optimizer.zero_grad()
+            optimizer.begin(0 if event is None else len(drawn))  # plain sums need no bound
             batch = torch.from_numpy(drawn).to(device)
             for part in torch.split(batch, plan.micro_batch) if plan.micro_batch else (batch,):
                 add(x.index_select(0, part), y.index_select(0, part), task.loss)
@@ -220,23 +214,18 @@ Add = Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], None]
 
 @contextmanager
 def _summed(
-    model: nn.Module, rows: Rows, task: Task, plan: Plan, event: Event | None, *, compile: bool
+    model: nn.Module, rows: Rows, task: Task, plan: Plan, event: Event | None, sums: BatchSum
 ) -> Iterator[Add]:
-    """How a batch's gradient is added to `p.grad`: clipped by example; plainly without an event."""
+    """How a batch's gradient is added to `sums`: clipped by example; plainly without an event."""
     if event is None:
         yield partial(_plain, model)
         return
     if plan.clip is None:
         raise TrainingError("clip: expected a value in a private plan, got nothing")
-    wrapped = BookKeeping(model, clip=plan.clip, precision=plan.precision)
+    wrapped = BookKeeping(model, clip=plan.clip, precision=plan.precision, sums=sums)
     try:
         examine(wrapped, domain_of(task, rows), task.loss)
-        if compile:
-            from client.dpsgd.compiling import compiled  # a compiler, loaded where it is wanted
-
-            yield compiled(wrapped, model, rows.x, rows.y, task.loss)
-        else:
-            yield wrapped.accumulate
+        yield wrapped.accumulate
     finally:
         wrapped.to_standard_module()
 

@@ -62,7 +62,6 @@ class Simulation:
 
     engine: Literal["serial", "processes", "vector", "ray"] = "serial"
     workers: Annotated[int, Interval(ge=1, le=1024)] = 2
-    compile: bool = False
     dropout: Share = 0.0
     slow: Share = 0.0
 

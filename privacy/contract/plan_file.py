@@ -17,6 +17,8 @@ LIMITS: Final = Limits(size=8_000_000, length=4_000_000, count=1 << 20)
 _MOST_SITES: Final = 100_000
 _SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TABLES: Final = ("site", "operation", "simulation")
+_REMOVED: Final = frozenset({"compile"})
+"""Keys of [simulation] in run folders of 0.1.0 that no longer do anything: ignored."""
 _MOVED: Final = {name: f"operation.{name}" for name in field_names(Operation)}
 
 
@@ -71,6 +73,7 @@ def parse(table: Mapping[str, Any]) -> Plan:
             raise PlanError(f"unknown key {key}, it must be in the table [operation]")
         if key not in field_names(Contract):
             raise PlanError(unknown(key, [*field_names(Contract), *_TABLES]))
+    simulation = {k: v for k, v in _table(table, "simulation").items() if k not in _REMOVED}
     sites = _table(table, "site")
     if len(sites) > _MOST_SITES:
         raise PlanError(f"site must hold at most {_MOST_SITES} tables, got {len(sites)}")
@@ -91,7 +94,7 @@ def parse(table: Mapping[str, Any]) -> Plan:
                 for name, overrides in sites.items()
             },
             "operation": build(Operation, operation, PlanError, "operation."),
-            "simulation": build(Simulation, _table(table, "simulation"), PlanError, "simulation."),
+            "simulation": build(Simulation, simulation, PlanError, "simulation."),
         },
         PlanError,
     )

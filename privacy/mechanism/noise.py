@@ -1,8 +1,9 @@
 """Randomness and clipping, on which every guarantee stands: from the system's entropy, unseedable.
 
-Each draw takes a fresh 256-bit key from the operating system and expands it by AES-256 in counter
-mode. No generator outlives its draw, so nothing can be seeded, forked, shared between threads or
-read back. `docs/randomness.md` says what this does against floating-point attacks, and what not.
+`privatise` is the one function that adds noise. Each call takes a fresh 256-bit key from the
+operating system and expands it by AES-256 in counter mode. No generator outlives its call, so
+nothing can be seeded, forked, shared between threads or read back. `docs/randomness.md` proves what
+the noise does on a computer, and says what is assumed.
 """
 
 import hashlib
@@ -19,15 +20,17 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
-from privacy.mechanism import native
+from privacy.mechanism import gaussian, native
+from privacy.mechanism.gaussian import Sums
 
-_CHUNKS: Final = 64  # of bits at a time: fewer cost calls, more leave the cache
-_SLAB: Final = 2 * _CHUNKS * native.PAIRS
-_ZEROS: Final = bytes(native.size(_SLAB))
+_SLAB: Final = 2 * gaussian.PAIRS * 16
+"""Numbers whose bits are made at a time: fewer cost calls, more leave the cache."""
+_ZEROS: Final = bytes(gaussian.bits_for(_SLAB))
 _IV: Final = bytes(16)
 _KEY: Final = 32
 _GRID_BITS: Final = 12
 _AHEAD: Final = 1 << 20  # rows, of so many steps as that makes
+_LEAST_STD, _MOST_STD = 1e-250, 1e250
 
 _log = logging.getLogger(__name__)
 
@@ -36,43 +39,33 @@ class NoiseError(ValueError):
     """A draw or a norm that was asked for with impossible parameters."""
 
 
-def normal(shape: int | Sequence[int], std: float) -> NDArray[np.float32]:
-    """Independent N(0, std^2) draws, exact in distribution to float32 and out to 9 sigma."""
-    _check(std)
-    out = np.empty(shape, dtype=np.float32)
-    if std == 0:
-        out.fill(0)
-        return out
-    _fill(out.reshape(-1), std, 0.0, 1.0)
-    return out
-
-
-def privatise(
-    sums: NDArray[np.float32],
-    std: float,
-    *,
-    over: float = 1.0,
-    team: native.Team = native.ALONE,
-) -> None:
+def privatise(sums: Sums, std: float, *, over: float = 1.0) -> None:
     """Add independent N(0, std^2) to every entry, in place, round to the grid, divide by `over`.
 
-    `sums` are contiguous float32. A `team` of threads may share the work.
+    `sums` are contiguous, float32 or float64, of any shape. Each becomes k * grid(std) / over with
+    a whole number k, whose law is that of the rounded Gaussian (docs/randomness.md). `std` comes
+    from `privacy.mechanism.sensitivity.noise_std`; without noise (0) sums are divided alone.
+    NoiseError where the parameters are impossible.
     """
-    _check(std)
+    if not (std == 0 or _LEAST_STD <= std <= _MOST_STD):
+        raise NoiseError(f"std: expected 0 <= std < inf, got {std!r}")
     if not 0 < over < math.inf:
         raise NoiseError(f"over: expected 0 < over < inf, got {over!r}")
-    if sums.dtype != np.float32 or not sums.flags.c_contiguous or not sums.flags.writeable:
-        raise NoiseError(f"sums: expected contiguous float32, got {sums.dtype}")
+    known = sums.dtype in (np.float32, np.float64)
+    if not known or not sums.flags.c_contiguous or not sums.flags.writeable:
+        raise NoiseError(f"sums: expected contiguous float32 or float64, got {sums.dtype}")
     flat = sums.reshape(-1)
     if std == 0:
-        flat /= np.float32(over)
+        flat /= flat.dtype.type(over)
         return
-    _fill(flat, std, grid(std), over, team)
-
-
-def _check(std: float) -> None:
-    if not 0 <= std < math.inf:
-        raise NoiseError(f"std: expected 0 <= std < inf, got {std!r}")
+    kernel = _kernel()
+    add, step = gaussian.add_noise if kernel is None else kernel.add_noise, grid(std)
+    stream, bits = _stream(_key()), np.empty(gaussian.bits_for(min(_SLAB, len(flat))), np.uint8)
+    for at in range(0, len(flat), _SLAB):
+        part = flat[at : at + _SLAB]
+        used = bits[: gaussian.bits_for(len(part))]
+        _expand(stream, used)
+        add(part, used, std, step, over)
 
 
 def poisson(n: int, rate: float) -> NDArray[np.int64]:
@@ -111,11 +104,9 @@ def batches(n: int, rate: float, steps: int) -> Iterator[NDArray[np.int64]]:
 
 def _below(n: int, threshold: int) -> NDArray[np.int64]:
     """Which of n random 16-bit words are below the threshold, and ~i of those equal to it."""
-    kernel = _kernel()
+    words, kernel = _bits(n, np.uint16), _kernel()
     if kernel is not None and n:
-        bits = _key() if kernel.streams else _bits(2 * n, np.uint8)
-        return kernel.draw(n, bits, threshold)
-    words = _bits(n, np.uint16)
+        return kernel.draw(words, threshold)
     drawn = np.flatnonzero(words <= threshold)
     return np.where(words[drawn] == threshold, ~drawn, drawn)
 
@@ -182,11 +173,6 @@ def insecure(seed: str | int) -> Iterator[None]:
         _insecure.reset(token)
 
 
-def is_insecure() -> bool:
-    """Whether draws made here and now are reproducible."""
-    return _insecure.get() is not None
-
-
 class _Seeded:
     """Keys counted off from a seed."""
 
@@ -212,11 +198,11 @@ def _stream(key: bytes) -> CipherContext:
     return Cipher(algorithms.AES256(key), modes.CTR(_IV)).encryptor()
 
 
-def _bits(count: int, dtype: type[Any], key: bytes | None = None) -> NDArray[Any]:
+def _bits(count: int, dtype: type[Any]) -> NDArray[Any]:
     out = np.empty(count, dtype=dtype)
-    if key is None and out.nbytes <= _KEY:  # a fresh key is as random as its stream
+    if out.nbytes <= _KEY:  # a fresh key is as random as its stream
         return np.frombuffer(_key()[: out.nbytes], dtype=dtype)
-    _expand(_stream(key or _key()), out.view(np.uint8))
+    _expand(_stream(_key()), out.view(np.uint8))
     return out
 
 
@@ -226,98 +212,6 @@ def _expand(stream: CipherContext, out: NDArray[np.uint8]) -> None:
         stream.update_into(memoryview(_ZEROS)[: len(part)], part)
 
 
-def _fill(
-    sums: NDArray[np.float32],
-    std: float,
-    step: float,
-    over: float,
-    team: native.Team = native.ALONE,
-) -> None:
-    """Add draws to a flat array, round to multiples of `step`, divide; step 0 puts draws alone."""
-    kernel, key = _kernel(), _key()
-    if kernel is not None and kernel.streams:
-        kernel.fill(sums, key, std, step, over, team)
-        return
-    fill = _numpy_fill if kernel is None else kernel.fill
-    stream, bits = _stream(key), np.empty(native.size(min(_SLAB, len(sums))), dtype=np.uint8)
-    for at in range(0, len(sums), _SLAB):
-        part = sums[at : at + _SLAB]
-        own = bits[: native.size(len(part))]
-        _expand(stream, own)
-        fill(part, own, std, step, over)
-
-
 @cache
 def _kernel() -> native.Kernel | None:
-    return native.load(_numpy_fill, lambda key, size: _bits(size, np.uint8, key))
-
-
-def _numpy_fill(
-    sums: NDArray[np.float32], bits: NDArray[np.uint8], std: float, step: float, over: float
-) -> None:
-    """The kernel's `fill` (privacy/mechanism/noise.c), of the same bits in the same order."""
-    whole = len(sums) // (2 * native.PAIRS)
-    done, used = 2 * native.PAIRS * whole, 12 * native.PAIRS * whole
-    if whole:
-        _chunks(sums[:done].reshape(whole, 2, -1), bits[:used].reshape(whole, -1), std, step, over)
-    if done < len(sums):
-        last = np.zeros((len(sums) - done + 7) // 8 * 8, dtype=np.float32)
-        last[: len(sums) - done] = sums[done:]
-        _chunks(last.reshape(1, 2, -1), bits[used:].reshape(1, -1), std, step, over)
-        sums[done:] = last[: len(sums) - done]
-
-
-def _chunks(
-    sums: NDArray[np.float32], bits: NDArray[np.uint8], std: float, step: float, over: float
-) -> None:
-    """Fill sums [chunks, 2, pairs] from bits [chunks, 12 * pairs]."""
-    pairs = sums.shape[2]
-    radii = bits[:, : 8 * pairs].view(np.uint64)
-    angles = bits[:, 8 * pairs : 12 * pairs].view(np.uint32)
-    z = _box_muller(radii, angles, std).transpose(1, 0, 2)
-    if step == 0:
-        sums[:] = z
-        return
-    np.add(sums, z, out=sums)
-    sums *= np.float32(1 / step)
-    np.rint(sums, out=sums)
-    sums *= np.float32(step / over)
-
-
-def _box_muller(
-    radii: NDArray[np.uint64], angles: NDArray[np.uint32], std: float
-) -> NDArray[np.float32]:
-    """Two normal numbers [2, ...] from every 12 bytes (Box and Muller 1958)."""
-    # 63 bits of u keep the tail: the largest radius is sqrt(-2 ln 2^-64) = 9.4. (Of 64 unsigned
-    # bits a processor makes floats five times as slowly.)
-    radius = np.multiply((radii >> np.uint64(1)).view(np.int64), 2.0**-63)
-    radius += 2.0**-64
-    np.log(radius, out=radius)
-    length = radius.astype(np.float32)
-    length *= -2
-    np.sqrt(length, out=length)
-    length *= np.float32(std)
-    # Two bits of quadrant; thirty, signed, of the offset from its axis, at most a quarter of pi:
-    # small enough for sine and cosine in float32 (in float64 numpy takes ten times as long).
-    offset = np.multiply((angles << np.uint32(2)).view(np.int32), math.pi / 2**33, dtype=np.float32)
-    z = np.empty((2, *radii.shape), dtype=np.float32)
-    np.cos(offset, out=z[0])
-    np.sin(offset, out=z[1])
-    z *= length
-    # A quadrant further is (-y, x) for (x, y): swapped where the low bit is odd, signed by both.
-    low = angles << np.uint32(1)
-    x, y = z.view(np.uint32)
-    changed = x ^ y
-    changed &= (low.view(np.int32) >> np.int32(31)).view(np.uint32)
-    low ^= angles
-    low &= _SIGN
-    angles = angles & _SIGN
-    changed ^= low
-    x ^= changed
-    changed ^= low
-    y ^= changed
-    y ^= angles
-    return z
-
-
-_SIGN: Final = np.uint32(1 << 31)
+    return native.load()

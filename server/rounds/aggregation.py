@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,13 @@ from numpy.typing import NDArray
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise
+from privacy.mechanism.sensitivity import noise_std
+
+Totals = dict[str, NDArray[Any]]
+"""Sums of updates by name: float64 in the client unit, else float32."""
+
+_ADDED: Final = 2.0**-18
+"""What float64 adds to the sensitivity of a sum of at most 100,000 clipped updates, relative."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,33 +112,41 @@ def combine(state: State, updates: Iterable[Update], plan: Plan, *, asked: int =
     al. 2018): a sum of `asked` updates clipped to `clip`, noised here, over the number `asked`,
     which is public and does not depend on who answered.
     """
-    total: Arrays = {}
+    total: Totals = {}
     weight, below = 0.0, 0.0
     for update in updates:
         weight += _add(total, update, state, plan)
         below += update.below or 0.0
         del update  # else it would stay in memory while the next one unfolds
-    if not total:
-        total = {name: np.zeros_like(a) for name, a in state.weights.items()}
     if plan.unit == "client":
-        total, weight = _noised(total, state, plan), float(asked)
-    if weight == 0:
-        raise ValueError("updates: expected at least one")
-    for name in total:
-        total[name] /= np.float32(weight)
-    moved = _moved(state, total, plan)
+        mean = _noisy_mean(total, state, plan, asked)
+    elif weight == 0:
+        raise ValueError("updates: must be at least one, got none")
+    else:
+        mean = total
+        for name in mean:
+            mean[name] /= np.float32(weight)
+    moved = _moved(state, mean, plan)
     if plan.unit == "client" and plan.clip_quantile is not None:
         return replace(moved, clip=_adapted(state, below, asked, plan))
     return moved
 
 
-def _add(total: Arrays, update: Update, state: State, plan: Plan) -> float:
-    """Add an update, clipped in the client unit, times its weight; returns the weight."""
+def _add(total: Totals, update: Update, state: State, plan: Plan) -> float:
+    """Add an update, clipped in the client unit, times its weight; returns the weight.
+
+    In the client unit the sums are float64: the noise pays for their rounding, which is less.
+    """
     arrays, share = update.arrays, 1.0
     if plan.unit == "client":
         clipped, _ = noise.clip(list(arrays.values()), _clip(state))
-        arrays = dict(zip(arrays, clipped, strict=True))
-    elif plan.weights == "rows":
+        for name, array in zip(arrays, clipped, strict=True):
+            if name in total:
+                total[name] += array
+            else:
+                total[name] = array.astype(np.float64)
+        return share
+    if plan.weights == "rows":
         share = float(plan.rows_of(update.site))
     for name, array in arrays.items():
         if name not in total:
@@ -165,12 +181,19 @@ def _clip(state: State) -> float:
     return state.clip
 
 
-def _noised(total: Arrays, state: State, plan: Plan) -> Arrays:
-    sigma = plan.nominal_sigma()
+def _noisy_mean(total: Totals, state: State, plan: Plan, asked: int) -> Arrays:
+    """The noised sum of clipped updates (float64; empty if none came) over the sites asked."""
+    sigma, clip = plan.nominal_sigma(), _clip(state)
     if sigma is None:
-        raise ValueError("sigma: expected noise in the client unit")
-    std = sigma * _clip(state)
-    return {name: a + noise.normal(a.shape, std) for name, a in total.items()}
+        raise ValueError("sigma: must be a number in the client unit, got nothing")
+    if not total:
+        total = {name: np.zeros(a.shape) for name, a in state.weights.items()}
+    std = noise_std(sigma, clip, sum(a.size for a in total.values()), _ADDED)
+    mean: Arrays = {}
+    for name, array in total.items():
+        noise.privatise(array, std, over=float(asked))
+        mean[name] = array.astype(np.float32)
+    return mean
 
 
 def _adapted(state: State, below: float, asked: int, plan: Plan) -> float:
@@ -181,6 +204,7 @@ def _adapted(state: State, below: float, asked: int, plan: Plan) -> float:
     """
     if plan.clip_quantile is None or plan.clip_sigma is None:
         return _clip(state)
-    noisy = below + float(noise.normal((1,), plan.clip_sigma * 0.5)[0])
-    share = noisy / asked + 0.5
+    count = np.array([below], dtype=np.float64)
+    noise.privatise(count, noise_std(plan.clip_sigma, 0.5, 1))
+    share = float(count[0]) / asked + 0.5
     return float(_clip(state) * np.exp(-plan.clip_lr * (share - plan.clip_quantile)))

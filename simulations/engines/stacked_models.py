@@ -22,6 +22,8 @@ ELEMENTWISE: Final = (
     *(nn.Hardtanh, nn.Identity),
 )
 
+_ALL: Final = slice(None)
+
 
 class Stack:
     """A model of Linear layers, elementwise activations and Flatten, for many sites at once."""
@@ -108,14 +110,26 @@ class Gradients:
         ]
         return torch.stack(parts).sum(0).view(self._pairs[0][1].shape[:2])
 
-    def summed(self, factors: Tensor, dead: Tensor | None) -> Tensor:
-        """sum_i factors_i * gradient_i [K, numbers]; `dead` examples are zero whatever they hold"""
+    def summed(
+        self,
+        factors: Tensor,
+        dead: Tensor | None,
+        rows: slice = _ALL,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """sum_i factors_i * gradient_i [K, numbers] over `rows` of the examples, in `dtype`.
+
+        Examples that are `dead` are zero, whatever they hold.
+        """
         sums = []
+        factors = factors[:, rows, None]
         for layer, a, g in self._pairs:
+            a, g = a[:, rows], g[:, rows]
             if dead is not None:
-                a, g = a.masked_fill(dead[..., None], 0), g.masked_fill(dead[..., None], 0)
-            g = g * factors[..., None]
-            sums.append(torch.bmm(g.transpose(1, 2), a).flatten(1))
+                away = dead[:, rows, None]
+                a, g = a.masked_fill(away, 0), g.masked_fill(away, 0)
+            g = (g * factors).to(dtype)
+            sums.append(torch.bmm(g.transpose(1, 2), a.to(dtype)).flatten(1))
             if layer.bias is not None:
                 sums.append(g.sum(1))
         return torch.cat(sums, 1)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.dpsgd.clipping import clip_factors
-from client.dpsgd.memory import keep_freed
 from client.dpsgd.training import Trained, TrainingError, optimizer_of, proximal, rate_of
 from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise
+from privacy.mechanism.gaussian import Sums
+from privacy.mechanism.sensitivity import rows_per_block, slack
 from simulations.engines.stacked_models import Stack
 
 T = TypeVar("T")
+_DOUBLE_ROWS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +61,6 @@ def train_together(
 
     Not `private`: plain sums without clipping or noise, of one member as of many.
     """
-    keep_freed()
     flat = torch.from_numpy(np.stack([stack.flat(member.weights) for member in members]))
     old = flat.clone()
     inner = optimizer_of([flat], plan)
@@ -68,6 +69,7 @@ def train_together(
     if private and plan.clip is None:
         raise TrainingError("clip: expected a value in a private plan, got nothing")
     clip = plan.clip if private else None
+    allowed = min(slack(member.denominator) for member in members)
     if not private and any(member.std for member in members):
         raise TrainingError("std: expected no noise where a plan is not private")
     with torch.no_grad():
@@ -75,9 +77,8 @@ def train_together(
             for group in inner.param_groups:
                 group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
             drawn = batches.draw()
-            total = _summed(stack, flat, drawn, task, clip)
-            privatise(total.numpy(), members)
-            flat.grad = total
+            total = _summed(stack, flat, drawn, task, clip, allowed)
+            flat.grad = torch.from_numpy(noisy_means(total.numpy(), members))
             if pull is not None:
                 pull()
             inner.step()
@@ -85,8 +86,14 @@ def train_together(
     return [Trained(stack.named(row), steps) for row in moved]
 
 
-def _summed(stack: Stack, flat: Tensor, batch: "Batch", task: Task, clip: float | None) -> Tensor:
-    """Each member's sum over its batch, of clipped gradients where there is a clip."""
+def _summed(
+    stack: Stack, flat: Tensor, batch: "Batch", task: Task, clip: float | None, allowed: float
+) -> Tensor:
+    """Each member's sum over its batch, of clipped gradients where there is a clip.
+
+    As in `client.dpsgd.clipped_sum.BatchSum`, in blocks that keep float32 within `allowed`; the
+    sums are float64 where there are several.
+    """
     if not batch.real.numel():
         return torch.zeros_like(flat)
     with torch.enable_grad():
@@ -95,7 +102,16 @@ def _summed(stack: Stack, flat: Tensor, batch: "Batch", task: Task, clip: float 
         dead = ~batch.real
         return made.summed(batch.real.to(flat.dtype), dead if bool(dead.any()) else None)
     factors, broken = clip_factors(made.squares(), clip)
-    return made.summed(factors.masked_fill_(~batch.real, 0), broken)
+    factors.masked_fill_(~batch.real, 0)
+    rows = factors.shape[1]
+    block = rows_per_block(rows, allowed)
+    if block >= rows:
+        return made.summed(factors, broken)
+    total = torch.zeros_like(flat, dtype=torch.float64)
+    kind, size = (torch.float32, block) if block else (torch.float64, _DOUBLE_ROWS)
+    for at in range(0, rows, size):
+        total += made.summed(factors, broken, slice(at, at + size), kind)
+    return total
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,25 +162,26 @@ class Batches:
         return np.concatenate([rows + start for rows, start in zip(drawn, starts, strict=True)])
 
 
-def privatise(sums: NDArray[np.float32], members: Sequence[Member]) -> None:
+def noisy_means(sums: Sums, members: Sequence[Member]) -> NDArray[np.float32]:
     """Make of clipped sums [K, numbers] the noisy means, each on the grid of its member's std.
 
-    Members of one std share a draw; reproducible ones draw by themselves.
+    Members of one std share a draw; reproducible ones draw by themselves. Float32 sums are
+    overwritten.
     """
     levels: dict[float, list[int]] = {}
     for i, member in enumerate(members):
         if member.context is None:
             levels.setdefault(member.std, []).append(i)
         else:
-            draw = partial(noise.privatise, sums[i], member.std, over=member.denominator)
-            _in(member, draw)
+            _in(member, partial(noise.privatise, sums[i], member.std))
     for std, equal in levels.items():
         noised = sums if len(equal) == len(members) else sums[equal]
         noise.privatise(noised, std)
-        over = np.array([members[i].denominator for i in equal], dtype=np.float32)
-        noised /= over[:, None]
         if noised is not sums:
             sums[equal] = noised
+    means = sums.astype(np.float32, copy=False)
+    means /= np.array([member.denominator for member in members], dtype=np.float32)[:, None]
+    return means
 
 
 def _in(member: Member, draw: Callable[[], T]) -> T:

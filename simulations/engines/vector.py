@@ -15,6 +15,7 @@ from client.dpsgd.per_sample import ModelError
 from client.dpsgd.training import Trained
 from client.tasks.registry import task
 from privacy.contract.plan import Plan, PlanError
+from privacy.mechanism.sensitivity import noise_std, slack
 from simulations.dataset import Place, sites
 from simulations.engines.stacked_models import Stack
 from simulations.engines.stacked_training import Member, train_together
@@ -142,9 +143,10 @@ class Vector:
         members = []
         for one in group:
             begun, event = one.begun, one.begun.event
-            std = 0.0 if event is None else event.sigma * (begun.plan.clip or 0.0)
+            sigma, clip = 0.0 if event is None else event.sigma, begun.plan.clip or 0.0
             rows = begun.site.rows(begun.task)
             denominator = rate * begun.plan.rows_of(begun.site.name)
+            std = noise_std(sigma, clip, self._stack.numbers, slack(denominator))
             members.append(Member(rows, begun.weights, denominator, std, one.room))
         return train_together(
             self._stack,

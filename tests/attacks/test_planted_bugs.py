@@ -22,7 +22,14 @@ from client.dpsgd.clipping import BookKeeping
 from privacy.mechanism import noise
 from tests.support.patience import patience
 
-normal, poisson = noise.normal, noise.poisson
+privatise, poisson = noise.privatise, noise.poisson
+
+
+def normal(shape, std):
+    """What `privatise` makes of zeros: noise alone, on the grid."""
+    noisy = np.zeros(shape, dtype=np.float32)
+    privatise(noisy, std)
+    return noisy
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +44,12 @@ def at_noise(planted):
     def plant(patch):
         draw = planted()
 
-        def privatise(sums, std, *, over=1.0, team=None):
+        def planted_noise(sums, std, *, over=1.0):
             sums += draw(sums.shape, std)
             step = noise.grid(std)
             sums[:] = (np.rint(sums / step) * step if step else sums) / over
 
-        patch.setattr(noise, "privatise", privatise)
+        patch.setattr(noise, "privatise", planted_noise)
 
     return plant
 

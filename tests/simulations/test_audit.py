@@ -47,8 +47,10 @@ def test_canary_clients_bound_the_client_unit():
 
 @pytest.mark.usefixtures("_without_conformance")
 def test_halved_noise_of_the_coordinator_is_found(monkeypatch):
-    normal = noise.normal
-    monkeypatch.setattr(noise, "normal", lambda shape, std: normal(shape, std / 2))
+    privatise = noise.privatise
+    monkeypatch.setattr(
+        noise, "privatise", lambda sums, std, *, over=1.0: privatise(sums, std / 2, over=over)
+    )
     found = audit_plan(load_plan("digits", CLIENTS), seed=1)
     assert found["verdict"] == "violation found"
     assert found["estimate"] > 7

@@ -105,12 +105,6 @@ def test_the_sums_are_nearly_those_of_float32(name: str) -> None:
     assert norm([a - b for a, b in zip(ours, right, strict=True)]) < 0.05 * norm(right)
 
 
-def test_sites_that_train_together_are_not_compiled() -> None:
-    vector = {"engine": "vector", "compile": True}
-    with pytest.raises(PlanError, match=r"simulation\.compile: expected false"):
-        parse(PLAN | {"precision": "float32", "simulation": vector})
-
-
 @pytest.mark.parametrize(
     "more", [{"unit": "client"}, {"simulation": {"engine": "vector"}}, {"precision": "float16"}]
 )

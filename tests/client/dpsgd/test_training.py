@@ -89,12 +89,12 @@ def test_exactly_the_steps_are_taken_with_empty_batches_too(size: int, steps: in
     seen: list[int] = []
     model = linear(0.0, 0.0)
     plan = a_plan(rate=0.01, steps=steps, sigma=1.0)
-    before = noise.normal
+    before = noise.privatise
     result = run(model, rows, plan, on_step=lambda step, drawn, optimizer: seen.append(step))
     assert seen == list(range(steps))
     assert result.steps == steps
     assert model.weight.any()
-    assert noise.normal is before
+    assert noise.privatise is before
 
 
 def test_the_paid_event_decides_not_the_plan() -> None:

@@ -58,9 +58,9 @@ def test_however_many_rows_are_drawn_there_is_room() -> None:
     kernel = noise._kernel()
     if kernel is None:
         pytest.skip("no C compiler")
-    bits = np.zeros(10_000, dtype=np.uint8)
-    assert kernel.draw(5000, bits, 7).tolist() == list(range(5000))
-    assert kernel.draw(5000, bits, 0).tolist() == [~i for i in range(5000)]
+    words = np.zeros(5000, dtype=np.uint16)
+    assert kernel.draw(words, 7).tolist() == list(range(5000))
+    assert kernel.draw(words, 0).tolist() == [~i for i in range(5000)]
 
 
 def test_draws_at_the_ends() -> None:

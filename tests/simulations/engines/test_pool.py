@@ -64,19 +64,6 @@ def replies_of(grid: LocalGrid, plan: Plan, sites: Sequence[str]) -> dict[str, A
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["serial", "processes"])
-def test_compiled_steps_give_the_numbers_and_the_ledgers_of_eager_ones(
-    tmp_path: Path, engine: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    eager = played(tmp_path / "eager", engine, "rate=0.5")
-    ours = played(tmp_path / "compiled", engine, "rate=0.5", "simulation.compile=true")
-    assert ours[1] == eager[1]
-    for one, other in zip(eager[0], ours[0], strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
-    assert "compile:" not in capfd.readouterr().err
-
-
 def test_no_two_processes_draw_the_same_noise(tmp_path: Path) -> None:
     plan, world = prepare(load_plan("digits", ["sites=6", "sigma=9", "rate=0.2"]), None)
     engine = Processes(Place(plan, world.train, world.parts, tmp_path, False), 2)

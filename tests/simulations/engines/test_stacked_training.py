@@ -22,8 +22,9 @@ from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
 from privacy.mechanism import noise
+from privacy.mechanism.sensitivity import noise_std, slack
 from simulations.engines.stacked_models import Stack
-from simulations.engines.stacked_training import Batches, Member, privatise, train_together
+from simulations.engines.stacked_training import Batches, Member, noisy_means, train_together
 
 SHARED = nn.Linear(4, 4)
 
@@ -121,8 +122,9 @@ def test_training_together_is_training_one_by_one(
         with noise.insecure(i):
             trained = train(model, rows, task, plan, site=f"s{i}", event=event, round=plan.rounds)
         alone.append(trained.update)
-        std = (sigma or 0.0) * (plan.clip or 0.0)
-        members.append(Member(rows, weights, plan.denominator(f"s{i}"), std, drawing(i)))
+        over = plan.denominator(f"s{i}")
+        std = noise_std(sigma or 0.0, plan.clip or 0.0, stack.numbers, slack(over))
+        members.append(Member(rows, weights, over, std, drawing(i)))
     together = train_together(
         stack,
         members,
@@ -187,7 +189,7 @@ def test_every_members_batches_are_poisson_samples() -> None:
 @pytest.mark.parametrize("std", [[2.0] * 4, [2.0, 0.5, 2.0, 7.0]])
 def test_every_member_has_noise_of_its_own_size(std: list[float]) -> None:
     made = np.zeros((4, 1550), dtype=np.float32)
-    privatise(made, members_of([0] * 4, std))
+    made = noisy_means(made, members_of([0] * 4, std))
     for one, row in zip(std, made.astype(np.float64), strict=True):
         assert np.array_equal(row, np.rint(row / noise.grid(one)) * noise.grid(one))
         assert stats.kstest(row / one, "norm").pvalue > 1e-6
