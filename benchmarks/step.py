@@ -209,7 +209,7 @@ def tacit(case: Case, rows: Rows, *, precision: str = "float32") -> Callable[[],
     """The product's own training, one round of `case.steps` steps."""
     rate = case.batch / case.rows
     plan = Plan(
-        task="",
+        task="digits",
         rounds=1,
         rate=rate,
         rows=case.rows,

@@ -117,13 +117,6 @@ def precision_fits(plan: Contract) -> str | None:
     return None
 
 
-def vector_does_not_compile(plan: Contract) -> str | None:
-    """The vector engine has a computation of its own."""
-    if plan.simulation.engine == "vector" and plan.simulation.compile:
-        return 'simulation.compile must be false where engine = "vector", got true'
-    return None
-
-
 def clients_count_the_same(plan: Contract) -> str | None:
     """One clip and one sigma bind every client, so no client may weigh more."""
     if plan.unit != "client":
@@ -148,7 +141,6 @@ RULES: Final[tuple[Rule, ...]] = (
     adaptive_clip_is_whole,
     metrics_are_paid,
     precision_fits,
-    vector_does_not_compile,
     clients_count_the_same,
 )
 
