@@ -41,7 +41,16 @@ def test_every_step_of_an_update(rows: int) -> None:
     model, seen = nn.Linear(3, 2), list[np.ndarray]()
     data = Rows(torch.randn(rows, 3), torch.randn(rows, 2))
     plan = Plan(
-        task="x", rounds=1, rate=1.0, rows=100, lr=0.1, steps=3, clip=0.9, sigma=0.7, delta=1e-5
+        task="x",
+        sites=1,
+        rounds=1,
+        rate=1.0,
+        rows=100,
+        lr=0.1,
+        steps=3,
+        clip=0.9,
+        sigma=0.7,
+        delta=1e-5,
     )
     task: Any = SimpleNamespace(loss=lambda out, y: (out - y).square().sum(1))
     keep = lambda *_: seen.append(  # noqa: E731
@@ -81,7 +90,7 @@ def test_paid_metrics(sigma: float) -> None:
 
 def client_plan(**keys: Any) -> Plan:
     known = {
-        "task": "x", "rounds": 9, "rate": 1.0, "rows": 1, "lr": 1.0, "clip": 1.0, "sigma": 1.3,
+        "task": "x", "sites": 1, "rounds": 9, "rate": 1.0, "rows": 1, "lr": 1.0, "clip": 1.0, "sigma": 1.3,
         "delta": 1e-5, "unit": "client",
     }  # fmt: skip
     return Plan(**(known | keys))

@@ -30,7 +30,7 @@ def released(values: np.ndarray, micro_batch: int | None, rows: int) -> float:
     x = torch.zeros(len(values), 2)
     x[:, 0] = 1
     plan = Plan(
-        task="x", rounds=1, rate=1.0, rows=rows, lr=1.0, clip=1.0, sigma=1e-4, delta=1e-5,
+        task="x", sites=1, rounds=1, rate=1.0, rows=rows, lr=1.0, clip=1.0, sigma=1e-4, delta=1e-5,
         micro_batch=micro_batch,
     )  # fmt: skip
     event = Event("record", 1e-4, 1.0, 1)
@@ -152,7 +152,9 @@ def test_no_record_adds_more_than_the_clip_and_what_is_paid_for(which: int, scal
 
 def test_the_noise_pays_for_the_rounding_of_the_trainers_own_sums() -> None:
     optimizers: list[Any] = []
-    plan = Plan(task="x", rounds=1, rate=0.5, rows=512, lr=1.0, clip=0.7, sigma=1.5, delta=1e-5)
+    plan = Plan(
+        task="x", sites=1, rounds=1, rate=0.5, rows=512, lr=1.0, clip=0.7, sigma=1.5, delta=1e-5
+    )
     event = Event("record", 1.5, 0.5, 1)
     rows = Rows(torch.zeros(3, 4), torch.zeros(3))
     train(

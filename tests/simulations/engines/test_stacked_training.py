@@ -88,6 +88,8 @@ def plans(draw: st.DrawFn) -> Plan:
         aggregation="fedprox" if prox else "fedavg",
         mu=1.0 if prox else 0.0,
         delta=1e-5,
+        sigma=1.0,
+        sites=1,
     )
 
 
