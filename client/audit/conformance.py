@@ -84,20 +84,21 @@ def noise_without_records(device: str) -> Check:
         silent = probe.scaled(0.0)
         for _ in range(24):
             setting = Setting(sigma=1.3, rate=1e-4, nominal=10_000, device=device)
-            _gather(found, probe, release(silent, setting), 1.3)
+            _gather(found, probe, release(silent, setting), setting.sum_std)
     return _scale_check("noise of an empty sample", found)
 
 
 def noise_beside_records(device: str) -> Check:
     """Beside a full sample the noise is the same: what remains after the exact sum is noise."""
-    sigma, found, against = 0.8, dict[str, list[NDArray[np.float64]]](), []
+    setting = Setting(sigma=0.8, device=device)
+    std, found, against = setting.sum_std, dict[str, list[NDArray[np.float64]]](), []
     for probe in kinds():
         exact = clipped_sum(probe)
         for _ in range(24):
-            released = release(probe, Setting(sigma=sigma, device=device))
+            released = release(probe, setting)
             rest = {name: released[name] - exact[name] for name in exact}
-            _gather(found, probe, rest, sigma)
-            against.append(float(flat(rest) @ flat(exact)) / (sigma * _length(exact)))
+            _gather(found, probe, rest, std)
+            against.append(float(flat(rest) @ flat(exact)) / (std * _length(exact)))
     scale = _scale_check("noise beside a full sample", found)
     along = float(np.sum(against) / math.sqrt(len(against)))  # noise along the sum: N(0, 1)
     p = min(1.0, 2 * min(scale.p, float(2 * stats.norm.sf(abs(along)))))
@@ -111,8 +112,9 @@ def noise_of_many_steps(device: str) -> Check:
         silent = probe.scaled(0.0)
         for steps in (2, 16):
             for _ in range(8):
-                released = release(silent, Setting(sigma=2.0, steps=steps, device=device))
-                _gather(found, probe, released, 2.0 * math.sqrt(steps))
+                setting = Setting(sigma=2.0, steps=steps, device=device)
+                released = release(silent, setting)
+                _gather(found, probe, released, setting.sum_std * math.sqrt(steps))
     return _scale_check("noise of many steps", found)
 
 

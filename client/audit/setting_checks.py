@@ -157,8 +157,8 @@ def releases_are_on_the_grid(drawn: Sequence[Drawn], device: str) -> Check:
         setting = replace(plain, threads=one.setting.threads, device=device)
         probe, setting = silent(one, setting, zero=True)
         over = setting.plan.denominator(setting.site)
-        step = noise.grid(setting.sigma * setting.clip)
-        coarse = min(coarse, step / (setting.sigma * setting.clip))
+        step = noise.grid(setting.sum_std)
+        coarse = min(coarse, step / setting.sum_std)
         released = flat(updated(probe, setting)) * over / step
         allowed = np.abs(released) * 2.0**-22 + 1e-6  # two roundings to float32 of the quotient
         off += int((np.abs(released - np.rint(released)) > allowed).sum())

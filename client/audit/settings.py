@@ -12,6 +12,7 @@ import numpy as np
 
 from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
+from privacy.mechanism.sensitivity import noise_std, slack
 
 _NOMINAL: Final = 1_000
 ROUNDS: Final = 10_000
@@ -101,7 +102,12 @@ class Setting:
     @property
     def std(self) -> float:
         """The claimed standard deviation of the noise in a step's mean gradient."""
-        return self.sigma * self.clip / (self.rate * self.nominal)
+        return self.sum_std / (self.rate * self.nominal)
+
+    @property
+    def sum_std(self) -> float:
+        """That of the noise in a step's sum: it pays for what rounding adds to a record's part."""
+        return noise_std(self.sigma, self.clip, 1, slack(self.rate * self.nominal))
 
     def visible(self) -> "Setting":
         """The same with a learning rate at which the noise of one step moves a weight by 1/2.
