@@ -57,6 +57,7 @@ class Lookups:
 
         Nothing of an example whose factor is 0, whatever its gradient is.
         """
+        factors = factors.float().contiguous()
         self._work.factors, self._work.sums = factors.data_ptr(), sums.data_ptr()
         self._work.wide = sums.dtype == torch.float64
         self._library.add(ctypes.byref(self._work))

@@ -68,7 +68,7 @@ def _rounded(sums: NDArray[np.floating], z: Doubles) -> Doubles:
     clamped = np.fmax(np.fmin(sums.astype(np.float64), LARGEST), -LARGEST)
     whole = np.rint(clamped)
     rest = np.rint((clamped - whole) * 2.0**FINE_BITS)
-    rounded: Doubles = whole + np.rint((rest + np.rint(z)) * 2.0**-FINE_BITS)
+    rounded: Doubles = whole + np.floor((rest + np.rint(z)) * 2.0**-FINE_BITS + 0.5)
     return rounded
 
 

@@ -94,7 +94,7 @@ static inline double rounded(double sum, double noise)
     clamped = clamped > -0x1p52 ? clamped : -0x1p52;
     double whole = rint(clamped);
     double rest = rint((clamped - whole) * 0x1p20);
-    return whole + rint((rest + rint(noise)) * 0x1p-20);
+    return whole + floor((rest + rint(noise)) * 0x1p-20 + 0.5);
 }
 
 /* Add N(0, std^2) to `n` sums, round them to multiples of `step` and divide them by `over`. `wide`:

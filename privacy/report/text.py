@@ -252,8 +252,9 @@ def mechanism(plan: Plan) -> list[Item]:
         _fact("Random numbers", "operating system's entropy through a cryptographic stream"),
         _fact(
             "Number format",
-            "32-bit floats; the analysis is over real numbers, and released sums are rounded to a "
-            "public grid",
+            "sums and noise are added as whole numbers on a public grid, and the noise pays for "
+            "what rounding adds to a record's part of a sum; the rest of the analysis, gradients "
+            "included, is over real numbers",
         ),
         _fact("Layers that mix records (batch normalisation)", "refused"),
         _fact("Undefined gradients", "set to zero before the bound is applied"),

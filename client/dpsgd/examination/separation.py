@@ -242,7 +242,7 @@ def _check_sums(book: BookKeeping, made: MadeUp, loss: Loss) -> None:
             parts, square = book.parts(rows.x, rows.y, loss)
         with torch.no_grad():
             for part in parts:
-                part.add(torch.ones_like(square), None)
+                part.add(torch.ones_like(square, dtype=torch.float32), None)
         ours = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     finally:
         for p, old in zip(trained, before, strict=True):
