@@ -92,7 +92,8 @@ def decode(data: bytes, shapes: Shapes, kind: str = "float32") -> Arrays:
             scale = packed[name + _SCALE]
             if scale.shape != (1,) or scale.dtype != np.float32:
                 raise WireError(f"{name}: expected one float32 scale")
-            values = values.astype(np.float32) * scale[0]
+            with np.errstate(over="ignore"):  # what overflows is refused below
+                values = values.astype(np.float32) * scale[0]
         if not np.isfinite(values).all():
             raise WireError(f"{name}: expected finite numbers")
         arrays[name] = values

@@ -38,7 +38,7 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
         data = path.read_bytes()
         metadata = _metadata(data)
         arrays = {name: np.asarray(a, dtype=np.float32) for name, a in load(data).items()}
-    except (OSError, SafetensorError, ValueError, KeyError, struct.error):
+    except (OSError, SafetensorError, ValueError, KeyError, RecursionError, struct.error):
         raise CheckpointError(f"{path}: expected a whole checkpoint") from None
     return arrays, metadata
 
@@ -64,11 +64,14 @@ def read_metadata(path: Path) -> dict[str, str]:
             if size > 100_000_000:
                 raise ValueError
             return _metadata(head + file.read(size))
-    except (OSError, ValueError, KeyError, struct.error):
+    except (OSError, ValueError, KeyError, RecursionError, struct.error):
         raise CheckpointError(f"{path}: expected a whole checkpoint") from None
 
 
 def _metadata(data: bytes) -> dict[str, str]:
     (size,) = struct.unpack("<Q", data[:8])
-    header: dict[str, Any] = json.loads(data[8 : 8 + size])
-    return {str(k): str(v) for k, v in header.get("__metadata__", {}).items()}
+    header: Any = json.loads(data[8 : 8 + size])
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict):
+        raise ValueError("a header that is no object")
+    return {str(k): str(v) for k, v in metadata.items()}
