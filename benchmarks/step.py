@@ -210,6 +210,7 @@ def tacit(case: Case, rows: Rows, *, precision: str = "float32") -> Callable[[],
     rate = case.batch / case.rows
     plan = Plan(
         task="digits",
+        sites=1,
         rounds=1,
         rate=rate,
         rows=case.rows,
