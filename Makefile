@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BOTH_CORES := -n 2 --dist loadgroup
 PYTEST := $(BIN)/python -m pytest $(BOTH_CORES)
 
-.PHONY: setup lock sbom demo test quick test-all coverage docs check bench clean
+.PHONY: setup lock sbom demo test quick test-all coverage docs check bench clean mutants
 
 setup: .venv/ready
 
@@ -74,3 +74,7 @@ bench: setup
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis site sbom.json coverage.json .coverage*
+
+# Changes that break a promise must fail a test; --random N tries others beside them.
+mutants: setup
+	$(BIN)/python -m tests.mutants.run $(MUTANTS)

@@ -25,7 +25,7 @@ PATH = (
     "client/release.py",
     "client/dpsgd/clipped_sum.py",
     "client/dpsgd/clipping.py",
-    "client/dpsgd/examination.py",
+    "client/dpsgd/examination/verdict.py",
     "client/dpsgd/per_sample.py",
     "client/dpsgd/private_metrics.py",
     "client/dpsgd/training.py",
@@ -61,7 +61,7 @@ def drawn(count: int, seed: int) -> tuple[Mutant, ...]:
     return tuple(every[:count])
 
 
-def tests_of(name: str) -> tuple[str, ...]:
+def covering(name: str) -> tuple[str, ...]:
     """The tests of a file's own folder, and of the folders that exercise it most."""
     folder = Path("tests") / Path(name).parent
     more = {
@@ -70,7 +70,8 @@ def tests_of(name: str) -> tuple[str, ...]:
         "privacy/contract": ("tests/client/test_app.py",),
         "privacy/ledger": ("tests/client/test_app.py",),
         "client/dpsgd": ("tests/client/test_app.py", "tests/client/audit"),
-        "client": ("tests/client/test_app.py", "tests/client/test_release.py"),
+        "client/dpsgd/examination": ("tests/client/dpsgd",),
+        "client": ("tests/client/test_app.py", "tests/client/test_unreadable_rows.py"),
         "server/rounds": (),
     }[Path(name).parent.as_posix()]
     own = () if folder == Path("tests/client") else (folder.as_posix(),)
@@ -88,7 +89,7 @@ def _mutants(name: str, text: str, source: random.Random) -> Iterator[Mutant]:
         choice = source.choice(changed)
         if choice == text:
             continue
-        yield Mutant(f"{name}:{line}", name, text, choice, tests_of(name))
+        yield Mutant(f"{name}:{line}", name, text, choice, covering(name))
 
 
 def _changes(node: ast.AST, text: str) -> Iterator[str]:
