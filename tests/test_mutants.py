@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from tests.mutants.mutant import ROOT, planted
-from tests.mutants.operators import PATH, drawn, covering
+from tests.mutants.operators import PATH, covering, drawn
 
 
 @pytest.mark.parametrize("one", planted(), ids=lambda one: one.name)

@@ -25,7 +25,7 @@ PATH = (
     "client/release.py",
     "client/dpsgd/clipped_sum.py",
     "client/dpsgd/clipping.py",
-    "client/dpsgd/examination/verdict.py",
+    "client/dpsgd/examination/separation.py",
     "client/dpsgd/per_sample.py",
     "client/dpsgd/private_metrics.py",
     "client/dpsgd/training.py",
