@@ -45,6 +45,7 @@ def test_a_ledger_that_records_less_than_was_released_is_found(change, monkeypat
     assert not replies_are_paid_for("cpu").passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["accuracy", "class a", "loss"])
 def test_a_metric_without_noise_is_found(kind, monkeypatch):
     metrics, exact = client.app.paid_metrics, {"accuracy": 12.0, "class a": 12.0}
@@ -57,6 +58,7 @@ def test_a_metric_without_noise_is_found(kind, monkeypatch):
     assert not paid_metrics_are_noised("cpu").passed
 
 
+@pytest.mark.slow
 def test_metrics_with_half_the_noise_are_found(monkeypatch):
     metrics = client.app.paid_metrics
 

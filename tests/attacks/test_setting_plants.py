@@ -183,7 +183,13 @@ def test_a_bug_under_one_setting_is_found(name, monkeypatch):
     assert not found.passed, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", setting_checks.SETTING_CHECKS)
 def test_a_sound_trainer_passes_under_drawn_settings(check):
     found = check(settings_of(11)[:6], "cpu")
+    assert found.passed, found
+
+
+def test_releases_of_a_sound_trainer_are_on_the_grid():
+    found = setting_checks.releases_are_on_the_grid(settings_of(11)[:2], "cpu")
     assert found.passed, found
