@@ -42,7 +42,7 @@ def test_the_owner_approves_pauses_denies_and_leaves_while_the_client_runs(tmp_p
         world.site("north", "pause", "--off")
         until("trained")
         world.site("north", "deny", asked["plan"][:16])
-        until("plan-not-approved")
+        until("plan-denied")
         assert "left" in world.site("north", "leave")
         assert north.wait(patience(30)) == 0
         assert world.said("north", "folder_left")
