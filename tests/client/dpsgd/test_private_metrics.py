@@ -58,8 +58,8 @@ def test_a_record_moves_what_is_noised_by_at_most_one(sums, kinds, loss):
 
 
 def test_a_worst_record_uses_the_whole_sensitivity(sums):
-    base = [0.5, 2.0]
-    moved = noised(sums, [*base, 9.0], KINDS) - noised(sums, base, KINDS)
+    base, kinds = [0.5, 2.0], ("classes", "loss", "rows")
+    moved = noised(sums, [*base, 9.0], kinds) - noised(sums, base, kinds)
     assert np.linalg.norm(moved) == pytest.approx(1, rel=2e-3)
 
 
