@@ -19,6 +19,7 @@ from client.audit.audit import audit_installation, one_thread
 from client.audit.plot import bounds_svg
 from client.commands import audit as command
 from client.dpsgd.clipping import BookKeeping
+from client.dpsgd.training import NoisyOptimizer
 from privacy.mechanism import noise
 from tests.support.patience import patience
 
@@ -69,23 +70,28 @@ def after_pre_step(change):
     """Let `change(optimizer)` alter p.grad after the step has been prepared."""
 
     def plant(patch):
-        prepare = Optimizer.pre_step
+        prepare, accumulate = Optimizer.pre_step, NoisyOptimizer.accumulate
+
+        def accumulating(self):
+            accumulate(self)  # what is noised in place comes after
+            self.clean_total = self._total.clone()
+            self.clean_sums = {p: p.summed_grad.clone() for p in self.params}
 
         def pre_step(self, closure=None):
-            self.sums = {p: p.grad.clone() for p in self.params}
             going = prepare(self, closure)
             with torch.no_grad():
                 change(self)
             return going
 
         patch.setattr(Optimizer, "pre_step", pre_step)
+        patch.setattr(NoisyOptimizer, "accumulate", accumulating)
 
     return plant
 
 
 def clean(optimizer, p):
     """The mean gradient as it would be released without noise."""
-    return optimizer.sums[p] / optimizer.expected_batch_size
+    return optimizer.clean_sums[p] / optimizer.expected_batch_size
 
 
 def halve(optimizer):
@@ -130,11 +136,10 @@ def hidden_step(optimizer):
 
 def averaged_noise(optimizer):
     first = [p.grad.clone() for p in optimizer.params]
-    for p in optimizer.params:
-        p.grad.copy_(optimizer.sums[p])
+    optimizer._total = optimizer.clean_total.clone()
     optimizer.add_noise()
     for p, g in zip(optimizer.params, first, strict=True):
-        p.grad.add_(g).div_(2)
+        p.grad.div_(optimizer.expected_batch_size).add_(g).div_(2)
 
 
 def unclipped(batch):

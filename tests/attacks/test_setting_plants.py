@@ -99,27 +99,24 @@ def halves_repeat(patch):
 
 def first_part_alone(patch):
     """Only the first micro-batch of a step is clipped."""
-    accumulate, zero = BookKeeping.accumulate, training.NoisyOptimizer.zero_grad
+    accumulate, begin = BookKeeping.accumulate, training.NoisyOptimizer.begin
     state = {"parts": 0}
 
     def counted(self, x, y, loss):
         state["parts"] += 1
-        if state["parts"] == 1 or not len(x):
-            return accumulate(self, x, y, loss)
-        trained = [p for p in self._module.parameters() if p.requires_grad]
-        with torch.enable_grad():
-            g = torch.autograd.grad(loss(self._module(x), y).sum(), trained, allow_unused=True)
-        for p, raw in zip(trained, g, strict=True):
-            if raw is not None:
-                p.grad += raw
-        return None
+        clip = self.clip
+        self.clip = clip if state["parts"] == 1 else 1e30
+        try:
+            accumulate(self, x, y, loss)
+        finally:
+            self.clip = clip
 
-    def begun(self, *words, **more):
+    def begun(self, rows):
         state["parts"] = 0
-        zero(self, *words, **more)
+        begin(self, rows)
 
     patch.setattr(BookKeeping, "accumulate", counted)
-    patch.setattr(training.NoisyOptimizer, "zero_grad", begun)
+    patch.setattr(training.NoisyOptimizer, "begin", begun)
 
 
 NOISE, ADAM, BOUND, SUMS, GRID = (check.__name__ for check in setting_checks.SETTING_CHECKS)
