@@ -313,8 +313,10 @@ def _check(document: Any, limits: Limits) -> None:
         below: list[Any] = []
         for value in level:
             if isinstance(value, dict):
-                for key in value:
+                for key, inner in value.items():
                     _check_text(key, limits)
+                    if isinstance(inner, float) and not math.isfinite(inner):
+                        raise DocumentError(f"{key} must be finite, got {inner}")
                 below.extend(value.values())
             elif isinstance(value, list):
                 below.extend(value)

@@ -103,6 +103,7 @@ def _audit(
         on_check(check)
     sigma = calibrate(Budget(epsilon, DELTA), rate=_RATE, steps=_ROUNDS * _STEPS)
     plan = Plan(
+        sites=1,
         task="audit",
         rounds=_ROUNDS,
         steps=_STEPS,

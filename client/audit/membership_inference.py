@@ -45,6 +45,7 @@ def attack(event: Event | None, *, device: str = "cpu") -> Attack:
         "membership", seeded(lambda: layered(_WIDTH, (64,), _CLASSES)), members, cross_entropy
     )
     plan = Plan(
+        sites=1,
         task="membership",
         rounds=1,
         steps=100,

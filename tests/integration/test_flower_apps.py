@@ -190,7 +190,7 @@ def test_a_site_that_cannot_be_opened_tells_a_code_and_nothing_else(
     rows.touch()
     nodes = Nodes(
         {
-            "absent": {"dir": str(tmp_path / "ward-7"), "data": "builtin:0/1"},
+            "absent": {"dir": "ward-7", "data": "builtin:0/1"},
             "nameless": {"data": "builtin:0/1"},
             "dataless": {"dir": str(own)},
             "without a policy": {"dir": str(own), "data": str(rows)},

@@ -139,7 +139,7 @@ def test_the_light_commands_answer_about_what_happened(federated: Path) -> None:
         federated,
     )
     status, sites = (json.loads(line) for line in done.stdout.splitlines()[:2])
-    assert status["runs"][0]["reason"] == "done"
+    assert status["runs"][0]["state"] == "done"
     assert [one["state"] for one in sites["sites"]] == ["good"] * 3
     assert "FAULT" not in done.stdout
 

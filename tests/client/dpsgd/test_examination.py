@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.dpsgd import examination
+from client.dpsgd.examination import separation
 from client.dpsgd.per_sample import ModelError
 from client.tasks.rows import Rows
 from tests.support.small_models import (
@@ -222,13 +222,13 @@ def test_the_first_real_batch_shows_rows_that_move_where_made_up_rows_did_not() 
     rows = data()
     trained(copy.deepcopy(model), rows)
     rows.x[3, 2] = 7.0
-    examination.forget()
+    separation.forget()
     with pytest.raises(ModelError, match="mixed or reordered"):
         trained(model, rows)
 
 
 def test_a_model_is_examined_once_in_a_process_unless_it_is_another_one() -> None:
-    examination.forget()
+    separation.forget()
     rows, seen = data(), [0]
 
     def run(m: Any, x: Tensor) -> Tensor:

@@ -110,5 +110,5 @@ def test_the_sums_are_nearly_those_of_float32(name: str) -> None:
 )
 def test_a_plan_that_cannot_be_trained_in_bfloat16_is_refused(more: dict[str, object]) -> None:
     assert parse(PLAN).precision == "bfloat16"
-    with pytest.raises(PlanError, match="precision: expected"):
+    with pytest.raises(PlanError, match="precision must be"):
         parse(PLAN | more)

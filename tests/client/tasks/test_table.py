@@ -206,7 +206,7 @@ def test_a_file_that_is_none_or_damaged_is_one_line(tmp_path: Path, name: str) -
         ('["Rome", "Oslo"]', "[]", "columns.city.values: expected"),
         ('["Rome", "Oslo"]', '["Rome", "Rome"]', "distinct"),
         ('type = "category"', 'type = "text"', "type: expected number or category"),
-        ("[columns.age]", "[columns", "expected TOML"),
+        ("[columns.age]", "[columns", "must be TOML"),
     ],
 )
 def test_a_schema_that_cannot_be_is_named_by_key(old: str, new: str, said: str) -> None:
