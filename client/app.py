@@ -216,7 +216,7 @@ def _finish(begun: Begun, trained: Trained) -> RecordDict:
         )
         fields["metrics"] = Paid(json.dumps(sums), entries[1].event, entries[1])
     if begun.event is not None:
-        fields["sigma"] = Public(begun.event.sigma)
+        fields["sigma"] = Public(float(begun.event.sigma))
     with site.ledger.steady() if site.ledger is not None else nullcontext():
         trusted = site.policy.trust_coordinator
         values = release(fields, ledger=site.ledger, trust_coordinator=trusted)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
-from privacy.printable import printable
+from privacy.printable import LONGEST, printable
 
 CLIENT_EVENTS: Final[Mapping[str, str]] = {
     "builtin_policy": "No policy of the site's own: the built-in one serves public example data.",
@@ -68,6 +68,10 @@ SERVER_EVENTS: Final[Mapping[str, str]] = {
     "stopped": "The process ends, or its run is interrupted.",
 }
 
+_SENTENCES: Final = frozenset({"problem", "message", "detail"})
+"""Facts that this program words itself, with a path or a reason at their end."""
+_LONG: Final = 400
+
 
 class EventLog:
     """A log: `log(event, **facts)` writes one line.
@@ -85,7 +89,10 @@ class EventLog:
             line = json.dumps({"time": now, "event": event, **facts}, default=str)
             target = self._stream or sys.stdout
         else:
-            described = " ".join(f"{name}={printable(value)}" for name, value in facts.items())
+            described = " ".join(
+                f"{name}={printable(value, _LONG if name in _SENTENCES else LONGEST)}"
+                for name, value in facts.items()
+            )
             line, target = f"{now[11:19]} {event} {described}".rstrip(), sys.stderr
         with self._lock, suppress(OSError):
             target.write(line + "\n")

@@ -127,9 +127,11 @@ def _sigma(value: object, plan: Plan, site: str) -> float | None:
     if value is None:
         return None
     planned = plan.events_of_round(site) if plan.unit == "record" else ()
-    if not isinstance(value, float) or not planned or not _is_noise(value, planned[0].sigma):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not planned:
         raise ReplyError("bad-reply")
-    return value
+    if not _is_noise(value, planned[0].sigma):
+        raise ReplyError("bad-reply")
+    return float(value)
 
 
 def _below(value: object, plan: Plan) -> float | None:
