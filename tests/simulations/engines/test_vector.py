@@ -14,6 +14,7 @@ from client.tasks.digits import task as digits
 from client.tasks.task import Task
 from privacy.contract.plan import PlanError
 from privacy.contract.plan_file import load_plan
+from privacy.ledger.ledger import Ledger
 from server.rounds.checkpoint import latest, read
 from simulations.engines.stacked_models import Stack
 from simulations.engines.stacked_training import Member, train_together
@@ -182,11 +183,22 @@ def test_a_model_that_cannot_be_stacked_is_refused_before_anything_is_written(
 def test_rows_that_cannot_be_trained_fail_as_a_code_and_stay_paid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    paid: list[int] = []
+    spend_all = Ledger.spend_all
+
+    def spending(self: Ledger, *words: Any, **more: Any) -> Any:
+        entries = spend_all(self, *words, **more)
+        paid.append(len(entries))
+        return entries
+
     def broken(outputs: Tensor, y: Tensor) -> Tensor:
-        raise ValueError("secret patient value")
+        if paid:  # what is tried before has no row in it
+            raise ValueError("secret patient value")
+        return digits().loss(outputs, y)
 
     wrong: Task = replace(digits(), loss=broken)
-    monkeypatch.setattr("client.app.task", lambda name, schema: wrong)
+    monkeypatch.setattr(Ledger, "spend_all", spending)
+    monkeypatch.setattr("client.round_request.task", lambda name, schema: wrong)
     run = played(tmp_path / "run", "vector", "digits", FEW)
     assert run["reason"] == "failed"
     assert [len(entries) for entries in run["events"].values()] == [1] * 6
