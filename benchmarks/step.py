@@ -221,7 +221,7 @@ def tacit(case: Case, rows: Rows, *, precision: str = "float32") -> Callable[[],
         delta=1e-6,
         precision=precision,
     )
-    task: Task = replace(digits(), shape=case.shape)
+    task: Task = replace(digits(), shape=case.shape, classes=tuple(map(str, range(case.classes))))
     model = case.build(True)
     event = Event("record", 1.0, rate, case.steps)
     return lambda: void(train(model, rows, task, plan, site="site", event=event, round=1))
