@@ -53,10 +53,12 @@ def attack(event: Event | None, *, device: str = "cpu") -> Attack:
         rows=_MEMBERS,
         lr=1.0,
         optimizer="momentum",
-        unit="record" if event else "none",
+        unit="none",
     )
     if event is not None:
-        plan = replace(plan, clip=1.0, sigma=event.sigma, rate=event.rate, delta=1e-5)
+        plan = replace(
+            plan, unit="record", clip=1.0, sigma=event.sigma, rate=event.rate, delta=1e-5
+        )
     model = task.model(0)
     training.train(model, members, task, plan, site="audit", event=event, round=1, device=device)
     model.eval()
