@@ -313,8 +313,10 @@ def _check(document: Any, limits: Limits) -> None:
         below: list[Any] = []
         for value in level:
             if isinstance(value, dict):
-                for key in value:
+                for key, one in value.items():
                     _check_text(key, limits)
+                    if isinstance(one, float) and not math.isfinite(one):
+                        raise DocumentError(f"{ascii(key[:80])[1:-1]} must be finite, got {one}")
                 below.extend(value.values())
             elif isinstance(value, list):
                 below.extend(value)

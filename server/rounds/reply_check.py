@@ -114,9 +114,15 @@ def _events(text: object, plan: Plan, site: str) -> tuple[Event, ...]:
 
 
 def _is_planned(event: Event, planned: Event) -> bool:
-    """Whether an event is the planned one, `count` times, maybe with more noise."""
-    same = (event.unit, event.rate, event.steps) == (planned.unit, planned.rate, planned.steps)
-    return same and event.count >= 1 and _is_noise(event.sigma, planned.sigma)
+    """Whether an event is the planned one, `count` times, maybe with more noise.
+
+    What epsilon is computed from counts; `records` is of the site's policy, and only its ledger's.
+    """
+    same = all(
+        getattr(event, key) == getattr(planned, key)
+        for key in ("unit", "sampling", "rate", "steps")
+    )
+    return same and event.count >= 1 and _is_noise(event.noise, planned.noise)
 
 
 def _is_noise(sigma: float, planned: float) -> bool:
@@ -127,9 +133,10 @@ def _sigma(value: object, plan: Plan, site: str) -> float | None:
     if value is None:
         return None
     planned = plan.events_of_round(site) if plan.unit == "record" else ()
-    if not isinstance(value, float) or not planned or not _is_noise(value, planned[0].sigma):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not planned or not _is_noise(value, planned[0].sigma):  # type: ignore[arg-type]
         raise ReplyError("bad-reply")
-    return value
+    return float(value)  # type: ignore[arg-type]
 
 
 def _below(value: object, plan: Plan) -> float | None:

@@ -16,7 +16,8 @@ from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
 from privacy.ledger.ledger import verify
 from server.evaluation import initial_weights
-from server.rounds.messages import Request, ask, packed, read
+from server.rounds.messages import Request, ask, packed
+from server.rounds.reply_check import read_reply
 from simulations.dataset import Place, Recent, prepare
 from simulations.engines.pipes import Shared, receive, send
 from simulations.engines.pool import Processes
@@ -58,7 +59,7 @@ def replies_of(grid: LocalGrid, plan: Plan, sites: Sequence[str]) -> dict[str, A
     while len(found) < len(sites):
         for reply in grid.pull_messages(list(by_id)):
             request = by_id[reply.metadata.reply_to_message_id]
-            arrays = read(reply, request, shapes, "float32").arrays
+            arrays = read_reply(reply, request, plan, shapes).arrays
             assert arrays is not None
             found[request.site] = arrays
     return found
