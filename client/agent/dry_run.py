@@ -108,7 +108,7 @@ def _facts(plan: Plan, reply: RecordDict) -> dict[str, Any]:
             digest = hashlib.sha256(array.data).hexdigest()
             value = f"{plan.wire} safetensors, sha256 {digest}, begins {array.data[:32].hex()}"
             why = "the noised update, paid for by the ledger"
-            if not plan.private or plan.unit != "record":
+            if not plan.private or not plan.noised_at_site:
                 why = "the update, NOT noised here"
             listed.append({"name": name, "bytes": len(array.data), "why": why, "value": value})
     return {

@@ -189,7 +189,7 @@ def _facts(directory: Path, rules: Policy, plan: Plan) -> dict[str, Any]:
 
 def _asks(plan: Plan, found: Forecast, rules: Policy) -> float | None:
     """Epsilon of the whole run by itself at the policy's delta; None where the site spends none."""
-    if plan.unit != "record":
+    if not plan.noised_at_site:
         return None
     whole = [Event(e.unit, e.sigma, e.rate, e.steps, e.count * plan.rounds) for e in found.events]
     return spent(whole, rules.delta, records=rules.records_per_subject)

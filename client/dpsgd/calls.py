@@ -7,8 +7,8 @@ import torch
 from opacus.layers.dp_rnn import RNNLinear
 from torch import Tensor
 
+from client.dpsgd.examination.trees import Batch, examples_first
 from client.dpsgd.per_sample import EXPANDED, Layer, ModelError
-from client.dpsgd.trees import Batch, examples_first
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,15 +29,7 @@ from client.dpsgd.calls import (
     joined,
 )
 from client.dpsgd.clipped_sum import Part, sum_of
-from client.dpsgd.per_sample import (
-    EXPANDED,
-    FUNCTIONAL,
-    Layer,
-    ModelError,
-    layer_of,
-    parts,
-)
-from client.dpsgd.trees import (
+from client.dpsgd.examination.trees import (
     Batch,
     examples_first,
     floats,
@@ -45,6 +37,15 @@ from client.dpsgd.trees import (
     outline,
     replaced,
     tensors,
+)
+from client.dpsgd.people import Group, of_people
+from client.dpsgd.per_sample import (
+    EXPANDED,
+    FUNCTIONAL,
+    Layer,
+    ModelError,
+    layer_of,
+    parts,
 )
 
 _log = logging.getLogger(__name__)
@@ -157,29 +158,34 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         """Have the next batch show that its halves do not touch each other, then call `passed`."""
         self._watching = passed
 
-    def accumulate(self, x: Any, y: Tensor, loss: Loss) -> None:
+    def accumulate(self, x: Any, y: Tensor, loss: Loss, group: Group | None = None) -> None:
         """Add sum_i clip(gradient of loss_i) to `p.grad` of every trained parameter.
 
-        `x` is a tensor or a tree of tensors [B, ...]; `loss` gives a loss per example [B]. Calling
-        it for the parts of a batch adds up.
+        `x` is a tensor or a tree of tensors [B, ...]; `loss` gives a loss per example [B]. With a
+        `group` the examples i are its people, each with the mean of their rows' losses. Calling it
+        for the parts of a batch adds up.
         """
         for p in self._trained:
             sum_of(p)
         if not len(y):
             return
-        made, square = self.parts(x, y, loss)
+        made, square = self.parts(x, y, loss, group)
         factors, broken = clip_factors(square, self.clip)
         with torch.no_grad():
             for part in made:
                 part.add(factors, broken)
 
-    def parts(self, x: Any, y: Tensor, loss: Loss) -> tuple[list[Part], Tensor]:
+    def parts(
+        self, x: Any, y: Tensor, loss: Loss, group: Group | None = None
+    ) -> tuple[list[Part], Tensor]:
         """The batch's gradients by layer, not yet clipped, and each example's squared norm."""
         half, rows = self.precision == "bfloat16", len(y)
         device = tensors(x)[0].device.type
         lower = torch.autocast(device, torch.bfloat16) if half else nullcontext()
         with self.recording(rows), lower:
             losses = self.losses(x, y, loss)
+            if group is not None:
+                losses = losses * group.weights.to(losses.device)
             tape = list(self.tape)
             gradients = self.gradients(losses, rows)
         uses: dict[Layer, list[tuple[Any, Any]]] = {}
@@ -192,6 +198,8 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         if not uses:
             raise ModelError("model: expected a loss that depends on trained parameters, got none")
         with torch.no_grad():
+            if group is not None:
+                uses = of_people(uses, group)
             made = parts(uses)
             return made, sum((part.square for part in made[1:]), made[0].square)
 

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from client.dpsgd.clipped_sum import Lookup, Outer, Part, sum_of
-from client.dpsgd.trees import Batch, tensors
+from client.dpsgd.examination.trees import Batch, tensors
 
 Uses = Sequence[tuple[Any, Any]]
 """(input, output gradient) of every call of a layer in one forward, batch first.
@@ -77,6 +77,7 @@ class Layer(ABC):
         self.channels_last = False
         self.direct = False
         self.copied = False
+        self.rows = 1
         self.layout: Layout | None = None
         self.trained = [p for p in module.parameters() if p.requires_grad]
 
@@ -105,7 +106,7 @@ class Sampled(Part):
         self._uses = uses
         rows = uses[0][1].shape[0]
         width = sum(p.numel() for p in {p for layer, _, _ in uses for p in layer.trained})
-        self.most = max(1, _MOST // width)
+        self.most = max(1, _MOST // (width * max(layer.rows for layer, _, _ in uses)))
         whole = isinstance(rows, torch.SymInt) or rows <= self.most  # no number while it is traced
         starts = (0,) if whole else range(0, rows, self.most)
         self._chunks = [slice(None) if whole else slice(at, at + self.most) for at in starts]

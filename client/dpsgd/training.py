@@ -25,6 +25,7 @@ from client.dpsgd.examination.made_up_rows import Domain
 from client.dpsgd.examination.separation import examine
 from client.dpsgd.memory import keep_freed
 from client.dpsgd.openmp import team
+from client.dpsgd.people import People
 from client.dpsgd.per_sample import ModelError
 from client.tasks.rows import Rows
 from client.tasks.task import Task, none_of
@@ -118,11 +119,13 @@ def train(
     """Train `model` in place for one round (from 1) and return what changed.
 
     `event` is what was paid: its sigma, rate and steps are used, not the plan's; without an event
-    the steps are plain. `compile`d steps have the same sums, sooner. `on_step(step, drawn rows,
+    the steps are plain. In the unit "subject" people are drawn, and `micro_batch` counts people.
+    `compile`d steps have the same sums, sooner. `on_step(step, drawn rows,
     optimizer)` is called after every step, for tests and audits.
     """
-    if event is not None and event.unit != "record":
-        raise TrainingError(f"event: expected the unit record, got {event.unit}")
+    if event is not None and event.unit not in ("record", "subject"):
+        raise TrainingError(f"event: expected the unit record or subject, got {event.unit}")
+    people = _people(rows, plan) if event is not None and event.unit == "subject" else None
     keep_freed()
     rate = plan.rate if event is None else event.rate
     steps = plan.steps if event is None else event.steps * event.count
@@ -142,13 +145,19 @@ def train(
         pull=proximal(trained, plan.mu) if plan.aggregation == "fedprox" else None,
     )
     with _summed(model, Rows(x, y), task, plan, event, compile=compile) as add:
-        for step, drawn in enumerate(noise.batches(len(rows), rate, steps)):
+        units = len(rows) if people is None else len(people)
+        for step, drawn in enumerate(noise.batches(units, rate, steps)):
             for group in optimizer.param_groups:
                 group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
             optimizer.zero_grad()
             batch = torch.from_numpy(drawn).to(device)
             for part in torch.split(batch, plan.micro_batch) if plan.micro_batch else (batch,):
-                add(x.index_select(0, part), y.index_select(0, part), task.loss)
+                if people is None:
+                    add(x.index_select(0, part), y.index_select(0, part), task.loss)
+                    continue
+                at, group = people.take(part.cpu())
+                at = at.to(device)
+                add(x.index_select(0, at), y.index_select(0, at), task.loss, group)
             optimizer.step()
             if on_step is not None:
                 on_step(step, drawn, optimizer)
@@ -215,7 +224,14 @@ def model_refusal(task: Task, seed: int) -> str:
     return ""
 
 
-Add = Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], None]
+def _people(rows: Rows, plan: Plan) -> People:
+    """Whose the rows are; TrainingError where nobody says so."""
+    if rows.subject is None and len(rows):
+        raise TrainingError('unit: expected rows with a subject where unit = "subject", got none')
+    return People.of(rows.subject, plan.rows_per_subject, len(rows))
+
+
+Add = Callable[..., None]
 
 
 @contextmanager

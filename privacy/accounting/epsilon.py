@@ -41,7 +41,10 @@ def spent(
         raise AccountingError(f"records: expected a whole number >= 1, got {records!r}")
     if accountant == "rdp" and records > 1:
         raise AccountingError("records: groups are accounted by pld only")
-    segments = merge(events)
+    history = list(events)
+    if any(event.unit == "subject" for event in history if isinstance(event, Event)):
+        records = 1  # all of a person's records are one unit: a group of them is that unit
+    segments = merge(history)
     if not segments:
         return 0.0
     if any(sigma == 0 for sigma, _, _ in segments):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-UNITS: Final = ("record", "client")
+UNITS: Final = ("record", "subject", "client")
 """The units whose presence an event protects; they never mix in one account."""
 
 

@@ -60,7 +60,7 @@ def judge(
     """
     if refusal := permitted(plan, policy, rounds_today):
         return refusal
-    if plan.unit != "record":
+    if not plan.noised_at_site:
         return Accepted(None, ())
     if any(event.unit != plan.unit for event in spent):
         return Refusal("ledger-untrusted", f"the ledger's unit is not the plan's, {plan.unit}")
@@ -81,7 +81,7 @@ def judge(
 
 def permitted(plan: Plan, policy: Policy, rounds_today: int = 0) -> Refusal | None:
     """The rules that no amount of noise can satisfy; they need neither weights nor a ledger."""
-    if plan.unit != "record" and not policy.trust_coordinator:
+    if not plan.noised_at_site and not policy.trust_coordinator:
         text = f'unit = "{plan.unit}" shows un-noised updates to the coordinator'
         return Refusal(
             "coordinator-not-trusted", f"{text}; the policy has trust_coordinator = false"

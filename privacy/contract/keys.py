@@ -110,7 +110,7 @@ class Contract:
     lr: Positive
     sites: Sites | None = None
     clip: Positive | None = None
-    unit: Literal["record", "client", "none"] = "record"
+    unit: Literal["record", "subject", "client", "none"] = "record"
     sigma: Sigma | None = None
     epsilon: Epsilon | None = None
     delta: Delta | None = None
@@ -138,6 +138,7 @@ class Contract:
     ] = ()
     metrics_sigma: Sigma | None = None
     metrics_clip: Positive = 5.0
+    rows_per_subject: Rows | None = None
     micro_batch: Rows | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     wire: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -158,6 +159,11 @@ class Contract:
     def private(self) -> bool:
         """Whether the plan claims any privacy at all."""
         return self.unit != "none"
+
+    @property
+    def noised_at_site(self) -> bool:
+        """Whether each site adds the noise itself and pays from a ledger of its own."""
+        return self.unit in ("record", "subject")
 
 
 PRIVACY_KEYS: Final = frozenset({"clip", "sigma", "epsilon", "delta", "limit"})

@@ -31,7 +31,9 @@ class Plan(Contract):
 
     One round at a site: `steps` releases, each the sum over a Poisson(`rate`) sample of per-record
     gradients clipped to L2 norm `clip`, plus N(0, (sigma * clip)^2), divided by the public number
-    `rate` * `rows`. unit "client": one release a round, the sum of the sites' clipped updates.
+    `rate` * `rows`. unit "subject": people in the place of records, `rows` of them, each with the
+    mean gradient of at most `rows_per_subject` rows. unit "client": one release a round, the sum of
+    the sites' clipped updates.
     """
 
     def __post_init__(self) -> None:
@@ -106,7 +108,7 @@ class Plan(Contract):
             return None
         if self.unit == "client":
             return Event("client", sigma, 1.0, 1)
-        return Event("record", sigma, self.rate, self.steps)
+        return Event(self.unit, sigma, self.rate, self.steps)
 
     def events_of_round(self, site: str) -> tuple[Event, ...]:
         """Everything that one round at one site pays for: the update, then the paid extras."""

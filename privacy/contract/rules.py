@@ -107,11 +107,11 @@ def metrics_are_paid(plan: Contract) -> str | None:
 
 
 def precision_fits(plan: Contract) -> str | None:
-    """Only per-record training has a path in bfloat16."""
+    """Only DP-SGD has a path in bfloat16."""
     if plan.precision == "float32":
         return None
-    if plan.unit != "record":
-        return f'precision must be float32 unless unit = "record", got {plan.precision}'
+    if not plan.noised_at_site:
+        return f'precision must be float32 where unit = "{plan.unit}", got {plan.precision}'
     if plan.simulation.engine == "vector":
         return f'precision must be float32 where engine = "vector", got {plan.precision}'
     return None
@@ -121,6 +121,20 @@ def vector_does_not_compile(plan: Contract) -> str | None:
     """The vector engine has a computation of its own."""
     if plan.simulation.engine == "vector" and plan.simulation.compile:
         return 'simulation.compile must be false where engine = "vector", got true'
+    return None
+
+
+def people_are_not_stacked(plan: Contract) -> str | None:
+    """A person has rows of its own number; the vector engine has one row a unit."""
+    if plan.unit == "subject" and plan.simulation.engine == "vector":
+        return 'simulation.engine must be serial, processes or ray where unit = "subject"'
+    return None
+
+
+def rows_of_a_person(plan: Contract) -> str | None:
+    """Where the unit is not the person, the data owner's policy caps a person's rows."""
+    if plan.rows_per_subject is not None and plan.unit != "subject":
+        return f'rows_per_subject must be left out unless unit = "subject", got "{plan.unit}"'
     return None
 
 
@@ -149,6 +163,8 @@ RULES: Final[tuple[Rule, ...]] = (
     metrics_are_paid,
     precision_fits,
     vector_does_not_compile,
+    people_are_not_stacked,
+    rows_of_a_person,
     clients_count_the_same,
 )
 

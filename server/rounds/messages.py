@@ -25,6 +25,7 @@ FINAL_REFUSALS: Final = frozenset(
         "coordinator-not-trusted",
         "task-not-allowed",
         "model-refused",
+        "no-subjects",
         "output-not-allowed",
         "too-many-steps",
         "noise-too-low",

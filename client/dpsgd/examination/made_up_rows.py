@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from client.dpsgd.trees import mapped, tensors
+from client.dpsgd.examination.trees import mapped, tensors
 
 _KINDS: Final = ("wide", "unit", "ids", "bits")
 """Numbers around 0; in 0..1; whole numbers that every Embedding knows; 0 and 1."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from client.dpsgd.clipping import BookKeeping, Loss
 from client.dpsgd.examination.made_up_rows import Examples
+from client.dpsgd.examination.trees import Batch
 from client.dpsgd.per_sample import DROPOUTS, ModelError
-from client.dpsgd.trees import Batch
 
 _CLOSE: Final = 1e-4
 """How far a row may be off, of its largest number: kernels on a GPU add in changing orders."""
