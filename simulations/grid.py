@@ -55,16 +55,6 @@ class LocalGrid(SiteGrid):
     def run(self) -> Run:
         return self._run
 
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
     def names(self) -> Mapping[int, str]:
         """Which site each node is."""
         return self._names

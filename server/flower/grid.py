@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import httpx
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
 from server.rounds.site_grid import SiteGrid
@@ -41,16 +41,6 @@ class RegisteredGrid(SiteGrid):
     @property
     def run(self) -> Any:
         return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def names(self) -> Mapping[int, str]:
         """Which site each connected node is; a node that is none is told of once."""

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 
@@ -16,6 +17,16 @@ class SiteGrid(Grid):
     @abstractmethod
     def wait(self, seconds: float) -> None:
         """Block until a reply may have arrived, for at most `seconds`."""
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.names())
