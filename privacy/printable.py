@@ -18,11 +18,6 @@ def printable(text: object, most: int = LONGEST) -> str:
     return shown if len(raw) <= most and len(shown) <= 4 * most else shown[: most - 1] + "…"
 
 
-def is_printable(text: str, most: int = LONGEST) -> bool:
-    """Whether a text can be shown as it is."""
-    return len(text) <= most and text.isprintable()
-
-
 def _shown(character: str) -> str:
     if character.isprintable() and character != "\\":
         return character
