@@ -1,1 +1,1 @@
-"""The site's process: its connection to the coordinator, credentials, received plans, doctor."""
+"""The site's process: its connection to the coordinator, credentials, received plans."""

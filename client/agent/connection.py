@@ -41,9 +41,9 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.agent.bounded_http import bounded
 from client.agent.credentials import Enrolled
-from client.agent.network_check import tls_reason
 from client.agent.route import Route
 from client.agent.transfers import PARALLEL, Transfers
+from client.doctor.network_check import tls_reason
 from privacy.identity.certificates import issued_by
 from privacy.identity.keys import private_key
 from privacy.message_objects import OBJECTS_MAX, RECORDS_MAX, decode_arrays, gather, split

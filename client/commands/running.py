@@ -147,7 +147,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check everything that `run` needs, one by one, each with the next step; exit 1 on a fault."""
-    from client.agent.doctor import examine
+    from client.doctor.doctor import examine
 
     found = examine(directory, server, data, policy, proxy)
     if as_json:

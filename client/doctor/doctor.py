@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from client.agent import populations
-from client.agent.check import Check
 from client.agent.credentials import Enrolled, EnrolmentError
-from client.agent.network_check import connection
 from client.agent.route import ENVIRONMENT, RouteError, route
 from client.data.check import check
 from client.data.site_rows import Source
+from client.doctor.check import Check
+from client.doctor.network_check import connection
 from client.tasks.registry import task
 from privacy.contract.policy import load_policy
 from privacy.identity.keys import IdentityError

@@ -15,12 +15,12 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-import client.agent.doctor
+import client.doctor.doctor
 from client.__main__ import app as client_app
 from client.agent import populations
 from client.agent.credentials import Enrolled
-from client.agent.doctor import FLOWER, Check, examine
-from client.agent.network_check import clock
+from client.doctor.doctor import FLOWER, Check, examine
+from client.doctor.network_check import clock
 from privacy.contract.policy import builtin_policy
 from privacy.identity.certificates import Authority, read_request
 from server.registry import sites as members
@@ -93,7 +93,7 @@ def test_a_healthy_site_has_no_fault(tmp_path: Path) -> None:
 
 
 def test_another_version_of_flower(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.agent.doctor, "version", lambda name: "1.0.0")
+    monkeypatch.setattr(client.doctor.doctor, "version", lambda name: "1.0.0")
     found = line(examine(site, "127.0.0.1:x", "builtin:0/1", None), "Flower")
     assert (found.state, found.then) == ("FAULT", "install tacit again")
     assert FLOWER in found.said and "1.0.0" in found.said

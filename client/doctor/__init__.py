@@ -1,0 +1,1 @@
+"""What keeps a site from taking part: every check with its next step."""
