@@ -16,7 +16,9 @@ from privacy.printable import LONGEST, printable
 
 CLIENT_EVENTS: Final[Mapping[str, str]] = {
     "builtin_policy": "No policy of the site's own: the built-in one serves public example data.",
-    "certificate_expires_soon": "The site's certificate ends within 30 days.",
+    "certificate_expires_soon": "The site's certificate ends within 30 days; once a day.",
+    "certificate_not_renewed": "The site's certificate is due, but `why`; it is tried again.",
+    "certificate_renewed": "The site took in a new certificate over its connection.",
     "connected": "The connection to the coordinator is open, and this site is activated.",
     "data_fault": "Rows could not be read or trained on; the round was answered with noise alone.",
     "declined": "A round was declined; `reason` is the code that the coordinator was told.",
@@ -44,6 +46,9 @@ CLIENT_EVENTS: Final[Mapping[str, str]] = {
     "trained": "A round was paid for, trained and answered.",
 }
 SERVER_EVENTS: Final[Mapping[str, str]] = {
+    "certificate_expires_soon": "A certificate ends within 30 days; once a day for each.",
+    "certificate_not_renewed": "A certificate is due, but `why`; it is tried again.",
+    "certificate_renewed": "A certificate was renewed: a site's, or the coordinator's own.",
     "connected": "A site's client is activated.",
     "connection_refused": "A connection was ended; `why` is the reason, `more` counts others.",
     "disconnected": "A site's client said goodbye.",

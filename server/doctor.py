@@ -27,7 +27,10 @@ def examine(directory: Path, where: str) -> list[Check]:
         found += _names(home)
     except (MembersError, IdentityError, OSError, ValueError, KeyError) as error:
         there = home.present()
+        derived = [p.name for p in (home.ca, home.certificate) if not p.is_file()]
         then = "tacit-server restore FILE --dir EMPTY_FOLDER" if there else "tacit-server init"
+        if derived and home.federation.is_file():
+            then = "tacit-server repair"
         found.append(_check("folder", "FAULT", str(error), then))
     if where:
         found.append(_port(where))

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, Final
 
 import httpx
-from flwr.app import Array, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import Array, Context, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import TIMESTAMP_HEADER, ErrorCode
@@ -41,6 +41,8 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.agent.bounded_http import bounded
 from client.agent.credentials import Enrolled
+from client.agent.renewal import PATH, Renewal
+from client.agent.request_tree import fields, levels
 from client.agent.route import Route
 from client.agent.transfers import PARALLEL, Transfers
 from client.doctor.network_check import tls_reason
@@ -53,8 +55,6 @@ _BEAT_SECONDS: Final = 10.0
 _PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _PATIENCE: Final = 120.0
 _CHUNK_HEADS: Final = 1024 * 1024
-_CHUNK_LEVEL: Final = 4
-"""Where chunks stand in a tree: below a message, its content, a record and an array."""
 _GONE: Final = 410
 _SIGNATURE_SECONDS: Final = 60.0
 _SIGNED: Final = (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
@@ -95,10 +95,10 @@ class _Link:
         run, number = head.metadata.run_id, head.metadata.message_id
         if sum(1 for _ in islice(iterate_object_tree(tree), OBJECTS_MAX + 1)) > OBJECTS_MAX:
             raise _Lost("a request of too many objects")
-        records, chunks = _levels(tree)
+        records, chunks = levels(tree)
         take = partial(self.transfers.receive, fetch=partial(self._object, run), pool=self.pool)
         contents = take(number, records, limit=RECORDS_MAX, last=False)
-        limit = self.limit(_request_fields(contents), head.metadata.message_type)
+        limit = self.limit(fields(contents), head.metadata.message_type)
         if limit:  # what the site declines anyway is declined without its arrays
             contents |= take(number, chunks, limit=limit + _CHUNK_HEADS)
         message = _decoded(number, contents, limit)
@@ -160,26 +160,6 @@ class _Link:
             self.client.DeactivateNode(request)
 
 
-def _levels(tree: Any) -> tuple[list[str], list[str]]:
-    """The objects of a tree: the records, and below them the chunks of arrays."""
-    level, records, chunks = [tree], dict[str, None](), dict[str, None]()
-    depth = 0
-    while level:
-        (records if depth < _CHUNK_LEVEL else chunks).update((n.object_id, None) for n in level)
-        level, depth = [child for node in level for child in node.children], depth + 1
-    return list(records), [name for name in chunks if name not in records]
-
-
-def _request_fields(contents: Mapping[str, bytes]) -> Mapping[str, Any]:
-    """The fields of a request, before its arrays are fetched: its one record of settings."""
-    for content in contents.values():
-        if split(content)[0] == "ConfigRecord":
-            fields = ConfigRecord.inflate(content)
-            if "plan" in fields:
-                return fields
-    return {}
-
-
 def _decoded(number: str, contents: dict[str, bytes], limit: int) -> Message:
     """The message; its arrays are joined up to `limit` bytes, or left out where that is 0."""
     objects = gather(number, contents.get) if limit else dict(contents)
@@ -237,6 +217,7 @@ class Agent:
         self._contexts: dict[int, Context] = {}
         self._idle: _Link | None = None
         self._transfers = Transfers(log)
+        self._renewal = Renewal(site, log)
 
     def close(self) -> None:
         """After `stop` was set: take leave, which ends a waiting poll.
@@ -256,8 +237,13 @@ class Agent:
                     proxy = self._route.via()
                     through = {} if proxy is None else {"proxy": str(proxy)}
                     self._log("connected", server=self._route.server, **through)
+                    self._renewal.connected()
+                    if self._renew(link):
+                        continue
                     for _ in self._serve(link):
                         failures = 0  # a connection that serves, not one that merely stands
+                        if self._renewal.is_due() and self._renew(link):
+                            break
             except Refused:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a coordinator sends, its site comes back
@@ -294,6 +280,11 @@ class Agent:
             if found is not None:
                 head, tree = found
                 self._reply = self._answer(link.fetch(head, tree))
+
+    def _renew(self, link: _Link) -> bool:
+        """Ask for the bundle; True: connect again, to show the new certificate."""
+        client = link.client._client
+        return self._renewal.ask(lambda: client.post(f"https://{self._route.server}{PATH}"))
 
     def _answer(self, message: Message) -> Message:
         """The app's reply; an app that fails says so and nothing else."""

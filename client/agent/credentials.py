@@ -3,14 +3,19 @@
 import datetime
 import json
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from privacy.files import PRIVATE, write_atomic
+from client.agent.route import split_address
+from privacy.files import PRIVATE, parse_json, read_bounded, write_atomic
 from privacy.identity import keys
 from privacy.identity.certificates import Certificate, issued_by, request
 from privacy.identity.keys import IdentityError
+
+_LARGEST: Final = 1 << 20
+_MOST_HOSTS: Final = 32
 
 
 class EnrolmentError(ValueError):
@@ -93,8 +98,12 @@ class Enrolled:
         return context
 
 
-def enroll(folder: Path, site: str) -> tuple[Path, str]:
-    """Make a site's keys and its request; the same again changes no key. Path and fingerprint."""
+def enroll(folder: Path, site: str, *, new_keys: bool = False) -> tuple[Path, str]:
+    """Make a site's keys and its request; the same again changes no key. Path and fingerprint.
+
+    `new_keys` makes others beside the keys in use, which serve until `join` takes in a bundle for
+    the new ones; nothing else of the folder changes.
+    """
     keys.check_name(site)
     here = Enrolled(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,13 +118,52 @@ def enroll(folder: Path, site: str) -> tuple[Path, str]:
                 f"--dir {folder}: holds {', '.join(there)} without site.json, nothing was changed "
                 "(restore a whole backup into an empty folder: tacit-client restore FILE)"
             )
+        if new_keys:
+            raise EnrolmentError(f"--dir {folder}: has no keys yet, expected no --new-keys")
         write_atomic(here.key, keys.new_key(), mode=PRIVATE)
         write_atomic(here.signing_key, keys.new_signing_key(), mode=PRIVATE)
         write_atomic(here.about, json.dumps({"v": 1, "site": site}).encode(), mode=PRIVATE)
-    key = here.key.read_bytes()
+    if new_keys:
+        write_atomic(_next(here.key), keys.new_key(), mode=PRIVATE)
+        write_atomic(_next(here.signing_key), keys.new_signing_key(), mode=PRIVATE)
+    pair = [_next(p) if _next(p).is_file() else p for p in (here.key, here.signing_key)]
+    key, signing = (path.read_bytes() for path in pair)
     path = folder / f"{site}.csr"
-    write_atomic(path, request(site, key, here.signing_key.read_bytes()), mode=PRIVATE)
+    write_atomic(path, request(site, key, signing), mode=PRIVATE)
     return path, keys.fingerprint(keys.public_of(key))
+
+
+def _next(key: Path) -> Path:
+    """Where the key lies that will take this one's place."""
+    return key.with_name(f"{key.name}.next")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The coordinator's answer to a request: a certificate, its authority, names and key."""
+
+    site: str
+    pem: bytes
+    ca: bytes
+    hosts: tuple[str, ...]
+    verify: str
+    certificate: Certificate
+
+
+def read_bundle(content: bytes) -> Bundle:
+    """Check a bundle's form, and that its authority issued its certificate; EnrolmentError."""
+    try:
+        found = parse_json(content)
+        pem, ca = str(found["certificate"]).encode(), str(found["ca"]).encode()
+        hosts, verify = tuple(str(host) for host in found["hosts"]), str(found["verify"])
+        bundle = Bundle(str(found.get("site")), pem, ca, hosts, verify, Certificate.read(pem))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise EnrolmentError("expected a bundle of tacit-server sign") from None
+    if not issued_by(pem, ca):
+        raise EnrolmentError("its certificate is not of its own authority")
+    if len(verify) != 64:
+        raise EnrolmentError("expected the coordinator's verifying key")
+    return bundle
 
 
 def join(
@@ -129,34 +177,80 @@ def join(
     here = Enrolled(folder)
     site = here.name
     try:
-        found = json.loads(bundle.read_bytes())
-        pem, ca = str(found["certificate"]).encode(), str(found["ca"]).encode()
-        hosts, verify = [str(host) for host in found["hosts"]], str(found["verify"])
-        certificate = Certificate.read(pem)
+        found = read_bundle(read_bounded(bundle, _LARGEST))
+        _check(here, found, site)
     except OSError as error:
         raise EnrolmentError(f"{bundle}: {error.strerror}, expected a bundle") from None
-    except (ValueError, KeyError, TypeError):
-        raise EnrolmentError(f"{bundle}: expected a bundle of tacit-server sign") from None
-    if certificate.name != site or found.get("site") != site:
-        raise EnrolmentError(f"{bundle}: for the site {certificate.name}, expected {site}")
-    if certificate.key != keys.public_of(here.key.read_bytes()):
-        raise EnrolmentError(f"{bundle}: for another key, expected one for {site}.csr as it is now")
-    if certificate.signing != keys.signing_public(here.signing_key.read_bytes()):
-        raise EnrolmentError(f"{bundle}: for another signing key, expected this site's")
-    if not issued_by(pem, ca):
-        raise EnrolmentError(f"{bundle}: its certificate is not of its own authority")
+    except ValueError as error:
+        raise EnrolmentError(f"{bundle}: {error}") from None
+    certificate = found.certificate
     if certificate.age(now) == "expired":
         raise EnrolmentError(f"{bundle}: expired on {certificate.ends:%Y-%m-%d}")
-    if len(verify) != 64:
-        raise EnrolmentError(f"{bundle}: expected the coordinator's verifying key")
-    shown = Certificate.read(ca).fingerprint
-    if expect is not None and _plain(expect) not in (shown, verify):
+    shown = Certificate.read(found.ca).fingerprint
+    if expect is not None and _plain(expect) not in (shown, found.verify):
         raise EnrolmentError(f"{bundle}: its authority is {shown}, expected {_plain(expect)}")
-    write_atomic(here.ca, ca, mode=PRIVATE)
-    write_atomic(here.certificate, pem, mode=PRIVATE)
-    facts = {"v": 1, "site": site, "hosts": hosts, "verify": verify}
-    write_atomic(here.about, json.dumps(facts, indent=1).encode(), mode=PRIVATE)
+    for key, public in ((here.signing_key, _signing), (here.key, keys.public_of)):
+        # A kill between the two leaves a pair that `join` completes when it is called again.
+        if public(key.read_bytes()) not in (certificate.key, certificate.signing):
+            _next(key).replace(key)
+    write_atomic(here.ca, found.ca, mode=PRIVATE)
+    _write(here, found)
+    for key in (here.signing_key, here.key):
+        _next(key).unlink(missing_ok=True)
     return certificate
+
+
+def take_renewed(folder: Path, content: bytes, now: datetime.datetime) -> bool:
+    """Take in a bundle that came over the connection; True where its certificate is another.
+
+    It must be of the same authority and verifying key, for the keys in use: EnrolmentError.
+    """
+    here = Enrolled(folder)
+    found = read_bundle(content)
+    certificate = found.certificate
+    if found.site != here.name or certificate.name != here.name:
+        raise EnrolmentError("it is for another site")
+    if certificate.key != keys.public_of(here.key.read_bytes()):
+        raise EnrolmentError("it is for another key")
+    if certificate.signing != _signing(here.signing_key.read_bytes()):
+        raise EnrolmentError("it is for another signing key")
+    if found.verify != here.verify or not issued_by(found.pem, here.ca.read_bytes()):
+        raise EnrolmentError("it is of another authority or verifying key")
+    if certificate.age(now) in ("expired", "early"):
+        raise EnrolmentError(f"it is valid from {certificate.begins} to {certificate.ends}")
+    if not 0 < len(found.hosts) <= _MOST_HOSTS:
+        raise EnrolmentError(f"it must name 1 to {_MOST_HOSTS} addresses")
+    for host in found.hosts:
+        split_address(host)
+    before = here.certificate.read_bytes()
+    if (found.pem, list(found.hosts)) != (before, here.hosts):
+        _write(here, found)
+    return found.pem != before
+
+
+def _check(here: Enrolled, found: Bundle, site: str) -> None:
+    """A bundle must be for this site and for its keys, those in use or those to come."""
+    certificate = found.certificate
+    if certificate.name != site or found.site != site:
+        raise EnrolmentError(f"for the site {certificate.name}, expected {site}")
+    if certificate.key not in _publics(here.key, keys.public_of):
+        raise EnrolmentError(f"for another key, expected one for {site}.csr as it is now")
+    if certificate.signing not in _publics(here.signing_key, _signing):
+        raise EnrolmentError("for another signing key, expected this site's")
+
+
+def _publics(key: Path, public: Callable[[bytes], Any]) -> list[Any]:
+    return [public(path.read_bytes()) for path in (key, _next(key)) if path.is_file()]
+
+
+def _signing(key: bytes) -> str:
+    return keys.signing_public(key)
+
+
+def _write(here: Enrolled, found: Bundle) -> None:
+    write_atomic(here.certificate, found.pem, mode=PRIVATE)
+    facts = {"v": 1, "site": found.site, "hosts": list(found.hosts), "verify": found.verify}
+    write_atomic(here.about, json.dumps(facts, indent=1).encode(), mode=PRIVATE)
 
 
 def _plain(text: str) -> str:

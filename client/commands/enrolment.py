@@ -26,12 +26,15 @@ def register(app: typer.Typer) -> None:
 def enroll(
     site: Annotated[str, typer.Option(help="This site's name in the federation.")],
     directory: Dir = HERE,
+    new_keys: Annotated[
+        bool, typer.Option("--new-keys", help="Other keys, in use once a bundle for them joins.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make this site's keys, which never leave it, and its request NAME.csr."""
     from client.agent.credentials import enroll as make
 
-    path, key = make(directory, site)
+    path, key = make(directory, site, new_keys=new_keys)
     if as_json:
         typer.echo(json.dumps({"site": site, "request": str(path), "fingerprint": key}))
         return

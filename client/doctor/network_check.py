@@ -77,7 +77,7 @@ def _tls(site: Enrolled, server: str, proxy: Proxy | None) -> Iterator[Check]:
         yield Check("TLS", "FAULT", reason or f"refused ({type(error).__name__})", then)
         return
     if answer.status_code == 410:
-        then = "enrol again with new keys in another folder: tacit-client enroll --dir NEW"
+        then = f"tacit-client enroll --site {site.name} --new-keys, then send its request"
         yield Check("identity", "FAULT", "revoked", then)
         return
     if answer.status_code == 404:

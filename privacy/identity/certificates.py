@@ -133,6 +133,16 @@ class Certificate:
             return "expired"
         return "soon" if self.ends - now < WARN else "good"
 
+    @property
+    def days(self) -> float:
+        """For how many days it was issued."""
+        return (self.ends - self.begins - _SKEW) / datetime.timedelta(days=1)
+
+    @property
+    def renewal(self) -> datetime.datetime:
+        """When two thirds of its life are over: from then on it is to be renewed."""
+        return self.begins + (self.ends - self.begins) * 2 / 3
+
 
 @dataclass(frozen=True, slots=True)
 class Authority:
@@ -144,7 +154,14 @@ class Authority:
     @classmethod
     def create(cls, name: str, now: datetime.datetime) -> Self:
         """A new self-signed authority that may sign end entities alone."""
-        key = new_key()
+        return cls.with_key(name, new_key(), now)
+
+    @classmethod
+    def with_key(cls, name: str, key: bytes, now: datetime.datetime) -> Self:
+        """The authority of an existing key: its certificate, made again.
+
+        What the key signed before holds under it too: name and key identifier are the same.
+        """
         private = private_key(key)
         subject = _name(name)
         builder = _builder(subject, subject, private.public_key(), now, AUTHORITY_DAYS)

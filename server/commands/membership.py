@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from privacy.identity.certificates import Certificate
+from privacy.identity.certificates import CERTIFICATE_DAYS, Certificate
 from privacy.identity.keys import signing_public
 from server.registry import sites as members
 from server.registry.sites import Home, Member, MembersError, plain, spaced
@@ -18,6 +18,10 @@ Hosts = Annotated[
     typer.Option("--host", help="NAME_OR_IP[:PORT] it is reached at (repeatable)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Days = Annotated[
+    float | None,
+    typer.Option(min=0.001, max=3650, help="For how many days; else 397, or as before."),
+]
 HERE = Path()
 KIND = "coordinator"
 
@@ -29,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command("sites")(sites)
     app.command("revoke")(revoke)
     app.command("renew")(renew)
+    app.command("repair")(repair)
     app.command("backup")(backup)
     app.command("restore")(restore)
 
@@ -59,6 +64,10 @@ def sign(
     expect: Annotated[
         list[str] | None, typer.Option(help="The fingerprint that the site told (repeatable).")
     ] = None,
+    days: Days = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Strike off the key that the site has now.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Enrol sites: shows who asks with which key, writes NAME.bundle beside each request."""
@@ -68,7 +77,14 @@ def sign(
     told = []
     for number, path in enumerate(requests):
         expected = wanted[number] if wanted else None
-        wish, bundle = members.sign(directory, path, _now(), expect=expected)
+        wish, bundle = members.sign(
+            directory,
+            path,
+            _now(),
+            expect=expected,
+            days=days or CERTIFICATE_DAYS,
+            replace_key=replace,
+        )
         told.append({"site": wish.site, "fingerprint": wish.fingerprint, "bundle": str(bundle)})
         if not as_json:
             typer.echo(f"{wish.site}: key {spaced(wish.fingerprint)}")
@@ -103,15 +119,26 @@ def renew(
     site: Annotated[list[str] | None, typer.Argument(metavar="[SITE...]")] = None,
     host: Hosts = None,
     directory: Dir = HERE,
+    days: Days = None,
     out: Annotated[Path | None, typer.Option(help="Where bundles go; else the folder.")] = None,
 ) -> None:
     """New certificates for the same keys: of the sites named, or of the coordinator itself."""
     for name in site or []:
-        bundle = members.renew(directory, name, _now(), out or directory)
+        bundle = members.renew(directory, name, _now(), out or directory, days=days)
         typer.echo(f"{name}: send {bundle}; there: tacit-client join")
     if not site or host:
-        certificate = members.renew_server(directory, host or [], _now())
+        certificate = members.renew_server(directory, host or [], _now(), days=days)
         typer.echo(f"coordinator: valid to {certificate.ends:%Y-%m-%d}")
+
+
+def repair(directory: Dir = HERE) -> None:
+    """Make a missing ca.pem or server.pem again from its key; nothing that is there changes."""
+    from server.registry.repair import repair as make_again
+
+    made = make_again(directory, _now())
+    typer.echo(
+        f"{directory}: " + (f"made {', '.join(made)} again" if made else "nothing is missing")
+    )
 
 
 def backup(

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import datetime
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,8 +15,9 @@ from flwr.app import Error, Message, RecordDict
 from server.fleet.pending_message import PendingMessage
 from server.fleet.superlink import Fleet
 from server.fleet.tls import Log
-from server.fleet.tls_server import TlsServer
-from server.registry.sites import Home
+from server.fleet.tls_server import Answer, TlsServer
+from server.registry.sites import Home, Member, bundle_now
+from server.registry.upkeep import CertificateUpkeep
 from server.rounds.site_grid import SiteGrid
 
 _M_MMAP_THRESHOLD: Final = -3
@@ -136,6 +138,22 @@ def serve(
     _give_memory_back()
     home = Home(folder).check()
     fleet = Fleet(log)
+    upkeep = CertificateUpkeep(home, log)
+
+    def tick() -> None:
+        fleet.flower.tick()
+        upkeep()
+
+    def bundle(member: Member) -> Answer:
+        try:
+            content, renewed = bundle_now(folder, member.name, datetime.datetime.now(datetime.UTC))
+        except (OSError, ValueError) as error:
+            log("certificate_not_renewed", whose=f"site {member.name}", why=str(error))
+            return 503, b""
+        if renewed:
+            log("certificate_renewed", whose=f"site {member.name}")
+        return 200, content
+
     tls_server = TlsServer(
         home,
         listen,
@@ -144,7 +162,8 @@ def serve(
         seen=fleet.liveness.seen,
         gone=fleet.site_closed,
         changed=fleet.register,
-        tick=fleet.flower.tick,
+        tick=tick,
+        bundle=bundle,
     )
     fleet.waiters.loop = tls_server.loop
     fleet.register(home.members())

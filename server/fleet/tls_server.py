@@ -25,6 +25,8 @@ from server.fleet.tls import Log, Refusals, handshake_failure, server_context
 from server.registry.sites import Home, Member, Members
 
 PREFIX: Final = "/v1/fleet/"
+BUNDLE: Final = "/v1/site/bundle"
+"""Where a connected site asks for its bundle: its certificate, and the coordinator's addresses."""
 MAX_BODY: Final = 8 * 1024 * 1024
 _MAX_SMALL_BODY: Final = 512 * 1024
 _LARGE: Final = PREFIX + "push-object"
@@ -56,7 +58,8 @@ class TlsServer(HttpListener):
     """Listens in a thread of its own and hands whole requests of known sites to `handle`.
 
     `seen(site)` hears of every request, `gone(site)` when the last connection of a site closed,
-    `changed(members)` when the list of sites is another.
+    `changed(members)` when the list of sites is another; `bundle(member)` answers a site that asks
+    for its bundle.
     """
 
     date = False  # of software that answers strangers, not even its clock is told
@@ -72,9 +75,11 @@ class TlsServer(HttpListener):
         gone: Callable[[str], None] = lambda site: None,
         changed: Callable[[Members], None] = lambda members: None,
         tick: Callable[[], None] = lambda: None,
+        bundle: Callable[[Member], Answer] = lambda member: (404, b""),
     ) -> None:
         self._home, self._handle, self._log = home, handle, log
         self._seen, self._gone, self._changed, self._tick = seen, gone, changed, tick
+        self._bundle = bundle
         self.refused = Refusals(log)
         self._members = home.members()
         self._stamp = self._file_stamp()
@@ -211,11 +216,15 @@ class TlsServer(HttpListener):
         status, body = await self._answer(connection, scope, receive)
         known = self._members.find(connection.key) is not None
         fields = ((b"date", formatdate(usegmt=True).encode()),) if known else ()
-        kind = b"application/x-protobuf" if status == 200 else b""
+        kind = b"application/json" if scope["path"] == BUNDLE else b"application/x-protobuf"
+        kind = kind if status == 200 else b""
         await respond(send, status, body, kind, fields)
 
     async def _answer(self, connection: FleetConnection, scope: Scope, receive: Receive) -> Answer:
         member = self._members.find(connection.key)
+        if member is None and connection.key in self._members.revoked_keys:
+            self.refused("revoked", connection.peer)
+            return GONE, b""
         if member is None:
             self.refused("unknown certificate", connection.peer)
             return 404, b""
@@ -223,6 +232,9 @@ class TlsServer(HttpListener):
             self.refused("revoked", connection.peer, member.name)
             return GONE, b""
         path = scope["path"]
+        if path == BUNDLE and scope["method"] == "POST":
+            self._seen(member.name)
+            return self._bundle(member)
         if not path.startswith(PREFIX) or scope["method"] != "POST":
             self.refused("path", connection.peer, member.name)
             return 404, b""

@@ -30,6 +30,7 @@ from privacy.identity.keys import (
 )
 
 DEFAULT_PORT: Final = 8443
+AUTHORITY_NAME: Final = "tacit federation"
 
 
 class MembersError(ValueError):
@@ -175,7 +176,7 @@ def create(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> bool:
         )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    authority = Authority.create("tacit federation", now)
+    authority = Authority.create(AUTHORITY_NAME, now)
     key = new_key()
     names = list(dict.fromkeys(name for name, _ in named))
     write_atomic(home.certificate, authority.issue_server(key, names, now), mode=PRIVATE)
@@ -197,8 +198,12 @@ def sign(
     *,
     expect: str | None = None,
     days: float = CERTIFICATE_DAYS,
+    replace_key: bool = False,
 ) -> tuple[Request, Path]:
-    """Enrol the site of a request; writes and returns the bundle beside it."""
+    """Enrol the site of a request; writes and returns the bundle beside it.
+
+    `replace_key` strikes off the key that the site was enrolled with, for good.
+    """
     home = Home(folder).check()
     try:
         wish = read_request(csr.read_bytes())
@@ -216,10 +221,11 @@ def sign(
         if wish.fingerprint in members.revoked_keys:
             raise MembersError(f"{csr}: this key was revoked, expected a new one")
         if known is not None and known.revoked is None and known.fingerprint != wish.fingerprint:
-            raise MembersError(
-                f"{csr}: {wish.site} is enrolled with another key"
-                f" (tacit-server revoke {wish.site} first)"
-            )
+            if not replace_key:
+                raise MembersError(
+                    f"{csr}: {wish.site} is enrolled with another key (--replace strikes it off)"
+                )
+            found["revoked_keys"] = sorted({*found["revoked_keys"], known.fingerprint})
         pem = _authority(home).issue(wish, now, days).decode()
         found["sites"][wish.site] = {"certificate": pem, "revoked": None}
     bundle = csr.with_name(f"{wish.site}.bundle")
@@ -238,28 +244,65 @@ def revoke(folder: Path, site: str, now: datetime.datetime) -> Member:
     return replace(member, revoked=when)
 
 
-def renew(folder: Path, site: str, now: datetime.datetime, where: Path) -> Path:
-    """A new certificate for the same keys of a site; writes and returns its bundle in `where`."""
+def renew(
+    folder: Path, site: str, now: datetime.datetime, where: Path, *, days: float | None = None
+) -> Path:
+    """A new certificate for the same keys of a site; writes and returns its bundle in `where`.
+
+    It holds `days`, or as long as the one before.
+    """
     home = Home(folder).check()
     with _changing(home) as found:
-        member = _known(home, site)
-        if member.revoked is not None:
-            raise MembersError(f"{site}: revoked {member.revoked}, expected a new request")
-        wish = Request(site, member.certificate.key, member.certificate.signing)
-        pem = _authority(home).issue(wish, now).decode()
-        found["sites"][site]["certificate"] = pem
+        pem = _renewed(home, found, site, now, days)
     bundle = where / f"{site}.bundle"
     write_atomic(bundle, _bundle(home, site, pem), mode=PRIVATE)
     return bundle
 
 
-def renew_server(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> Certificate:
-    """A new certificate for the coordinator itself, for the same names or for others."""
+def bundle_now(folder: Path, site: str, now: datetime.datetime) -> tuple[bytes, bool]:
+    """A connected site's bundle as it is now; its certificate renewed if that is due: True then.
+
+    However often a site asks, the authority signs once in two thirds of a certificate's life.
+    """
+    home, renewed = Home(folder).check(), False
+    pem = _known(home, site).pem
+    if now >= Certificate.read(pem.encode()).renewal:
+        with _changing(home) as found:
+            pem, renewed = _renewed(home, found, site, now, None), True
+    return _bundle(home, site, pem), renewed
+
+
+def _renewed(
+    home: Home, found: dict[str, Any], site: str, now: datetime.datetime, days: float | None
+) -> str:
+    member = _known(home, site)
+    if member.revoked is not None:
+        raise MembersError(f"{site}: revoked {member.revoked}, expected a new request")
+    wish = Request(site, member.certificate.key, member.certificate.signing)
+    pem = _authority(home).issue(wish, now, days or member.certificate.days).decode()
+    found["sites"][site]["certificate"] = pem
+    return pem
+
+
+def renew_server(
+    folder: Path,
+    hosts: Sequence[str],
+    now: datetime.datetime,
+    *,
+    days: float | None = None,
+) -> Certificate:
+    """A new certificate for the coordinator itself, for the same names or for others.
+
+    It holds `days`, or as long as the one before.
+    """
     home = Home(folder).check()
     with _changing(home):
         addresses = [_address(split_host(host)) for host in hosts] or home.hosts()
         names = list(dict.fromkeys(split_host(host)[0] for host in addresses))
-        pem = _authority(home).issue_server(home.key.read_bytes(), names, now)
+        if days is None and home.certificate.is_file():
+            days = Certificate.read(home.certificate.read_bytes()).days
+        key = home.key.read_bytes()
+        pem = _authority(home).issue_server(key, names, now, days or CERTIFICATE_DAYS)
         write_atomic(home.certificate, pem, mode=PRIVATE)
         write_atomic(home.federation, _json({"v": 1, "hosts": addresses}), mode=PRIVATE)
     return Certificate.read(pem)

@@ -1,0 +1,67 @@
+"""The coordinator renews its own certificate while it runs, and warns of those that end soon."""
+
+import datetime
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from privacy.identity.certificates import Certificate
+from privacy.identity.keys import IdentityError
+from server.registry.sites import Home, renew_server
+
+_DAY: Final = 86_400.0
+_LOOK_SECONDS: Final = 5.0
+
+Log = Callable[..., None]
+
+
+@dataclass(slots=True)
+class CertificateUpkeep:
+    """Looks at all certificates every few seconds; `now()` is the time."""
+
+    home: Home
+    log: Log
+    now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
+    _next: float = 0.0
+    _told: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self) -> None:
+        """Renew what is due, and warn of what ends soon, each once a day."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _LOOK_SECONDS
+        try:
+            self._look()
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # a full disk, or a damaged file
+            self._tell("folder", "certificate_not_renewed", why=str(error))
+
+    def _look(self) -> None:
+        now = self.now()
+        server = Certificate.read(self.home.certificate.read_bytes())
+        if now >= server.renewal:
+            try:
+                server = renew_server(self.home.folder, [], now)
+                self.log("certificate_renewed", whose="coordinator", ends=_date(server))
+            except (OSError, ValueError, IdentityError) as error:
+                self._tell("server", "certificate_not_renewed", whose="coordinator", why=str(error))
+        shown = {"coordinator": server, "authority": Certificate.read(self.home.ca.read_bytes())}
+        for member in self.home.members().sites.values():
+            if member.revoked is None:
+                shown[f"site {member.name}"] = member.certificate
+        for whose, certificate in shown.items():
+            if now >= certificate.renewal and certificate.age(now) != "good":
+                self._tell(whose, "certificate_expires_soon", whose=whose, ends=_date(certificate))
+
+    def _tell(self, what: str, event: str, **facts: Any) -> None:
+        last = self._told.get(f"{event} {what}")
+        if last is None or time.monotonic() - last >= _DAY:
+            self._told[f"{event} {what}"] = time.monotonic()
+            self.log(event, **facts)
+
+
+def _date(certificate: Certificate) -> str:
+    return f"{certificate.ends:%Y-%m-%d}"
