@@ -20,6 +20,8 @@ from privacy.mechanism.sensitivity import rows_per_block
 
 SumOf = Callable[[Any], Tensor]
 """Where a parameter's sum is added up: a tensor of its shape, float32 or float64."""
+ALL: Final = slice(None)
+"""All rows of a batch."""
 
 _HUGE: Final = 2.0**64
 """A factor of a product of squares above this counts as infinite, so that none can underflow."""
@@ -45,10 +47,17 @@ class Part(ABC):
     """The squared norms [B] of the examples' gradients, float64; infinite or NaN where broken."""
 
     @abstractmethod
-    def add(self, factors: Tensor, broken: Tensor | None, sum_of: SumOf = gradient_of) -> None:
-        """Add sum_i factors_i * gradient_i to each parameter's sum; rows where `broken` are zero.
+    def add(
+        self,
+        factors: Tensor,
+        broken: Tensor | None,
+        sum_of: SumOf = gradient_of,
+        rows: slice = ALL,
+    ) -> None:
+        """Add sum_i factors_i * gradient_i over `rows` to each parameter's sum.
 
-        `factors` [B] are float32, `broken` [B] is None where no row is broken.
+        `factors` [B] are float32, `broken` [B] is None where no row is broken; broken rows add
+        zero.
         """
 
 
@@ -67,10 +76,17 @@ class Outer(Part):
         fits = torch.maximum(length, width) <= _HUGE
         self.square = torch.where(fits, length.mul_(width.add_(more)), math.inf)
 
-    def add(self, factors: Tensor, broken: Tensor | None, sum_of: SumOf = gradient_of) -> None:
-        a, g = self._a, self._g
+    def add(
+        self,
+        factors: Tensor,
+        broken: Tensor | None,
+        sum_of: SumOf = gradient_of,
+        rows: slice = ALL,
+    ) -> None:
+        a, g, factors = self._a[rows], self._g[rows], factors[rows]
         if broken is not None:
-            a, g = a.masked_fill(broken[:, None], 0), g.masked_fill(broken[:, None], 0)
+            zero = broken[rows, None]
+            a, g = a.masked_fill(zero, 0), g.masked_fill(zero, 0)
         if self._weight.requires_grad:
             total = sum_of(self._weight)
             scaled = g * factors[:, None]
@@ -98,27 +114,33 @@ class Lookup(Part):
         ordered = _sorted(self._tokens)
         again = ordered[:, 1:] == ordered[:, :-1]
         self._repeating = again.any(1).nonzero().flatten()
-        if len(self._repeating):
-            at = self._repeating
-            self._merged = _merged(g[at], self._tokens[at])
-            self.square[at] = row_squares(self._merged.flatten(1))
+        at = self._repeating
+        self._merged = _merged(g[at], self._tokens[at]) if len(at) else g[at]
+        self.square[at] = row_squares(self._merged.flatten(1))
 
-    def add(self, factors: Tensor, broken: Tensor | None, sum_of: SumOf = gradient_of) -> None:
+    def add(
+        self,
+        factors: Tensor,
+        broken: Tensor | None,
+        sum_of: SumOf = gradient_of,
+        rows: slice = ALL,
+    ) -> None:
         total = sum_of(self._weight)
         if self._native is not None:
-            self._native.add(total, factors)
+            self._native.add(total, factors, rows)
             return
-        g = self._g
+        g = self._g[rows]
         if broken is not None:
-            g = g.masked_fill(broken[:, None, None], 0)
-        scaled = g * factors[:, None, None]
-        if len(self._repeating):
-            at = self._repeating
-            merged = self._merged
-            if broken is not None:
-                merged = merged.masked_fill(broken[at, None, None], 0)
-            scaled[at] = merged * factors[at, None, None]
-        total.index_add_(0, self._tokens.flatten(), scaled.flatten(0, 1).to(total.dtype))
+            g = g.masked_fill(broken[rows, None, None], 0)
+        scaled = g * factors[rows, None, None]
+        at = self._repeating
+        start, stop, _ = rows.indices(len(self._tokens))
+        inside = (start <= at) & (at < stop)
+        at, merged = at[inside], self._merged[inside]
+        if broken is not None:
+            merged = merged.masked_fill(broken[at, None, None], 0)
+        scaled[at - start] = merged * factors[at, None, None]
+        total.index_add_(0, self._tokens[rows].flatten(), scaled.flatten(0, 1).to(total.dtype))
 
 
 def row_squares(x: Tensor) -> Tensor:
@@ -163,6 +185,7 @@ class BatchSum:
         self._trained, self._slack = list(trained), slack
         self.gradient = torch.cat([torch.zeros_like(p).reshape(-1) for p in trained])
         self._gradients = self.by_parameter(self.gradient)
+        self._wide = torch.empty(0, dtype=torch.float64, device=self.gradient.device)
         self.begin(0)
 
     def begin(self, rows: int) -> None:
@@ -173,10 +196,11 @@ class BatchSum:
         self._block = rows_per_block(rows, self._slack)
         self._total: Tensor | None = None
         self._lost: Tensor | None = None
+        self._closed = 0
         self._sums, self._views = self.gradient, self._gradients
         if self._block >= rows:
             return
-        self._total = torch.zeros_like(self.gradient, dtype=torch.float64)
+        self._total = self._wide.resize_(len(self.gradient))  # memory once for all steps
         if not self._block:
             self._sums = torch.zeros_like(self._total)
             self._views = self.by_parameter(self._sums)
@@ -186,18 +210,20 @@ class BatchSum:
     def blocks(self, rows: int) -> Iterator[tuple[slice, SumOf]]:
         """The blocks of the next so many rows, and where each is to be summed."""
         if self._total is None:
-            yield slice(None), gradient_of
+            yield ALL, gradient_of
             return
         size = self._block or _DOUBLE_ROWS
         for at in range(0, rows, size):
+            if self._closed:
+                self._sums.zero_()
             yield slice(at, at + size), self._views.__getitem__
             self._close(self._total)
 
     def total(self) -> Tensor:
         """What was added since `begin`, all parameters in one vector, float32 or float64."""
-        if self._total is None:
+        if self._total is None or not self._closed:
             return self.gradient
-        return self._total if self._lost is None else self._total + self._lost
+        return self._total if self._lost is None else self._total.add_(self._lost)
 
     def by_parameter(self, vector: Tensor) -> dict[nn.Parameter, Tensor]:
         """Each parameter's part of a vector of all."""
@@ -205,13 +231,15 @@ class BatchSum:
         return {p: part.view(p.shape) for p, part in zip(self._trained, parts, strict=True)}
 
     def _close(self, total: Tensor) -> None:
-        """Add the block's sum to those before it, and begin the next."""
-        if self._lost is None:
+        """Add the block's sum to those before it."""
+        self._closed += 1
+        if self._closed == 1:
+            total.copy_(self._sums)
+        elif self._lost is None:
             total += self._sums
         else:  # total + block = s + what rounding lost, exactly
             block = self._sums.double()
             s = total + block
             back = s - total
             self._lost += (total - (s - back)) + (block - back)
-            self._total = s
-        self._sums.zero_()
+            total.copy_(s)

@@ -28,7 +28,7 @@ from client.dpsgd.calls import (
     inputs_of,
     joined,
 )
-from client.dpsgd.clipped_sum import BatchSum, Part, SumOf, gradient_of
+from client.dpsgd.clipped_sum import ALL, BatchSum, Part, SumOf, gradient_of
 from client.dpsgd.per_sample import (
     EXPANDED,
     FUNCTIONAL,
@@ -178,13 +178,13 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         if not rows:
             return
         uses = self._uses(x, y, loss)
-        whole: Iterable[tuple[slice, SumOf]] = ((slice(None), gradient_of),)
+        whole: Iterable[tuple[slice, SumOf]] = ((ALL, gradient_of),)
         with torch.no_grad():
+            every = parts(uses)
+            factors, broken = clip_factors(_squares(every), self.clip)
             for block, sum_of in whole if self._sums is None else self._sums.blocks(rows):
-                every = parts({layer: _part(pairs, block) for layer, pairs in uses.items()})
-                factors, broken = clip_factors(_squares(every), self.clip)
                 for part in every:
-                    part.add(factors, broken, sum_of)
+                    part.add(factors, broken, sum_of, block)
 
     def parts(self, x: Any, y: Tensor, loss: Loss) -> tuple[list[Part], Tensor]:
         """The batch's gradients by layer, not yet clipped, and each example's squared norm."""
@@ -310,10 +310,6 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
             for p in self._trained:
                 p.requires_grad_(True)
             self.tape.clear()
-
-
-def _part(pairs: Uses, block: slice) -> Uses:
-    return [(a[block], g[block]) for a, g in pairs]
 
 
 def _squares(every: Sequence[Part]) -> Tensor:

@@ -52,12 +52,15 @@ class Lookups:
         self._work.squares = self.square.data_ptr()
         library.squares(ctypes.byref(self._work))
 
-    def add(self, sums: Tensor, factors: Tensor) -> None:
-        """Add each example's gradient times its factor to sums [vocabulary, d], float32 or float64.
+    def add(self, sums: Tensor, factors: Tensor, rows: slice = slice(None)) -> None:
+        """Add the gradients of `rows`, times their factors [B], to sums [vocabulary, d].
 
-        Nothing of an example whose factor is 0, whatever its gradient is.
+        The sums are float32 or float64. Nothing of an example whose factor is 0 is added, whatever
+        its gradient is.
         """
-        factors = factors.float().contiguous()
+        chosen = torch.zeros(len(factors))
+        chosen[rows] = factors[rows].float()
+        factors = chosen
         self._work.factors, self._work.sums = factors.data_ptr(), sums.data_ptr()
         self._work.wide = sums.dtype == torch.float64
         self._library.add(ctypes.byref(self._work))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from client.dpsgd.clipped_sum import Lookup, Outer, Part, SumOf, gradient_of, row_squares
+from client.dpsgd.clipped_sum import ALL, Lookup, Outer, Part, SumOf, gradient_of, row_squares
 from client.dpsgd.trees import Batch, tensors
 
 Uses = Sequence[tuple[Any, Any]]
@@ -106,15 +106,13 @@ class Sampled(Part):
         rows = uses[0][1].shape[0]
         width = sum(p.numel() for p in {p for layer, _, _ in uses for p in layer.trained})
         self.most = max(1, _MOST // width)
-        whole = rows <= self.most
-        starts = (0,) if whole else range(0, rows, self.most)
-        self._chunks = [slice(None) if whole else slice(at, at + self.most) for at in starts]
+        self._rows = rows
         self._cached: Mapping[nn.Parameter, Tensor] | None = None
         squares: list[Any] = []
-        for at in self._chunks:
-            samples = self._samples(at)
+        for at in range(0, rows, self.most):
+            samples = self._samples(slice(at, at + self.most))
             squares.append(sum(row_squares(_flat(x)[0]) for x in samples.values()))
-            if whole:
+            if rows <= self.most:
                 self._cached = samples
         self.square = torch.cat(squares)
 
@@ -125,10 +123,18 @@ class Sampled(Part):
                 samples[p] = samples[p] + sample if p in samples else sample
         return samples
 
-    def add(self, factors: Tensor, broken: Tensor | None, sum_of: SumOf = gradient_of) -> None:
-        for at in self._chunks:
+    def add(
+        self,
+        factors: Tensor,
+        broken: Tensor | None,
+        sum_of: SumOf = gradient_of,
+        rows: slice = ALL,
+    ) -> None:
+        start, stop, _ = rows.indices(self._rows)
+        step = stop - start if self._cached else self.most
+        for at in (slice(x, min(x + step, stop)) for x in range(start, stop, step)):
             for p, sample in (self._cached or self._samples(at)).items():
-                flat, restored = _flat(sample)
+                flat, restored = _flat(sample[at] if self._cached else sample)
                 if broken is not None:
                     flat = flat.masked_fill(broken[at, None], 0)
                 total = sum_of(p)

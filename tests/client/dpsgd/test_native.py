@@ -39,6 +39,10 @@ def summed(
     double = torch.zeros_like(total, dtype=torch.float64)
     part.add(factors, broken, lambda _: double)
     assert torch.allclose(double.float(), total, rtol=1e-5, atol=1e-5)
+    blocks = torch.zeros_like(double)
+    for start in range(0, len(factors), 3):
+        part.add(factors, broken, lambda _: blocks, slice(start, start + 3))
+    assert torch.allclose(blocks, double, rtol=1e-5, atol=1e-5)
     return total
 
 
