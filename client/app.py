@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -40,7 +40,7 @@ from privacy.accounting.events import Event
 from privacy.arrays import Arrays, encode
 from privacy.contract.decision import Refusal, judge
 from privacy.contract.plan import Plan
-from privacy.ledger.ledger import Entry, Exhausted, LedgerError, LedgerNotWritten, Standing
+from privacy.ledger.ledger import Entry, Exhausted, LedgerError, LedgerNotWritten, SpendingState
 from privacy.mechanism import noise
 
 REPLY: Final = "reply"
@@ -209,15 +209,16 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
 def _finish(begun: Begun, trained: Trained) -> RecordDict:
     site, plan, entries = begun.site, begun.plan, begun.entries
     update = {name: trained.update[name] for name in begun.weights}
-    fields = _fields(plan, update, entries, begun.asked)
+    fields = _fields(begun, update, trained.steps)
     if plan.metrics:
         sums = begun.on_rows(
             lambda rows: paid_metrics(begun.model(), rows, begun.task, plan, device=site.device)
         )
-        fields["metrics"] = Paid(json.dumps(sums), entries[1].event, entries[1])
+        drawn = replace(entries[1].event, sigma=plan.metrics_sigma or 0.0)
+        fields["metrics"] = Paid(json.dumps(sums), drawn, entries[1])
     if begun.event is not None:
         fields["sigma"] = Public(float(begun.event.sigma))
-    with site.ledger.steady() if site.ledger is not None else nullcontext():
+    with site.ledger.snapshot() if site.ledger is not None else nullcontext():
         trusted = site.policy.trust_coordinator
         values = release(fields, ledger=site.ledger, trust_coordinator=trusted)
         if plan.unit == "record":  # un-noised replies are never kept on disk
@@ -243,7 +244,11 @@ def _judged(site: Site, plan: Plan, number: int, run: str) -> tuple[Event, ...]:
     if plan.unit == "record" and ledger is None:
         raise Refused("ledger-untrusted")
     try:
-        stands = ledger.standing(run, _today()) if ledger is not None else Standing()
+        stands = (
+            ledger.spending_state(run, _today(), coordinator=site.coordinator)
+            if ledger is not None
+            else SpendingState()
+        )
         verdict = judge(
             plan,
             site.policy,
@@ -276,6 +281,7 @@ def _spend(
             round=number,
             plan=plan.digest,
             records=site.policy.records_per_subject,
+            coordinator=site.coordinator,
         )
     except Exhausted:
         raise Refused("budget-exhausted") from None
@@ -289,11 +295,12 @@ def _today() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
-def _fields(
-    plan: Plan, update: Arrays, entries: tuple[Entry, ...], asked: Mapping[str, Any]
-) -> dict[str, Field]:
-    if plan.unit == "record":
-        return {"update": Paid(encode(update, plan.wire), entries[0].event, entries[0])}
+def _fields(begun: Begun, update: Arrays, steps: int) -> dict[str, Field]:
+    """The update, paid for by the entry of what was trained: the accepted event, `steps` taken."""
+    plan, asked = begun.plan, begun.asked
+    if begun.event is not None:
+        drawn = replace(begun.event, steps=steps)
+        return {"update": Paid(encode(update, plan.wire), drawn, begun.entries[0])}
     if plan.unit == "none":
         return {"update": Trusted(encode(update, plan.wire))}
     clip = asked.get("clip")
@@ -328,7 +335,9 @@ def _about(site: Site, asked: Mapping[str, Any], status: str, code: str) -> dict
         "reason": Public(code),
     }
     if site.ledger is not None and code != "ledger-untrusted":
-        events = site.ledger.merged(run) if isinstance(run, str) else ()
+        events = (
+            site.ledger.merged(run, coordinator=site.coordinator) if isinstance(run, str) else ()
+        )
         fields["events"] = Public(json.dumps([event.to_dict() for event in events]))
         proof = site.proof(asked.get("head"))
         if proof is not None:

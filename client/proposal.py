@@ -15,11 +15,11 @@ from client.release import Public, release
 from client.site import Site
 from client.tasks.registry import task
 from client.tasks.rows import TaskError
-from privacy.contract.decision import EXHAUSTED, Accepted, Refusal, judge
+from privacy.contract.decision import EXHAUSTED, Accepted, Refusal, judge, with_records
 from privacy.contract.forecast import rounds_that_fit
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json
-from privacy.ledger.ledger import LedgerError, Standing
+from privacy.ledger.ledger import LedgerError, SpendingState
 
 REQUEST = "request"
 REPLY = "reply"
@@ -99,9 +99,11 @@ def _considered(site: Site, plan: Plan, run: str, number: int) -> ProposalAnswer
         return ProposalAnswer("declined", "ledger-untrusted", 0)
     try:
         standing = (
-            site.ledger.standing(run, datetime.now(UTC).strftime("%Y-%m-%d"))
+            site.ledger.spending_state(
+                run, datetime.now(UTC).strftime("%Y-%m-%d"), coordinator=site.coordinator
+            )
             if site.ledger is not None
-            else Standing()
+            else SpendingState()
         )
     except LedgerError:
         return ProposalAnswer("declined", "ledger-untrusted", 0)
@@ -123,16 +125,18 @@ def _considered(site: Site, plan: Plan, run: str, number: int) -> ProposalAnswer
 
 
 def _rounds_left(
-    site: Site, plan: Plan, standing: Standing, verdict: Accepted | Refusal, most: int
+    site: Site, plan: Plan, standing: SpendingState, verdict: Accepted | Refusal, most: int
 ) -> int:
     """How many rounds from now on the site's and the plan's budgets hold, at most `most`."""
     if isinstance(verdict, Refusal) and verdict.code == EXHAUSTED:
         return 0
     if plan.unit != "record":
         return most
-    events = verdict.events if isinstance(verdict, Accepted) else plan.events_of_round(site.name)
+    events = with_records(plan.events_of_round(site.name), site.policy)
+    if isinstance(verdict, Accepted):
+        events = verdict.events
     budgets = (
-        (standing.spent, site.policy.budget, site.policy.records_per_subject),
+        (standing.spent, site.policy.budget, None),
         (standing.run, plan.limit_of(site.name), 1),
     )
     for past, limit, records in budgets:

@@ -59,7 +59,7 @@ def release(
         if isinstance(field, Public):
             _check_public(name, field.value)
         elif isinstance(field, Paid):
-            if ledger is None or not ledger.holds(field.entry):
+            if ledger is None or not ledger.contains(field.entry):
                 raise DoorError(f"{name}: expected an entry of this site's ledger to pay for it")
             if field.entry.event != field.event or field.event.sigma <= 0:
                 raise DoorError(f"{name}: expected the entry of its own event to pay for it")

@@ -95,7 +95,8 @@ class Site:
     """One data owner, as its own process sees it.
 
     `rows(task)` gives the training rows. `check_head(head)` says whether a ledger's head bears the
-    coordinator's signature. `ledger` is None only where no private plan may run. `on_event(event,
+    coordinator's signature; `coordinator` is its verifying key, to which runs in the ledger are
+    bound. `ledger` is None only where no private plan may run. `on_event(event,
     **facts)` is for the log and never gets a value of a record. `on_plan(plan)` is called before a
     plan is judged, since the owner may have changed the policy meanwhile; `on_model(plan, run,
     round, weights)` with each released model that arrives. `accepts(plan)` says whether a plan is
@@ -109,6 +110,7 @@ class Site:
     rows: Callable[[Task], Rows]
     _: KW_ONLY
     check_head: Callable[[Any], bool]
+    coordinator: str = ""
     replies: Replies = field(default_factory=LastReply)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     on_event: Callable[..., None] = _nothing

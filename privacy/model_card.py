@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
+from privacy.accounting.rounding import spent_text
 
 LIMITS: Final = (
     "Its guarantee covers the rows of training, each site's against all others; it says nothing of "
@@ -69,7 +70,7 @@ class Card:
         if self.unit == "none" or self.epsilon is None:
             return "trained without differential privacy"
         return (
-            f"(epsilon {self.epsilon:.4g}, delta {self.delta:.3g}) for one {self.unit}, "
+            f"(epsilon {spent_text(self.epsilon)}, delta {self.delta:.3g}) for one {self.unit}, "
             f"the largest over {len(self.sites)} sites, after {self.round} rounds"
         )
 

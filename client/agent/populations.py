@@ -159,8 +159,12 @@ def log_schema(ledger: Ledger, digest: str) -> None:
 
 
 def log_policy(ledger: Ledger, policy: Policy) -> bool:
-    """Note the policy's limit if it is another than the last; True if it was noted."""
-    limit = {"epsilon": repr(policy.epsilon), "delta": repr(policy.delta)}
+    """Note the policy's limit and cap if they are others than the last; True if noted."""
+    limit: dict[str, str | int] = {
+        "epsilon": repr(policy.epsilon),
+        "delta": repr(policy.delta),
+        "records": policy.records_per_subject,
+    }
     noted = [dict(note.details) for note in ledger.notes() if note.what == "policy"]
     if noted and noted[-1] == limit:
         return False

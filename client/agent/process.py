@@ -137,6 +137,7 @@ def resident(
         accepts=rows.accepts,
         paused=lambda: site.paused.exists() or faulty.is_set(),
         check_head=check_head,
+        coordinator=key,
     )
     if look:
         rows.check()

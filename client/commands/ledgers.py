@@ -16,10 +16,10 @@ from client.agent.credentials import Enrolled
 from client.agent.populations import Population, PopulationError, choose
 from client.agent.received_plans import received, site_of
 from client.commands.data_check import check
-from privacy.accounting.epsilon import spent
+from privacy.accounting.epsilon import json_number, spent
 from privacy.accounting.rounding import left_text, spent_text
 from privacy.accounting.segments import Budget
-from privacy.contract.decision import Accepted, judge
+from privacy.contract.decision import Accepted, judge, with_records
 from privacy.contract.forecast import rounds_that_fit
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
@@ -148,7 +148,8 @@ def budget(
         raise PopulationError(f"{directory}: knows no data yet; expected `tacit-client data add`")
     facts = [_balance(one, rules, plans, directory) for one in kept]
     if as_json:
-        typer.echo(json.dumps({"populations": facts}))
+        shown = [one | {"spent": json_number(one["spent"])} for one in facts]
+        typer.echo(json.dumps({"populations": shown}))
     else:
         _print(Console(), facts)
 
@@ -195,7 +196,7 @@ def _balance(
 ) -> dict[str, Any]:
     ledger = populations.open_ledger(population)
     past, records = ledger.merged(), rules.records_per_subject
-    used = spent(past, rules.delta, records=records)
+    used = spent(past, rules.delta, records=None)
     site = site_of(directory)
     return {
         "population": population.name,
@@ -215,11 +216,11 @@ def _fit(plan: Plan, rules: Policy, ledger: Ledger, site: str) -> dict[str, Any]
     past = ledger.merged()
     verdict = judge(plan, rules, past, site=site)
     taken = isinstance(verdict, Accepted)
-    events = verdict.events if isinstance(verdict, Accepted) else plan.events_of_round(site)
+    events = with_records(plan.events_of_round(site), rules)
+    if isinstance(verdict, Accepted):
+        events = verdict.events
     limit = rules.budget or Budget(rules.epsilon, rules.delta)
-    rounds = rounds_that_fit(
-        past, events, limit, records=rules.records_per_subject, most=max(plan.rounds, 1000)
-    )
+    rounds = rounds_that_fit(past, events, limit, most=max(plan.rounds, 1000))
     return {
         "plan": plan.digest,
         "task": plan.task,

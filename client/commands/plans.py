@@ -1,6 +1,7 @@
 """`policy new`, `plans`, `approve`, `deny`: what is asked of a site, and what its owner allows."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -168,7 +169,7 @@ def _facts(directory: Path, rules: Policy, plan: Plan) -> dict[str, Any]:
         state = "approved"
     elif state == "asked" and rules.approve == "within-limits":
         state = "within limits" if found.refusal is None else "asked"
-    used = spent(past, rules.delta, records=rules.records_per_subject)
+    used = spent(past, rules.delta, records=None)
     return {
         "plan": plan.digest,
         "task": plan.task,
@@ -191,8 +192,8 @@ def _asks(plan: Plan, found: Forecast, rules: Policy) -> float | None:
     """Epsilon of the whole run by itself at the policy's delta; None where the site spends none."""
     if plan.unit != "record":
         return None
-    whole = [Event(e.unit, e.sigma, e.rate, e.steps, e.count * plan.rounds) for e in found.events]
-    return spent(whole, rules.delta, records=rules.records_per_subject)
+    whole = [replace(event, count=event.count * plan.rounds) for event in found.events]
+    return spent(whole, rules.delta, records=None)
 
 
 def _past(directory: Path) -> tuple[Event, ...]:

@@ -25,6 +25,7 @@ _COARSER: Final = 8.0
 _RELATIVE: Final = 2e-5
 _BEYOND: Final = 1e6
 _SMALL_DELTA: Final = 1e-5
+_LEAST_DELTA: Final = 1e-11
 _FINE_SEGMENTS: Final = 8
 _ORDERS: Final = tuple(rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
 
@@ -35,8 +36,8 @@ def least_sigma(
     """What `privacy.accounting.epsilon.calibrate` says, beside the segments `others`."""
 
     def excess(log_sigma: float, coarser: float = _COARSER) -> float:
-        segments = tuple(sorted((*others, (math.exp(log_sigma), rate, steps))))
-        return pld_epsilon(segments, delta, 1, coarser) / epsilon - 1
+        segments = tuple(sorted((*others, Segment(math.exp(log_sigma), rate, 1, steps))))
+        return pld_epsilon(segments, delta, coarser) / epsilon - 1
 
     low, high = 0.0, 0.0
     while excess(high) > 0:
@@ -63,12 +64,22 @@ def _inside(excess: Callable[[float], float], low: float, high: float) -> float:
 
 @lru_cache(maxsize=4096)
 def rdp_epsilon(segments: tuple[Segment, ...], delta: float) -> float:
-    """Epsilon by Rényi differential privacy."""
+    """Epsilon by Rényi differential privacy; infinite where no order bounds it.
+
+    A group of k records shifts a release by Binomial(k, rate); more than a shift of k with the
+    probability that any of them is sampled it never is, and mixtures of Gaussians are monotone in
+    the order of their shifts (Choquette-Choo et al. 2024).
+    """
     total = np.zeros(len(_ORDERS))
-    for sigma, rate, releases in segments:
-        total = total + _rdp_once(sigma, rate) * releases
-    epsilon, _ = rdp.rdp_privacy_accountant.compute_epsilon(_ORDERS, total, delta)
-    return max(0.0, float(epsilon))
+    for sigma, rate, records, releases in segments:
+        any_of_them = -math.expm1(records * math.log1p(-rate)) if rate < 1 else 1.0
+        total = total + _rdp_once(sigma / records, min(1.0, any_of_them)) * releases
+    bounded = ~np.isnan(total)
+    if not bounded.any():
+        return math.inf
+    orders = np.asarray(_ORDERS)[bounded]
+    epsilon, _ = rdp.rdp_privacy_accountant.compute_epsilon(orders, total[bounded], delta)
+    return math.inf if math.isnan(epsilon) else max(0.0, float(epsilon))
 
 
 @lru_cache(maxsize=4096)
@@ -92,22 +103,28 @@ def _quiet(record: logging.LogRecord) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def pld_epsilon(
-    segments: tuple[Segment, ...], delta: float, records: int, coarser: float = 1.0
-) -> float:
-    """Epsilon by discretised losses on a grid that only ever doubles as events are added.
+def pld_epsilon(segments: tuple[Segment, ...], delta: float, coarser: float = 1.0) -> float:
+    """The smaller of two upper bounds of epsilon: by discretised losses, and by Rényi's.
 
-    The grids are nested, and connecting fewer dots dominates connecting more, so that epsilon
-    cannot fall when a longer history takes a coarser grid. The error is about
-    releases * interval^2.
+    The losses lie on a grid that only ever doubles as events are added. The grids are nested, and
+    connecting fewer dots dominates connecting more, so that epsilon cannot fall when a longer
+    history takes a coarser grid. The error is about releases * interval^2. Below a delta of 1e-11
+    the rounding of the transforms is no longer small beside it, and Rényi's bound stands alone.
     """
     segments = _one_gaussian(segments)
-    group = tuple((s / records, q, n) for s, q, n in segments)
-    if len(group) == 1 and group[0][1] == 1:
-        return _gaussian_epsilon(group[0][0], delta)
-    size = rdp_epsilon(group, min(delta, _SMALL_DELTA))  # of the losses, whatever delta is asked
+    if len(segments) == 1 and segments[0].rate == 1:
+        return _gaussian_epsilon(segments[0].sigma / segments[0].records, delta)
+    by_orders = rdp_epsilon(segments, delta)
+    if delta < _LEAST_DELTA or by_orders > _BEYOND:
+        return by_orders
+    return min(by_orders, _by_losses(segments, delta, coarser))
+
+
+def _by_losses(segments: tuple[Segment, ...], delta: float, coarser: float) -> float:
+    size = rdp_epsilon(segments, min(delta, _SMALL_DELTA))  # of the losses, whatever delta is asked
     if size > _BEYOND:
-        return rdp_epsilon(group, delta)
+        return math.inf
+    records = max(segment.records for segment in segments)
     finest = coarser * (4 * _FINEST if len(segments) > _FINE_SEGMENTS else _FINEST)
     finest = max(finest, _COARSER * _FINEST) if records > 1 else finest  # mixtures are slow
     interval = finest
@@ -117,8 +134,10 @@ def pld_epsilon(
         interval *= 2
     while True:
         with scipy.fft.set_backend(_Forgetful):
-            composed = _composed(segments, interval, records)
+            composed = _composed(segments, interval)
         epsilon = max(0.0, float(composed.get_epsilon_for_delta(delta)))
+        if math.isnan(epsilon):
+            return math.inf
         if interval <= finest or interval / 4 < _RELATIVE * epsilon:
             return epsilon
         interval /= 4
@@ -162,34 +181,34 @@ def _mirrored(x: npt.ArrayLike, n: int) -> npt.NDArray[np.complex128]:
 
 def _one_gaussian(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """Releases without sampling are together one Gaussian: the 1 / sigma^2 add up, exactly."""
-    whole = [(sigma, n) for sigma, rate, n in segments if rate == 1]
-    if sum(n for _, n in whole) < 2:
+    whole = [segment for segment in segments if segment.rate == 1]
+    if sum(segment.releases for segment in whole) < 2:
         return segments
-    together = math.fsum(n / sigma**2 for sigma, n in whole) ** -0.5
-    return tuple(sorted([*(s for s in segments if s[1] < 1), (together, 1.0, 1)]))
+    together = math.fsum(n * (records / sigma) ** 2 for sigma, _, records, n in whole) ** -0.5
+    return tuple(sorted([*(s for s in segments if s.rate < 1), Segment(together, 1.0, 1, 1)]))
 
 
 @lru_cache(maxsize=2)
-def _composed(segments: tuple[Segment, ...], interval: float, records: int) -> Any:
+def _composed(segments: tuple[Segment, ...], interval: float) -> Any:
     """All segments in turn. Distributions take megabytes: the last are kept, for another delta.
 
     A history that only grows never asks for the same again: of one segment no more is kept.
     """
     *past, last = segments
     if not past:
-        return _repeated.__wrapped__(last, interval, records)
-    tail = _repeated(last, interval, records)
-    return _before(tuple(past), interval, records).compose(tail)
+        return _repeated.__wrapped__(last, interval)
+    tail = _repeated(last, interval)
+    return _before(tuple(past), interval).compose(tail)
 
 
 @lru_cache(maxsize=8)
-def _before(segments: tuple[Segment, ...], interval: float, records: int) -> Any:
-    return _composed.__wrapped__(segments, interval, records)
+def _before(segments: tuple[Segment, ...], interval: float) -> Any:
+    return _composed.__wrapped__(segments, interval)
 
 
 @lru_cache(maxsize=16)
-def _repeated(segment: Segment, interval: float, records: int) -> Any:
-    sigma, rate, releases = segment
+def _repeated(segment: Segment, interval: float) -> Any:
+    sigma, rate, records, releases = segment
     # Without sampling the releases are merged into one: of another sigma each time.
     once = _once if rate < 1 else _once.__wrapped__
     return once(sigma, rate, interval, records).self_compose(releases)

@@ -26,39 +26,50 @@ ACCOUNTANTS: Final = ("pld", "rdp")
 
 
 def spent(
-    events: Iterable[Event], delta: float, *, accountant: str = "pld", records: int = 1
+    events: Iterable[Event], delta: float, *, accountant: str = "pld", records: int | None = 1
 ) -> float:
     """Epsilon at `delta` of all `events` together: 0 for nothing, infinite without noise.
 
-    `records` = k protects a group of k records of one subject: each is sampled by itself, so
+    `records` = k protects a group of k records of one person: each is sampled by itself, so
     that one release is a mixture of Gaussians whose shift is Binomial(k, rate) (Choquette-Choo
-    et al. 2024), exact where k * epsilon is no bound at all. Only `pld` can say it.
+    et al. 2024), exact where k * epsilon is no bound at all. None composes each event for the
+    number of records that one person had when it was released.
+
+    "pld" is the smaller of two upper bounds, the discretised losses' and Rényi's; "rdp" is the
+    latter alone. Never NaN.
     """
     check_delta(delta)
     if accountant not in ACCOUNTANTS:
-        raise AccountingError(f"accountant: expected pld or rdp, got {accountant!r}")
-    if isinstance(records, bool) or not isinstance(records, int) or records < 1:
-        raise AccountingError(f"records: expected a whole number >= 1, got {records!r}")
-    if accountant == "rdp" and records > 1:
-        raise AccountingError("records: groups are accounted by pld only")
-    segments = merge(events)
+        raise AccountingError(f"accountant must be pld or rdp, got {accountant!r:.80}")
+    if records is not None and (isinstance(records, bool) or not isinstance(records, int)):
+        raise AccountingError(f"records must be an integer >= 1, got {records!r:.80}")
+    if records is not None and records < 1:
+        raise AccountingError(f"records must be an integer >= 1, got {records!r:.80}")
+    segments = merge(events, records)
     if not segments:
         return 0.0
-    if any(sigma == 0 for sigma, _, _ in segments):
+    if any(segment.sigma == 0 for segment in segments):
         return math.inf
     from privacy.accounting.accountants import pld_epsilon, rdp_epsilon
 
     if accountant == "rdp":
         return rdp_epsilon(segments, delta)
-    return pld_epsilon(segments, delta, records)
+    return pld_epsilon(segments, delta)
 
 
-def within(events: Iterable[Event], budget: Budget, *, records: int = 1) -> bool:
+def within(events: Iterable[Event], budget: Budget, *, records: int | None = 1) -> bool:
     """Whether `spent` stays inside `budget`; the cheap upper bound is asked before the exact."""
     history = list(events)
-    if records == 1 and spent(history, budget.delta, accountant="rdp") <= budget.epsilon:
+    if spent(history, budget.delta, accountant="rdp", records=records) <= budget.epsilon:
         return True
     return spent(history, budget.delta, records=records) <= budget.epsilon
+
+
+def json_number(value: float | None) -> float | str | None:
+    """An epsilon as JSON can hold it: a number, "infinite", or null where there is none."""
+    if value is None or math.isnan(value):
+        return None
+    return "infinite" if math.isinf(value) else value
 
 
 @lru_cache(maxsize=256)
@@ -68,11 +79,11 @@ def calibrate(budget: Budget, *, rate: float, steps: int, beside: tuple[Event, .
     `beside` are events that the same budget has to pay for as well.
     """
     if budget.epsilon == 0:
-        raise AccountingError("epsilon: expected 0 < epsilon to calibrate, got 0")
+        raise AccountingError("epsilon must be > 0 to calibrate, got 0")
     if not is_number(rate) or not 0 < rate <= 1:
-        raise AccountingError(f"rate: expected 0 < rate <= 1, got {rate!r}")
+        raise AccountingError(f"rate must be > 0 and <= 1, got {rate!r:.80}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise AccountingError(f"steps: expected a whole number >= 1, got {steps!r}")
+        raise AccountingError(f"steps must be an integer >= 1, got {steps!r:.80}")
     from privacy.accounting.accountants import least_sigma
 
-    return least_sigma(budget.epsilon, budget.delta, rate, steps, merge(beside))
+    return least_sigma(budget.epsilon, budget.delta, rate, steps, merge(beside, None))

@@ -7,10 +7,19 @@ from typing import Any, Final
 
 UNITS: Final = ("record", "client")
 """The units whose presence an event protects; they never mix in one account."""
+SAMPLINGS: Final = ("poisson",)
+"""How a release's units are drawn: each by itself, with probability `rate`."""
 
+LEAST_SIGMA: Final = 1e-6
+MOST_SIGMA: Final = 1e9
+LEAST_RATE: Final = 1e-12
+MOST_RELEASES: Final = 10**12
+MOST_RECORDS: Final = 10**9
+MOST_SENSITIVITY: Final = 1e3
+"""Beyond these bounds no accountant is exact; a value beyond them is refused, never counted."""
 
-RELEASES_MAX: Final = 2**53 - 1
-"""The most releases of one event: whole numbers up to here are exact as floats."""
+_KEYS_OF_0_1: Final = ("unit", "sigma", "rate", "steps", "count")
+_KEYS: Final = (*_KEYS_OF_0_1, "sampling", "records", "sensitivity")
 
 
 class EventError(ValueError):
@@ -21,9 +30,11 @@ class EventError(ValueError):
 class Event:
     """`count` repetitions of `steps` Gaussian releases over Poisson samples of the units.
 
-    One release adds N(0, (sigma * C)^2 I) to a sum of vectors of L2 norm at most C, one from each
-    unit of a sample that holds every unit independently with probability `rate`. Neighbouring data
-    sets differ by one unit added or removed. sigma = 0 is a release without noise: its epsilon is
+    One release adds N(0, (sigma * C)^2 I) to a sum of vectors, one from each unit of a sample that
+    holds every unit independently with probability `rate`. One unit moves the sum by an L2 norm of
+    at most `sensitivity` * C: 1, or more where the arithmetic's own error is charged. Neighbouring
+    data sets differ by one unit added or removed. `records` is the most units that one person had
+    among the rows when it was released. sigma = 0 is a release without noise: its epsilon is
     infinite.
     """
 
@@ -32,50 +43,62 @@ class Event:
     rate: float
     steps: int
     count: int = 1
+    records: int = 1
+    sensitivity: float = 1.0
+    sampling: str = "poisson"
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
-            raise EventError(f"unit: expected one of {', '.join(UNITS)}, got {self.unit!r:.80}")
-        for name in ("sigma", "rate"):
-            if not _is_real(getattr(self, name)):
-                raise EventError(
-                    f"{name}: expected a finite number, got {getattr(self, name)!r:.80}"
-                )
-        if self.sigma < 0:
-            raise EventError(f"sigma: expected 0 <= sigma, got {self.sigma!r}")
-        if not 0 <= self.rate <= 1:
-            raise EventError(f"rate: expected 0 <= rate <= 1, got {self.rate!r}")
-        for name in ("steps", "count"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise EventError(f"{name}: expected a whole number >= 0, got {value!r:.80}")
-        if self.steps > RELEASES_MAX or self.count > RELEASES_MAX // max(self.steps, 1):
-            raise EventError("steps * count: must be below 2**53")
+            raise EventError(f"unit must be one of {', '.join(UNITS)}, got {self.unit!r:.80}")
+        if self.sampling not in SAMPLINGS:
+            raise EventError(
+                f"sampling must be one of {', '.join(SAMPLINGS)}, got {self.sampling!r:.80}"
+            )
+        _check_real("sigma", self.sigma, LEAST_SIGMA, MOST_SIGMA, zero=True)
+        _check_real("rate", self.rate, LEAST_RATE, 1.0, zero=True)
+        _check_real("sensitivity", self.sensitivity, 1.0, MOST_SENSITIVITY)
+        _check_whole("steps", self.steps, 0, MOST_RELEASES)
+        _check_whole("count", self.count, 0, MOST_RELEASES)
+        _check_whole("records", self.records, 1, MOST_RECORDS)
+        if self.steps * self.count > MOST_RELEASES:
+            raise EventError(f"steps * count must be <= {MOST_RELEASES}, got more")
+
+    @property
+    def noise(self) -> float:
+        """The noise as a multiple of what one unit can move: what epsilon is computed from."""
+        return self.sigma / self.sensitivity
 
     def to_dict(self) -> dict[str, Any]:
-        """The event as the five keys of a ledger line."""
-        return {
-            "unit": self.unit,
-            "sigma": self.sigma,
-            "rate": self.rate,
-            "steps": self.steps,
-            "count": self.count,
-        }
+        """The event as the keys of a ledger line of version 2."""
+        return {key: getattr(self, key) for key in _KEYS}
+
+    def to_dict_of_0_1(self) -> dict[str, Any]:
+        """The event as the five keys of a ledger line of version 1."""
+        return {key: getattr(self, key) for key in _KEYS_OF_0_1}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Event":
-        """Read an event; an unknown or missing key is refused, since it might mean a cost."""
-        keys = {"unit", "sigma", "rate", "steps", "count"}
-        if not isinstance(value, Mapping) or set(value) != keys:
-            got = sorted(value) if isinstance(value, Mapping) else type(value).__name__
-            raise EventError(f"event: expected the keys {sorted(keys)}, got {got}")
+        """Read an event; an unknown or missing key is refused, since it might mean a cost.
+
+        The five keys of version 1 say nothing of `records`: it is read as 1.
+        """
+        if not isinstance(value, Mapping) or set(value) not in (set(_KEYS), set(_KEYS_OF_0_1)):
+            got = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+            raise EventError(f"event must have the keys {', '.join(_KEYS)}, got {got!s:.200}")
         return cls(**value)
 
 
-def _is_real(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
+def _check_real(name: str, value: object, low: float, high: float, *, zero: bool = False) -> None:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
     try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float holds
-        return False
+        fits = real and (low <= float(value) <= high or (zero and value == 0))  # type: ignore[arg-type]
+    except OverflowError:  # an integer beyond all floats
+        fits = False
+    if not fits or not math.isfinite(value):  # type: ignore[arg-type]
+        exception = " (or 0)" if zero else ""
+        raise EventError(f"{name} must be >= {low:g} and <= {high:g}{exception}, got {value!r:.80}")
+
+
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise EventError(f"{name} must be an integer >= {low} and <= {high}, got {value!r:.80}")

@@ -5,7 +5,7 @@
 """
 
 import math
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 
 
 def spent_text(epsilon: float | None, places: int = 4) -> str:
@@ -23,4 +23,5 @@ def _text(value: float | None, places: int, rounding: str) -> str:
         return "-"
     if not math.isfinite(value):
         return "infinite"
-    return str(Decimal(value).quantize(Decimal(1).scaleb(-places), rounding=rounding))
+    with localcontext(prec=400, rounding=rounding):  # the largest float has 309 digits
+        return str(Decimal(value).quantize(Decimal(1).scaleb(-places)))

@@ -1,21 +1,29 @@
 """What epsilon is computed from: budgets, and histories merged into segments."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, TypeGuard
+from typing import Final, NamedTuple, TypeGuard
 
 from privacy.accounting.events import Event
 
 _DISTINCT_SEGMENTS: Final = 64
 _SIGMA_GRID: Final = 0.01
-SIGMA_MIN: Final = 1e-6
-SIGMA_MAX: Final = 1e9
-RATE_MIN: Final = 1e-9
-"""The range in which the accountants' arithmetic is finite; beyond it a history is rounded."""
 
-Segment = tuple[float, float, int]
-"""(sigma, rate, releases): equal mechanisms merged."""
+Totals = dict[tuple[float, float, int], int]
+"""Releases of each (sigma, rate, records)."""
+
+
+class Segment(NamedTuple):
+    """Equal mechanisms merged: `releases` of them, for a person with `records` of the units.
+
+    `sigma` is the noise as a multiple of what one unit can move.
+    """
+
+    sigma: float
+    rate: float
+    records: int
+    releases: int
 
 
 class AccountingError(ValueError):
@@ -31,52 +39,51 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.epsilon != math.inf and (not is_number(self.epsilon) or self.epsilon < 0):
-            raise AccountingError(f"epsilon: expected 0 <= epsilon, got {self.epsilon!r}")
+            raise AccountingError(f"epsilon must be >= 0, got {self.epsilon!r:.80}")
         check_delta(self.delta)
 
 
 def check_delta(delta: object) -> float:
     """The delta itself where 0 < delta < 1, else AccountingError."""
     if not is_number(delta) or not 0 < delta < 1:
-        raise AccountingError(f"delta: expected 0 < delta < 1, got {delta!r}")
+        raise AccountingError(f"delta must be > 0 and < 1, got {delta!r:.80}")
     return float(delta)
 
 
-def merge(events: Iterable[Event]) -> tuple[Segment, ...]:
-    """Equal (sigma, rate) summed and sorted, so that neither order nor grouping can matter.
+def merge(events: Iterable[Event], records: int | None = 1) -> tuple[Segment, ...]:
+    """Equal mechanisms summed and sorted, so that neither order nor grouping can matter.
 
-    A sigma above `SIGMA_MAX` counts as that, one below `SIGMA_MIN` as no noise, and a rate below
-    `RATE_MIN` as that: epsilon is never smaller than the true one, and always finite arithmetic.
+    `records` units of one person are protected together; None takes each event's own number.
     """
-    totals: dict[tuple[float, float], int] = {}
+    totals: Totals = {}
     unit: str | None = None
     for event in events:
         if not isinstance(event, Event):
-            raise AccountingError(f"events: expected an Event, got {type(event).__name__}")
+            raise AccountingError(f"events must be Events, got {type(event).__name__}")
         if unit not in (None, event.unit):
-            raise AccountingError(f"events: units never mix, got {unit} and {event.unit}")
+            raise AccountingError(f"events must be of one unit, got {unit} and {event.unit}")
         unit = event.unit
         releases = event.steps * event.count
         if releases and event.rate > 0:
-            sigma = min(float(event.sigma), SIGMA_MAX) if event.sigma >= SIGMA_MIN else 0.0
-            key = (sigma, max(float(event.rate), RATE_MIN))
+            group = event.records if records is None else records
+            key = (float(event.noise), float(event.rate), group)
             totals[key] = totals.get(key, 0) + releases
     if len(totals) > _DISTINCT_SEGMENTS:
         totals = _coarsen(totals)
-    return tuple((sigma, rate, n) for (sigma, rate), n in sorted(totals.items()))
+    return tuple(Segment(*key, n) for key, n in sorted(totals.items()))
 
 
-def _coarsen(totals: dict[tuple[float, float], int]) -> dict[tuple[float, float], int]:
+def _coarsen(totals: Totals) -> Totals:
     """A long life's many noise levels on a grid of 1 %: sigma down, rate up, never too cheap."""
-    merged: dict[tuple[float, float], int] = {}
-    for (sigma, rate), n in totals.items():
+    merged: Totals = {}
+    for (sigma, rate, group), n in totals.items():
         low = _grid(sigma, math.floor) if sigma else 0.0
-        key = (low, min(1.0, _grid(rate, math.ceil)))
+        key = (low, min(1.0, _grid(rate, math.ceil)), group)
         merged[key] = merged.get(key, 0) + n
     return merged
 
 
-def _grid(value: float, rounding: Any) -> float:
+def _grid(value: float, rounding: Callable[[float], int]) -> float:
     step = math.log1p(_SIGMA_GRID)
     nearest = round(math.log(value) / step)
     if math.isclose(math.exp(nearest * step), value, rel_tol=1e-12):
@@ -85,9 +92,10 @@ def _grid(value: float, rounding: Any) -> float:
 
 
 def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite real number, as a float can hold it."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number that no float holds
+    except OverflowError:
         return False

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from privacy.accounting.epsilon import calibrate, spent
+from privacy.accounting.epsilon import calibrate, json_number, spent
 from privacy.accounting.events import Event
 from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import AccountingError, Budget
@@ -36,7 +36,9 @@ def epsilon(
     events = [_event(text) for text in segment or []]
     found = spent(events, delta, accountant=accountant)
     if as_json:
-        typer.echo(json.dumps({"epsilon": found, "delta": delta, "accountant": accountant}))
+        typer.echo(
+            json.dumps({"epsilon": json_number(found), "delta": delta, "accountant": accountant})
+        )
     else:
         typer.echo(f"epsilon {spent_text(found)} at delta {delta:g} ({accountant.upper()})")
 
@@ -53,7 +55,7 @@ def sigma(
     if as_json:
         typer.echo(json.dumps({"sigma": found}))
     else:
-        typer.echo(f"sigma {found:.4f} for {steps} steps at rate {rate:g}")
+        typer.echo(f"sigma {spent_text(found)} for {steps} steps at rate {rate:g}")
 
 
 def _event(text: str) -> Event:

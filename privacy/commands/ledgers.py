@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from privacy.accounting.epsilon import spent
+from privacy.accounting.epsilon import json_number, spent
 from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import check_delta, merge
 from privacy.ledger.entries import Entry, Verified, verify
@@ -49,7 +49,7 @@ def show(
     delta: Annotated[float | None, typer.Option(help="Also count epsilon at this delta.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what was spent, run by run, and what else befell the ledger."""
+    """Show what was spent, run by run, and other events of the ledger."""
     if delta is not None:
         check_delta(delta)
     found = verify(ledger)
@@ -84,15 +84,15 @@ def _facts(found: Verified, delta: float | None, epsilon: float | None) -> dict[
         ],
         "digest": found.digest,
         "segments": [
-            {"sigma": sigma, "rate": rate, "steps": steps}
-            for sigma, rate, steps in merge(found.events)
+            {"sigma": sigma, "rate": rate, "steps": steps, "records": records}
+            for sigma, rate, records, steps in merge(found.events, None)
         ],
         "log": [
             {"what": note.what, "at": note.at, "entries": note.entries, **note.details}
             for note in found.log or ()
         ],
     }
-    return facts if delta is None else {**facts, "delta": delta, "epsilon": epsilon}
+    return facts if delta is None else {**facts, "delta": delta, "epsilon": json_number(epsilon)}
 
 
 def _table(entries: tuple[Entry, ...], delta: float | None) -> Table:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from privacy.accounting.epsilon import spent
+from privacy.accounting.epsilon import json_number, spent
 from privacy.accounting.events import Event
 from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import Budget
@@ -128,7 +128,7 @@ def _facts(
             "message": found.refusal.message,
         }
     if rules is not None and rules.budget is not None:
-        before = spent(past, rules.delta, records=rules.records_per_subject)
+        before = json_number(spent(past, rules.delta, records=None))
         facts["policy"] = {**_limit(rules.budget), "spent": before}
     return facts
 

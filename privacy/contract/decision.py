@@ -11,6 +11,7 @@ from typing import Final
 
 from privacy.accounting.epsilon import calibrate, spent, within
 from privacy.accounting.events import Event
+from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import AccountingError, Budget
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.policy import ANY, UPDATE, Policy
@@ -65,18 +66,23 @@ def judge(
     if any(event.unit != plan.unit for event in spent):
         return Refusal("ledger-untrusted", f"the ledger's unit is not the plan's, {plan.unit}")
     try:
-        events = _offer(plan, policy, spent, site, plan.rounds - round + 1)
+        events = with_records(_offer(plan, policy, spent, site, plan.rounds - round + 1), policy)
     except (AccountingError, PlanError) as error:
         return Refusal(EXHAUSTED, f"no noise keeps the rounds left inside: {error}")
     if refusal := _bounded(policy, events):
         return refusal
     for past, limit, records in (
-        (spent, policy.budget, policy.records_per_subject),
+        (spent, policy.budget, None),
         (run, plan.limit_of(site), 1),
     ):
         if limit is not None and not within((*past, *events), limit, records=records):
             return Refusal(EXHAUSTED, _over(past, events, limit, records))
     return Accepted(events[0], events)
+
+
+def with_records(events: Sequence[Event], policy: Policy) -> tuple[Event, ...]:
+    """The events as the ledger will hold them: with the records that a person has at this site."""
+    return tuple(replace(event, records=policy.records_per_subject) for event in events)
 
 
 def permitted(plan: Plan, policy: Policy, rounds_today: int = 0) -> Refusal | None:
@@ -133,7 +139,8 @@ def _offer(
 
     def fits(sigma: float) -> bool:
         rest = replace(first, sigma=sigma, count=left)
-        return within((*past, *beside, rest), policy.budget or Budget(0, policy.delta))
+        budget = policy.budget or Budget(0, policy.delta)
+        return within((*past, *beside, rest), budget, records=None)
 
     known = {e.sigma for e in past if (e.rate, e.steps) == (first.rate, first.steps)}
     for sigma in sorted({first.sigma} | {s for s in known if first.sigma < s <= most}):
@@ -147,11 +154,14 @@ def _offer(
     return (replace(first, sigma=max(first.sigma, need)), *events[1:])
 
 
-def _over(past: Sequence[Event], events: tuple[Event, ...], limit: Budget, records: int) -> str:
+def _over(
+    past: Sequence[Event], events: tuple[Event, ...], limit: Budget, records: int | None
+) -> str:
     before = spent(past, limit.delta, records=records)
     after = spent((*past, *events), limit.delta, records=records)
-    group = f" for {records} records of one subject" if records > 1 else ""
+    most = max(event.records for event in events) if records is None else records
+    group = f" for {most} records of one person" if most > 1 else ""
     return (
-        f"epsilon would go from {before:.4g} to {after:.4g} of {limit.epsilon:g} "
+        f"epsilon would go from {spent_text(before)} to {spent_text(after)} of {limit.epsilon:g} "
         f"at delta {limit.delta:g}{group}"
     )

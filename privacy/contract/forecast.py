@@ -12,7 +12,7 @@ from typing import Final
 from privacy.accounting.epsilon import spent, within
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
-from privacy.contract.decision import EXHAUSTED, Accepted, Refusal, judge
+from privacy.contract.decision import EXHAUSTED, Accepted, Refusal, judge, with_records
 from privacy.contract.outputs import Output, outputs
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import LIMITS
@@ -59,12 +59,12 @@ def forecast(
     policy = policy or Policy.simulated(plan, plan.limit_of(site))
     verdict = judge(plan, policy, past, site=site)
     barred = verdict if isinstance(verdict, Refusal) else None
-    events = plan.events_of_round(site)
+    events = with_records(plan.events_of_round(site), policy)
     if isinstance(verdict, Accepted) and plan.unit == "record":
         events = verdict.events
     fits = plan.rounds
     for history, limit, records in (
-        (past, policy.budget, policy.records_per_subject),
+        (past, policy.budget, None),
         ((), plan.limit_of(site), 1),
     ):
         if limit is not None and plan.unit == "record":
@@ -121,10 +121,13 @@ def rounds_that_fit(
     events: Sequence[Event],
     limit: Budget,
     *,
-    records: int = 1,
+    records: int | None = None,
     most: int = 1_000_000,
 ) -> int:
-    """How many rounds of `events` after `past` stay inside `limit`, at most `most`."""
+    """How many rounds of `events` after `past` stay inside `limit`, at most `most`.
+
+    `records` as in `privacy.accounting.epsilon.spent`: None takes each event's own.
+    """
 
     def fits(rounds: int) -> bool:
         more = [replace(e, count=e.count * rounds) for e in events]

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 VERSION: Final = 1
+NEWEST: Final = 2
+"""The versions of a line: 1 of 0.1.0 and of every log, 2 of spends since."""
 ZERO: Final = "0" * 64
 """What the first line names as its predecessor."""
 LONGEST_LINE: Final = 1 << 16
@@ -25,8 +27,8 @@ _CHUNK: Final = 1 << 20
 _SETTLED_NS: Final = 2_000_000_000
 
 Row = TypeVar("Row")
-Parse = Callable[[int, Mapping[str, Any], str, str], Row]
-"""(n, body, prev, digest) -> row; raises ValueError `field: what is wrong`."""
+Parse = Callable[[int, int, Mapping[str, Any], str, str], Row]
+"""(version, n, body, prev, digest) -> row; raises ValueError `field: what is wrong`."""
 
 
 class LedgerError(ValueError):
@@ -46,16 +48,16 @@ class LedgerNotWritten(LedgerError):
     """The disk did not take the next lines: full, or broken. What was there before still stands."""
 
 
-def seal(n: int, body: Mapping[str, Any], prev: str) -> tuple[bytes, str]:
+def seal(n: int, body: Mapping[str, Any], prev: str, version: int = VERSION) -> tuple[bytes, str]:
     """The n-th line without its newline, and its digest: SHA-256 of all bytes before the digest."""
-    fields = {"v": VERSION, "n": n, **body, "prev": prev}
+    fields = {"v": version, "n": n, **body, "prev": prev}
     text = json.dumps(fields, allow_nan=False)[:-1].encode("ascii")
     digest = hashlib.sha256(text).hexdigest()
     return text + f', "digest": "{digest}"}}'.encode("ascii"), digest
 
 
-def unseal(raw: bytes, n: int, prev: str) -> tuple[Mapping[str, Any], str]:
-    """Body and digest of the n-th line after `prev`; ValueError `field: reason` for anything else.
+def unseal(raw: bytes, n: int, prev: str) -> tuple[int, Mapping[str, Any], str]:
+    """Version, body and digest of the n-th line after `prev`; ValueError for anything else.
 
     Sealing again must give the same bytes, which refuses duplicate keys, blanks, other spellings of
     a number and NaN in one stroke.
@@ -66,29 +68,30 @@ def unseal(raw: bytes, n: int, prev: str) -> tuple[Mapping[str, Any], str]:
         raise ValueError(f"expected one JSON object in ASCII, got {raw[:40]!r}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"expected one JSON object, got {raw[:40]!r}")
-    if fields.get("v") != VERSION:
-        raise ValueError(f"v: expected version {VERSION}, got {fields.get('v')!r}")
+    version = fields.get("v")
+    if type(version) is not int or version not in (VERSION, NEWEST):
+        raise ValueError(f"v must be {VERSION} or {NEWEST}, got {version!r:.80}")
     if fields.get("n") != n:
-        raise ValueError(f"n: expected {n}, got {fields.get('n')!r}")
+        raise ValueError(f"n must be {n}, got {fields.get('n')!r:.80}")
     if fields.get("prev") != prev:
-        raise ValueError(f"prev: expected {prev[:16]}..., the digest of the line before")
+        raise ValueError(f"prev must be {prev[:16]}..., the digest of the line before")
     body = {k: fields[k] for k in fields if k not in ("v", "n", "prev", "digest")}
     try:
-        line, digest = seal(n, body, prev)
+        line, digest = seal(n, body, prev, version)
     except ValueError as error:
         raise ValueError(f"expected finite numbers only ({error})") from error
     if fields.get("digest") != digest:
         raise ValueError("digest: does not match the line's bytes")
     if line != raw:
-        raise ValueError("expected the canonical spelling of its JSON")
-    return body, digest
+        raise ValueError("must be the canonical spelling of its JSON")
+    return version, body, digest
 
 
 class Chain(Generic[Row]):
     """The verified content of one file, brought up to date by `refresh`, extended by `append`."""
 
-    def __init__(self, path: Path, parse: Parse[Row]) -> None:
-        self.path = path
+    def __init__(self, path: Path, parse: Parse[Row], version: int = VERSION) -> None:
+        self.path, self.version = path, version
         self.rows: list[Row] = []
         self.head = ZERO
         self.torn = (
@@ -124,7 +127,7 @@ class Chain(Generic[Row]):
         parts, n, prev = [b"\n"] if self._open_end else [], len(self.rows), self.head
         for body in bodies:
             n += 1
-            line, prev = seal(n, body, prev)
+            line, prev = seal(n, body, prev, self.version)
             parts += [line, b"\n"]
         data = b"".join(parts)
         try:
@@ -207,8 +210,8 @@ class Chain(Generic[Row]):
     def _take_line(self, raw: bytes) -> None:
         n = len(self.rows) + 1
         try:
-            body, digest = unseal(raw, n, self.head)
-            row = self._parse(n, body, self.head, digest)
+            version, body, digest = unseal(raw, n, self.head)
+            row = self._parse(version, n, body, self.head, digest)
         except ValueError as error:
             self._fail(str(error))
         self.rows.append(row)

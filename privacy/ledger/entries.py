@@ -1,31 +1,50 @@
 """What the lines of a ledger and of its log mean, and whether a file of them is sound.
 
-A ledger holds spends and nothing else, `{"v", "n", "run", "round", "plan", "event", "prev",
-"digest"}`; its log `PATH.log` holds the population, the salt, and whatever else befell it.
+A ledger holds spends and nothing else, `{"v", "n", "run", "round", "plan", "coordinator", "event",
+"prev", "digest"}` (version 1, of 0.1.0, has no coordinator and five keys of the event); its log
+`PATH.log` holds the population, the salt, and other events.
 """
 
 import re
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from privacy.accounting.events import Event
-from privacy.ledger.chain import ZERO, Chain, LedgerError, LedgerMissing, locked
+from privacy.ledger import anchor
+from privacy.ledger.chain import (
+    NEWEST,
+    VERSION,
+    ZERO,
+    Chain,
+    LedgerError,
+    LedgerMissing,
+    create_file,
+    locked,
+)
 
 NOTES: Final = (
     *("created", "contents", "schema", "policy", "day"),
-    *("tail-dropped", "acknowledged", "recovered"),
+    *("tail-dropped", "acknowledged", "recovered", "anchored"),
 )
-"""What a log tells; `contents`: the data changed, `policy`: a limit was raised or lowered."""
+"""What a log tells; `contents`: the data changed, `policy`: a limit or the cap was changed,
+`anchored`: from here on the ledger has an anchor, and is refused without it."""
 _LONGEST_NAME: Final = 200
+_LARGEST_ROUND: Final = 10**9
 _HEX: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line: `event` was spent for round `round` of `run` under the plan of that digest."""
+    """One line: `event` was spent for round `round` of `run` under the plan of that digest.
+
+    `coordinator` is the verifying key of who asked; empty in a simulation and in version 1, which
+    does not know how many records a person had either (`event.records` is 1 there).
+    """
 
     n: int
     run: str
@@ -34,6 +53,8 @@ class Entry:
     event: Event
     prev: str
     digest: str
+    coordinator: str = ""
+    version: int = NEWEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +92,8 @@ def verify(path: Path | str, *, log: bool = True) -> Verified:
     chain = ledger_chain(path)
     with locked(path, write=False) as fd:
         chain.refresh(fd)
+        anchored = anchor.anchor_path(path).exists()
+        last = anchor.read(path) if anchored else None
     if chain.incomplete:
         raise LedgerError(path, chain.incomplete, line=len(chain.rows) + 1)
     notes: list[Note] = []
@@ -80,6 +103,8 @@ def verify(path: Path | str, *, log: bool = True) -> Verified:
             beside.refresh(fd)
         notes = beside.rows
     if notes and (lost := check_anchors(path, chain.rows, notes)):
+        raise LedgerError(path, lost, line=len(chain.rows) + 1)
+    if log and anchored and (lost := anchor.lost(last, path, chain.rows)):
         raise LedgerError(path, lost, line=len(chain.rows) + 1)
     return Verified(tuple(chain.rows), chain.head, told(notes) or None)
 
@@ -105,27 +130,39 @@ def check_anchors(path: Path, entries: list[Entry], log: list[Note]) -> str | No
 
 
 def ledger_chain(path: Path) -> Chain[Entry]:
-    """The chain of spends; units never mix in it."""
+    """The chain of spends: all of one unit, lines of version 1 before those of version 2."""
     unit: list[str] = []
+    newest = [VERSION]
 
-    def parse(n: int, body: Mapping[str, Any], prev: str, digest: str) -> Entry:
-        _expect_keys(body, ("run", "round", "plan", "event"))
+    def parse(version: int, n: int, body: Mapping[str, Any], prev: str, digest: str) -> Entry:
+        keys: tuple[str, ...] = ("run", "round", "plan", "event")
+        if version == NEWEST:
+            keys = ("run", "round", "plan", "coordinator", "event")
+        _expect_keys(body, keys)
         event = Event.from_dict(body["event"])
-        entry = Entry(n, body["run"], body["round"], body["plan"], event, prev, digest)
-        if entry_body(entry.run, entry.round, entry.plan, event) != body:
-            raise ValueError("event: expected its canonical spelling")
+        if version < newest[0]:
+            raise ValueError(f"v must be {newest[0]} after a line of that version, got {version}")
+        run, number, plan = body["run"], body["round"], body["plan"]
+        by = body.get("coordinator", "")
+        entry = Entry(n, run, number, plan, event, prev, digest, by, version)
+        if entry_body(run, number, plan, event, coordinator=by, version=version) != body:
+            raise ValueError("event must be in its canonical spelling")
         if unit and unit[0] != event.unit:
-            raise ValueError(f"event: units never mix, got {event.unit} after {unit[0]}")
-        unit[:] = [event.unit]
+            raise ValueError(
+                f"event: this ledger holds {unit[0]} events; cannot add a {event.unit} event"
+            )
+        unit[:], newest[0] = [event.unit], version
         return entry
 
-    return Chain(path, parse)
+    return Chain(path, parse, NEWEST)
 
 
 def log_chain(path: Path) -> Chain[Note]:
     """The chain of notes; the first one says `created`."""
 
-    def parse(n: int, body: Mapping[str, Any], prev: str, digest: str) -> Note:
+    def parse(version: int, n: int, body: Mapping[str, Any], prev: str, digest: str) -> Note:
+        if version != VERSION:
+            raise ValueError(f"v must be {VERSION} in a log, got {version}")
         _expect_keys(body, ("what", "at", "entries", "head", "details"))
         if body["what"] not in NOTES or (body["what"] == "created") != (n == 1):
             raise ValueError(f"what: expected one of {', '.join(NOTES)}, got {body['what']!r}")
@@ -145,15 +182,31 @@ def log_chain(path: Path) -> Chain[Note]:
     return Chain(path, parse)
 
 
-def entry_body(run: str, round: int, plan: str, event: Event) -> dict[str, Any]:
+def entry_body(
+    run: str,
+    round: int,
+    plan: str,
+    event: Event,
+    *,
+    coordinator: str = "",
+    version: int = NEWEST,
+) -> dict[str, Any]:
     """The middle of a ledger line; ValueError for what may not stand there."""
     for name, value in (("run", run), ("plan", plan)):
         if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
-            raise ValueError(f"{name}: expected 1 to {_LONGEST_NAME} characters, got {value!r:.80}")
-    if not _is_count(round):
-        raise ValueError(f"round: expected a whole number >= 0, got {round!r:.80}")
-    fields = event.to_dict() | {"sigma": float(event.sigma), "rate": float(event.rate)}
-    return {"run": run, "round": round, "plan": plan, "event": fields}
+            raise ValueError(f"{name} must have 1 to {_LONGEST_NAME} characters, got {value!r:.80}")
+    if not _is_count(round) or round > _LARGEST_ROUND:
+        raise ValueError(
+            f"round must be an integer >= 0 and <= {_LARGEST_ROUND}, got {round!r:.80}"
+        )
+    reals = {"sigma": float(event.sigma), "rate": float(event.rate)}
+    if version == VERSION:
+        fields = event.to_dict_of_0_1() | reals
+        return {"run": run, "round": round, "plan": plan, "event": fields}
+    if not isinstance(coordinator, str) or len(coordinator) > _LONGEST_NAME:
+        raise ValueError(f"coordinator must be a verifying key or empty, got {coordinator!r:.80}")
+    fields = event.to_dict() | reals | {"sensitivity": float(event.sensitivity)}
+    return {"run": run, "round": round, "plan": plan, "coordinator": coordinator, "event": fields}
 
 
 def note_body(
@@ -176,3 +229,19 @@ def _is_count(value: object) -> bool:
 
 def _is_hex(value: object) -> bool:
     return isinstance(value, str) and _HEX.match(value) is not None
+
+
+def create_log(path: Path, population: str, *, durable: bool) -> None:
+    """Start a ledger's log: the population and a secret salt."""
+    if not isinstance(population, str) or not 0 < len(population) <= 200:
+        raise LedgerError(path, f"population: must have 1 to 200 characters, got {population!r}")
+    log = log_chain(log_path(path))
+    create_file(log.path, durable=durable)
+    details = {"population": population, "salt": secrets.token_hex(32)}
+    with locked(log.path, write=True) as fd:
+        log.append(fd, [note_body("created", now(), 0, ZERO, details)], durable=durable)
+
+
+def now() -> str:
+    """The time in UTC, as the log tells it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

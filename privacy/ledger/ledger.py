@@ -3,25 +3,25 @@
 Its key is the population, an id given once to the people in the data: every run, coordinator and
 re-installation spends from the same file. `spend` holds the file's lock while it computes epsilon
 of everything past and the next event, refuses above the limit without touching the file, and
-returns only after the entry is on the disk. Beside `PATH` stands `PATH.log` with the population,
-the salt of the two-sided chain (privacy/ledger/heads.py) and what happened to the ledger but
-spending.
+returns only after the entry is on the disk. Beside `PATH` stand `PATH.log` with the population, the
+salt of the two-sided chain (privacy/ledger/heads.py) and other events, and `PATH.anchor`, against a
+file that was cut (privacy/ledger/anchor.py). docs/ledger.md describes all three.
 """
 
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import RLock
-from typing import Final
+from typing import Any, Final
 
 from privacy.accounting.epsilon import spent, within
 from privacy.accounting.events import Event
+from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import Budget
+from privacy.ledger import anchor
 from privacy.ledger.chain import (
-    ZERO,
     LedgerError,
     LedgerMissing,
     LedgerNotWritten,
@@ -33,15 +33,18 @@ from privacy.ledger.entries import (
     Note,
     Verified,
     check_anchors,
+    create_log,
     entry_body,
     ledger_chain,
     log_chain,
     log_path,
     note_body,
+    now,
     told,
     verify,
 )
 from privacy.ledger.heads import GENESIS, Head, Proof, extends, fold, leaf
+from privacy.ledger.totals import SpendingState, Totals
 
 __all__ = [
     "Entry",
@@ -52,7 +55,7 @@ __all__ = [
     "LedgerMissing",
     "LedgerNotWritten",
     "Note",
-    "Standing",
+    "SpendingState",
     "Untrusted",
     "Verified",
     "extends",
@@ -69,19 +72,7 @@ class Exhausted(LedgerError):
 
 
 class Untrusted(LedgerError):
-    """Its log remembers entries that the ledger no longer holds: a restored copy or a cut tail."""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What a judgement needs of a ledger, in one look: all that was spent, in one run, on a day."""
-
-    spent: tuple[Event, ...] = ()
-    run: tuple[Event, ...] = ()
-    rounds_today: int = 0
-
-
-Counts = dict[tuple[str, float, float, int], int]
+    """Its log or anchor remembers entries that are no longer there: an old copy or a cut tail."""
 
 
 class Ledger:
@@ -95,26 +86,28 @@ class Ledger:
         self._log = log_chain(log_path(path))
         self._heads: list[Head] = [GENESIS]
         self._leaves: list[str] = []
-        self._merged: Counts = {}
-        self._runs: dict[str, Counts] = {}
-        self._day = (0, 0, set[tuple[str, int]]())  # from which entry, to which, rounds met
-        self._steady = False
+        self._totals = Totals()
+        self._snapshot = False
 
     @classmethod
     def create(cls, path: Path | str, *, population: str, durable: bool = True) -> "Ledger":
         """Start the ledger of a population that never released anything; never over another."""
         path = Path(path)
-        for taken in (path, log_path(path)):
+        for taken in (path, log_path(path), anchor.anchor_path(path)):
             if taken.exists() or taken.is_symlink():
                 raise LedgerError(taken, "exists already; a ledger is never started again")
-        _create_log(path, population, durable=durable)
+        create_log(path, population, durable=durable)
+        anchor.create(path, durable=durable)
         create_file(path, durable=durable)
-        return cls.open(path, durable=durable)
+        ledger = cls(path, durable=durable)
+        with ledger._writing() as (_, log_fd):
+            ledger._anchor(log_fd, ())
+        return ledger
 
     @classmethod
     def with_new_log(cls, path: Path, *, population: str, durable: bool = True) -> "Ledger":
         """The same entries under a new log and salt, where the old log is lost: for recovery."""
-        _create_log(path, population, durable=durable)
+        create_log(path, population, durable=durable)
         return cls.open(path, durable=durable)
 
     @classmethod
@@ -125,7 +118,11 @@ class Ledger:
         """
         ledger = cls(Path(path), durable=durable)
         with ledger._reading():
-            return ledger
+            incomplete = ledger._unwritten()
+        if incomplete:
+            with ledger._writing() as (fd, _):
+                ledger._complete(fd)
+        return ledger
 
     @property
     def population(self) -> str:
@@ -151,23 +148,35 @@ class Ledger:
         with self._reading():
             return told(self._log.rows)
 
-    def merged(self, run: str | None = None) -> tuple[Event, ...]:
-        """All events, or one run's, equal ones counted together: shorter than `events(run)`."""
+    def merged(self, run: str | None = None, *, coordinator: str = "") -> tuple[Event, ...]:
+        """All events, or those of a coordinator's run, equal ones counted together."""
         with self._reading():
-            return self._past() if run is None else self._of(run)
+            if run is None:
+                return self._totals.past(self._log.rows)
+            return self._totals.of(run, coordinator)
 
-    def standing(self, run: str, day: str) -> Standing:
-        """What was spent: in all, in `run`, and on how many rounds of `day` (YYYY-MM-DD, UTC)."""
+    def spending_state(self, run: str, day: str, *, coordinator: str = "") -> SpendingState:
+        """What was spent: in all, in the coordinator's `run`, and in how many rounds of `day`.
+
+        `day` is YYYY-MM-DD in UTC. Another coordinator's run of the same name does not count.
+        """
         with self._reading():
-            return Standing(self._past(), self._of(run), self._rounds(day))
+            return SpendingState(
+                self._totals.past(self._log.rows),
+                self._totals.of(run, coordinator),
+                self._totals.rounds(day, self._chain.rows, self._log.rows),
+            )
 
-    def holds(self, entry: Entry) -> bool:
+    def contains(self, entry: Entry) -> bool:
         """Whether this very entry stands in this ledger."""
         with self._reading():
             return 0 < entry.n <= len(self._chain.rows) and self._chain.rows[entry.n - 1] == entry
 
-    def spent(self, delta: float, *, records: int = 1, accountant: str = "pld") -> float:
-        """Epsilon at `delta` of everything that was ever spent."""
+    def spent(self, delta: float, *, records: int | None = None, accountant: str = "pld") -> float:
+        """Epsilon at `delta` of everything that was ever spent.
+
+        Each release counts for the records that a person had then; `records` asks for another.
+        """
         return spent(self.merged(), delta, records=records, accountant=accountant)
 
     def spend(
@@ -178,13 +187,22 @@ class Ledger:
         run: str,
         round: int,
         plan: str,
-        records: int = 1,
+        records: int | None = None,
+        coordinator: str = "",
     ) -> Entry:
         """Write `event` before it happens; Exhausted, the file byte-identical, above `limit`.
 
-        The limit binds a group of `records` records of one subject. None counts without a limit.
+        `records` is how many records one person has in the data (else the event says it): the
+        limit binds them together, and the entry holds it for good. None counts without a limit.
         """
-        (entry,) = self.spend_all([event], limit, run=run, round=round, plan=plan, records=records)
+        (entry,) = self.spend_all(
+            *([event], limit),
+            run=run,
+            round=round,
+            plan=plan,
+            records=records,
+            coordinator=coordinator,
+        )
         return entry
 
     def spend_all(
@@ -195,32 +213,46 @@ class Ledger:
         run: str,
         round: int,
         plan: str,
-        records: int = 1,
+        records: int | None = None,
+        coordinator: str = "",
     ) -> tuple[Entry, ...]:
         """Spend the events of one round (its steps, its paid metrics) together or not at all."""
         if not events:
             return ()
+        if records is not None:
+            events = [replace(event, records=records) for event in events]
         try:
-            bodies = [entry_body(run, round, plan, event) for event in events]
+            bodies = [
+                entry_body(run, round, plan, event, coordinator=coordinator) for event in events
+            ]
         except ValueError as error:
             raise LedgerError(self.path, str(error)) from error
         with self._writing() as (fd, log_fd):
             self._check_trusted()
-            past = self._past()
+            self._complete(fd)
+            past = self._totals.past(self._log.rows)
             if len(units := {event.unit for event in (*past, *events)}) > 1:
-                raise LedgerError(self.path, f"event: units never mix, got {' and '.join(units)}")
-            if limit is not None and not within((*past, *events), limit, records=records):
-                asked = spent((*past, *events), limit.delta, records=records)
+                raise LedgerError(
+                    self.path, f"holds {past[0].unit} events; cannot add others ({sorted(units)})"
+                )
+            if limit is not None and not within((*past, *events), limit, records=None):
+                epsilon = spent((*past, *events), limit.delta, records=None)
                 raise Exhausted(
                     self.path,
-                    f"spending would reach epsilon {asked:.6g} of {limit.epsilon:.6g} "
-                    f"at delta {limit.delta:.3g}",
+                    f"spending would reach epsilon {spent_text(epsilon, 6)} of "
+                    f"{limit.epsilon:.6g} at delta {limit.delta:.3g}",
                 )
             self._mark_day(log_fd)
             if torn := self._chain.torn:
                 self._write_note(log_fd, "tail-dropped", {"bytes": len(torn)})
             first = len(self._chain.rows)
-            self._chain.append(fd, bodies, durable=self.durable)
+            self._anchor(log_fd, bodies)
+            try:
+                self._chain.append(fd, bodies, durable=self.durable)
+            except LedgerNotWritten:
+                with suppress(LedgerError):  # nothing will be released: nothing is to be completed
+                    anchor.write(self.path, self._chain, (), again=True)
+                raise
             self._advance()
             return tuple(self._chain.rows[first:])
 
@@ -228,11 +260,6 @@ class Ledger:
         """The salted digests of the entries after the n-th: what the other side folds."""
         with self._reading():
             return tuple(self._leaves[max(0, since) :])
-
-    def supports(self, head: Head) -> bool:
-        """Whether the ledger stood at `head` once, and so is an extension of it."""
-        with self._reading():
-            return self._supports(head)
 
     def proof(self, last: Head) -> Proof:
         """How the head is reached from the coordinator's `last`, or from an acknowledged break."""
@@ -256,34 +283,32 @@ class Ledger:
 
         Ends the refusal of its own log, and of a coordinator, once; it stays in the log for good.
         """
-        self.note("acknowledged", reason=reason, digest=self.head.digest)
+        with self._writing() as (_, log_fd):
+            details = {"reason": reason, "digest": self._heads[-1].digest}
+            self._write_note(log_fd, "acknowledged", details)
+            self._anchor(log_fd, ())
         return self.head
 
-    def rounds_on(self, day: str) -> int:
-        """How many rounds were spent on since the log's first line of that UTC day (YYYY-MM-DD)."""
-        with self._reading():
-            return self._rounds(day)
-
     def trusted(self) -> bool:
-        """Whether the ledger still holds every entry that its log remembers."""
+        """Whether the ledger still holds every entry that its log and its anchor remember."""
         with self._reading():
-            return check_anchors(self.path, self._chain.rows, self._log.rows) is None
+            return self._lost() is None
 
     def close_fully_spent(self, reason: str) -> None:
         """Mark everything as spent: an entry without noise, whose epsilon is infinite."""
         unit = self._chain.rows[0].event.unit if self._chain.rows else "record"
-        event = Event(unit, 0.0, 1.0, 1, 1)
+        event = Event(unit, 0.0, 1.0, 1)
         self.spend(event, None, run=FULLY_SPENT, round=0, plan=reason)
 
     @contextmanager
-    def steady(self) -> Iterator[None]:
-        """One look for all that is read within: nobody writes meanwhile, nor may its caller."""
+    def snapshot(self) -> Iterator[None]:
+        """One view for all that is read within: nobody writes meanwhile, nor may its caller."""
         with self._reading():
-            before, self._steady = self._steady, True
+            before, self._snapshot = self._snapshot, True
             try:
                 yield
             finally:
-                self._steady = before
+                self._snapshot = before
 
     def _supports(self, head: Head) -> bool:
         return head.n < len(self._heads) and self._heads[head.n] == head
@@ -291,7 +316,7 @@ class Ledger:
     @contextmanager
     def _reading(self) -> Iterator[None]:
         with self._mutex:
-            if self._steady:
+            if self._snapshot:
                 yield
                 return
             with locked(self.path, write=False) as fd:
@@ -304,8 +329,8 @@ class Ledger:
     @contextmanager
     def _writing(self) -> Iterator[tuple[int, int]]:
         with self._mutex:
-            if self._steady:
-                raise LedgerError(self.path, "is read by the caller: nothing can be written")
+            if self._snapshot:
+                raise LedgerError(self.path, "is being read by the caller: nothing can be written")
             with (
                 locked(self.path, write=True) as fd,
                 locked(self._log.path, write=True) as log_fd,
@@ -322,31 +347,42 @@ class Ledger:
         for entry in self._chain.rows[len(self._leaves) :]:
             self._leaves.append(leaf(salt, entry.digest))
             self._heads.append(fold(self._heads[-1], self._leaves[-1:]))
-            event = entry.event
-            key = (event.unit, event.sigma, event.rate, event.steps)
-            for counts in (self._merged, self._runs.setdefault(entry.run, {})):
-                counts[key] = counts.get(key, 0) + event.count
+            self._totals.add(entry)
 
-    def _past(self) -> tuple[Event, ...]:
-        return tuple(Event(*key, count) for key, count in sorted(self._merged.items()))
+    def _lost(self) -> str | None:
+        """What the log or the anchor remembers and the ledger no longer holds, or None."""
+        if lost := check_anchors(self.path, self._chain.rows, self._log.rows):
+            return lost
+        if not self._anchored():
+            return None
+        return anchor.lost(anchor.read(self.path), self.path, self._chain.rows)
 
-    def _of(self, run: str) -> tuple[Event, ...]:
-        """One run's events, merged, in the order in which they first came."""
-        return tuple(Event(*key, count) for key, count in self._runs.get(run, {}).items())
+    def _anchored(self) -> bool:
+        return any(note.what == "anchored" for note in self._log.rows)
 
-    def _rounds(self, day: str) -> int:
-        last = next((note for note in reversed(self._log.rows) if note.what == "day"), None)
-        if last is None or last.details.get("day") != day:
-            return 0
-        first, seen, met = self._day
-        if first != last.entries:
-            first, seen, met = last.entries, last.entries, set()
-        met |= {(e.run, e.round) for e in self._chain.rows[seen:]}
-        self._day = (first, len(self._chain.rows), met)
-        return len(met)
+    def _anchor(self, log_fd: int, bodies: Sequence[Mapping[str, Any]]) -> None:
+        """Write down where the ledger stands and what will be appended; a 0.1.0 ledger's first."""
+        if not anchor.anchor_path(self.path).exists():
+            anchor.create(self.path, durable=self.durable)
+        if not self._anchored():
+            self._write_note(log_fd, "anchored", {})
+        anchor.write(self.path, self._chain, bodies)
+
+    def _unwritten(self) -> tuple[Mapping[str, Any], ...]:
+        """The last spend, where a crash or a cut left the ledger exactly without it."""
+        last = anchor.read(self.path) if self._anchored() else None
+        if last is None or (last.n, last.head) != (len(self._chain.rows), self._chain.head):
+            return ()
+        return last.pending
+
+    def _complete(self, fd: int) -> None:
+        """Append what was about to be spent and is not there: it may have been released."""
+        if pending := self._unwritten():
+            self._chain.append(fd, pending, durable=self.durable)
+            self._advance()
 
     def _check_trusted(self) -> None:
-        if lost := check_anchors(self.path, self._chain.rows, self._log.rows):
+        if lost := self._lost():
             raise Untrusted(self.path, lost)
 
     def _mark_day(self, log_fd: int) -> None:
@@ -357,21 +393,7 @@ class Ledger:
 
     def _write_note(self, log_fd: int, what: str, details: Mapping[str, str | int]) -> None:
         try:
-            body = note_body(what, _now(), len(self._chain.rows), self._chain.head, details)
+            body = note_body(what, now(), len(self._chain.rows), self._chain.head, details)
         except ValueError as error:
             raise LedgerError(self._log.path, str(error)) from error
         self._log.append(log_fd, [body], durable=self.durable)
-
-
-def _create_log(path: Path, population: str, *, durable: bool) -> None:
-    if not isinstance(population, str) or not 0 < len(population) <= 200:
-        raise LedgerError(path, f"population: expected 1 to 200 characters, got {population!r}")
-    log = log_chain(log_path(path))
-    create_file(log.path, durable=durable)
-    details = {"population": population, "salt": secrets.token_hex(32)}
-    with locked(log.path, write=True) as fd:
-        log.append(fd, [note_body("created", _now(), 0, ZERO, details)], durable=durable)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -13,6 +13,7 @@ from typing import Any
 
 from privacy.accounting.events import Event, EventError
 from privacy.accounting.segments import merge
+from privacy.ledger.anchor import anchor_path
 from privacy.ledger.entries import log_path, verify
 from privacy.ledger.heads import GENESIS, Head, HeadError, extends, payload
 from privacy.ledger.ledger import Ledger, LedgerError
@@ -71,13 +72,14 @@ def recover(path: Path, *, population: str, known: Known | None, durable: bool =
         _finish(ledger, "entries kept")
         return ledger
     making = path.with_name(f".{path.name}.recovering")
-    for stale in (making, log_path(making)):
+    for stale in (making, log_path(making), anchor_path(making)):
         stale.unlink(missing_ok=True)
     ledger = Ledger.create(making, population=population, durable=durable)
     _finish(ledger, _refill(ledger, known))
-    for old in (path, log_path(path)):
+    for old in (path, log_path(path), anchor_path(path)):
         _put_aside(old)
     log_path(making).rename(log_path(path))
+    anchor_path(making).rename(anchor_path(path))
     making.rename(path)
     return Ledger.open(path, durable=durable)
 

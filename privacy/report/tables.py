@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from privacy.accounting.attacker import PRIOR, best_success, curve, detection, profile
+from privacy.accounting.epsilon import json_number as number
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
@@ -19,13 +20,6 @@ from privacy.report.recount import Account, Reckoning
 DELTAS: Final = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8)
 GROUPS: Final = (2, 5)
 FALSE_ALARMS: Final = 0.01
-
-
-def number(value: float | None) -> float | str | None:
-    """A figure as JSON can hold it."""
-    if value is None or math.isnan(value):
-        return None
-    return "infinite" if math.isinf(value) else value
 
 
 def guarantee(

@@ -114,9 +114,15 @@ def _events(text: object, plan: Plan, site: str) -> tuple[Event, ...]:
 
 
 def _is_planned(event: Event, planned: Event) -> bool:
-    """Whether an event is the planned one, `count` times, maybe with more noise."""
-    same = (event.unit, event.rate, event.steps) == (planned.unit, planned.rate, planned.steps)
-    return same and event.count >= 1 and _is_noise(event.sigma, planned.sigma)
+    """Whether an event is the planned one, `count` times, maybe with more noise.
+
+    What epsilon is computed from counts; `records` is of the site's policy, and only its ledger's.
+    """
+    same = all(
+        getattr(event, key) == getattr(planned, key)
+        for key in ("unit", "sampling", "rate", "steps")
+    )
+    return same and event.count >= 1 and _is_noise(event.noise, planned.noise)
 
 
 def _is_noise(sigma: float, planned: float) -> bool:

@@ -122,6 +122,9 @@ CASES: dict[str, tuple[dict[str, Any], bytes | Array, str]] = {
     "another unit": ({"events": {"unit": "client"}}, GOOD, "bad-reply"),
     "without noise": ({"events": {"sigma": 0.0}}, GOOD, "bad-reply"),
     "less noise than was asked": ({"events": {"sigma": 7.9}}, GOOD, "bad-reply"),
+    "a sum that is moved further": ({"events": {"sensitivity": 1.5}}, GOOD, "bad-reply"),
+    "records of nobody": ({"events": {"records": 0}}, GOOD, "bad-reply"),
+    "drawn otherwise": ({"events": {"sampling": "shuffled"}}, GOOD, "bad-reply"),
     "endless steps": ({"events": {"steps": 10**15}}, GOOD, "bad-reply"),
     "noise without end": ({"events": {"sigma": 1e200}}, GOOD, "bad-reply"),
     "noise without end, sampled": ({"events": {"sigma": 1e200, "rate": 0.5}}, GOOD, "bad-reply"),
@@ -184,8 +187,22 @@ def test_a_bad_answer_is_named_and_the_others_round_stands(
     )
 
 
-def test_a_good_answer_counts(live: Live, tmp_path: Path) -> None:
-    live.answer = lambda fields, good: (fields, update(np.full(SHAPE, 3.0)))
+def without(text: str, *keys: str) -> str:
+    return json.dumps([{k: v for k, v in e.items() if k not in keys} for e in json.loads(text)])
+
+
+GOOD_EVENTS: dict[str, Callable[[Plan], str]] = {
+    "the plan's": lambda plan: events(plan),
+    "of a site whose people have more records": lambda plan: events(plan, records=4),
+    "whose arithmetic is paid for": lambda plan: events(plan, sigma=16.0, sensitivity=2.0),
+    "of 0.1.0": lambda plan: without(events(plan), "records", "sensitivity", "sampling"),
+}
+
+
+@pytest.mark.parametrize("case", GOOD_EVENTS)
+def test_a_good_answer_counts(live: Live, tmp_path: Path, case: str) -> None:
+    change = {"events": GOOD_EVENTS[case](live.plan)}
+    live.answer = lambda fields, good: (fields | change, update(np.full(SHAPE, 3.0)))
     folder = RunFolder.create(tmp_path / "run", live.plan)
     assert federate(job(live, folder)).reason == "done"
     arrays, _ = checkpoint.read(checkpoint.path_of(folder.checkpoints, 1))

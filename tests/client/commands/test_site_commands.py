@@ -111,7 +111,7 @@ def test_changed_contents_keep_the_population_and_are_logged(desk: Desk, tmp_pat
     for content in ("a,b\n1,2\n", "a,b\n1,3\n", "a,b\n1,3\n"):
         rows.write_text(content)
         opened = populations.open_ledger(chosen, rows)
-    assert [note.what for note in opened.notes()] == ["created", "contents", "contents"]
+    assert [note.what for note in opened.notes()] == ["created", "anchored", "contents", "contents"]
     assert b"1,3" not in log_path(desk.ledger).read_bytes()
 
 
@@ -261,6 +261,15 @@ def test_the_budget_says_what_is_spent_left_and_how_many_rounds_fit(desk: Desk) 
     shown = desk("budget")
     assert f"{fits['rounds_left']} more rounds of digits" in shown
     assert desk.json("budget", "--plan", "digits")["populations"][0]["plans"][0]["rounds_left"] >= 0
+
+
+def test_a_budget_that_is_spent_without_end_is_still_json_and_still_text(desk: Desk) -> None:
+    ledger = desk.add()
+    desk("policy", "new", "--epsilon", "1.5")
+    ledger.close_fully_spent("lost")
+    (one,) = desk.json("budget")["populations"]
+    assert (one["spent"], one["left"]) == ("infinite", 0.0)
+    assert "infinite" in desk("budget")
 
 
 def test_an_older_copy_is_gone_on_with_only_when_acknowledged(desk: Desk) -> None:

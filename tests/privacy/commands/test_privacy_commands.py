@@ -102,7 +102,7 @@ def test_epsilon_and_sigma_print_what_the_accountant_says() -> None:
     assert rdp["accountant"] == "rdp"
     assert rdp["epsilon"] > found["epsilon"]
     assert said("epsilon", "--delta", "1e-5")["epsilon"] == 0
-    assert said("epsilon", "--segment", "0,0.1,1", "--delta", "1e-5")["epsilon"] == float("inf")
+    assert said("epsilon", "--segment", "0,0.1,1", "--delta", "1e-5")["epsilon"] == "infinite"
     sigma = said("sigma", "--epsilon", "1", "--delta", "1e-5", "--rate", "0.1", "--steps", "50")
     assert 0.995 < spent([Event("record", sigma["sigma"], 0.1, 50)], 1e-5) <= 1
 
@@ -178,8 +178,8 @@ def test_show_says_what_was_spent_and_never_the_salt(ledger: Ledger) -> None:
     found = said("ledger", "show", str(ledger.path), "--delta", "1e-5")
     assert found["epsilon"] == ledger.spent(1e-5)
     assert [entry["n"] for entry in found["entries"]] == [1, 2, 3]
-    assert found["segments"] == [{"sigma": 4.0, "rate": 0.1, "steps": 3}]
-    assert [note["what"] for note in found["log"]] == ["created", "day", "contents"]
+    assert found["segments"] == [{"sigma": 4.0, "rate": 0.1, "steps": 3, "records": 1}]
+    assert [note["what"] for note in found["log"]] == ["created", "anchored", "day", "contents"]
     plain = CliRunner().invoke(app, ["ledger", "show", str(ledger.path), "--delta", "1e-5"])
     salt = json.loads(log_path(ledger.path).read_bytes().split(b"\n")[0])["details"]["salt"]
     assert salt not in plain.stdout + json.dumps(found)

@@ -28,8 +28,10 @@ def test_a_line_is_exactly_as_documented(path: Path) -> None:
     raw = path.read_bytes()
     lines = [json.loads(line) for line in raw.split(b"\n")[:-1]]
     assert raw.endswith(b"\n")
-    assert list(lines[0]) == ["v", "n", "run", "round", "plan", "event", "prev", "digest"]
-    assert list(lines[0]["event"]) == ["unit", "sigma", "rate", "steps", "count"]
+    head = ["v", "n", "run", "round", "plan", "coordinator", "event", "prev", "digest"]
+    assert list(lines[0]) == head
+    five = ["unit", "sigma", "rate", "steps", "count"]
+    assert list(lines[0]["event"]) == [*five, "sampling", "records", "sensitivity"]
     assert [line["n"] for line in lines] == [1, 2, 3]
     assert [line["prev"] for line in lines] == ["0" * 64, lines[0]["digest"], lines[1]["digest"]]
     assert oct(path.stat().st_mode & 0o777) == "0o600"
@@ -103,12 +105,12 @@ def test_the_limit_binds_a_group_of_records(path: Path) -> None:
 def test_units_never_mix(path: Path) -> None:
     ledger = filled(path)
     before = path.read_bytes()
-    with pytest.raises(LedgerError, match="units never mix"):
+    with pytest.raises(LedgerError, match="cannot add"):
         ledger.spend(Event("client", 4.0, 1.0, 1), LIMIT, run="run", round=4, plan="p")
     assert path.read_bytes() == before
     last = ledger.entries()[-1]
-    line, _ = seal(4, entry_body("run", 4, "p", Event("client", 4.0, 1.0, 1)), last.digest)
-    assert "units never mix" in str(refused(path, before + line + b"\n"))
+    line, _ = seal(4, entry_body("run", 4, "p", Event("client", 4.0, 1.0, 1)), last.digest, 2)
+    assert "cannot add a client event" in str(refused(path, before + line + b"\n"))
 
 
 def test_the_events_of_a_round_are_spent_together_or_not_at_all(path: Path) -> None:
@@ -259,9 +261,9 @@ def test_a_line_that_says_another_thing_is_refused_however_well_it_is_sealed(
         lambda t: t.replace('"sigma": 4.0', '"sigma": 4.0, "sigma": 4.0'),
         lambda t: t.replace('"run": "run"', '"run": "r\\u0075n"'),
         lambda t: t.replace(", ", ","),
-        lambda t: t.replace('"v": 1', '"v": 2'),
-        lambda t: t.replace('"v": 1', '"v": 1.0'),
-        lambda t: t.replace('"v": 1', '"v": true'),
+        lambda t: t.replace('"v": 2', '"v": 1'),
+        lambda t: t.replace('"v": 2', '"v": 2.0'),
+        lambda t: t.replace('"v": 2', '"v": true'),
         lambda t: t.replace('"n": 1', '"n": 2'),
         lambda t: t.replace('"n": 1', '"n": 1, "n": 1'),
         lambda t: t + " ",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
-from privacy.ledger.ledger import Ledger, LedgerError, Standing, log_path, verify
+from privacy.ledger.anchor import anchor_path
+from privacy.ledger.ledger import Ledger, LedgerError, SpendingState, log_path, verify
 from tests.support.ledgers import EVENT, LIMIT, filled, refused, spend
 
 
@@ -36,12 +37,13 @@ def test_cut_at_any_byte_the_tail_is_spent_or_dropped_but_never_believed(path: P
             with pytest.raises(LedgerError, match="incomplete tail") as error:
                 verify(path)
             assert error.value.line == 2
+        before = anchor_path(path).read_bytes()
         ledger = Ledger.open(path, durable=False)
-        assert len(ledger.entries()) == (2 if complete else 1)
+        assert len(ledger.entries()) == 2  # completed from the anchor
+        assert path.read_bytes().rstrip(b"\n") == whole[:-1]
         spend(ledger)
-        assert [entry.n for entry in verify(path).entries] == ([1, 2, 3] if complete else [1, 2])
-        dropped = [note for note in ledger.notes() if note.what == "tail-dropped"]
-        assert len(dropped) == (0 if complete or cut == first else 1)
+        assert [entry.n for entry in verify(path).entries] == [1, 2, 3]
+        anchor_path(path).write_bytes(before)
 
 
 def test_a_whole_last_line_that_was_changed_is_no_torn_tail(path: Path) -> None:
@@ -95,6 +97,7 @@ def test_the_log_remembers_what_a_restored_copy_lost(path: Path) -> None:
     ledger = filled(path)
     older = path.read_bytes()
     spend(ledger)
+    spend(ledger)
     ledger.note("contents", sha256="0" * 64)
     path.write_bytes(older)
     with pytest.raises(LedgerError, match="older copy"):
@@ -108,6 +111,7 @@ def test_the_log_remembers_what_a_restored_copy_lost(path: Path) -> None:
     spend(restored)
     assert [note.what for note in restored.notes()] == [
         "created",
+        "anchored",
         "day",
         "contents",
         "acknowledged",
@@ -135,33 +139,37 @@ def test_the_salt_is_never_told(path: Path) -> None:
 
 def test_rounds_are_counted_by_the_day(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = filled(path)
-    today = ledger.notes()[1].details["day"]
-    assert ledger.rounds_on(str(today)) == 3
-    assert ledger.rounds_on("1999-01-01") == 0
-    assert Ledger.open(path).rounds_on(str(today)) == 3
+    today = ledger.notes()[2].details["day"]
+    assert ledger.spending_state("run", str(today)).rounds_today == 3
+    assert ledger.spending_state("run", "1999-01-01").rounds_today == 0
+    assert Ledger.open(path).spending_state("run", str(today)).rounds_today == 3
     another = Ledger.open(path)
     spend(another)
     another.spend(EVENT, LIMIT, run="another run", round=9, plan="p")
-    assert ledger.rounds_on(str(today)) == 5
+    assert ledger.spending_state("run", str(today)).rounds_today == 5
 
 
 def test_a_standing_is_what_was_spent_in_all_in_a_run_and_on_a_day(path: Path) -> None:
     ledger = filled(path)
-    today = str(ledger.notes()[1].details["day"])
+    today = str(ledger.notes()[2].details["day"])
     ledger.spend(EVENT, LIMIT, run="another run", round=1, plan="p")
-    stands = ledger.standing("another run", today)
-    assert stands == Standing(ledger.merged(), (EVENT,), 4)
+    stands = ledger.spending_state("another run", today)
+    assert stands == SpendingState(ledger.merged(), (EVENT,), 4)
     assert stands.spent == (replace(EVENT, count=4),)
-    assert ledger.standing("run", today).run == ledger.merged("run") == (replace(EVENT, count=3),)
-    assert ledger.standing("no run", "1999-01-01") == Standing(ledger.merged())
+    assert (
+        ledger.spending_state("run", today).run
+        == ledger.merged("run")
+        == (replace(EVENT, count=3),)
+    )
+    assert ledger.spending_state("no run", "1999-01-01") == SpendingState(ledger.merged())
 
 
 def test_a_steady_look_is_one_look_in_which_nothing_is_written(path: Path) -> None:
     ledger = filled(path)
-    with ledger.steady():
+    with ledger.snapshot():
         assert ledger.merged("run") == (replace(EVENT, count=3),)
-        with ledger.steady():
-            assert ledger.holds(ledger.entries()[0])
+        with ledger.snapshot():
+            assert ledger.contains(ledger.entries()[0])
         with pytest.raises(LedgerError, match="nothing can be written"):
             spend(ledger)
         with path.open("rb") as other, pytest.raises(BlockingIOError):
@@ -169,18 +177,18 @@ def test_a_steady_look_is_one_look_in_which_nothing_is_written(path: Path) -> No
     spend(ledger)
     assert len(verify(path).entries) == 4
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(LedgerError), ledger.steady():
+    with pytest.raises(LedgerError), ledger.snapshot():
         pass
 
 
 def test_a_ledger_holds_its_own_entries_and_no_other(path: Path, tmp_path: Path) -> None:
     ledger, other = filled(path), Ledger.create(tmp_path / "other.jsonl", population="others")
-    assert all(ledger.holds(entry) for entry in ledger.entries())
+    assert all(ledger.contains(entry) for entry in ledger.entries())
     stranger = other.spend(EVENT, LIMIT, run="run", round=1, plan="q")
-    assert not ledger.holds(stranger)
-    assert not ledger.holds(replace(ledger.entries()[0], event=replace(EVENT, sigma=9.0)))
-    assert not ledger.holds(replace(ledger.entries()[0], n=0))
-    assert not ledger.holds(replace(ledger.entries()[0], n=4))
+    assert not ledger.contains(stranger)
+    assert not ledger.contains(replace(ledger.entries()[0], event=replace(EVENT, sigma=9.0)))
+    assert not ledger.contains(replace(ledger.entries()[0], n=0))
+    assert not ledger.contains(replace(ledger.entries()[0], n=4))
 
 
 def test_a_full_disk_leaves_the_ledger_as_it_was(path: Path) -> None:
