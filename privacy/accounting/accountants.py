@@ -66,9 +66,9 @@ def _inside(excess: Callable[[float], float], low: float, high: float) -> float:
 def rdp_epsilon(segments: tuple[Segment, ...], delta: float) -> float:
     """Epsilon by Rényi differential privacy; infinite where no order bounds it.
 
-    A group of k records shifts a release by Binomial(k, rate); more than a shift of k with the
-    probability that any of them is sampled it never is, and mixtures of Gaussians are monotone in
-    the order of their shifts (Choquette-Choo et al. 2024).
+    A group of k records shifts a release by Binomial(k, rate). It counts as a shift of k with the
+    probability that any of them is sampled: more in every convex divergence, by Kahane's
+    inequality (1985; proved in docs/ledger.md). The orders are of Mironov, Talwar and Zhang (2019).
     """
     total = np.zeros(len(_ORDERS))
     for sigma, rate, records, releases in segments:

@@ -31,8 +31,8 @@ def spent(
     """Epsilon at `delta` of all `events` together: 0 for nothing, infinite without noise.
 
     `records` = k protects a group of k records of one person: each is sampled by itself, so
-    that one release is a mixture of Gaussians whose shift is Binomial(k, rate) (Choquette-Choo
-    et al. 2024), exact where k * epsilon is no bound at all. None composes each event for the
+    that one release is a mixture of Gaussians whose shift is Binomial(k, rate) (Ganesh 2024;
+    proved in docs/ledger.md), exact where k * epsilon is no bound at all. None composes each event for the
     number of records that one person had when it was released.
 
     "pld" is the smaller of two upper bounds, the discretised losses' and Rényi's; "rdp" is the

@@ -41,7 +41,7 @@ def test_a_ledger_that_records_less_than_was_released_is_found(change, monkeypat
         )
 
     monkeypatch.setattr(client.app, "_spend", planted)
-    monkeypatch.setattr("privacy.ledger.ledger.Ledger.holds", lambda self, entry: True)
+    monkeypatch.setattr("privacy.ledger.ledger.Ledger.contains", lambda self, entry: True)
     assert not replies_are_paid_for("cpu").passed
 
 

@@ -127,6 +127,7 @@ events = st.builds(
 histories = st.lists(events, max_size=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(histories, st.randoms())
 def test_neither_order_nor_grouping_matters(history: list[Event], random: object) -> None:
@@ -176,6 +177,7 @@ def test_every_calibration_lands_inside_and_close(
     test_calibration_lands_inside_and_close(epsilon, delta, rate, steps)
 
 
+@pytest.mark.slow
 def test_calibration_leaves_room_for_what_is_paid_beside_it() -> None:
     beside = (record(20, 1.0, 30),)
     sigma = calibrate(Budget(3.0, 1e-4), rate=0.2, steps=30, beside=beside)
@@ -244,6 +246,7 @@ print(megabytes() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_growing_history_does_not_grow_in_memory() -> None:

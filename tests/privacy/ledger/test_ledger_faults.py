@@ -234,6 +234,7 @@ def test_a_spend_waits_for_the_lock(path: Path) -> None:
     spend(ledger)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     events=st.lists(
