@@ -32,8 +32,8 @@ def spent(
 
     `records` = k protects a group of k records of one person: each is sampled by itself, so
     that one release is a mixture of Gaussians whose shift is Binomial(k, rate) (Ganesh 2024;
-    proved in docs/ledger.md), exact where k * epsilon is no bound at all. None composes each event for the
-    number of records that one person had when it was released.
+    proved in docs/ledger.md), exact where k * epsilon is no bound at all. None composes each
+    event for the number of records that one person had when it was released.
 
     "pld" is the smaller of two upper bounds, the discretised losses' and Rényi's; "rdp" is the
     latter alone. Never NaN.
