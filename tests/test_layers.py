@@ -7,12 +7,12 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-
-from tests.support.foreign_names import private_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("privacy", "client", "server", "simulations")
@@ -52,17 +52,34 @@ def sources(package: str) -> Iterator[Path]:
     yield from sorted(p for p in (ROOT / package).rglob("*.py") if made not in p.parents)
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Every imported module of a file, and whether it stands at the top level."""
+@dataclass(frozen=True)
+class Seen:
+    """What a file's syntax tree shows: (module, name or "", at the top level) and assertions."""
+
+    imported: tuple[tuple[str, str, bool], ...]
+    asserts: bool
+
+
+@cache
+def seen(path: Path) -> Seen:
+    """A file is parsed once for all laws."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = set(map(id, tree.body))
+    imported: list[tuple[str, str, bool]] = []
+    asserts = False
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, id(node) in top
+            imported += ((alias.name, "", id(node) in top) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module or "", id(node) in top
+            imported += ((node.module or "", name.name, id(node) in top) for name in node.names)
+        asserts |= isinstance(node, ast.Assert)
+    return Seen(tuple(imported), asserts)
+
+
+def imports(path: Path) -> set[tuple[str, bool]]:
+    """Every imported module of a file, and whether it stands at the top level."""
+    return {(module, at_top) for module, _, at_top in seen(path).imported}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -151,12 +168,10 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def imported_names(path: Path) -> Iterator[str]:
     """Modules, and names that may be modules of a package."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    for module, name, _ in seen(path).imported:
+        yield module
+        if name:
+            yield f"{module}.{name}"
 
 
 def test_no_assertion_stands_in_the_product() -> None:
@@ -164,7 +179,7 @@ def test_no_assertion_stands_in_the_product() -> None:
         str(path.relative_to(ROOT))
         for package in PACKAGES
         for path in sources(package)
-        if any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(path.read_text("utf-8"))))
+        if seen(path).asserts
     ]
     assert not wrong
 
@@ -208,10 +223,3 @@ def test_every_import_is_declared_and_everything_declared_is_imported() -> None:
     assert not product - set(used) - UNIMPORTED
     tests = {name: where for name, where in imported("tests").items() if name not in product}
     assert set(tests) <= wanted["dev"], tests
-
-
-def test_every_private_name_of_a_library_has_a_contract_test() -> None:
-    """Listed in tests/integration/test_foreign_names.py, with the shape in which it is used."""
-    files = [path for package in PACKAGES for path in sources(package)]
-    contracts = (ROOT / "tests" / "integration" / "test_foreign_names.py").read_text("utf-8")
-    assert not {name for name in private_names(files) if f'"{name}"' not in contracts}

@@ -54,16 +54,20 @@ def _attributes(tree: ast.Module, ours: set[str]) -> Iterator[str]:
         if isinstance(node, ast.Attribute):
             names = [node.attr]
         elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-            names = [node.slice.value] if ast.unparse(node.value).endswith("__dict__") else []
+            names = [node.slice.value] if _is_dict(node.value) else []
         elif isinstance(node, ast.Call):
-            function = ast.unparse(node.func)
-            if function in ("getattr", "setattr", "hasattr", "delattr"):
-                names = [getattr(node.args[1], "value", "")]
-            elif function.endswith("__dict__.update"):
-                names = [keyword.arg for keyword in node.keywords]
+            function = node.func
+            if isinstance(function, ast.Name) and function.id.endswith("attr"):  # getattr and so on
+                names = [getattr(node.args[1], "value", "")] if len(node.args) > 1 else []
+            elif isinstance(function, ast.Attribute) and function.attr == "update":
+                names = [keyword.arg for keyword in node.keywords if _is_dict(function.value)]
         for name in names:
             if isinstance(name, str) and re.match(r"_[^_]", name) and name not in ours:
                 yield f".{name}"
+
+
+def _is_dict(value: ast.expr) -> bool:
+    return isinstance(value, ast.Attribute) and value.attr == "__dict__"
 
 
 def _defined(tree: ast.Module) -> Iterator[str]:
