@@ -41,10 +41,7 @@ def backup(
     `without` are names in the folder that only a running process needs. A SQLite file is copied as
     one consistent state, whatever is written meanwhile.
     """
-    if archive.exists():
-        raise ArchiveError(f"{archive}: exists, choose another name")
-    if archive.absolute().is_relative_to(folder.absolute()):
-        raise ArchiveError(f"{archive}: must lie outside of {folder}")
+    check_target(folder, archive)
     entries: list[dict[str, Any]] = []
     with (
         open_atomic(archive, mode=0o600) as file,
@@ -59,6 +56,14 @@ def backup(
         manifest = {"v": VERSION, "kind": kind, "time": time.time(), "files": entries}
         _add(tar, MANIFEST, json.dumps(manifest, indent=1).encode(), 0o600)
     return manifest
+
+
+def check_target(folder: Path, archive: Path) -> None:
+    """ArchiveError where a backup of `folder` cannot go there."""
+    if archive.exists():
+        raise ArchiveError(f"{archive}: exists, choose another name")
+    if archive.absolute().is_relative_to(folder.absolute()):
+        raise ArchiveError(f"{archive}: must lie outside of {folder}")
 
 
 def restore(archive: Path, folder: Path, *, kind: str) -> dict[str, Any]:

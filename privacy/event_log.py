@@ -7,6 +7,7 @@ cannot be written, such as on a full disk, stops nothing.
 import json
 import sys
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Any, Final, TextIO
 from privacy.printable import LONGEST, printable
 
 CLIENT_EVENTS: Final[Mapping[str, str]] = {
+    "audit_not_written": "The audit log could not be written, or is not sound; `why` says which.",
     "builtin_policy": "No policy of the site's own: the built-in one serves public example data.",
     "certificate_expires_soon": "The site's certificate ends within 30 days; once a day.",
     "certificate_not_renewed": "The site's certificate is due, but `why`; it is tried again.",
@@ -26,6 +28,7 @@ CLIENT_EVENTS: Final[Mapping[str, str]] = {
     "failed": "A round ended with an error; its type and its place in the code, never its text.",
     "folder_left": "The owner called `tacit-client leave`: the client stops.",
     "ledger_error": "The ledger could not be read or written; nothing was spent.",
+    "metrics_shown": "Metrics for Prometheus are shown at `where`.",
     "model_refused": "The task's model or loss mixes examples; `message` says where.",
     "plan_not_kept": "A received plan could not be written to the site's folder.",
     "plan_refused": "The policy refuses the plan; `code` is what the coordinator is told.",
@@ -46,6 +49,7 @@ CLIENT_EVENTS: Final[Mapping[str, str]] = {
     "trained": "A round was paid for, trained and answered.",
 }
 SERVER_EVENTS: Final[Mapping[str, str]] = {
+    "audit_not_written": "The audit log could not be written, or is not sound; `why` says which.",
     "certificate_expires_soon": "A certificate ends within 30 days; once a day for each.",
     "certificate_not_renewed": "A certificate is due, but `why`; it is tried again.",
     "certificate_renewed": "A certificate was renewed: a site's, or the coordinator's own.",
@@ -76,6 +80,8 @@ SERVER_EVENTS: Final[Mapping[str, str]] = {
 _SENTENCES: Final = frozenset({"problem", "message", "detail"})
 """Facts that this program words itself, with a path or a reason at their end."""
 _LONG: Final = 400
+_REASONS: Final = ("reason", "code", "why")
+_MOST_COUNTED: Final = 500
 
 
 class EventLog:
@@ -87,9 +93,11 @@ class EventLog:
 
     def __init__(self, *, as_json: bool, stream: TextIO | None = None) -> None:
         self._json, self._stream, self._lock = as_json, stream, threading.Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()
 
     def __call__(self, event: str, **facts: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._count(event, facts)
         if self._json:
             line = json.dumps({"time": now, "event": event, **facts}, default=str)
             target = self._stream or sys.stdout
@@ -102,3 +110,15 @@ class EventLog:
         with self._lock, suppress(OSError):
             target.write(line + "\n")
             target.flush()
+
+    def counted(self) -> dict[tuple[str, str], int]:
+        """How many lines there were of each event and reason; "" where it has none."""
+        with self._lock:
+            return dict(self._counts)
+
+    def _count(self, event: str, facts: Mapping[str, Any]) -> None:
+        reason = printable(next((facts[key] for key in _REASONS if facts.get(key)), ""))
+        with self._lock:
+            if (event, reason) not in self._counts and len(self._counts) >= _MOST_COUNTED:
+                reason = "other"
+            self._counts[event, reason] += 1

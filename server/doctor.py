@@ -8,9 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from privacy.audit_trail import FILE, read
 from privacy.http.http_listener import ListenError, listen
 from privacy.identity.certificates import Certificate, issued_by
 from privacy.identity.keys import IdentityError
+from privacy.ledger.chain import LedgerError
 from server.registry.sites import Home, MembersError, split_host
 
 FLOWER: Final = "1.41.0"
@@ -25,6 +27,7 @@ def examine(directory: Path, where: str) -> list[Check]:
         home.check()
         found += _folder(home)
         found += _names(home)
+        found.append(_trail(home))
     except (MembersError, IdentityError, OSError, ValueError, KeyError) as error:
         there = home.present()
         derived = [p.name for p in (home.ca, home.certificate) if not p.is_file()]
@@ -68,6 +71,15 @@ def _folder(home: Home) -> Iterator[Check]:
         if not member.revoked:
             then = f"tacit-server renew {site}, and send the bundle"
             yield _age(f"site {site}", member.certificate, now, then)
+
+
+def _trail(home: Home) -> Check:
+    try:
+        read(home.folder)
+    except LedgerError as error:
+        then = "keep the file and ask who changed it; restore it from a backup"
+        return _check("audit log", "FAULT", str(error), then)
+    return _check("audit log", "fine", FILE)
 
 
 def _age(what: str, found: Certificate, now: datetime.datetime, then: str) -> Check:

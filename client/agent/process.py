@@ -1,6 +1,7 @@
 """What the resident client holds: the site's rules, its ledger, its rows; a log without data."""
 
 import fcntl
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +18,14 @@ from client.data.site_rows import SiteRows, Source
 from client.models.received import keeper
 from client.site import KeptReplies, Site, SiteError
 from client.tasks.rows import TaskError
+from privacy.audit_trail import read, record
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, builtin_policy, load_policy
 from privacy.event_log import EventLog
 from privacy.files import remove_stale
 from privacy.identity.keys import verify
 from privacy.ledger.heads import Head, HeadError, payload
-from privacy.ledger.ledger import Ledger
+from privacy.ledger.ledger import Ledger, LedgerError
 
 
 def rules(directory: Path, source: Source, policy: Path | None, log: Callable[..., None]) -> Policy:
@@ -112,7 +114,9 @@ def resident(
         except OSError as error:  # the plan is judged all the same
             log("plan_not_kept", error=error.strerror)
         if file is not None:
-            held.policy = again(file, held.policy, own, log)
+            before, held.policy = held.policy, again(file, held.policy, own, log)
+            if held.policy != before:
+                note_policy(site.folder, file, log)
 
     def check_head(said: Any) -> bool:
         try:
@@ -122,6 +126,8 @@ def resident(
             return False
 
     populations.log_policy(own, allowed)
+    if file is not None:
+        note_policy(site.folder, file, log)
     _look_at_certificate(site, log)
     held = Site(
         name,
@@ -154,6 +160,17 @@ def again(file: Path, before: Policy, own: Ledger, log: EventLog) -> Policy:
     if populations.log_policy(own, policy):
         log("policy_read", epsilon=policy.epsilon, delta=policy.delta)
     return policy
+
+
+def note_policy(folder: Path, file: Path, log: EventLog) -> None:
+    """Tell the audit log which policy is in force, if it is another than the last."""
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        noted = [act.fingerprint for act in read(folder) if act.command == "policy read"]
+        if not noted or noted[-1] != digest:
+            record(folder, "policy read", str(file), fingerprint=digest)
+    except (OSError, LedgerError) as error:
+        log("audit_not_written", why=str(error))
 
 
 def _look_at_certificate(site: Enrolled, log: EventLog) -> None:

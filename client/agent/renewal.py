@@ -12,6 +12,8 @@ from typing import Final
 import httpx
 
 from client.agent.credentials import Enrolled, take_renewed
+from privacy.audit_trail import record
+from privacy.ledger.chain import LedgerError
 
 PATH: Final = "/v1/site/bundle"
 _DAY: Final = 86_400.0
@@ -62,6 +64,12 @@ class Renewal:
         until = (certificate.renewal - self._now()).total_seconds()
         if renewed:
             self._log("certificate_renewed", ends=f"{certificate.ends:%Y-%m-%d}")
+            try:
+                reason = "by itself, when it was due"
+                key = certificate.fingerprint
+                record(self._site.folder, "renew", self._site.name, fingerprint=key, reason=reason)
+            except (OSError, LedgerError) as error:
+                self._log("audit_not_written", why=str(error))
         if until <= 0 and not renewed:
             self._tell("certificate_not_renewed", why=why or "it is the one in use")
         if certificate.age(self._now()) == "soon" and until <= 0:

@@ -11,13 +11,12 @@ from rich.table import Table
 
 from client.agent import populations
 from client.agent.populations import PopulationError
+from client.commands.options import HERE, Dir, Json, PopulationName
 from privacy.contract.plan_file import load_plan
 from privacy.runtime import loading
 
 if TYPE_CHECKING:
     from client.tasks.task import Task
-
-HERE = Path()
 
 
 def check(
@@ -28,16 +27,12 @@ def check(
         str | None, typer.Option(help="A plan's name or file; else the registered schema.")
     ] = None,
     schema: Annotated[Path | None, typer.Option(help="A schema, in a plan's place.")] = None,
-    population: Annotated[
-        str | None, typer.Option(help="Which population, where there are several.")
-    ] = None,
+    population: PopulationName = None,
     show: Annotated[
         bool, typer.Option("--show", help="Show the first three rows' values.")
     ] = False,
-    directory: Annotated[Path, typer.Option("--dir", help="This site's folder.")] = HERE,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
-    ] = False,
+    directory: Dir = HERE,
+    as_json: Json = False,
 ) -> None:
     """Read a file as training would, and tell what is missing, outside, unknown or left out.
 

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-HERE = Path()
-KIND = "site"
+from client.commands.options import HERE, Dir, Json, Reason
+from privacy.audit_trail import record, recorded
 
 
 def register(app: typer.Typer) -> None:
@@ -19,8 +17,6 @@ def register(app: typer.Typer) -> None:
     app.command("join")(join)
     app.command("pause")(pause)
     app.command("leave")(leave)
-    app.command("backup")(backup)
-    app.command("restore")(restore)
 
 
 def enroll(
@@ -35,6 +31,7 @@ def enroll(
     from client.agent.credentials import enroll as make
 
     path, key = make(directory, site, new_keys=new_keys)
+    record(directory, "enroll", site, fingerprint=key, reason="new keys" if new_keys else "")
     if as_json:
         typer.echo(json.dumps({"site": site, "request": str(path), "fingerprint": key}))
         return
@@ -58,6 +55,8 @@ def join(
     now = datetime.datetime.now(datetime.UTC)
     certificate = take(directory, bundle, now, expect=expect)
     site = Enrolled(directory)
+    compared = "the authority was compared" if expect else "the authority was not compared"
+    record(directory, "join", site.name, fingerprint=authority(directory), reason=compared)
     if as_json:
         facts = {"site": site.name, "hosts": site.hosts, "ends": certificate.ends.isoformat()}
         typer.echo(json.dumps(facts | {"authority": authority(directory)}))
@@ -71,53 +70,27 @@ def join(
 def pause(
     directory: Dir = HERE,
     off: Annotated[bool, typer.Option("--off", help="Take part again.")] = False,
+    reason: Reason = "",
 ) -> None:
     """Answer no round until `pause --off`; the client stays connected."""
     from client.agent.credentials import Enrolled
 
     site = Enrolled(directory)
     name = site.name
-    if off:
-        site.paused.unlink(missing_ok=True)
-    else:
-        site.paused.touch(0o600)
+    with recorded(directory, "pause --off" if off else "pause", name, reason=reason):
+        if off:
+            site.paused.unlink(missing_ok=True)
+        else:
+            site.paused.touch(0o600)
     typer.echo(f"{name}: {'takes part' if off else 'paused'}")
 
 
-def leave(directory: Dir = HERE) -> None:
+def leave(directory: Dir = HERE, reason: Reason = "") -> None:
     """Give up the certificate; the running client stops. Ledgers, keys and models stay."""
     from client.agent.credentials import Enrolled
 
     site = Enrolled(directory)
     name = site.name
-    site.certificate.unlink(missing_ok=True)
+    with recorded(directory, "leave", name, reason=reason):
+        site.certificate.unlink(missing_ok=True)
     typer.echo(f"{name}: left; ask the coordinator to revoke it (tacit-server revoke {name})")
-
-
-def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write.")],
-    directory: Dir = HERE,
-) -> None:
-    """Write this site's folder (keys, policy, ledgers) into one private archive with a manifest."""
-    from client.agent import populations
-    from client.agent.credentials import Enrolled
-    from privacy.archive import backup as pack
-
-    name = Enrolled(directory).name
-    made = pack(directory, file, kind=KIND, without=(".running",))
-    typer.echo(f"{file}: {name}, {len(made['files'])} files; it holds private keys")
-    for one in populations.known(directory):
-        if not Path(one.ledger).is_relative_to(directory.absolute()):
-            typer.echo(f"not in it: {one.ledger}, the ledger of {one.name}: back it up as well")
-
-
-def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` wrote.")],
-    directory: Dir = HERE,
-) -> None:
-    """Unpack a whole backup into an empty folder."""
-    from privacy.archive import restore as unpack
-
-    made = unpack(file, directory, kind=KIND)
-    typer.echo(f"{directory}: {len(made['files'])} files restored")
-    typer.echo("a ledger that was spent from since then is declined: tacit-client ledger recover")

@@ -16,9 +16,11 @@ from client.agent.credentials import Enrolled
 from client.agent.populations import Population, PopulationError, choose
 from client.agent.received_plans import received, site_of
 from client.commands.data_check import check
+from client.commands.options import HERE, Dir, Json, PolicyFile, PopulationName
 from privacy.accounting.epsilon import json_number, spent
 from privacy.accounting.rounding import left_text, spent_text
 from privacy.accounting.segments import Budget
+from privacy.audit_trail import recorded
 from privacy.contract.decision import Accepted, judge, with_records
 from privacy.contract.forecast import rounds_that_fit
 from privacy.contract.plan import Plan
@@ -28,15 +30,6 @@ from privacy.identity.keys import verify
 from privacy.ledger.ledger import Ledger
 from privacy.ledger.recovery import Known, RecoveryError, known_events, recover
 
-Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
-PolicyFile = Annotated[
-    Path | None, typer.Option("--policy", help="The policy, if it is not DIR/policy.toml.")
-]
-Name = Annotated[
-    str | None, typer.Option("--population", help="Which population, where there are several.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-HERE = Path()
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -65,7 +58,10 @@ def add(
     directory: Dir = HERE,
 ) -> None:
     """Give the people in the data their name, their schema and their ledger, for all runs."""
-    opened, found = populations.add(directory, name, ledger, data, _schema(schema))
+    text = _schema(schema)
+    where = f"{name}: ledger {ledger}" + (f", data {data}" if data is not None else "")
+    with recorded(directory, "data add", where):
+        opened, found = populations.add(directory, name, ledger, data, text)
     what = f"found, with {opened.head.n} entries" if found else "made; nothing was spent yet"
     typer.echo(f"{name}: ledger {opened.path} {what}")
 
@@ -100,12 +96,14 @@ def list_(directory: Dir = HERE, as_json: Json = False) -> None:
 
 def acknowledge(
     directory: Dir = HERE,
-    name: Name = None,
+    name: PopulationName = None,
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "by the operator",
 ) -> None:
     """Go on with a ledger that lost entries, such as a restored copy: logged, for good."""
-    ledger = Ledger.open(Path(choose(directory, name=name).ledger))
-    head = ledger.acknowledge(reason)
+    population = choose(directory, name=name)
+    ledger = Ledger.open(Path(population.ledger))
+    with recorded(directory, "ledger acknowledge", population.name, reason=reason):
+        head = ledger.acknowledge(reason)
     typer.echo(
         f"{ledger.path}: goes on from {head.n} entries. What a lost copy spent after them is "
         "not counted here; the log says so."
@@ -114,7 +112,7 @@ def acknowledge(
 
 def recover_(
     directory: Dir = HERE,
-    name: Name = None,
+    name: PopulationName = None,
     record: Annotated[
         list[Path] | None,
         typer.Option(help="A coordinator's heads/SITE.jsonl of this site (repeatable)."),
@@ -127,7 +125,8 @@ def recover_(
     """Rebuild a lost ledger from the coordinators' records, or open one marked fully spent."""
     population = choose(directory, name=name)
     found = _known(directory, record or [], key or [])
-    ledger = recover(Path(population.ledger), population=population.name, known=found)
+    with recorded(directory, "ledger recover", population.name):
+        ledger = recover(Path(population.ledger), population=population.name, known=found)
     notes = [note for note in ledger.notes() if note.what == "recovered"]
     typer.echo(f"{ledger.path}: {notes[-1].details['result']}")
 

@@ -1,5 +1,6 @@
 """`policy new`, `plans`, `approve`, `deny`: what is asked of a site, and what its owner allows."""
 
+import hashlib
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,22 +13,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.agent import populations, received_plans
+from client.commands.options import HERE, Dir, Json, PolicyFile, Reason
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.accounting.rounding import left_text, spent_text
+from privacy.audit_trail import recorded
 from privacy.contract.forecast import Forecast, epsilons, forecast
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, load_policy
 from privacy.files import write_atomic
 from privacy.printable import printable
 
-Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
-PolicyFile = Annotated[
-    Path | None, typer.Option("--policy", help="The policy, if it is not DIR/policy.toml.")
-]
 Hash = Annotated[str, typer.Argument(metavar="HASH", help="The plan's hash, or its beginning.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-HERE = Path()
 
 
 def register(app: typer.Typer) -> None:
@@ -68,6 +65,7 @@ def new(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Where, if not DIR/policy.toml.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing policy.")] = False,
+    reason: Reason = "",
 ) -> None:
     """Write a policy, each key with its meaning; unless told more, it allows little."""
     path = out or directory / "policy.toml"
@@ -89,8 +87,11 @@ def new(
         records_per_subject=records_per_subject,
     )
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomic(path, policy.to_toml().encode())
-    _log_change(directory, policy)
+    text = policy.to_toml().encode()
+    digest = hashlib.sha256(text).hexdigest()
+    with recorded(directory, "policy new", str(path), fingerprint=digest, reason=reason):
+        write_atomic(path, text)
+        _log_change(directory, policy)
     typer.echo(f"{path}: epsilon {epsilon:g} at delta {delta:g} for life; read it, and change it")
 
 
@@ -126,20 +127,32 @@ def plans(directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = Fals
 
 
 def approve(
-    hash_: Hash, directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = False
+    hash_: Hash,
+    directory: Dir = HERE,
+    policy: PolicyFile = None,
+    reason: Reason = "",
+    as_json: Json = False,
 ) -> None:
     """Allow a plan: how it differs from the last approved one, and what it asks of the balance."""
-    _answer(directory, policy or directory / "policy.toml", hash_, as_json, allowed=True)
+    path = policy or directory / "policy.toml"
+    _answer(directory, path, hash_, reason, as_json, allowed=True)
 
 
 def deny(
-    hash_: Hash, directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = False
+    hash_: Hash,
+    directory: Dir = HERE,
+    policy: PolicyFile = None,
+    reason: Reason = "",
+    as_json: Json = False,
 ) -> None:
     """Refuse a plan for good, until it is approved."""
-    _answer(directory, policy or directory / "policy.toml", hash_, as_json, allowed=False)
+    path = policy or directory / "policy.toml"
+    _answer(directory, path, hash_, reason, as_json, allowed=False)
 
 
-def _answer(directory: Path, policy: Path, text: str, as_json: bool, *, allowed: bool) -> None:
+def _answer(
+    directory: Path, policy: Path, text: str, reason: str, as_json: bool, *, allowed: bool
+) -> None:
     rules = load_policy(policy)
     digest = received_plans.find(directory, text)
     known = {one.plan.digest: one.plan for one in received_plans.received(directory)}
@@ -150,7 +163,11 @@ def _answer(directory: Path, policy: Path, text: str, as_json: bool, *, allowed:
         changes = received_plans.difference(before, plan) if before is not None else {}
         facts |= {"since_plan": before.digest if before is not None else None}
         facts |= {"changes": {key: list(pair) for key, pair in changes.items()}}
-    after = (received_plans.approve if allowed else received_plans.deny)(policy, digest)
+    change = received_plans.approve if allowed else received_plans.deny
+    what = f"plan {digest[:16]}" + (f" ({plan.task})" if plan is not None else "")
+    command = "approve" if allowed else "deny"
+    with recorded(directory, command, what, fingerprint=digest, reason=reason):
+        after = change(policy, digest)
     if plan is not None:
         facts = _facts(directory, after, plan) | facts
     facts["state"] = "approved" if allowed else "denied"

@@ -4,11 +4,19 @@ import json
 import signal
 import threading
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from client.commands.options import (
+    HERE,
+    Dir,
+    Json,
+    Metrics,
+    MetricsFile,
+    PolicyFile,
+    PopulationName,
+)
 from privacy.event_log import EventLog
 from privacy.runtime import loading
 
@@ -17,10 +25,6 @@ if TYPE_CHECKING:
     from client.agent.route import Route
     from client.site import Site
 
-Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
-PolicyFile = Annotated[
-    Path | None, typer.Option("--policy", help="The policy, if it is not DIR/policy.toml.")
-]
 Server = Annotated[
     str | None, typer.Option("--server", metavar="HOST:PORT", help="Else the bundle's.")
 ]
@@ -32,8 +36,6 @@ ProxyOption = Annotated[
         help="HTTP proxy: http://[USER:PASSWORD@]HOST:PORT; env reads HTTPS_PROXY and NO_PROXY.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
-HERE = Path()
 
 
 def register(app: typer.Typer) -> None:
@@ -50,14 +52,14 @@ def run(
     server: Server = None,
     proxy: ProxyOption = "env",
     policy: PolicyFile = None,
-    population: Annotated[
-        str | None, typer.Option(help="Which population, where there are several.")
-    ] = None,
+    population: PopulationName = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Made-up rows, no network: show what would leave.")
     ] = False,
     plan: Annotated[str | None, typer.Option(help="With --dry-run: a plan's name or file.")] = None,
+    metrics: Metrics = None,
+    metrics_file: MetricsFile = None,
     as_json: Json = False,
 ) -> None:
     """Stay connected and take part in what the policy allows, until stopped."""
@@ -75,9 +77,11 @@ def run(
     if not data:
         raise SiteError("--data: expected the path of this site's rows, or builtin:K/N")
     from client.agent.credentials import Enrolled
+    from client.agent.metrics import CountedEvents, SiteMetrics
     from client.agent.route import route
+    from privacy.metrics import exported
 
-    source, log = Source.parse(data), EventLog(as_json=as_json)
+    source, log = Source.parse(data), CountedEvents(as_json=as_json)
     site = Enrolled(directory).joined()
     fault = threading.Event()
     with process.alone(directory):
@@ -92,7 +96,13 @@ def run(
         )
         spent = held.ledger.head.n if held.ledger is not None else 0
         log("starting", site=site.name, device=str(held.device), spent_entries=spent)
-        raise typer.Exit(_stay(site, route(site.hosts, server, proxy), held, log, fault))
+        way = route(site.hosts, server, proxy)
+        told = SiteMetrics(site, lambda: [held], log)
+        with exported(told, where=metrics, file=metrics_file) as page:
+            if page is not None:
+                log("metrics_shown", where=page)
+            code = _stay(site, way, held, log, fault)
+        raise typer.Exit(code)
 
 
 def _stay(

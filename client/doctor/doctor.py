@@ -17,6 +17,7 @@ from client.data.site_rows import Source
 from client.doctor.check import Check
 from client.doctor.network_check import connection
 from client.tasks.registry import task
+from privacy.audit_trail import FILE, read
 from privacy.contract.policy import load_policy
 from privacy.identity.keys import IdentityError
 
@@ -36,6 +37,9 @@ def examine(
             found.append(Check("name", "FAULT", str(error), "check --server and --proxy"))
     found.append(_policy(directory, policy, data))
     found += _data(directory, data)
+    then = "keep the file and ask who changed it; restore it from a backup (docs/federation.md)"
+    if directory.is_dir():
+        found.append(_tried("audit log", FILE, lambda: read(directory), then))
     free = shutil.disk_usage(directory if directory.is_dir() else Path()).free
     state = "fine" if free > 1 << 28 else "FAULT"
     found.append(Check("disk", state, f"{free >> 20} MiB free", "" if state == "fine" else "free"))

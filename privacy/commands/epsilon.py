@@ -9,8 +9,8 @@ from privacy.accounting.epsilon import calibrate, json_number, spent
 from privacy.accounting.events import Event
 from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import AccountingError, Budget
+from privacy.commands.options import Json
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Delta = Annotated[float, typer.Option(help="The delta of the guarantee, 0 < delta < 1.")]
 
 

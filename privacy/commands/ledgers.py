@@ -13,10 +13,10 @@ from rich.text import Text
 from privacy.accounting.epsilon import json_number, spent
 from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import check_delta, merge
+from privacy.commands.options import Json
 from privacy.ledger.entries import Entry, Verified, verify
 from privacy.ledger.ledger import LedgerError
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 File = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger's file.")]
 
 

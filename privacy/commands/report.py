@@ -8,14 +8,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from privacy.commands.options import Json
 from privacy.report.bundle.verify import Verification, name_ledgers
 from privacy.report.bundle.verify import verify as check
 from privacy.report.bundle.write import file_report
 from privacy.report.html import figure, percent
 from privacy.report.report import Report
 from privacy.report.sources import ReportError
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -24,7 +24,7 @@ def to_html(content: Mapping[str, Any]) -> str:
         {**run, "pictures": _safe(pictures(run)), "tables": tables(run)} for run in content["runs"]
     ]
     return template.render(
-        **{**content, "runs": runs},
+        **{"acts": [], **content, "runs": runs},
         lead=next((run for run in runs if run.get("trust")), runs[0] if runs else None),
         across=_safe(across(content)),
         most_tables=_TABLES,

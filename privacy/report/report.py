@@ -103,7 +103,10 @@ def build(sources: Sequence[Source], filing: Mapping[str, Any]) -> Report:
         "checks": [findings(source).content for source in sources],
         "glossary": [{"term": term, "meaning": text} for term, text in GLOSSARY],
     }
-    return Report(content)
+    acts = [
+        {"source": s.name, **s.acts} for s in sources if s.acts.get("acts") or s.acts.get("problem")
+    ]
+    return Report(content | {"acts": acts} if acts else content)
 
 
 def _run(source: Source, reckoning: Reckoning) -> dict[str, Any]:

@@ -20,6 +20,7 @@ SIMULATION: Final = "simulation"
 FEDERATION: Final = "federation"
 SITE: Final = "site"
 NOTES: Final = ".notes.json"
+ACTS: Final = "acts.json"
 
 
 class ReportError(ValueError):
@@ -65,6 +66,7 @@ class Source:
     plans: Mapping[str, Plan] = field(default_factory=dict)
     audit: Mapping[str, Any] | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    acts: Mapping[str, Any] = field(default_factory=dict)
     damage: tuple[Problem, ...] = ()
 
     @property
@@ -110,6 +112,7 @@ def read(
         plans=_plans(folder / "plans") if kind == SITE else {},
         audit=_json(folder / "audit.json", where, damage) or None,
         origin=origin,
+        acts=_acts(folder / ACTS, where, damage),
         damage=tuple(damage),
     )
 
@@ -141,6 +144,14 @@ def read_book(path: Path) -> Book:
     except ValueError:
         return Book(error=f"{notes.name}: expected a JSON list")
     return Book(sound.entries, sound.digest, None, tuple(said))
+
+
+def _acts(path: Path, where: Callable[[str], str], damage: list[Problem]) -> Mapping[str, Any]:
+    """The acts as the evidence holds them; a trail that is not sound is damage."""
+    found = _json(path, where, damage)
+    if found and not found.get("sound"):
+        damage.append(Problem("audit-log-unsound", where(path.name), str(found.get("problem"))))
+    return found
 
 
 def _plans(folder: Path) -> dict[str, Plan]:

@@ -7,23 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
+from privacy.audit_trail import record, recorded
 from privacy.identity.certificates import CERTIFICATE_DAYS, Certificate
 from privacy.identity.keys import signing_public
+from server.commands.options import HERE, Dir, Json, Reason
 from server.registry import sites as members
 from server.registry.sites import Home, Member, MembersError, plain, spaced
 
-Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 Hosts = Annotated[
     list[str] | None,
     typer.Option("--host", help="NAME_OR_IP[:PORT] it is reached at (repeatable)."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Days = Annotated[
     float | None,
     typer.Option(min=0.001, max=3650, help="For how many days; else 397, or as before."),
 ]
-HERE = Path()
-KIND = "coordinator"
 
 
 def register(app: typer.Typer) -> None:
@@ -33,9 +31,6 @@ def register(app: typer.Typer) -> None:
     app.command("sites")(sites)
     app.command("revoke")(revoke)
     app.command("renew")(renew)
-    app.command("repair")(repair)
-    app.command("backup")(backup)
-    app.command("restore")(restore)
 
 
 def init(host: Hosts = None, directory: Dir = HERE, as_json: Json = False) -> None:
@@ -48,6 +43,9 @@ def init(host: Hosts = None, directory: Dir = HERE, as_json: Json = False) -> No
         "authority": Certificate.read(home.ca.read_bytes()).fingerprint,
         "verify": signing_public(home.signing_key.read_bytes()),
     }
+    if made:
+        hosts = ", ".join(home.hosts())
+        record(directory, "init", hosts, fingerprint=str(facts["authority"]))
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -85,6 +83,8 @@ def sign(
             days=days or CERTIFICATE_DAYS,
             replace_key=replace,
         )
+        compared = "fingerprint compared" if expected else "fingerprint not compared"
+        record(directory, "sign", wish.site, fingerprint=wish.fingerprint, reason=compared)
         told.append({"site": wish.site, "fingerprint": wish.fingerprint, "bundle": str(bundle)})
         if not as_json:
             typer.echo(f"{wish.site}: key {spaced(wish.fingerprint)}")
@@ -108,10 +108,13 @@ def sites(directory: Dir = HERE, as_json: Json = False) -> None:
 def revoke(
     site: Annotated[str, typer.Argument(metavar="SITE")],
     directory: Dir = HERE,
+    reason: Reason = "",
     as_json: Json = False,
 ) -> None:
     """Strike a site's key off for good: open connections end at once."""
-    member = members.revoke(directory, site, _now())
+    key = members.known(Home(directory).check(), site).fingerprint
+    with recorded(directory, "revoke", site, fingerprint=key, reason=reason):
+        member = members.revoke(directory, site, _now())
     typer.echo(json.dumps(facts(member)) if as_json else f"{site}: revoked {member.revoked}")
 
 
@@ -124,45 +127,15 @@ def renew(
 ) -> None:
     """New certificates for the same keys: of the sites named, or of the coordinator itself."""
     for name in site or []:
+        members.known(Home(directory).check(), name)
+        record(directory, "renew", name)
         bundle = members.renew(directory, name, _now(), out or directory, days=days)
         typer.echo(f"{name}: send {bundle}; there: tacit-client join")
     if not site or host:
+        Home(directory).check()
+        record(directory, "renew", "coordinator", reason=", ".join(host or []))
         certificate = members.renew_server(directory, host or [], _now(), days=days)
         typer.echo(f"coordinator: valid to {certificate.ends:%Y-%m-%d}")
-
-
-def repair(directory: Dir = HERE) -> None:
-    """Make a missing ca.pem or server.pem again from its key; nothing that is there changes."""
-    from server.registry.repair import repair as make_again
-
-    made = make_again(directory, _now())
-    typer.echo(
-        f"{directory}: " + (f"made {', '.join(made)} again" if made else "nothing is missing")
-    )
-
-
-def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write.")],
-    directory: Dir = HERE,
-) -> None:
-    """Write everything (keys, sites, heads, runs, queue) into one private archive."""
-    from privacy.archive import backup as pack
-
-    Home(directory).check()
-    made = pack(directory, file, kind=KIND, without=(".coordinator", ".lock", "status.json"))
-    typer.echo(f"{file}: {len(made['files'])} files; it holds the authority's key")
-
-
-def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` wrote.")],
-    directory: Dir = HERE,
-) -> None:
-    """Unpack a whole backup into an empty folder; sites need no new bundle."""
-    from privacy.archive import restore as unpack
-
-    made = unpack(file, directory, kind=KIND)
-    Home(directory).check()
-    typer.echo(f"{directory}: {len(made['files'])} files restored; next: tacit-server doctor")
 
 
 def facts(member: Member) -> dict[str, Any]:

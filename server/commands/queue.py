@@ -8,20 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from privacy.audit_trail import recorded
 from privacy.contract.plan import Plan
-from server.commands.running import Dir, Json, SetOption, labelled, requested, resolved
+from server.commands.options import (
+    HERE,
+    Dir,
+    Json,
+    MinSites,
+    PlanArgument,
+    PublicData,
+    Reason,
+    Run,
+    RunName,
+    SetOption,
+)
+from server.commands.running import labelled, requested, resolved
 from server.registry.sites import Home, MembersError
 
 if TYPE_CHECKING:
     from server.service.queue import Queue, Submission
-
-HERE = Path()
-PlanArgument = Annotated[
-    str, typer.Argument(help="A shipped plan's name, or the path of a TOML file.")
-]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's name (tacit-server runs).")]
-Name = Annotated[str | None, typer.Option(help="The run's name.")]
-MinSites = Annotated[int | None, typer.Option(help="Sites that a round needs.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,14 +45,16 @@ def propose(
     plan: PlanArgument,
     directory: Dir = HERE,
     set_: SetOption = None,
-    name: Name = None,
+    name: RunName = None,
     min_sites: MinSites = None,
     as_json: Json = False,
 ) -> None:
     """Show a plan to the sites before it runs; their answers: tacit-server show NAME."""
     home, queue = _opened(directory)
     chosen = _resolved(plan, list(set_ or []), min_sites)
-    added = queue.add(_free(home, queue, labelled(name, chosen)), chosen, state="proposed")
+    label = _free(home, queue, labelled(name, chosen))
+    with recorded(directory, "propose", label, fingerprint=chosen.digest):
+        added = queue.add(label, chosen, state="proposed")
     _added(home, added, as_json)
 
 
@@ -57,9 +64,9 @@ def submit(
     ],
     directory: Dir = HERE,
     set_: SetOption = None,
-    name: Name = None,
+    name: RunName = None,
     min_sites: MinSites = None,
-    data: Annotated[Path | None, typer.Option(help="PUBLIC test rows, for metrics.")] = None,
+    data: PublicData = None,
     after: Annotated[
         str | None, typer.Option(metavar="RUN", help="Start when this run is done.")
     ] = None,
@@ -81,13 +88,16 @@ def submit(
     if proposed is not None and proposed.state == "proposed":
         if set_ or min_sites is not None or name is not None:
             raise MembersError(f"{plan} is a proposal: --set, --min-sites and --name must be unset")
-        queue.submit(plan, data=public, after=after, at=when, parent=parent)
+        with recorded(directory, "submit", plan, fingerprint=proposed.plan.digest):
+            queue.submit(plan, data=public, after=after, at=when, parent=parent)
         _added(home, queue.find(plan), as_json)
         return
     chosen = _resolved(plan, list(set_ or []), min_sites)
     label = _free(home, queue, labelled(name, chosen))
     more: dict[str, Any] = {"data": public, "after": after, "at": when, "parent": parent}
-    _added(home, queue.add(label, chosen, **more), as_json)
+    with recorded(directory, "submit", label, fingerprint=chosen.digest):
+        added = queue.add(label, chosen, **more)
+    _added(home, added, as_json)
 
 
 def runs(directory: Dir = HERE, as_json: Json = False) -> None:
@@ -145,9 +155,9 @@ def show(run: Run, directory: Dir = HERE, as_json: Json = False) -> None:
         typer.echo(f"  {facts['site']:<20} {facts['answer']:<20} {pays}".rstrip())
 
 
-def pause(run: Run, directory: Dir = HERE) -> None:
+def pause(run: Run, directory: Dir = HERE, reason: Reason = "") -> None:
     """Stop playing a run after its present round; nothing is lost."""
-    _ask(directory, run, "pause")
+    _ask(directory, run, "pause", reason)
 
 
 def resume(
@@ -158,6 +168,7 @@ def resume(
         list[str] | None,
         typer.Option("--set", metavar="operation.KEY=VALUE", help="Change its [operation]."),
     ] = None,
+    reason: Reason = "",
 ) -> None:
     """Queue a run again that was paused or stopped, or that failed: it goes on where it was."""
     from server.rounds.run_folder import with_operation
@@ -169,12 +180,12 @@ def resume(
         changes.append(f"operation.min_sites={min_sites}")
     if changes:
         queue.operate(run, with_operation(found.plan, changes))
-    _ask(directory, run, "resume")
+    _ask(directory, run, "resume", " ".join([*changes, reason]).strip())
 
 
-def stop(run: Run, directory: Dir = HERE) -> None:
+def stop(run: Run, directory: Dir = HERE, reason: Reason = "") -> None:
     """End a run at once, or take it from the queue; what is complete stays."""
-    _ask(directory, run, "stop")
+    _ask(directory, run, "stop", reason)
 
 
 def log(
@@ -258,7 +269,9 @@ def _added(home: Home, added: "Submission", as_json: bool) -> None:
 
 
 def _facts(home: Home, run: "Submission") -> dict[str, Any]:
-    last = _last_line(home.runs / run.name)
+    from server.rounds.history import last_line
+
+    last = last_line(home.runs / run.name)
     return {
         "run": run.name,
         "state": run.state,
@@ -275,11 +288,12 @@ def _facts(home: Home, run: "Submission") -> dict[str, Any]:
 
 def _older(home: Home) -> list[dict[str, Any]]:
     """Run folders that were made before there was a queue."""
+    from server.rounds.history import last_line
     from server.rounds.run_folder import FolderError, RunFolder
 
     found = []
     for path in sorted(home.runs.glob("*/run.json")):
-        last = _last_line(path.parent)
+        last = last_line(path.parent)
         try:
             folder = RunFolder.open(path.parent)
             planned, summary = folder.plan().rounds, folder.summary() or {}
@@ -299,21 +313,13 @@ def _older(home: Home) -> list[dict[str, Any]]:
     return found
 
 
-def _last_line(run: Path) -> dict[str, Any]:
-    """The last complete line of a run's history; {} before the first."""
-    try:
-        text = (run / "history.jsonl").read_bytes()
-        found: dict[str, Any] = json.loads(text[: text.rindex(b"\n")].splitlines()[-1])
-    except (OSError, ValueError, IndexError):
-        return {}
-    return found
-
-
-def _ask(directory: Path, run: str, request: str) -> None:
+def _ask(directory: Path, run: str, request: str, reason: str) -> None:
     from server.service.status import running
 
     home, queue = _opened(directory)
-    found = queue.ask(run, request)
+    queue.find(run)
+    with recorded(directory, request, run, reason=reason):
+        found = queue.ask(run, request)
     later = f"; {request} is asked for" if found.request else ""
     typer.echo(f"{run}: {found.state}{later}")
     if found.state in ("queued", "running") and not running(home.folder):

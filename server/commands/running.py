@@ -8,15 +8,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from privacy.audit_trail import record
 from privacy.contract.forecast import check_finite
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
 from privacy.contract.rules import warnings
+from server.commands.options import (
+    HERE,
+    AskEvery,
+    Dir,
+    Json,
+    Listen,
+    Metrics,
+    MetricsFile,
+    MinSites,
+    PublicData,
+    RunName,
+    SetOption,
+)
 from server.commands.view import View
 from server.registry.sites import Home, MembersError, split_host
 
@@ -26,18 +39,6 @@ if TYPE_CHECKING:
     from server.rounds.site_grid import SiteGrid
 
 EXIT: Final = {"done": 0, "stopped": 0, "paused": 0, "failed": 1, "budget": 3}
-Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON and nothing else on stdout.")]
-Listen = Annotated[str, typer.Option(metavar="HOST:PORT", help="The one open port.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the plan (repeatable)."),
-]
-AskEvery = Annotated[
-    float,
-    typer.Option(min=0.1, help="Seconds after which a site that waits is asked again."),
-]
-HERE = Path()
 
 
 def register(app: typer.Typer) -> None:
@@ -51,6 +52,8 @@ def serve(
     listen: Listen,
     directory: Dir = HERE,
     ask_every: AskEvery = 15.0,
+    metrics: Metrics = None,
+    metrics_file: MetricsFile = None,
     as_json: Json = False,
 ) -> None:
     """Stay open for the sites and play the queue's runs, one after another, until stopped."""
@@ -59,14 +62,20 @@ def serve(
     _check_certificate(home)
     view = View(as_json=as_json)
     with _link(home, where, view) as (grid, stop):
+        from privacy.metrics import exported
+        from server.service.metrics import CoordinatorMetrics
         from server.service.queue import Queue
         from server.service.service import Service
         from server.service.status import StatusBoard
 
         queue, address = Queue(home.folder), "{}:{}".format(*grid.address)
-        with StatusBoard(home.folder, listen=address, presence=grid.presence) as board:
-            view.log("listening", where=address)
+        record(home.folder, "serve", address)
+        board = StatusBoard(home.folder, listen=address, presence=grid.presence)
+        told = CoordinatorMetrics(home, queue, board.snapshot, view.log)
+        with exported(told, where=metrics, file=metrics_file) as page, board:
+            view.log("listening", where=address, **({"metrics": page} if page else {}))
             service = Service(home, grid, queue, board, view.log, stop.event, ask_every)
+            service.on_round = told.on_round
             service.serve()
             going = next((one.name for one in queue.runs() if one.state == "running"), None)
             board.stop(stop.signal, going)
@@ -81,12 +90,12 @@ def run(
     ] = None,
     directory: Dir = HERE,
     set_: SetOption = None,
-    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
-    min_sites: Annotated[int | None, typer.Option(help="Sites that a round needs.")] = None,
+    name: RunName = None,
+    min_sites: MinSites = None,
     round_timeout: Annotated[
         float | None, typer.Option(min=0.1, help="Seconds after which a round goes on without.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="PUBLIC test rows, for metrics.")] = None,
+    data: PublicData = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run --name.")] = False,
     ask_every: AskEvery = 15.0,
     as_json: Json = False,
@@ -112,6 +121,7 @@ def run(
         chosen = asked if resume else resolved(asked, child)
         with _link(home, where, view) as (grid, stop):
             listening = "{}:{}".format(*grid.address)
+            record(home.folder, "run", label, fingerprint=chosen.digest)
             state = play(
                 grid, listening, home, chosen, label, view, child, resume, stop, interval=ask_every
             )

@@ -2,17 +2,14 @@
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from server.commands.membership import facts
+from server.commands.options import HERE, Dir, Json
 from server.commands.queue import described
-from server.commands.running import Dir, Json
 from server.registry.sites import Home
-
-HERE = Path()
 
 
 def register(app: typer.Typer) -> None:

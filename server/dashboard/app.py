@@ -5,11 +5,7 @@ nothing can be changed through it, and no script, style or picture comes from el
 """
 
 import asyncio
-import contextlib
 import json
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Final
@@ -17,9 +13,10 @@ from urllib.parse import parse_qs
 
 import typer
 
-from privacy.http.exchange import App, HttpLimits, Receive, Scope, Send, respond
-from privacy.http.http_listener import HttpListener, ListenError, listen
+from privacy.http.exchange import App, Receive, Scope, Send, respond
+from privacy.http.http_listener import ListenError, listen
 from privacy.http.request_head import is_local
+from privacy.http.served import Served, serve_in_thread
 from server.dashboard.run_status import state
 
 LOOPBACK: Final = "127.0.0.1"
@@ -45,20 +42,6 @@ _GRACE_SECONDS: Final = 1.0
 
 class DashboardError(ValueError):
     """A folder that holds no run, or a port that cannot be served: one line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A dashboard that runs in a thread until it is closed."""
-
-    url: str
-    stop: Callable[[], None]
-    thread: threading.Thread
-
-    def close(self) -> None:
-        """End it and wait for its thread."""
-        self.stop()
-        self.thread.join(timeout=5)
 
 
 def register(app: typer.Typer) -> None:
@@ -94,22 +77,7 @@ def serve(folder: Path, *, port: int = 0) -> Served:
         listener = listen(LOOPBACK, port, option=f"--port {port}")
     except ListenError as error:
         raise DashboardError(str(error)) from None
-    server = HttpListener(listener, make_app(folder), HttpLimits())
-    url = f"http://{LOOPBACK}:{server.address[1]}/"
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    def run() -> None:
-        with contextlib.closing(loop):
-            loop.run_until_complete(server.serve(stop, grace=_GRACE_SECONDS))
-
-    def end() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(stop.set)
-
-    thread = threading.Thread(target=run, name="dashboard", daemon=True)
-    thread.start()
-    return Served(url, end, thread)
+    return serve_in_thread(listener, make_app(folder), name="dashboard", grace=_GRACE_SECONDS)
 
 
 def make_app(folder: Path) -> App:

@@ -17,7 +17,7 @@ from server.fleet.superlink import Fleet
 from server.fleet.tls import Log
 from server.fleet.tls_server import Answer, TlsServer
 from server.registry.sites import Home, Member, bundle_now
-from server.registry.upkeep import CertificateUpkeep
+from server.registry.upkeep import CertificateUpkeep, note_renewal
 from server.rounds.site_grid import SiteGrid
 
 _M_MMAP_THRESHOLD: Final = -3
@@ -152,6 +152,7 @@ def serve(
             return 503, b""
         if renewed:
             log("certificate_renewed", whose=f"site {member.name}")
+            note_renewal(home, log, f"site {member.name}", member.fingerprint)
         return 200, content
 
     tls_server = TlsServer(

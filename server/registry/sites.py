@@ -217,15 +217,15 @@ def sign(
         )
     with _changing(home) as found:
         members = home.members()
-        known = members.sites.get(wish.site)
+        before = members.sites.get(wish.site)
         if wish.fingerprint in members.revoked_keys:
             raise MembersError(f"{csr}: this key was revoked, expected a new one")
-        if known is not None and known.revoked is None and known.fingerprint != wish.fingerprint:
+        if before is not None and before.revoked is None and before.fingerprint != wish.fingerprint:
             if not replace_key:
                 raise MembersError(
                     f"{csr}: {wish.site} is enrolled with another key (--replace strikes it off)"
                 )
-            found["revoked_keys"] = sorted({*found["revoked_keys"], known.fingerprint})
+            found["revoked_keys"] = sorted({*found["revoked_keys"], before.fingerprint})
         pem = _authority(home).issue(wish, now, days).decode()
         found["sites"][wish.site] = {"certificate": pem, "revoked": None}
     bundle = csr.with_name(f"{wish.site}.bundle")
@@ -237,7 +237,7 @@ def revoke(folder: Path, site: str, now: datetime.datetime) -> Member:
     """Strike a site's key off, for good."""
     home = Home(folder).check()
     with _changing(home) as found:
-        member = _known(home, site)
+        member = known(home, site)
         when = member.revoked or now.isoformat(timespec="seconds")
         found["sites"][site]["revoked"] = when
         found["revoked_keys"] = sorted({*found["revoked_keys"], member.fingerprint})
@@ -265,7 +265,7 @@ def bundle_now(folder: Path, site: str, now: datetime.datetime) -> tuple[bytes, 
     However often a site asks, the authority signs once in two thirds of a certificate's life.
     """
     home, renewed = Home(folder).check(), False
-    pem = _known(home, site).pem
+    pem = known(home, site).pem
     if now >= Certificate.read(pem.encode()).renewal:
         with _changing(home) as found:
             pem, renewed = _renewed(home, found, site, now, None), True
@@ -275,7 +275,7 @@ def bundle_now(folder: Path, site: str, now: datetime.datetime) -> tuple[bytes, 
 def _renewed(
     home: Home, found: dict[str, Any], site: str, now: datetime.datetime, days: float | None
 ) -> str:
-    member = _known(home, site)
+    member = known(home, site)
     if member.revoked is not None:
         raise MembersError(f"{site}: revoked {member.revoked}, expected a new request")
     wish = Request(site, member.certificate.key, member.certificate.signing)
@@ -331,7 +331,8 @@ def _bundle(home: Home, site: str, pem: str) -> bytes:
     )
 
 
-def _known(home: Home, site: str) -> Member:
+def known(home: Home, site: str) -> Member:
+    """The site of this name, revoked or not; MembersError."""
     members = home.members()
     member = members.sites.get(site)
     if member is None:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from privacy.audit_trail import record
 from privacy.identity.certificates import Certificate
 from privacy.identity.keys import IdentityError
+from privacy.ledger.chain import LedgerError
 from server.registry.sites import Home, renew_server
 
 _DAY: Final = 86_400.0
@@ -37,7 +39,7 @@ class CertificateUpkeep:
             OSError,
             ValueError,
         ) as error:  # a full disk, or a damaged file
-            self._tell("folder", "certificate_not_renewed", why=str(error))
+            self._tell("certificate_not_renewed", "folder", why=str(error))
 
     def _look(self) -> None:
         now = self.now()
@@ -46,21 +48,31 @@ class CertificateUpkeep:
             try:
                 server = renew_server(self.home.folder, [], now)
                 self.log("certificate_renewed", whose="coordinator", ends=_date(server))
+                note_renewal(self.home, self.log, "coordinator", server.fingerprint)
             except (OSError, ValueError, IdentityError) as error:
-                self._tell("server", "certificate_not_renewed", whose="coordinator", why=str(error))
+                self._tell("certificate_not_renewed", "coordinator", why=str(error))
         shown = {"coordinator": server, "authority": Certificate.read(self.home.ca.read_bytes())}
         for member in self.home.members().sites.values():
             if member.revoked is None:
                 shown[f"site {member.name}"] = member.certificate
         for whose, certificate in shown.items():
             if now >= certificate.renewal and certificate.age(now) != "good":
-                self._tell(whose, "certificate_expires_soon", whose=whose, ends=_date(certificate))
+                self._tell("certificate_expires_soon", whose, ends=_date(certificate))
 
-    def _tell(self, what: str, event: str, **facts: Any) -> None:
-        last = self._told.get(f"{event} {what}")
+    def _tell(self, event: str, whose: str, **facts: Any) -> None:
+        """Once a day for each."""
+        last = self._told.get(f"{event} {whose}")
         if last is None or time.monotonic() - last >= _DAY:
-            self._told[f"{event} {what}"] = time.monotonic()
-            self.log(event, **facts)
+            self._told[f"{event} {whose}"] = time.monotonic()
+            self.log(event, whose=whose, **facts)
+
+
+def note_renewal(home: Home, log: Log, whose: str, key: str) -> None:
+    """Tell the audit log of a renewal that nobody asked for; one that cannot be told stands."""
+    try:
+        record(home.folder, "renew", whose, fingerprint=key, reason="by itself, when it was due")
+    except (OSError, LedgerError) as error:
+        log("audit_not_written", why=str(error))
 
 
 def _date(certificate: Certificate) -> str:

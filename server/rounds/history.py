@@ -1,8 +1,10 @@
 """Record: the history's line of a complete round, from the plan and the sites' answers."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from privacy.accounting.epsilon import spent
@@ -130,6 +132,16 @@ def _site_entry(
         "rate": 1.0 if plan.unit == "client" else plan.rate,
         "steps": (1 if plan.unit == "client" else plan.steps) if trained else 0,
     }
+
+
+def last_line(run: Path) -> dict[str, Any]:
+    """The last complete line of a run's history; {} before the first."""
+    try:
+        text = (run / "history.jsonl").read_bytes()
+        found: dict[str, Any] = json.loads(text[: text.rindex(b"\n")].splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return {}
+    return found
 
 
 def paid_metrics(plan: Plan, answers: Sequence[Answer]) -> dict[str, float]:

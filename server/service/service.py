@@ -53,6 +53,7 @@ class Service:
     answer_seconds: float = 20.0
     hand_out: float = 30.0
     on_line: Lines | None = None
+    on_round: Lines = lambda line: None
     alone: bool = False
     proposals: Proposals = field(init=False)
     playing: str | None = None
@@ -130,7 +131,12 @@ class Service:
         self.log(event, run=run, **facts)
         self.queue.note(run, event, facts)
 
-    def _log_round(self, line: Mapping[str, Any]) -> None:
+    def _complete(self, line: Mapping[str, Any]) -> None:
+        """A complete round: to the metrics, and to the log or to who plays one run."""
+        self.on_round(line)
+        if self.on_line is not None:
+            self.on_line(line)
+            return
         facts = {key: line[key] for key in ("round", "epsilon", "seconds")}
         self.log("round_complete", run=self.playing, **facts)
 
@@ -191,7 +197,7 @@ class Service:
             folder.id,
             give_way=lambda: not self.alone and self.next_due(but=run.name) is not None,
             between_rounds=lambda: None if self.alone else self.next_due(but=run.name),
-            on_line=self.on_line or self._log_round,
+            on_line=self._complete,
         )
         outcome, _ = coordinate(
             self.grid,

@@ -109,14 +109,19 @@ class StatusBoard:
         self.set(stopped={"time": time.time(), "by": why, "run": run})
         self.write()
 
-    def write(self) -> None:
-        """Replace the file; a full disk stops nothing."""
+    def snapshot(self) -> dict[str, Any]:
+        """The facts as they are now."""
         now = time.time()
         present = sorted(self._presence().items())
         sites = {site: {"connected": here, "seen": ago} for site, (here, ago) in present}
         with self._lock:
             status = self._facts | {"time": now, "sites": sites}
         status["connected"] = [site for site, one in sites.items() if one["connected"]]
+        return status
+
+    def write(self) -> None:
+        """Replace the file; a full disk stops nothing."""
+        status = self.snapshot()
         with suppress(FileError):
             write_atomic(self._path, json.dumps(status).encode() + b"\n", durable=False)
         self._on_write(status)

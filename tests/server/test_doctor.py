@@ -42,7 +42,18 @@ def reissued(home: Path, days: float) -> None:
 def test_a_healthy_coordinator_has_no_fault(home: Path) -> None:
     checks = examine(home, "127.0.0.1:0")
     assert {one["state"] for one in checks} == {"fine"}
-    names = ["Flower", "keys", "ca.pem", "server.pem", "site a", "name", "name", "port", "disk"]
+    names = [
+        "Flower",
+        "keys",
+        "ca.pem",
+        "server.pem",
+        "site a",
+        "name",
+        "name",
+        "audit log",
+        "port",
+        "disk",
+    ]
     assert [one["what"] for one in checks] == names
 
 

@@ -13,12 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from privacy.audit_trail import read as read_trail
 from privacy.contract.plan import PlanError, SitePlan
 from privacy.contract.plan_file import load_plan
 from privacy.files import canonical_json
 from privacy.ledger.chain import LedgerError, locked
 from privacy.ledger.entries import check_anchors, verify
-from privacy.report.sources import FEDERATION, NOTES, SITE, ReportError, kind_of
+from privacy.report.sources import (
+    ACTS,
+    FEDERATION,
+    NOTES,
+    SIMULATION,
+    SITE,
+    ReportError,
+    kind_of,
+)
 
 _WHOLE: Final = ("plan.toml", "history.jsonl", "run.json", "summary.json", "policy.toml")
 _SUMMARY: Final = ("task", "unit", "rounds", "metrics", "reason", "exit_reason", "versions")
@@ -47,6 +56,8 @@ def collect(folder: Path, into: Path) -> dict[str, str]:
     else:
         for name, value in data.items():
             (into / name).write_bytes(value)
+    if kind != SIMULATION:
+        _write(into / ACTS, _acts(folder, kind, names))
     for name, path in ledgers(folder, kind).items():
         _ledger(path, into / "ledgers" / f"{name}.jsonl")
     if kind == SITE:
@@ -55,6 +66,28 @@ def collect(folder: Path, into: Path) -> dict[str, str]:
             (into / "plans" / path.name).write_bytes(path.read_bytes())
     (into / "origin.json").write_text(canonical_json(origin) + "\n", "utf-8")
     return names
+
+
+def _acts(folder: Path, kind: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """Who did what, as far as the readers may know it, and whether the trail is sound.
+
+    A coordinator's report names sites by their pseudonyms, and tells no fingerprint and no reason,
+    which could name them.
+    """
+    home = folder.resolve().parent.parent if kind == FEDERATION else folder
+    try:
+        acts = [act.to_dict() for act in read_trail(home)]
+    except LedgerError as error:
+        return {"sound": False, "problem": str(error).removeprefix(f"{home}/"), "acts": []}
+    if kind == FEDERATION:
+        run = folder.resolve().name
+        known = {**names, run: run, "coordinator": "coordinator"}
+        acts = [
+            {k: act[k] for k in ("time", "user", "command")}
+            | {"object": known.get(act["object"], "another"), "fingerprint": "", "reason": ""}
+            for act in acts
+        ]
+    return {"sound": True, "problem": "", "acts": acts}
 
 
 def ledgers(folder: Path, kind: str) -> dict[str, Path]:

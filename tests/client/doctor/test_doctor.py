@@ -89,7 +89,7 @@ def test_a_healthy_site_has_no_fault(tmp_path: Path) -> None:
         )
     assert {one.state for one in checks} == {"fine"}
     order = ["Flower", "certificate", "name", "TCP", "TLS", "clock", "policy", "data", "ledger"]
-    assert [one.what for one in checks] == [*order, "disk"]
+    assert [one.what for one in checks] == [*order, "audit log", "disk"]
 
 
 def test_another_version_of_flower(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,68 @@
+"""`backup`, `restore`, `repair`, `audit-log`: a coordinator's folder as a whole."""
+
+import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from privacy.audit_trail import record, recorded
+from server.commands.options import HERE, Dir, Json
+from server.registry.sites import Home
+
+KIND = "coordinator"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("backup")(backup)
+    app.command("restore")(restore)
+    app.command("repair")(repair)
+    app.command("audit-log")(audit_log)
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write.")],
+    directory: Dir = HERE,
+) -> None:
+    """Write everything (keys, sites, heads, runs, queue) into one private archive."""
+    from privacy.archive import backup as pack
+    from privacy.archive import check_target
+
+    Home(directory).check()
+    check_target(directory, file)
+    record(directory, "backup", str(file))
+    made = pack(directory, file, kind=KIND, without=(".coordinator", ".lock", "status.json"))
+    typer.echo(f"{file}: {len(made['files'])} files; it holds the authority's key")
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` wrote.")],
+    directory: Dir = HERE,
+) -> None:
+    """Unpack a whole backup into an empty folder; sites need no new bundle."""
+    from privacy.archive import restore as unpack
+
+    made = unpack(file, directory, kind=KIND)
+    Home(directory).check()
+    record(directory, "restore", str(file))
+    typer.echo(f"{directory}: {len(made['files'])} files restored; next: tacit-server doctor")
+
+
+def repair(directory: Dir = HERE) -> None:
+    """Make a missing ca.pem or server.pem again from its key; nothing that is there changes."""
+    from server.registry.repair import repair as make_again
+
+    Home(directory).check()
+    with recorded(directory, "repair"):
+        made = make_again(directory, datetime.datetime.now(datetime.UTC))
+    result = f"made {', '.join(made)} again" if made else "nothing is missing"
+    typer.echo(f"{directory}: {result}")
+
+
+def audit_log(directory: Dir = HERE, as_json: Json = False) -> None:
+    """Who did what at this coordinator, in order; a changed or removed line is found (exit 4)."""
+    from privacy.commands.audit_log import show
+
+    Home(directory).check()
+    show(directory, as_json=as_json)
