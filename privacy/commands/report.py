@@ -2,19 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from privacy.commands.options import Json
-from privacy.report.bundle.verify import Verification, name_ledgers
-from privacy.report.bundle.verify import verify as check
-from privacy.report.bundle.write import file_report
-from privacy.report.html import figure, percent
-from privacy.report.report import Report
 from privacy.report.sources import ReportError
+
+if TYPE_CHECKING:  # with jinja2 and cryptography, only where a report is made or checked
+    from privacy.report.bundle.verify import Verification
+    from privacy.report.report import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +33,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Compute what was spent on whom and file it; exit 4 if it does not fit together."""
+    from privacy.report.bundle.write import file_report
+
     made, where, names = file_report(folders, out)
     if as_json:
         typer.echo(json.dumps(_facts(made, where), allow_nan=False))
@@ -55,6 +56,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check signature, digests, chains, and compute every figure again; exit 4 if any differs."""
+    from privacy.report.bundle.verify import name_ledgers
+    from privacy.report.bundle.verify import verify as check
+
     if not folder.is_dir():
         raise ReportError(f"{folder} must be a report's folder")
     try:
@@ -76,7 +80,7 @@ def verify(
         raise typer.Exit(4)
 
 
-def _facts(made: Report, where: Path) -> dict[str, Any]:
+def _facts(made: "Report", where: Path) -> dict[str, Any]:
     plain = made.content["plain"]
     return {
         "sound": made.sound,
@@ -89,7 +93,9 @@ def _facts(made: Report, where: Path) -> dict[str, Any]:
     }
 
 
-def _show(made: Report, where: Path, names: dict[str, str]) -> None:
+def _show(made: "Report", where: Path, names: dict[str, str]) -> None:
+    from privacy.report.html import figure, percent
+
     console = Console(soft_wrap=True, highlight=False)
     plain = made.content["plain"]
     for problem in made.problems:
@@ -108,7 +114,7 @@ def _show(made: Report, where: Path, names: dict[str, str]) -> None:
     console.print(f"filed in {escape(str(where))}")
 
 
-def _tell(found: Verification) -> None:
+def _tell(found: "Verification") -> None:
     console = Console(soft_wrap=True, highlight=False)
     for one in found.differences:
         console.print(f"[bold red]differs[/] {escape(one.where)}: {escape(one.message)}")

@@ -47,7 +47,10 @@ def test_the_owner_approves_pauses_denies_and_leaves_while_the_client_runs(tmp_p
         assert north.wait(patience(30)) == 0
         assert world.said("north", "folder_left")
         assert world.said("north", "stopped")
-        until("absent")
+        world.until(lambda: "disconnected site=north" in world.log("server"))
+        rounds, paid = len(world.history()), world.paid(0)
+        world.until(lambda: len(world.history()) > rounds + 1)
+        assert set(world.statuses("north")[rounds:]) == {"plan-denied"}, "its last word stands"
+        assert world.paid(0) == paid
         assert all(one.poll() is None for one in others)
         assert world.said("north", "declined", reason="paused")
-        assert "disconnected site=north" in world.log("server")

@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import dataclass
+from difflib import unified_diff
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +27,12 @@ class Mutant:
                 f"got {text.count(self.old)} times"
             )
         return text.replace(self.old, self.new)
+
+    def difference(self) -> str:
+        """The changed lines, each indented."""
+        before = (ROOT / self.file).read_text(encoding="utf-8")
+        lines = unified_diff(before.splitlines(), self.applied_to(before).splitlines(), n=0)
+        return "\n".join(f"    {line}" for line in list(lines)[2:])
 
 
 def planted() -> tuple[Mutant, ...]:

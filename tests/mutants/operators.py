@@ -61,27 +61,42 @@ def drawn(count: int, seed: int) -> tuple[Mutant, ...]:
     return tuple(every[:count])
 
 
+MORE = {
+    "privacy/accounting": ("privacy/accounting", "privacy/contract/test_plan.py"),
+    "privacy/contract": ("privacy/contract", "client/test_app.py"),
+    "privacy/ledger": ("privacy/ledger", "client/test_app.py"),
+    "privacy/mechanism": ("privacy/mechanism", "client/dpsgd/test_training.py"),
+    "client": ("client/test_app.py", "client/test_unreadable_rows.py", "client/test_proposal.py"),
+    "client/dpsgd": ("client/dpsgd", "client/test_app.py"),
+    "client/dpsgd/examination": ("client/dpsgd",),
+    "server/rounds": ("server/rounds",),
+}
+"""By a module's folder: the tests that exercise it beside those of its own name."""
+
+
 def covering(name: str) -> tuple[str, ...]:
-    """The tests of a file's own folder, and of the folders that exercise it most."""
-    folder = Path("tests") / Path(name).parent
-    more = {
-        "privacy/mechanism": ("tests/client/dpsgd",),
-        "privacy/accounting": ("tests/privacy/contract", "tests/privacy/ledger"),
-        "privacy/contract": ("tests/client/test_app.py",),
-        "privacy/ledger": ("tests/client/test_app.py",),
-        "client/dpsgd": ("tests/client/test_app.py", "tests/client/audit"),
-        "client/dpsgd/examination": ("tests/client/dpsgd",),
-        "client": ("tests/client/test_app.py", "tests/client/test_unreadable_rows.py"),
-        "server/rounds": (),
-    }[Path(name).parent.as_posix()]
-    own = () if folder == Path("tests/client") else (folder.as_posix(),)
-    return tuple(path for path in (*own, *more) if (ROOT / path).exists())
+    """The test files that concern a module, nearest first.
+
+    Those of its own name, then those beside them and of `MORE` that import it, then the others.
+    """
+    path = Path(name)
+    module = ".".join(path.with_suffix("").parts)
+    folder = path.parent.as_posix()
+    nearest = sorted((ROOT / "tests" / folder).glob(f"test_{path.stem}*.py"))
+    beside = [file for one in MORE[folder] for file in _files(ROOT / "tests" / one)]
+    importing = [file for file in beside if module in file.read_text(encoding="utf-8")]
+    files = dict.fromkeys((*nearest, *importing, *beside))
+    return tuple(file.relative_to(ROOT).as_posix() for file in files)
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.glob("test_*.py")) if path.is_dir() else [path]
 
 
 def _mutants(name: str, text: str, source: random.Random) -> Iterator[Mutant]:
     lines = text.splitlines(keepends=True)
     by_line: dict[int, list[str]] = {}
-    for node in ast.walk(ast.parse(text)):
+    for node in _nodes(ast.parse(text)):
         for new in _changes(node, text):
             start, end = _span(node, lines)
             by_line.setdefault(node.lineno, []).append(text[:start] + new + text[end:])
@@ -90,6 +105,17 @@ def _mutants(name: str, text: str, source: random.Random) -> Iterator[Mutant]:
         if choice == text:
             continue
         yield Mutant(f"{name}:{line}", name, text, choice, covering(name))
+
+
+def _nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that decide something: no decorator's options, no text of an error."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name == "decorator_list" or (isinstance(node, ast.Raise) and name == "exc"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and not isinstance(child, ast.JoinedStr):
+                yield from _nodes(child)
 
 
 def _changes(node: ast.AST, text: str) -> Iterator[str]:
