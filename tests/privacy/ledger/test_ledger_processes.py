@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,61 +21,105 @@ from tests.support.patience import patience
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[3]
-EVENT = Event("record", 8.0, 0.1, 1)
-SPENDER = """
-import sys
+EVENT = Event("record", 8.0, 1.0, 1)
+SPENDERS = """
+import os, sys
+import privacy.accounting.accountants  # before any fork, so that it is loaded once
 from privacy.accounting.segments import Budget
 from privacy.accounting.events import Event
 from privacy.ledger.ledger import Exhausted, Ledger
 
-path, name, epsilon, most, durable = sys.argv[1:]
-ledger = Ledger.open(path, durable=durable == "durable")
-event = Event("record", 8.0, 0.1, 1)
-print("ready", flush=True)
-sys.stdin.readline()
-for number in range(1, int(most) + 1):
-    try:
-        ledger.spend(event, Budget(float(epsilon), 1e-5), run=name, round=number, plan="p")
-    except Exhausted:
-        break
-    print(number, flush=True)
+path, epsilon, most, durable = sys.argv[1:]
+event = Event("record", 8.0, 1.0, 1)
+
+def spend(name, said):
+    ledger = Ledger.open(path, durable=durable == "durable")
+    os.write(ready, b".")
+    os.read(gate, 1)  # its end: all go at once
+    for number in range(1, int(most) + 1):
+        try:
+            ledger.spend(event, Budget(float(epsilon), 1e-5), run=name, round=number, plan="p")
+        except Exhausted:
+            break
+        os.write(said, b"%d\\n" % number)
+
+for line in sys.stdin:
+    gate, go = os.pipe()
+    come, ready = os.pipe()
+    pids = []
+    for name in line.split():
+        said = os.open(f"{path}.{name}", os.O_CREAT | os.O_WRONLY, 0o600)
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            os.close(go)
+            spend(name, said)
+            os._exit(0)
+        os.close(said)
+    for pid in pids:
+        os.read(come, 1)
+    print(*pids, flush=True)
+    sys.stdin.readline()
+    for end in (go, gate, come, ready):
+        os.close(end)
+    print(*[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids], flush=True)
 """
 
 
-def spender(
-    path: Path, name: str, epsilon: float, most: int, durable: str = "durable"
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SPENDER, str(path), name, repr(epsilon), str(most), durable],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+class Spenders:
+    """Processes that each spend from one ledger until it refuses, forked from one that is ready."""
 
+    def __init__(self, path: Path, epsilon: float, most: int, durable: str = "durable") -> None:
+        self.path = path
+        self.parent = subprocess.Popen(
+            [sys.executable, "-c", SPENDERS, str(path), repr(epsilon), str(most), durable],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
 
-def at_once(processes: list[subprocess.Popen[bytes]]) -> list[list[bytes]]:
-    """Let all go when all are ready; the rounds that each one said it had spent."""
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(b"go\n")
-        process.stdin.flush()
-    return [
-        process.communicate(timeout=patience(120))[0].split(b"\n")[:-1] for process in processes
-    ]
+    def __enter__(self) -> "Spenders":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.parent.communicate(timeout=patience(120))
+
+    def _write(self, line: str) -> None:
+        assert self.parent.stdin is not None
+        self.parent.stdin.write(f"{line}\n")
+        self.parent.stdin.flush()
+
+    def _numbers(self) -> list[int]:
+        assert self.parent.stdout is not None
+        return [int(word) for word in self.parent.stdout.readline().split()]
+
+    def ready(self, *names: str) -> list[int]:
+        """The process ids of one spender a name; each waits."""
+        self._write(" ".join(names))
+        return self._numbers()
+
+    def go(self, kill: Callable[[], object] = lambda: None) -> list[int]:
+        """Let all go at once; how each of them ended."""
+        self._write("go")
+        kill()
+        return self._numbers()
+
+    def said(self, name: str) -> list[int]:
+        """The rounds that a spender said it had spent."""
+        return [int(line) for line in Path(f"{self.path}.{name}").read_text().split()]
 
 
 def test_eight_processes_at_once_lose_nothing_and_never_pass_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "people.jsonl"
     ledger = Ledger.create(path, population="people")
     fits = 60
-    limit = spent([Event("record", 8.0, 0.1, 1, fits)], 1e-5)
-    processes = [spender(path, f"run-{i}", limit, 1000) for i in range(8)]
-    said = at_once(processes)
-    assert [process.returncode for process in processes] == [0] * 8
+    limit = spent([Event("record", 8.0, 1.0, 1, fits)], 1e-5)
+    names = [f"run-{i}" for i in range(8)]
+    with Spenders(path, limit, 1000) as spenders:
+        assert len(set(spenders.ready(*names))) == 8
+        assert spenders.go() == [0] * 8
+        said = [spenders.said(name) for name in names]
     entries = verify(path).entries
     assert len(entries) == sum(len(one) for one in said) == fits
     turns = sum(one.run != other.run for one, other in pairwise(entries))
@@ -82,7 +127,7 @@ def test_eight_processes_at_once_lose_nothing_and_never_pass_the_limit(tmp_path:
     assert turns >= len({entry.run for entry in entries})  # some spent, waited, and spent again
     for i, one in enumerate(said):
         rounds = [entry.round for entry in entries if entry.run == f"run-{i}"]
-        assert rounds == [int(number) for number in one]
+        assert rounds == one
     assert ledger.spent(1e-5) <= limit
     assert ledger.entries() == entries
 
@@ -101,23 +146,18 @@ def kill_and_count(tmp_path: Path, times: int) -> None:
     Ledger.create(path, population="people")
     said = 0
     draw = random.Random(7)
-    waiting = [spender(path, "run-0", 1e6, 10**6, "kill")]
-    for number in range(1, times + 1):
-        if number < times:  # the next one imports while this one spends
-            waiting.append(spender(path, f"run-{number}", 1e6, 10**6, "kill"))
-        process = waiting.pop(0)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        process.stdin.write(b"go\n")
-        process.stdin.flush()
-        time.sleep(draw.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        process.stdin.close()
-        process.stdin = None
-        out, _ = process.communicate(timeout=patience(60))
-        said += out.count(b"\n")
-        assert len(Ledger.open(path).entries()) >= said
+    with Spenders(path, 1e6, 10**6, "kill") as spenders:
+        for number in range(times):
+            (pid,) = spenders.ready(name := f"run-{number}")
+
+            def kill(pid: int = pid) -> None:
+                time.sleep(draw.random() * 0.05)
+                os.kill(pid, signal.SIGKILL)
+
+            assert spenders.go(kill) == [-signal.SIGKILL]
+            said += len(spenders.said(name))
+            assert len(Ledger.open(path).entries()) >= said
+    assert said > 0
     ledger = Ledger.open(path)
     ledger.spend(EVENT, Budget(1e6, 1e-5), run="after", round=1, plan="p")
     assert len(verify(path).entries) >= said + 1
