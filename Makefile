@@ -6,6 +6,8 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
 export ORT_DISABLE_TELEMETRY := 1
+# Hundreds of short processes of the tests would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BOTH_CORES := -n 2 --dist loadgroup

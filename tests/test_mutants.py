@@ -4,8 +4,8 @@ import ast
 
 import pytest
 
-from tests.mutants.mutant import ROOT, planted
-from tests.mutants.operators import PATH, covering, drawn
+from tests.mutants.mutant import ROOT, covering, planted
+from tests.mutants.operators import PATH, drawn
 
 
 @pytest.mark.parametrize("one", planted(), ids=lambda one: one.name)

@@ -3,9 +3,8 @@
 import ast
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
-from tests.mutants.mutant import ROOT, Mutant
+from tests.mutants.mutant import ROOT, Mutant, covering
 
 PATH = (
     "privacy/accounting/accountants.py",
@@ -59,38 +58,6 @@ def drawn(count: int, seed: int) -> tuple[Mutant, ...]:
     ]
     source.shuffle(every)
     return tuple(every[:count])
-
-
-MORE = {
-    "privacy/accounting": ("privacy/accounting", "privacy/contract/test_plan.py"),
-    "privacy/contract": ("privacy/contract", "client/test_app.py"),
-    "privacy/ledger": ("privacy/ledger", "client/test_app.py"),
-    "privacy/mechanism": ("privacy/mechanism", "client/dpsgd/test_training.py"),
-    "client": ("client/test_app.py", "client/test_unreadable_rows.py", "client/test_proposal.py"),
-    "client/dpsgd": ("client/dpsgd", "client/test_app.py"),
-    "client/dpsgd/examination": ("client/dpsgd",),
-    "server/rounds": ("server/rounds",),
-}
-"""By a module's folder: the tests that exercise it beside those of its own name."""
-
-
-def covering(name: str) -> tuple[str, ...]:
-    """The test files that concern a module, nearest first.
-
-    Those of its own name, then those beside them and of `MORE` that import it, then the others.
-    """
-    path = Path(name)
-    module = ".".join(path.with_suffix("").parts)
-    folder = path.parent.as_posix()
-    nearest = sorted((ROOT / "tests" / folder).glob(f"test_{path.stem}*.py"))
-    beside = [file for one in MORE[folder] for file in _files(ROOT / "tests" / one)]
-    importing = [file for file in beside if module in file.read_text(encoding="utf-8")]
-    files = dict.fromkeys((*nearest, *importing, *beside))
-    return tuple(file.relative_to(ROOT).as_posix() for file in files)
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(path.glob("test_*.py")) if path.is_dir() else [path]
 
 
 def _mutants(name: str, text: str, source: random.Random) -> Iterator[Mutant]:
