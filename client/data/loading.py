@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from client.data.reader import Batch, read
 from client.data.source import Options, options_of
+from client.data.values import ABSENT, distinct
 from client.data.wanted import Wanted
-from client.tasks.preprocessing import ABSENT, distinct
 from client.tasks.rows import Encoded, Omission, Reading, Rows, TaskError
 
 SPILL: Final = 256 * 2**20
@@ -120,7 +120,7 @@ def _encoded(
     encode: Callable[[Any], Encoded],
     roles: Roles,
     told: Told,
-) -> tuple[Encoded, dict[str, tuple[list[str], NDArray[np.int64]]], int]:
+) -> tuple[Encoded, dict[str, tuple[list[str], NDArray[np.integer[Any]]]], int]:
     """A batch's rows that fit, its roles' values, and how many rows do not fit."""
     found = {}
     present = np.ones(batch.table.num_rows, dtype=bool)
@@ -157,7 +157,7 @@ def _tell(told: Told, batch: Batch, why: tuple[str, str], rows: Sequence[int] | 
         told[why] = count + len(rows), first or batch.place(int(batch.numbers[rows[0]]))
 
 
-def _texts(name: str, column: Any) -> tuple[list[str], NDArray[np.int64]]:
+def _texts(name: str, column: Any) -> tuple[list[str], NDArray[np.integer[Any]]]:
     """The distinct texts of a column, "" for a missing one, and each row's position in them."""
     try:
         texts, index = distinct(column)
@@ -166,13 +166,14 @@ def _texts(name: str, column: Any) -> tuple[list[str], NDArray[np.int64]]:
     return ["" if text is None or text.strip() in ABSENT else text.strip() for text in texts], index
 
 
-def _numbers(values: list[str], index: NDArray[np.int64]) -> NDArray[np.int64]:
+def _numbers(values: list[str], index: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """Each text's number, from the text alone: the same in every file."""
     numbers = [
         int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], "little", signed=True)
         for value in values
     ]
-    return np.array(numbers, dtype=np.int64)[index]
+    each: NDArray[np.int64] = np.array(numbers, dtype=np.int64)
+    return each.take(index)
 
 
 def held_out(loaded: Loaded, fraction: float) -> NDArray[np.bool_]:
@@ -268,31 +269,34 @@ class Growing:
     The file has no name: it is gone when the array is.
     """
 
-    parts: list[NDArray[Any]] = field(default_factory=list)
-    size: int = 0
-    file: IO[bytes] | None = None
+    shape: tuple[int, ...] = ()
+    kind: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
     rows: int = 0
+    buffer: bytearray = field(default_factory=bytearray)
+    file: IO[bytes] | None = None
 
     def add(self, part: NDArray[Any]) -> None:
         """Add rows at the end."""
-        self.parts.append(part)
-        self.size += part.nbytes
+        self.shape, self.kind = part.shape[1:], part.dtype
         self.rows += len(part)
-        if self.file is None and self.size > SPILL:
+        content = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+        if self.file is None and len(self.buffer) + len(content) > SPILL:
             self.file = tempfile.TemporaryFile(prefix="tacit-")  # noqa: SIM115
+            self.file.write(self.buffer)
+            self.buffer = bytearray()
         if self.file is not None:
-            for one in self.parts:
-                self.file.write(np.ascontiguousarray(one).data)
-            self.parts = [part[:0]]
+            self.file.write(content)
+        else:
+            self.buffer += content  # grows in place, where copies of parts would be twice the size
 
     def whole(self) -> NDArray[Any]:
         """All rows; changes to them reach no file."""
+        shape = (self.rows, *self.shape)
         if self.file is None:
-            return np.concatenate(self.parts)
+            return np.frombuffer(self.buffer, self.kind).reshape(shape)
         self.file.flush()
         os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        kind, shape = self.parts[0].dtype, (self.rows, *self.parts[0].shape[1:])
-        return np.memmap(self.file, dtype=kind, mode="c", shape=shape)
+        return np.memmap(self.file, dtype=self.kind, mode="c", shape=shape)
 
     def close(self) -> None:
         """Let go of the file; arrays made of it stay."""

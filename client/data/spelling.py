@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from client.data.source import Options
+from client.data.values import ABSENT, distinct
 from client.data.wanted import Wanted
-from client.tasks.preprocessing import ABSENT, distinct
 from client.tasks.rows import TaskError
 
 

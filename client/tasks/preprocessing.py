@@ -5,9 +5,9 @@ column, never repeated.
 """
 
 import math
-import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -15,18 +15,17 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from client.data.values import Coded, Floats, Mask, coded, numeric, whole
 from client.data.wanted import Wanted
 from client.tasks.rows import Encoded, Misfit, TaskError
 
-ABSENT: Final = frozenset({"", "?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"})
-"""Texts that mean a missing value."""
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+BLOCK: Final = 2**16
+"""Values that are scaled at once: what a core's cache holds."""
+ROWS: Final = 256
+"""Rows that are scaled at once, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class Number:
 
     def numbers(self, column: Any) -> tuple[Floats, Mask]:
         """The values [n], NaN where missing; and which are no finite numbers."""
-        return _numbers(column, date=self.date)
+        return numeric(column, date=self.date)
 
     def encode(self, column: Any) -> tuple[NDArray[np.float32], Mask, Mask]:
         """Features [n, width], which values do not fit, and which are missing and may not be."""
@@ -82,33 +81,6 @@ class Number:
             features[0] = np.where(gone, 0.0, features[0])
             features.append(gone.astype(np.float64))
         return np.stack(features, 1).astype(np.float32), wrong, refused
-
-    def scale(self, column: Any, out: NDArray[np.float32]) -> tuple[Mask, Mask] | None:
-        """Write the one feature of a plain column; what does not fit as in `encode`, if anything.
-
-        The same numbers as `encode`, without what columns of good numbers do not need.
-        """
-        if not pa.types.is_float64(column.type) or column.null_count:
-            features, wrong, refused = self.encode(column)
-            out[:] = features[:, 0]
-            return wrong, refused
-        at, odd = 0, False
-        for chunk in column.chunks:
-            values = chunk.to_numpy(zero_copy_only=True)
-            odd = odd or not np.isfinite(values.sum())
-            held = np.clip(values, self.low, self.high)
-            held -= self.low
-            held *= 2
-            held /= self.high - self.low
-            held -= 1
-            held -= self.shift
-            out[at : at + len(values)] = held
-            at += len(values)
-        if not odd:
-            return None
-        features, wrong, refused = self.encode(column)
-        out[:] = features[:, 0]
-        return wrong, refused
 
     def _scaled(self, held: Floats) -> Floats:
         low, high = self.low, self.high
@@ -149,10 +121,14 @@ class Category:
 
     def codes(self, column: Any) -> tuple[NDArray[np.int64], Mask]:
         """The position of every value in `values`, else len(values); and which are missing."""
+        found = self._coded(column)
+        return found.codes[found.index], found.gone[found.index]
+
+    def _coded(self, column: Any) -> Coded:
         known = {self._same(value): code for code, value in enumerate(self.values)}
         known |= {self._same(alias): known[self._same(v)] for alias, v in self.aliases.items()}
         known |= _yes_or_no(known, len(self.values))
-        return _coded(column, lambda text: self._position(known, text), len(self.values))
+        return coded(column, lambda text: self._position(known, text), len(self.values))
 
     def _same(self, text: str) -> str:
         text = unicodedata.normalize("NFC", text.strip())
@@ -162,21 +138,22 @@ class Category:
         """Look a value up; 1.0 and 1 are the same category, and so are true and yes."""
         text = self._same(text)
         code = known.get(text)
-        if code is None and (code := known.get(_whole(text))) is None:
-            code = known.get(f"\0{_whole(text).casefold()}")
+        if code is None and (code := known.get(whole(text))) is None:
+            code = known.get(f"\0{whole(text).casefold()}")
         return code
 
     def encode(self, column: Any) -> tuple[NDArray[np.float32], Mask, Mask]:
         """Features [n, width], which values do not fit, and which are missing and may not be."""
-        codes, gone = self.codes(column)
-        unknown = codes == len(self.values)
-        features = np.eye(len(self.values) + 1, dtype=np.float32)[codes][:, : self.width]
+        found = self._coded(column)
+        unknown = found.codes == len(self.values)
+        each = np.eye(len(self.values) + 1, dtype=np.float32)[found.codes, : self.width]
         if self.signed:
-            features = 2 * features - 1
-        if self.other:
-            none = np.zeros_like(unknown)
+            each = 2 * each - 1
+        features = each.take(found.index, 0)
+        if self.other or not unknown.any():
+            none = np.zeros(len(features), dtype=bool)
             return features, none, none
-        return features, unknown & ~gone, gone
+        return features, (unknown & ~found.gone)[found.index], found.gone[found.index]
 
     @property
     def expected(self) -> str:
@@ -217,46 +194,45 @@ class Columns:
         """Encode a pyarrow table; columns of no interest are ignored, a label may be absent."""
         rows = table.num_rows
         fits = np.ones(rows, dtype=bool)
-        misfits: list[Misfit] = []
+        misfits: list[tuple[int, int, Misfit]] = []
 
-        def note(column: Number | Category, wrong: Mask, refused: Mask) -> None:
+        def note(place: int, column: Number | Category, wrong: Mask, refused: Mask) -> None:
             either = wrong | refused
             if not either.any():
                 return
             expected = column.expected
             for row in np.flatnonzero(either).tolist():
-                misfits.append(Misfit(row, column.name, expected, absent=not wrong[row]))
+                misfit = Misfit(row, column.name, expected, absent=not wrong[row])
+                misfits.append((row, place, misfit))
             fits[either] = False
 
         x = np.empty((rows, self.width), dtype=np.float32)
-        names, at = set(table.column_names), 0
-        for column in self.inputs:
-            if column.name not in names:
+        kinds = {field.name: field.type for field in table.schema}
+        at, plain = 0, Scaling()
+        for place, column in enumerate(self.inputs):
+            kind = kinds.get(column.name)
+            if kind is None:
                 raise TaskError(f"expected a column named {column.name!r}, found none")
-            try:
-                if isinstance(column, Number) and column.plain:
-                    wrong = column.scale(table.column(column.name), x[:, at])
-                    if wrong is not None:
-                        note(column, *wrong)
-                else:
-                    features, wrong_, refused = column.encode(table.column(column.name))
-                    x[:, at : at + column.width] = features
-                    note(column, wrong_, refused)
-            except TaskError as error:
-                raise TaskError(f"column {column.name}: {error}") from None
+            if isinstance(column, Number) and column.plain and pa.types.is_float64(kind):
+                plain.add(column, place, at)
+            else:
+                with _named(column.name):
+                    features, wrong, refused = column.encode(table.column(column.name))
+                x[:, at : at + column.width] = features
+                note(place, column, wrong, refused)
             at += column.width
+        for place, wrong, refused in plain.write(table, x):
+            note(place, self.inputs[place], wrong, refused)
         y: torch.Tensor | None = None
-        if self.label.name in names:
-            try:
+        if self.label.name in kinds:
+            with _named(self.label.name):
                 values, *labels = self._labels(table.column(self.label.name))
-            except TaskError as error:
-                raise TaskError(f"column {self.label.name}: {error}") from None
-            note(self.label, *labels)
+            note(len(self.inputs), self.label, *labels)
             y = torch.from_numpy(values if fits.all() else values[fits])
         kept = np.flatnonzero(fits).astype(np.int64)
-        misfits.sort(key=lambda misfit: misfit.row)
+        misfits.sort(key=lambda found: found[:2])
         x = x if len(kept) == rows else x[fits]
-        return Encoded(torch.from_numpy(x), y, kept, tuple(misfits))
+        return Encoded(torch.from_numpy(x), y, kept, tuple(found[2] for found in misfits))
 
     def _labels(self, column: Any) -> tuple[NDArray[Any], Mask, Mask]:
         if isinstance(self.label, Number):
@@ -265,70 +241,6 @@ class Columns:
         codes, gone = self.label.codes(column)
         unknown = codes == len(self.label.values)
         return codes, unknown & ~gone, gone
-
-
-def _numbers(column: Any, *, date: bool = False) -> tuple[Floats, Mask]:
-    """A column as float64, NaN where missing; and where it is no finite number.
-
-    Whole numbers beyond 2^53 are rounded: the schema's bounds are far below. Dates are days.
-    """
-    kind = column.type
-    if pa.types.is_dictionary(kind) and not _is_text(kind.value_type):
-        column = pc.cast(column, kind.value_type)
-        kind = column.type
-    if pa.types.is_temporal(kind):
-        return _days(column, date), np.zeros(len(column), dtype=bool)
-    if date and not (_is_text(kind) or pa.types.is_dictionary(kind) or pa.types.is_null(kind)):
-        raise TaskError(f"expected dates, got {kind}")
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind):
-        column = pc.cast(column, pa.float64(), safe=False)
-    elif pa.types.is_floating(kind):
-        column = pc.cast(column, pa.float64())
-    if pa.types.is_float64(column.type):
-        values = np.asarray(column.to_numpy(), dtype=np.float64)
-        return np.where(np.isinf(values), np.nan, values), np.isinf(values)
-    texts, index = distinct(column)
-    read = _day if date else _number
-    values = np.array([read(text) for text in texts], dtype=np.float64)[index]
-    wrong = np.isinf(values)
-    return np.where(wrong, np.nan, values), wrong
-
-
-def _days(column: Any, date: bool) -> Floats:
-    kind = column.type
-    if not date or not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
-        raise TaskError(f"expected {'dates' if date else 'numbers'}, got {kind}")
-    moments = pc.cast(column, pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False)
-    micros = pc.cast(moments, pa.int64())
-    values = np.asarray(pc.cast(micros, pa.float64(), safe=False).to_numpy(), dtype=np.float64)
-    return values / 86_400e6
-
-
-_NUMBER: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
-_NAN: Final = re.compile(r"[+-]?nan", re.IGNORECASE)
-
-
-def _number(text: str | None) -> float:
-    """A finite number, NaN for a missing one, infinity for what is none; true and false count."""
-    if text is None or (text := text.strip()) in ABSENT or _NAN.fullmatch(text):
-        return math.nan
-    if _NUMBER.fullmatch(text):
-        value = float(text)
-        return value if math.isfinite(value) else math.inf
-    return {"true": 1.0, "false": 0.0}.get(text.casefold(), math.inf)
-
-
-def _day(text: str | None) -> float:
-    """An ISO date or time as days since 1970-01-01 in UTC; NaN and infinity as for numbers."""
-    if text is None or (text := text.strip()) in ABSENT:
-        return math.nan
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return math.inf
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return moment.timestamp() / 86400
 
 
 _NO: Final = frozenset({"false", "f", "no", "n", "0"})
@@ -347,49 +259,68 @@ def _yes_or_no(known: Mapping[str, int], count: int) -> dict[str, int]:
     return {f"\0{text}": min(no) for text in _NO} | {f"\0{text}": min(yes) for text in _YES}
 
 
-def _coded(
-    column: Any, position: Callable[[str], int | None], unknown: int
-) -> tuple[NDArray[np.int64], Mask]:
-    texts, index = distinct(column)
-    found = [None if text is None else position(text.strip()) for text in texts]
-    codes = np.array([unknown if code is None else code for code in found], dtype=np.int64)
-    gone = np.array(
-        [
-            code is None and (text is None or text.strip() in ABSENT)
-            for text, code in zip(texts, found, strict=True)
-        ],
-        dtype=bool,
-    )
-    return codes[index], gone[index]
+@contextmanager
+def _named(column: str) -> Iterator[None]:
+    """Name the column in what is refused of it."""
+    try:
+        yield
+    except TaskError as error:
+        raise TaskError(f"column {column}: {error}") from None
 
 
-def _whole(text: str) -> str:
-    """A whole number written with a point as without one; any other text as it is."""
-    if len(text) > 400 or not _NUMBER.fullmatch(text):
-        return text
-    if re.fullmatch(r"[+-]?\d+(?:\.0*)?", text, re.ASCII):
-        return str(int(text.partition(".")[0]))
-    value = float(text)
-    return str(int(value)) if math.isfinite(value) and value == int(value) else text
+@dataclass(slots=True)
+class Scaling:
+    """Columns of plain numbers, scaled together: the same numbers as each one's `encode` gives."""
 
+    columns: list[Number] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    at: list[int] = field(default_factory=list)
 
-def _is_text(kind: Any) -> bool:
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
+    def add(self, column: Number, place: int, at: int) -> None:
+        """A column, its place among the inputs, and where its feature goes."""
+        self.columns.append(column)
+        self.places.append(place)
+        self.at.append(at)
 
+    def write(self, table: Any, x: NDArray[np.float32]) -> list[tuple[int, Mask, Mask]]:
+        """Write the features into x; of each column with some, what does not fit as in `encode`."""
+        if not self.columns:
+            return []
+        low, high, fill, shift = np.array([self._constants(one) for one in self.columns]).T
+        span, first, last = high - low, self.at[0], self.at[-1] + 1
+        to: Any = slice(first, last) if last - first == len(self.at) else self.at
+        odd: dict[int, tuple[Mask, Mask]] = {}
+        start, size = 0, max(ROWS, BLOCK // len(self.columns))
+        for batch in table.select([column.name for column in self.columns]).to_batches(size):
+            rows = slice(start, start + batch.num_rows)
+            values = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
+            if not np.isfinite(values.sum()):
+                self._mark(values, rows, len(x), odd)
+                np.copyto(values, fill, where=~np.isfinite(values))
+            np.clip(values, low, high, out=values)
+            values -= low
+            values *= 2
+            values /= span
+            values -= 1
+            if shift.any():
+                values -= shift
+            x[rows, to] = values
+            start = rows.stop
+        return [(self.places[index], *masks) for index, masks in sorted(odd.items())]
 
-def distinct(column: Any) -> tuple[Sequence[str | None], NDArray[np.int64]]:
-    """The distinct values of a column as texts, and for each row the position of its value."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        column = pc.cast(column, column.type.value_type)
-    if not _is_text(column.type):
-        try:
-            column = pc.cast(column, pa.string())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise TaskError(f"expected text or numbers, got {column.type}") from error
-    coded = pc.dictionary_encode(column, null_encoding="encode")
-    index = np.asarray(coded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
-    return coded.dictionary.to_pylist(), index
+    def _constants(self, column: Number) -> tuple[float, float, float, float]:
+        middle = (column.low + column.high) / 2
+        fill = column.missing if isinstance(column.missing, int | float) else middle
+        return column.low, column.high, fill, column.shift
+
+    def _mark(
+        self, values: Floats, rows: slice, total: int, odd: dict[int, tuple[Mask, Mask]]
+    ) -> None:
+        """Note which values [r, k] of some rows do not fit."""
+        wrong, gone = np.isinf(values), np.isnan(values)
+        for index in np.flatnonzero((wrong | gone).any(0)).tolist():
+            if index not in odd:
+                odd[index] = (np.zeros(total, dtype=bool), np.zeros(total, dtype=bool))
+            odd[index][0][rows] = wrong[:, index]
+            if self.columns[index].missing is None:
+                odd[index][1][rows] = gone[:, index]

@@ -1,6 +1,7 @@
 """Blocks of records to columns, by pyarrow: numbers where all of a block are some, else text."""
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,8 +14,11 @@ import pyarrow.csv as pacsv
 from client.data.formats.records import Block, Dialect, Malformed
 
 DELIMITERS: Final = (",", ";", "\t", "|")
-_PART: Final = 2**21
+_PART: Final = 2**20
 """Bytes that one thread parses at once."""
+_VALUES: Final = 2**11
+"""Bytes of a column that it parses at once, at least: so that wide tables come in few pieces."""
+_EMPTY: Final = re.compile(rb"[\r\n]*+")
 
 
 @dataclass(eq=False)
@@ -54,11 +58,11 @@ class Parser:
         return self._parsed(block.without(list(block.bad)), block)
 
     def _parsed(self, content: bytes, block: Block) -> Any:
-        if not content.strip(b"\r\n"):
+        if _EMPTY.fullmatch(content):
             return pa.table({name: pa.array([], pa.string()) for name in self.wanted})
-        broken = block.spans is not None
+        broken = block.multiline
         try:
-            table = self._read(content, broken, _PART)
+            table = self._read(content, broken, max(_PART, _VALUES * len(self.names)))
         except pa.ArrowInvalid as error:
             if "conversion" in str(error):
                 table = self._as_text(content, broken)
@@ -66,7 +70,9 @@ class Parser:
                 table = self._read(content, broken, len(content) + 1)
             else:
                 raise
-        odd = [name for name in sorted(self.numbers) if not _plain(table.column(name))]
+        # "nan(..)" is a number for pyarrow, and for nobody else.
+        numbers = sorted(self.numbers) if b"(" in content else []
+        odd = [name for name in numbers if not _plain(table.column(name))]
         if odd:
             self.numbers -= set(odd)
             table = self._read(content, broken, len(content) + 1)

@@ -15,10 +15,13 @@ from typing import BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client.data.formats.quotes import Quotes, Spans, line_breaks, quotes
 from client.tasks.rows import TaskError
 
-BLOCK: Final = 16 * 2**20
-"""Bytes of a file parsed at once."""
+BLOCK: Final = 2 * 2**20
+"""Bytes of a file parsed at once: few enough that memory is used again instead of asked for."""
+_COLUMN: Final = 4096
+"""Bytes of one column of a block, at least: so that wide tables come in few blocks."""
 LONGEST: Final = 64 * 2**20
 """Bytes of the longest record, quoted line breaks included."""
 _BOMS: Final = (
@@ -49,29 +52,28 @@ class Malformed(TaskError):
         self.line = line
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Spans:
-    """The quoted parts of a block: the positions of their first and last quotes."""
-
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-
-    def outside(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of the ascending positions that no quotes enclose."""
-        begun = np.searchsorted(self.starts, at, side="right")
-        ended = np.searchsorted(self.ends, at, side="left")
-        return np.asarray(at[begun == ended], np.int64)
-
-
 @dataclass(eq=False)
 class Block:
     """Whole records of a file as UTF-8, the line of its first one, and its quoted parts."""
 
     content: bytes
     line: int
-    spans: Spans | None
+    quoted: Quotes | Spans | None
     delimiter: bytes
+    multiline: bool = False
     bad: dict[int, str] = field(default_factory=dict)
+
+    @cached_property
+    def lines(self) -> int:
+        """How many line breaks it has."""
+        quoted, size = self.quoted, len(self.content)
+        return quoted.lines(size) if isinstance(quoted, Quotes) else line_breaks(self.content)
+
+    @cached_property
+    def spans(self) -> Spans | None:
+        """Its quoted parts, found where somebody asks."""
+        quoted = self.quoted
+        return quoted.spans.before(len(self.content)) if isinstance(quoted, Quotes) else quoted
 
     @cached_property
     def records(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -160,35 +162,52 @@ def blocks(
     `lenient` notes bytes that are no text for their record alone.
     """
     rest, coming = b"", next(chunks, b"")
+    least = min(_COLUMN * columns, LONGEST // 2)
     final = False
     while not final:
-        rest, coming = rest + coming, next(chunks, b"")
+        parts, size = [rest], len(rest)
+        while coming and (len(parts) == 1 or size < least):
+            parts.append(coming)
+            size += len(coming)
+            coming = next(chunks, b"")
+        rest = b"".join(parts)
         final = not coming
         if b"\n" not in rest and b"\r" in rest[:-1]:
             rest = rest.replace(b"\r", b"\n")  # lines that end as on old Macs
-        end, spans = _scanned(rest, dialect, line, final)
+        end, quoted, multiline = _scanned(rest, dialect, line, final)
         if end:
-            content = rest[:end]
-            block = Block(content, line, spans, dialect.delimiter.encode())
+            block = Block(rest[:end], line, quoted, dialect.delimiter.encode(), multiline)
             _check_text(block, lenient)
-            if spans is not None and not dialect.multiline:
+            if multiline and not dialect.multiline:
                 _check_spans(block, columns)
             yield block
-            line += content.count(b"\n")
+            line += block.lines
             rest = rest[end:]
         if len(rest) > LONGEST:
             raise Malformed(line, f"expected records of at most {LONGEST} bytes, got a longer one")
 
 
-def _scanned(rest: bytes, dialect: Dialect, line: int, final: bool) -> tuple[int, Spans | None]:
-    """Where the last whole record ends, and the quoted parts before it."""
+def _scanned(
+    rest: bytes, dialect: Dialect, line: int, final: bool
+) -> tuple[int, Quotes | Spans | None, bool]:
+    """Where the last whole record ends, the quoted parts before it, and if one has line breaks."""
     if not dialect.quote or rest.find(dialect.quote.encode()) < 0:
-        return (len(rest) if final else rest.rfind(b"\n") + 1), None
-    found = None if dialect.escape else _paired(rest, dialect)
-    spans, unclosed = found if found is not None else _scan(rest, dialect, line)
+        return (len(rest) if final else rest.rfind(b"\n") + 1), None, False
+    found = None if dialect.escape else quotes(rest, dialect.quote, dialect.delimiter)
+    if found is None:
+        return _scanned_by_value(rest, dialect, line, final)
+    if found.unclosed is not None and final:
+        raise _open_quote(rest, line, found.unclosed)
+    end = len(rest) if final else found.end()
+    return end, found, found.multiline(end)
+
+
+def _scanned_by_value(
+    rest: bytes, dialect: Dialect, line: int, final: bool
+) -> tuple[int, Spans, bool]:
+    spans, unclosed = _scan(rest, dialect, line)
     if unclosed is not None and final:
-        at = line + rest.count(b"\n", 0, unclosed)
-        raise Malformed(at, "expected a closing quote, got an end of the file after an open one")
+        raise _open_quote(rest, line, unclosed)
     end = len(rest) if unclosed is None else unclosed
     if not final:
         while (end := rest.rfind(b"\n", 0, end) + 1) > 0:
@@ -196,33 +215,14 @@ def _scanned(rest: bytes, dialect: Dialect, line: int, final: bool) -> tuple[int
             if span < 0 or spans.ends[span] < end - 1:
                 break
             end = int(spans.starts[span])
-    kept = spans.starts < end
-    return end, Spans(spans.starts[kept], spans.ends[kept])
+    return end, spans.before(end), True
 
 
-def _paired(rest: bytes, dialect: Dialect) -> tuple[Spans, int | None] | None:
-    """The quoted parts if every quote but doubled ones stands at an end of a value; else None."""
-    content = np.frombuffer(rest, np.uint8)
-    quotes = np.flatnonzero(content == ord(dialect.quote))
-    opens, closes = quotes[0::2], quotes[1::2]
-    edge = np.zeros(256, bool)
-    edge[[ord(dialect.delimiter), 10, 13]] = True
-    before = np.where(opens > 0, content[opens - 1], 10)
-    joined = np.zeros(len(opens), bool)
-    joined[1:] = opens[1:] == closes[: len(opens) - 1] + 1
-    after = content[np.minimum(closes + 1, len(content) - 1)].copy()
-    after[closes + 1 >= len(content)] = 10
-    continued = np.zeros(len(closes), bool)
-    continued[: len(opens) - 1] = joined[1:]
-    if not (edge[before] | joined).all() or not (edge[after] | continued).all():
-        return None
-    unclosed = None
-    starts = opens[~joined]
-    if len(opens) > len(closes):
-        unclosed = int(starts[-1])
-        starts = starts[:-1]
-    ends = closes[~continued]
-    return Spans(starts, ends), unclosed
+def _open_quote(rest: bytes, line: int, at: int) -> Malformed:
+    return Malformed(
+        line + rest.count(b"\n", 0, at),
+        "expected a closing quote, got an end of the file after an open one",
+    )
 
 
 def _scan(rest: bytes, dialect: Dialect, line: int) -> tuple[Spans, int | None]:

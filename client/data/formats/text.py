@@ -15,8 +15,8 @@ from client.data.formats.columnar import require
 from client.data.formats.csv import DELIMITERS, Parser, split_header
 from client.data.formats.records import LONGEST, Block, Dialect, Malformed, blocks, utf8
 from client.data.source import Options
+from client.data.values import ABSENT
 from client.data.wanted import Piece, Wanted
-from client.tasks.preprocessing import ABSENT
 from client.tasks.rows import TaskError
 
 _PACKED: Final = (
@@ -50,7 +50,7 @@ def read_text(path: Path, wanted: Wanted, options: Options, *, lenient: bool) ->
         for block in blocks(more, dialect, first, len(names), lenient=lenient):
             table = parser.table(block, lenient=lenient)
             bad = tuple(sorted(block.bad.items()))
-            lines = block.line + block.content.count(b"\n") - 1
+            lines = block.line + block.lines - 1
             yield Piece(table, bad, _Places(block), min(1.0, raw.tell() / size), lines - before)
             before = lines
 

@@ -1,6 +1,7 @@
 """Tasks: known answers, public encodings, and files that are missing, cut short or damaged."""
 
 import gzip
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -330,3 +331,49 @@ def test_an_unknown_task_and_an_unknown_part_are_refused() -> None:
         task("table")
     with pytest.raises(TaskError, match="part"):
         task("digits").load(None, "validation")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(allow_nan=True, width=64) | st.none(),
+            st.floats(-5, 5) | st.none(),
+            st.sampled_from([0.5, math.inf, math.nan]),
+        ),
+        min_size=1,
+    ),
+    st.sampled_from([1, 2, 2**16]),
+)
+def test_columns_scaled_together_are_those_scaled_alone(
+    rows: list[tuple[float | None, ...]], size: int
+) -> None:
+    numbers = (
+        Number("a", -1, 3, missing=0.5),
+        Category("c", ("no", "yes")),
+        Number("b", -2, 2),
+        Number("d", 0, 1, zero=0.25, missing=0.0),
+    )
+    columns = Columns(numbers, Category("y", ("no", "yes")))
+    table = pa.table(
+        {
+            "a": pa.array([row[0] for row in rows], pa.float64()),
+            "b": pa.array([row[1] for row in rows], pa.float64()),
+            "c": pa.array(["yes"] * len(rows)),
+            "d": pa.array([row[2] for row in rows], pa.float64()),
+        }
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("client.tasks.preprocessing.BLOCK", size)
+        patch.setattr("client.tasks.preprocessing.ROWS", size)
+        found = columns.encode(table)
+    alone = [column.encode(table.column(column.name)) for column in numbers]
+    fits = ~np.any([wrong | refused for _, wrong, refused in alone], axis=0)
+    expected = np.concatenate([features for features, _, _ in alone], axis=1)[fits]
+    assert found.x.numpy().tobytes() == np.ascontiguousarray(expected).tobytes()
+    assert found.kept.tolist() == np.flatnonzero(fits).tolist()
+    assert [(one.row, one.column) for one in found.misfits] == [
+        (row, column.name)
+        for row in range(len(rows))
+        for column, (_, wrong, refused) in zip(numbers, alone, strict=True)
+        if wrong[row] or refused[row]
+    ]
