@@ -189,7 +189,9 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
     request = read_round_request(site, asked)
     run, number, plan = request.run, request.round, request.plan
     learning = check_permitted(site, request)
-    if plan.private and plan.unit != "client" and (why := model_refusal(learning, plan.seed)):
+    if plan.unit == "subject" and not learning.subjects:
+        raise Refused("no-subjects")
+    if plan.noised_at_site and (why := model_refusal(learning, plan.seed)):
         site.on_event("model_refused", message=why)
         raise Refused("model-refused")
     weights, known = read_weights(content, learning, plan.seed)
@@ -198,7 +200,7 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
     if kept is not None:
         site.on_event("reply_resent", run=run, round=number)
         return _reply(site, unpacked(kept), asked)
-    if plan.unit == "record" and asked.get("head") is not None and not site.follows(asked["head"]):
+    if plan.noised_at_site and asked.get("head") is not None and not site.follows(asked["head"]):
         raise Refused("ledger-untrusted")
     events = _judged(site, plan, number, run)
     entries = _spend(site, plan, events, run, number)
@@ -221,7 +223,7 @@ def _finish(begun: Begun, trained: Trained) -> RecordDict:
     with site.ledger.snapshot() if site.ledger is not None else nullcontext():
         trusted = site.policy.trust_coordinator
         values = release(fields, ledger=site.ledger, trust_coordinator=trusted)
-        if plan.unit == "record":  # un-noised replies are never kept on disk
+        if plan.noised_at_site:  # un-noised replies are never kept on disk
             _keep(site, begun.key, values)
         reply = _reply(site, values, begun.asked)
     seconds = round(time.perf_counter() - begun.began, 3)
@@ -241,7 +243,7 @@ def _keep(site: Site, key: str, values: Mapping[str, Any]) -> None:
 def _judged(site: Site, plan: Plan, number: int, run: str) -> tuple[Event, ...]:
     """The events that this site accepts for the round, maybe with more noise than asked."""
     ledger = site.ledger
-    if plan.unit == "record" and ledger is None:
+    if plan.noised_at_site and ledger is None:
         raise Refused("ledger-untrusted")
     try:
         stands = (

@@ -48,7 +48,7 @@ def answer_proposal(site: Site, content: RecordDict) -> RecordDict:
         plan, run, number = _read(site, request)
         answer = _considered(site, plan, run, number)
         head = request.get("head")
-        headed = plan.unit == "record" and head is not None
+        headed = plan.noised_at_site and head is not None
         if answer.status == "approved" and headed and not site.follows(head):
             answer = ProposalAnswer("declined", "ledger-untrusted", answer.rounds)
     except _BadProposal:
@@ -95,7 +95,7 @@ def _considered(site: Site, plan: Plan, run: str, number: int) -> ProposalAnswer
         task(plan.task, plan.schema)
     except TaskError:
         return ProposalAnswer("declined", "task-not-allowed", 0)
-    if plan.unit == "record" and site.ledger is None:
+    if plan.noised_at_site and site.ledger is None:
         return ProposalAnswer("declined", "ledger-untrusted", 0)
     try:
         standing = (
@@ -130,7 +130,7 @@ def _rounds_left(
     """How many rounds from now on the site's and the plan's budgets hold, at most `most`."""
     if isinstance(verdict, Refusal) and verdict.code == EXHAUSTED:
         return 0
-    if plan.unit != "record":
+    if not plan.noised_at_site:
         return most
     events = with_records(plan.events_of_round(site.name), site.policy)
     if isinstance(verdict, Accepted):

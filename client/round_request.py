@@ -82,7 +82,7 @@ def check_permitted(site: Site, request: RoundRequest, *, handed_out: bool = Fal
     if refusal is not None:
         site.on_event("plan_refused", code=refusal.code, message=refusal.message)
         raise Refused(refusal.code)
-    if handed_out and plan.unit == "record" and not _has_paid(site, request):
+    if handed_out and plan.noised_at_site and not _has_paid(site, request):
         raise Refused("plan-not-approved")
     try:
         learning = task(plan.task, plan.schema)

@@ -52,7 +52,7 @@ def audit_plan(
     `seed` fixes the canaries' coins, never the noise. PlanError where the plan claims no privacy.
     """
     if not plan.private:
-        raise PlanError('unit must be "record" or "client" to audit, got "none"')
+        raise PlanError('unit must be "record", "subject" or "client" to audit, got "none"')
     began = time.monotonic()
     coins = np.random.default_rng(seed)
     seed_of_settings = secrets.randbelow(2**32) if seed is None else seed

@@ -14,7 +14,7 @@ from client.site import LastReply, Replies, Site
 from client.tasks.registry import task
 from client.tasks.rows import Rows, TaskError
 from privacy.contract.plan import Plan, PlanError
-from privacy.contract.plan_file import with_rows
+from privacy.contract.plan_file import with_counts
 from privacy.contract.policy import Policy
 from privacy.ledger.ledger import Ledger
 from privacy.mechanism import noise
@@ -68,7 +68,7 @@ class Place:
     def site(self, name: str, replies: Replies | None = None) -> Site:
         """A simulated site: a ledger that begins with the run, and the plan's limit as policy."""
         policy = Policy.simulated(self.plan, self.plan.limit_of(name))
-        ledger = own_ledger(self.folder, name) if self.plan.unit == "record" else None
+        ledger = own_ledger(self.folder, name) if self.plan.noised_at_site else None
         part = self.parts[name]
         kept = LastReply() if replies is None else replies
         return Site(
@@ -155,13 +155,30 @@ def prepare(plan: Plan, data: Data) -> tuple[Plan, World]:
     sites = plan.sites
     if plan.split == "natural":
         sites = sites or len(set(train.site or ()))
-    parts = split(plan.split, train.y.numpy(), train.site, sites or 1, plan.seed)
+    subject = _subject(plan, train)
+    parts = split(plan.split, train.y.numpy(), train.site, sites or 1, plan.seed, subject)
     unknown = sorted(set(plan.site) - set(parts))
     if unknown:
         raise PlanError(f"a site must be one of {', '.join(parts)}, got {unknown[0]}")
-    if plan.rows == "actual":
-        plan = with_rows(plan, {name: len(rows) for name, rows in parts.items()})
+    if plan.nominal_units == "actual":
+        counts = {
+            name: len(rows if subject is None else np.unique(subject[rows]))
+            for name, rows in parts.items()
+        }
+        plan = with_counts(plan, counts)
     return replace(plan, sites=sites), World(train, test, parts)
+
+
+def _subject(plan: Plan, rows: Rows) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    """Each row's person, where the plan's unit is the person."""
+    if plan.unit != "subject":
+        return None
+    if rows.subject is None:
+        raise PlanError(
+            f'unit must be "record" or "client" for {plan.task}, whose rows do not say whose they '
+            "are (a table's schema names the column: subject)"
+        )
+    return rows.subject.numpy()
 
 
 def own_ledger(folder: Path, name: str) -> Ledger:

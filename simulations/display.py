@@ -181,9 +181,14 @@ def _cost(summary: Mapping[str, Any]) -> str:
         return "NOT PRIVATE: noise and sampling were reproducible (--insecure-reproducible)"
     if not summary["private"]:
         return "NOT PRIVATE: trained without any privacy (unit none)"
-    whose = {"record": "any one record", "client": "any one whole site"}[summary["unit"]]
+    whose = {
+        "record": "any one record",
+        "subject": "any one person with all records",
+        "client": "any one whole site",
+    }[summary["unit"]]
     held = {
         "record": "against the coordinator, the other sites and the public",
+        "subject": "against the coordinator, the other sites and the public",
         "client": "against the other sites and the public, not against the coordinator",
     }[summary["unit"]]
     records = summary.get("records_per_person", 1)

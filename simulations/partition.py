@@ -18,6 +18,7 @@ def split(
     natural: Sequence[str] | None,
     sites: int,
     seed: int,
+    subject: NDArray[np.int64] | None = None,
 ) -> dict[str, Indices]:
     """Give every row to exactly one site; the same arguments give the same split.
 
@@ -25,10 +26,16 @@ def split(
     * `dirichlet:A`: every class is shared out by a draw from Dirichlet(A, .., A);
     * `labels:K`: every site holds K classes, and a class is shared equally by who holds it;
     * `natural`: by the rows' own sites (`natural`), under their own names.
+
+    With `subject`, a person number for each row, no person is at two sites: `iid` gives equal
+    shares of the people, `natural` refuses people that two sites hold, the others are refused.
     """
     kind, _, argument = spec.partition(":")
     if kind == "natural" and not argument:
-        return _natural(natural, sites)
+        parts_of = _natural(natural, sites)
+        return parts_of if subject is None else _apart(parts_of, subject)
+    if subject is not None:
+        return _people(spec, subject, sites, seed)
     if not 1 <= sites <= len(labels):
         raise SplitError(f"sites must be >= 1 and <= {len(labels)} (the rows), got {sites}")
     draw = np.random.default_rng(seed)
@@ -41,6 +48,28 @@ def split(
     else:
         raise SplitError(f"split must be iid, dirichlet:ALPHA, labels:K or natural, got {spec!r}")
     return {f"site-{i}": np.sort(part).astype(np.int64) for i, part in enumerate(parts)}
+
+
+def _people(spec: str, subject: NDArray[np.int64], sites: int, seed: int) -> dict[str, Indices]:
+    if spec != "iid":
+        raise SplitError(f'split: expected iid or natural where unit = "subject", got {spec!r}')
+    people, person = np.unique(subject, return_inverse=True)
+    if not 1 <= sites <= len(people):
+        raise SplitError(f"sites: expected 1 <= sites <= {len(people)} (people), got {sites}")
+    order = np.random.default_rng(seed).permutation(len(people))
+    shares = np.array_split(order, sites)
+    holder = np.empty(len(people), dtype=np.int64)
+    for i, share in enumerate(shares):
+        holder[share] = i
+    return {f"site-{i}": np.flatnonzero(holder[person] == i).astype(np.int64) for i in range(sites)}
+
+
+def _apart(parts: dict[str, Indices], subject: NDArray[np.int64]) -> dict[str, Indices]:
+    held = np.concatenate([np.unique(subject[rows]) for rows in parts.values()])
+    twice = len(held) - len(np.unique(held))
+    if twice:
+        raise SplitError(f"split: expected every person at one site, got {twice} at several")
+    return parts
 
 
 def _natural(natural: Sequence[str] | None, sites: int) -> dict[str, Indices]:

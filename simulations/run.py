@@ -94,7 +94,7 @@ def simulate(
                 own_data(data, label),
                 loss=loss,
                 seed=plan.seed,
-                per_example=plan.unit == "record",
+                per_example=plan.noised_at_site,
             )
             stack.enter_context(provided(learning))
             plan, data = replace(plan, task=learning.name), tuple(rows)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,7 +85,7 @@ def show(found: dict[str, Any]) -> str:
 def _plan(directory: Path, name: str | None) -> Plan:
     before = received_plans.received(directory)
     plan = before[-1].plan if name is None and before else load_plan(name or "digits")
-    return plan if isinstance(plan.rows, int) else replace(plan, rows=_ROWS)
+    return plan if isinstance(plan.nominal_units, int) else plan.with_units(_ROWS)
 
 
 def _rules(directory: Path, policy: Path | None, plan: Plan) -> Policy:
@@ -108,7 +107,7 @@ def _facts(plan: Plan, reply: RecordDict) -> dict[str, Any]:
             digest = hashlib.sha256(array.data).hexdigest()
             value = f"{plan.wire} safetensors, sha256 {digest}, begins {array.data[:32].hex()}"
             why = "the noised update, paid for by the ledger"
-            if not plan.private or plan.unit != "record":
+            if not plan.private or not plan.noised_at_site:
                 why = "the update, NOT noised here"
             listed.append({"name": name, "bytes": len(array.data), "why": why, "value": value})
     return {

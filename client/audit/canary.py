@@ -110,7 +110,7 @@ def score(
         raise ValueError(f"canaries: expected 1 to {MOST_CANARIES}, got {count}")
     clip = plan.clip or 0.0
     claimed = plan.event(site)
-    if claimed is None or claimed.unit != "record":
+    if claimed is None or claimed.unit not in ("record", "subject"):
         raise ValueError(f"unit: expected a plan of the unit record, got {plan.unit}")
     included = (coins or np.random.default_rng()).random(count) < 0.5
     learning = with_canaries(task, count, clip)

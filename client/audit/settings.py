@@ -176,7 +176,7 @@ def of_plan(plan: Plan, site: str) -> Setting:
         sigma=event.sigma,
         rate=event.rate,
         steps=event.steps,
-        nominal=plan.rows_of(site) if isinstance(plan.rows, int) else _NOMINAL,
+        nominal=plan.units_of(site) if isinstance(plan.nominal_units, int) else _NOMINAL,
         clip=plan.clip,
         optimizer=plan.optimizer,
         momentum=plan.momentum if plan.optimizer == "momentum" else 0.0,

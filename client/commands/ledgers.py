@@ -207,7 +207,7 @@ def _balance(
         "records": records,
         "spent": used,
         "left": max(0.0, rules.epsilon - used),
-        "plans": [_fit(one, rules, ledger, site) for one in plans if one.unit == "record"],
+        "plans": [_fit(one, rules, ledger, site) for one in plans if one.noised_at_site],
     }
 
 

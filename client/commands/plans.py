@@ -49,6 +49,10 @@ def new(
     records_per_subject: Annotated[
         int, typer.Option(help="The records of one person that the limit binds together.")
     ] = 1,
+    unit: Annotated[
+        Literal["any", "record", "subject"],
+        typer.Option(help="Whom a plan must protect: a record, or a person with all records."),
+    ] = "any",
     task: Annotated[list[str] | None, typer.Option(help="An allowed task (repeatable).")] = None,
     output: Annotated[
         list[str] | None, typer.Option(help="An allowed paid metric (repeatable).")
@@ -84,6 +88,7 @@ def new(
         outputs=("update", *(name for name in output or [] if name != "update")),
         more_noise=more_noise,
         trust_coordinator=trust_coordinator,
+        unit=unit,
         records_per_subject=records_per_subject,
     )
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -207,7 +212,7 @@ def _facts(directory: Path, rules: Policy, plan: Plan) -> dict[str, Any]:
 
 def _asks(plan: Plan, found: Forecast, rules: Policy) -> float | None:
     """Epsilon of the whole run by itself at the policy's delta; None where the site spends none."""
-    if plan.unit != "record":
+    if not plan.noised_at_site:
         return None
     whole = [replace(event, count=event.count * plan.rounds) for event in found.events]
     return spent(whole, rules.delta, records=None)

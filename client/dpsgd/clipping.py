@@ -29,6 +29,7 @@ from client.dpsgd.calls import (
     joined,
 )
 from client.dpsgd.clipped_sum import ALL, BatchSum, Part, SumOf, gradient_of
+from client.dpsgd.people import Group, of_people
 from client.dpsgd.per_sample import (
     EXPANDED,
     FUNCTIONAL,
@@ -166,40 +167,46 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         """Have the next batch show that its halves do not touch each other, then call `passed`."""
         self._watching = passed
 
-    def accumulate(self, x: Any, y: Tensor, loss: Loss) -> None:
+    def accumulate(self, x: Any, y: Tensor, loss: Loss, group: Group | None = None) -> None:
         """Add sum_i clip(gradient of loss_i) to `p.grad` of every trained parameter.
 
-        `x` is a tensor or a tree of tensors [B, ...]; `loss` gives a loss per example [B]. Calling
-        it for the parts of a batch adds up.
+        `x` is a tensor or a tree of tensors [B, ...]; `loss` gives a loss per example [B]. With a
+        `group` the examples i are its people, each with the mean of their rows' losses. Calling it
+        for the parts of a batch adds up.
         """
         for p in self._trained:
             gradient_of(p)
         rows = len(y)
         if not rows:
             return
-        uses = self._uses(x, y, loss)
+        uses = self._uses(x, y, loss, group)
+        units = rows if group is None else len(group)
         whole: Iterable[tuple[slice, SumOf]] = ((ALL, gradient_of),)
         with torch.no_grad():
             every = parts(uses)
             factors, broken = clip_factors(_squares(every), self.clip)
-            for block, sum_of in whole if self._sums is None else self._sums.blocks(rows):
+            for block, sum_of in whole if self._sums is None else self._sums.blocks(units):
                 for part in every:
                     part.add(factors, broken, sum_of, block)
 
-    def parts(self, x: Any, y: Tensor, loss: Loss) -> tuple[list[Part], Tensor]:
+    def parts(
+        self, x: Any, y: Tensor, loss: Loss, group: Group | None = None
+    ) -> tuple[list[Part], Tensor]:
         """The batch's gradients by layer, not yet clipped, and each example's squared norm."""
-        uses = self._uses(x, y, loss)
+        uses = self._uses(x, y, loss, group)
         with torch.no_grad():
             every = parts(uses)
             return every, _squares(every)
 
-    def _uses(self, x: Any, y: Tensor, loss: Loss) -> dict[Layer, Uses]:
-        """Every layer's inputs and output gradients on a batch."""
+    def _uses(self, x: Any, y: Tensor, loss: Loss, group: Group | None) -> dict[Layer, Uses]:
+        """Every layer's inputs and output gradients on a batch, by example or by person."""
         half, rows = self.precision == "bfloat16", len(y)
         device = tensors(x)[0].device.type
         lower = torch.autocast(device, torch.bfloat16) if half else nullcontext()
         with self.recording(rows), lower:
             losses = self.losses(x, y, loss)
+            if group is not None:
+                losses = losses * group.weights.to(losses.device)
             tape = list(self.tape)
             gradients = self.gradients(losses, rows)
         uses: dict[Layer, list[tuple[Any, Any]]] = {}
@@ -211,7 +218,10 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
                 uses.setdefault(layer, []).append(layer.cast(a, g) if half else (a, g))
         if not uses:
             raise ModelError("model: expected a loss that depends on trained parameters, got none")
-        return dict(uses)
+        if group is None:
+            return dict(uses)
+        with torch.no_grad():
+            return dict(of_people(uses, group))
 
     def losses(self, x: Any, y: Tensor, loss: Loss) -> Tensor:
         """A loss per example [B], while the layers are recorded."""

@@ -77,6 +77,7 @@ class Layer(ABC):
         self.channels_last = False
         self.direct = False
         self.copied = False
+        self.rows = 1
         self.layout: Layout | None = None
         self.trained = [p for p in module.parameters() if p.requires_grad]
 
@@ -105,7 +106,7 @@ class Sampled(Part):
         self._uses = uses
         rows = uses[0][1].shape[0]
         width = sum(p.numel() for p in {p for layer, _, _ in uses for p in layer.trained})
-        self.most = max(1, _MOST // width)
+        self.most = max(1, _MOST // (width * max(layer.rows for layer, _, _ in uses)))
         self._rows = rows
         self._cached: Mapping[nn.Parameter, Tensor] | None = None
         squares: list[Any] = []

@@ -24,6 +24,7 @@ from client.dpsgd.clipped_sum import BatchSum
 from client.dpsgd.clipping import BookKeeping
 from client.dpsgd.examination.made_up_rows import Domain
 from client.dpsgd.examination.separation import examine
+from client.dpsgd.people import People
 from client.dpsgd.per_sample import ModelError
 from client.tasks.rows import Rows
 from client.tasks.task import Task, none_of
@@ -112,11 +113,12 @@ def train(
     """Train `model` in place for one round (from 1) and return what changed.
 
     `event` is what was paid: its sigma, rate and steps are used, not the plan's; without an event
-    the steps are plain. `on_step(step, drawn rows, optimizer)` is called after every step, for
-    tests and audits.
+    the steps are plain. In the unit "subject" people are drawn, and `micro_batch` counts people.
+    `on_step(step, units drawn, optimizer)` is called after every step, for tests and audits.
     """
-    if event is not None and event.unit != "record":
-        raise TrainingError(f"event: expected the unit record, got {event.unit}")
+    if event is not None and event.unit not in ("record", "subject"):
+        raise TrainingError(f"event: expected the unit record or subject, got {event.unit}")
+    people = _people(rows, plan) if event is not None and event.unit == "subject" else None
     rate = plan.rate if event is None else event.rate
     steps = plan.steps if event is None else event.steps * event.count
     model.to(device).train()
@@ -130,19 +132,25 @@ def train(
         optimizer_of(trained, plan),
         noise_multiplier=0.0 if event is None else event.sigma,
         max_grad_norm=1.0 if plan.clip is None else plan.clip,
-        expected_batch_size=rate * plan.rows_of(site),
+        expected_batch_size=rate * plan.units_of(site),
     )
     if plan.aggregation == "fedprox":
         pull = proximal(trained, plan.mu)
         optimizer.attach_step_hook(lambda _: pull())
+    units = len(rows) if people is None else len(people)
     with _summed(model, Rows(x, y), task, plan, event, optimizer.sums) as add:
-        for step, drawn in enumerate(noise.batches(len(rows), rate, steps)):
+        for step, drawn in enumerate(noise.batches(units, rate, steps)):
             for group in optimizer.param_groups:
                 group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
             optimizer.begin(0 if event is None else len(drawn))  # plain sums need no bound
             batch = torch.from_numpy(drawn).to(device)
             for part in torch.split(batch, plan.micro_batch) if plan.micro_batch else (batch,):
-                add(x.index_select(0, part), y.index_select(0, part), task.loss)
+                if people is None:
+                    add(x.index_select(0, part), y.index_select(0, part), task.loss)
+                    continue
+                at, group = people.take(part.cpu())
+                at = at.to(device)
+                add(x.index_select(0, at), y.index_select(0, at), task.loss, group)
             optimizer.step()
             if on_step is not None:
                 on_step(step, drawn, optimizer)
@@ -209,7 +217,14 @@ def model_refusal(task: Task, seed: int) -> str:
     return ""
 
 
-Add = Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], None]
+def _people(rows: Rows, plan: Plan) -> People:
+    """Whose the rows are; TrainingError where nobody says so."""
+    if rows.subject is None and len(rows):
+        raise TrainingError('unit: expected rows with a subject where unit = "subject", got none')
+    return People.of(rows.subject, plan.rows_per_subject, len(rows))
+
+
+Add = Callable[..., None]
 
 
 @contextmanager

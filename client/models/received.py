@@ -33,7 +33,7 @@ def keeper(
 def _history(plan: Plan, site: str, ledger: Ledger | None, run: str, round: int) -> dict[str, Any]:
     if not plan.private:
         return {"round": round, "epsilon": None, "sites": {}}
-    if plan.unit == "record" and ledger is not None:
+    if plan.noised_at_site and ledger is not None:
         events = [event.to_dict() for event in ledger.events(run)]
     else:
         events = [event.to_dict() | {"count": round} for event in plan.events_of_round(site)]

@@ -79,6 +79,7 @@ def task(text: str) -> Task:
         "wanted": plan.wanted,
         "encode": columns.encode,
         "columns": columns,
+        "subjects": bool(plan.roles.subject),
         "features": columns.features,
     }
     if isinstance(label, Category):

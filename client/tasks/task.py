@@ -34,7 +34,7 @@ class Task:
     * `decode(outputs)`: probabilities [B, classes], or values in the label's unit [B];
     * `features`: where x is flat, the raw column behind each of its features;
     * `columns`: the public columns that are scaled first, where the task has such;
-    * `dtype`: of x;
+    * `dtype`: of x; `subjects`: whether the rows say whose they are;
     * `sample(n, generator)`: n made-up rows, where a model cannot take any numbers in place of x
       (masks, ids beyond its embeddings): what its examination runs on;
     * `front`: where x is computed from scaled columns, that step, differentiable, for explanations.
@@ -58,6 +58,7 @@ class Task:
     columns: Columns | None = None
     front: Callable[[Tensor], Tensor] | None = None
     dtype: torch.dtype = torch.float32
+    subjects: bool = False
     sample: Callable[[int, torch.Generator], Rows] | None = None
 
 

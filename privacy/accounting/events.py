@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-UNITS: Final = ("record", "client")
+UNITS: Final = ("record", "subject", "client")
 """The units whose presence an event protects; they never mix in one account."""
 SAMPLINGS: Final = ("poisson",)
 """How a release's units are drawn: each by itself, with probability `rate`."""
@@ -60,8 +60,14 @@ class Event:
         _check_whole("steps", self.steps, 0, MOST_RELEASES)
         _check_whole("count", self.count, 0, MOST_RELEASES)
         _check_whole("records", self.records, 1, MOST_RECORDS)
+        if self.unit == "subject" and self.records != 1:
+            raise EventError(f"records must be 1 where a unit is a person, got {self.records}")
         if self.steps * self.count > MOST_RELEASES:
             raise EventError(f"steps * count must be <= {MOST_RELEASES}, got more")
+
+    def for_records(self, records: int) -> "Event":
+        """The event where a person has so many records; the unit "subject" holds all of them."""
+        return self if self.unit == "subject" else replace(self, records=records)
 
     @property
     def noise(self) -> float:

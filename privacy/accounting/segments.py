@@ -53,7 +53,8 @@ def check_delta(delta: object) -> float:
 def merge(events: Iterable[Event], records: int | None = 1) -> tuple[Segment, ...]:
     """Equal mechanisms summed and sorted, so that neither order nor grouping can matter.
 
-    `records` units of one person are protected together; None takes each event's own number.
+    `records` units of one person are protected together; None takes each event's own number. A unit
+    "subject" is one person already.
     """
     totals: Totals = {}
     unit: str | None = None
@@ -65,7 +66,7 @@ def merge(events: Iterable[Event], records: int | None = 1) -> tuple[Segment, ..
         unit = event.unit
         releases = event.steps * event.count
         if releases and event.rate > 0:
-            group = event.records if records is None else records
+            group = event.records if records is None or event.unit == "subject" else records
             key = (float(event.noise), float(event.rate), group)
             totals[key] = totals.get(key, 0) + releases
     if len(totals) > _DISTINCT_SEGMENTS:

@@ -61,7 +61,7 @@ def judge(
     """
     if refusal := permitted(plan, policy, rounds_today):
         return refusal
-    if plan.unit != "record":
+    if not plan.noised_at_site:
         return Accepted(None, ())
     if any(event.unit != plan.unit for event in spent):
         return Refusal("ledger-untrusted", f"the ledger's unit is not the plan's, {plan.unit}")
@@ -82,16 +82,18 @@ def judge(
 
 def with_records(events: Sequence[Event], policy: Policy) -> tuple[Event, ...]:
     """The events as the ledger will hold them: with the records that a person has at this site."""
-    return tuple(replace(event, records=policy.records_per_subject) for event in events)
+    return tuple(event.for_records(policy.records_per_subject) for event in events)
 
 
 def permitted(plan: Plan, policy: Policy, rounds_today: int = 0) -> Refusal | None:
     """The rules that no amount of noise can satisfy; they need neither weights nor a ledger."""
-    if plan.unit != "record" and not policy.trust_coordinator:
+    if not plan.noised_at_site and not policy.trust_coordinator:
         text = f'unit = "{plan.unit}" shows un-noised updates to the coordinator'
         return Refusal(
             "coordinator-not-trusted", f"{text}; the policy has trust_coordinator = false"
         )
+    if policy.unit not in ("any", plan.unit):
+        return Refusal("unit-not-allowed", f'unit must be "{policy.unit}", got "{plan.unit}"')
     if plan.task not in policy.tasks and ANY not in policy.tasks:
         return Refusal(
             "task-not-allowed", f"tasks allows {', '.join(policy.tasks)}, not {plan.task}"
@@ -129,7 +131,8 @@ def _offer(
     A noise level that the ledger already holds is preferred, so that a whole run keeps to one.
     """
     events = plan.events_of_round(site)
-    if not policy.more_noise or policy.records_per_subject > 1 or policy.budget is None:
+    groups = any(event.records > 1 for event in with_records(events, policy))
+    if not policy.more_noise or groups or policy.budget is None:
         return events
     first, beside = events[0], tuple(replace(e, count=left) for e in events[1:])
     most = _MOST_NOISE * first.sigma  # a coordinator takes no reply with more noise than this

@@ -60,14 +60,14 @@ def forecast(
     verdict = judge(plan, policy, past, site=site)
     barred = verdict if isinstance(verdict, Refusal) else None
     events = with_records(plan.events_of_round(site), policy)
-    if isinstance(verdict, Accepted) and plan.unit == "record":
+    if isinstance(verdict, Accepted) and plan.noised_at_site:
         events = verdict.events
     fits = plan.rounds
     for history, limit, records in (
         (past, policy.budget, None),
         ((), plan.limit_of(site), 1),
     ):
-        if limit is not None and plan.unit == "record":
+        if limit is not None and plan.noised_at_site:
             fits = rounds_that_fit(history, events, limit, records=records, most=fits)
     if fits < plan.rounds and barred is None:
         run = tuple(replace(e, count=fits) for e in events)

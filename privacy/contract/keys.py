@@ -88,11 +88,12 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class SitePlan:
-    """`[site.NAME]`: what differs at one site: its public rows, its epsilon, its limit."""
+    """`[site.NAME]`: what differs at one site: its rows or people, its epsilon, its limit."""
 
     rows: Rows | None = None
     epsilon: Epsilon | None = None
     limit: Epsilon | None = None
+    subjects: Rows | None = None
 
     def __post_init__(self) -> None:
         check(self, PlanError, "site.")
@@ -105,11 +106,12 @@ class Contract:
     task: Name
     rounds: Rounds
     rate: Rate
-    rows: Rows | Literal["actual"]
     lr: Positive
+    rows: Rows | Literal["actual"] | None = None
+    subjects: Rows | Literal["actual"] | None = None
     sites: Sites | None = None
     clip: Positive | None = None
-    unit: Literal["record", "client", "none"] = "record"
+    unit: Literal["record", "subject", "client", "none"] = "record"
     sigma: Sigma | None = None
     epsilon: Epsilon | None = None
     delta: Delta | None = None
@@ -137,6 +139,7 @@ class Contract:
     ] = ()
     metrics_sigma: Sigma | None = None
     metrics_clip: Positive = 5.0
+    rows_per_subject: Rows | None = None
     micro_batch: Rows | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     wire: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -157,6 +160,21 @@ class Contract:
     def private(self) -> bool:
         """Whether the plan claims any privacy at all."""
         return self.unit != "none"
+
+    @property
+    def noised_at_site(self) -> bool:
+        """Whether each site adds the noise itself and pays from a ledger of its own."""
+        return self.unit in ("record", "subject")
+
+    @property
+    def units_key(self) -> Literal["rows", "subjects"]:
+        """The key that holds the public number of units at a site."""
+        return "subjects" if self.unit == "subject" else "rows"
+
+    @property
+    def nominal_units(self) -> int | Literal["actual"]:
+        """The public number of rows, or of people, at a site without overrides."""
+        return self.subjects or 0 if self.unit == "subject" else self.rows or 0
 
 
 PRIVACY_KEYS: Final = frozenset({"clip", "sigma", "epsilon", "delta", "limit"})

@@ -37,6 +37,8 @@ REASONS: Final = frozenset(
         "too-few-rows",
         "task-not-allowed",
         "schema-differs",
+        "no-subjects",
+        "unit-not-allowed",
         "output-not-allowed",
         "coordinator-not-trusted",
         "ledger-untrusted",
@@ -63,7 +65,7 @@ class Output:
 
 def outputs(plan: Plan, events: tuple[Event, ...]) -> tuple[Output, ...]:
     """Everything that one round of `plan` sends from a site which spends `events`."""
-    if plan.unit == "record":
+    if plan.noised_at_site:
         paid = [Output("update", events[0], True, "the noisy sum of clipped gradients")]
         if plan.metrics:
             names = ", ".join(plan.metrics)

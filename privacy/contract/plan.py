@@ -31,7 +31,9 @@ class Plan(Contract):
 
     One round at a site: `steps` releases, each the sum over a Poisson(`rate`) sample of per-record
     gradients clipped to L2 norm `clip`, plus N(0, (sigma * clip)^2), divided by the public number
-    `rate` * `rows`. unit "client": one release a round, the sum of the sites' clipped updates.
+    `rate` * `rows`. unit "subject": people in the place of records, `subjects` of them, each with
+    the mean gradient of at most `rows_per_subject` rows. unit "client": one release a round, the
+    sum of the sites' clipped updates.
     """
 
     def __post_init__(self) -> None:
@@ -43,16 +45,23 @@ class Plan(Contract):
         """What the plan says of one site alone; nothing for a site that it does not name."""
         return self.site.get(site, SitePlan())
 
-    def rows_of(self, site: str) -> int:
-        """The public nominal row count of a site; PlanError while it is "actual"."""
-        rows = self.site_overrides(site).rows or self.rows
-        if not isinstance(rows, int):
-            raise PlanError(f'rows must be an integer for {site} before training, got "{rows}"')
-        return rows
+    def units_of(self, site: str) -> int:
+        """The public number of rows (or people) at a site; PlanError while it is "actual"."""
+        count = getattr(self.site_overrides(site), self.units_key) or self.nominal_units
+        if not isinstance(count, int):
+            raise PlanError(
+                f'{self.units_key} must be an integer for {site} before training, got "{count}"'
+            )
+        return count
+
+    def with_units(self, count: int) -> "Plan":
+        """The plan for so many rows (or people) at a site without overrides."""
+        number: dict[str, Any] = {self.units_key: count}
+        return replace(self, **number)
 
     def denominator(self, site: str) -> float:
-        """What the noisy sum of a step is divided by: rate * rows, never a true count."""
-        return self.rate * self.rows_of(site)
+        """What the noisy sum of a step is divided by: rate * units, never a true count."""
+        return self.rate * self.units_of(site)
 
     def sigma_of(self, site: str) -> float | None:
         """The noise multiplier of a site's training: given, or calibrated for the whole run."""
@@ -106,7 +115,7 @@ class Plan(Contract):
             return None
         if self.unit == "client":
             return Event("client", sigma, 1.0, 1)
-        return Event("record", sigma, self.rate, self.steps)
+        return Event(self.unit, sigma, self.rate, self.steps)
 
     def events_of_round(self, site: str) -> tuple[Event, ...]:
         """Everything that one round at one site pays for: the update, then the paid extras."""
@@ -194,7 +203,7 @@ class Plan(Contract):
     def to_toml(self) -> str:
         """The plan as a file that can be run again; the calibrated sigmas stand in comments."""
         lines = [tomli_w.dumps(self.to_dict(), multiline_strings=True)]
-        if self.private and self.epsilon is not None and isinstance(self.rows, int):
+        if self.private and self.epsilon is not None and isinstance(self.nominal_units, int):
             lines.append(
                 f"# sigma, calibrated for {self.rounds} rounds: {self.nominal_sigma()!r}\n"
             )

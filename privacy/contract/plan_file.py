@@ -100,15 +100,17 @@ def parse(table: Mapping[str, Any]) -> Plan:
     )
 
 
-def with_rows(plan: Plan, rows: Mapping[str, int]) -> Plan:
-    """The plan with the sites' actual row counts written into it; delta is checked against them."""
-    sites = {}
-    for name, count in rows.items():
+def with_counts(plan: Plan, counts: Mapping[str, int]) -> Plan:
+    """The plan with the sites' actual numbers of rows or people; delta is checked against these."""
+    key, sites = plan.units_key, {}
+    for name, count in counts.items():
         overrides = plan.site_overrides(name)
-        sites[name] = replace(overrides, rows=overrides.rows or count)
-    most = max(one.rows or 1 for one in sites.values())
-    nominal = plan.rows if isinstance(plan.rows, int) else most
-    return replace(plan, rows=nominal, site={**plan.site, **sites})
+        number: dict[str, Any] = {key: getattr(overrides, key) or count}
+        sites[name] = replace(overrides, **number)
+    most = max(getattr(one, key) for one in sites.values())
+    nominal = plan.nominal_units if isinstance(plan.nominal_units, int) else most
+    numbers: dict[str, Any] = {key: nominal, "site": {**plan.site, **sites}}
+    return replace(plan, **numbers)
 
 
 def override(table: dict[str, Any], overrides: Sequence[str]) -> None:

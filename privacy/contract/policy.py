@@ -60,6 +60,7 @@ class Policy:
     outputs: Names = (UPDATE,)
     more_noise: bool = False
     trust_coordinator: bool = False
+    unit: Literal["any", "record", "subject"] = "any"
     records_per_subject: Annotated[int, Interval(ge=1, le=1_000_000_000)] = 1
 
     def __post_init__(self) -> None:
@@ -117,6 +118,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "outputs": "what may leave: update, and paid metrics by name (loss, accuracy, rows, classes)",
     "more_noise": "where the budget is too small, answer with more noise rather than decline",
     "trust_coordinator": "allow plans that show the coordinator un-noised updates",
+    "unit": 'whom a plan must protect: "record", "subject" (a person with all rows), or "any"',
     "records_per_subject": "the limit binds this many records of one person together",
 }
 

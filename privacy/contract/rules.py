@@ -40,14 +40,28 @@ def one_of_sigma_and_epsilon(plan: Contract) -> str | None:
     return f"exactly one of sigma and epsilon must be set, got {got}"
 
 
-def delta_below_one_over_rows(plan: Contract) -> str | None:
-    """A delta of 1/rows allows to publish one record whole."""
+def units_are_counted(plan: Contract) -> str | None:
+    """The denominator is a public number: of rows, or of people where the person is the unit."""
+    key, other = plan.units_key, "rows" if plan.units_key == "subjects" else "subjects"
+    if getattr(plan, key) is None:
+        return f'{key} must be an integer >= 1 and <= 1e+09 or "actual", got nothing'
+    named = [f"site.{name}." for name, one in plan.site.items() if getattr(one, other) is not None]
+    if getattr(plan, other) is not None:
+        named = ["", *named]
+    if named:
+        return f'{named[0]}{other} must be left out where unit = "{plan.unit}": it counts by {key}'
+    return None
+
+
+def delta_below_one_over_units(plan: Contract) -> str | None:
+    """A delta of 1/rows allows to publish one record whole; 1/subjects one person."""
     if plan.delta is None:
         return None
-    counts = [one.rows for one in plan.site.values()] + [plan.rows]
+    key = plan.units_key
+    counts = [getattr(one, key) for one in plan.site.values()] + [plan.nominal_units]
     most = max((n for n in counts if isinstance(n, int)), default=1)
     if plan.delta >= 1 / most:
-        return f"delta must be below 1/rows = {1 / most:.3g}, got {plan.delta}"
+        return f"delta must be below 1/{key} = {1 / most:.3g}, got {plan.delta}"
     return None
 
 
@@ -107,13 +121,27 @@ def metrics_are_paid(plan: Contract) -> str | None:
 
 
 def precision_fits(plan: Contract) -> str | None:
-    """Only per-record training has a path in bfloat16."""
+    """Only DP-SGD has a path in bfloat16."""
     if plan.precision == "float32":
         return None
-    if plan.unit != "record":
-        return f'precision must be float32 unless unit = "record", got {plan.precision}'
+    if not plan.noised_at_site:
+        return f'precision must be float32 where unit = "{plan.unit}", got {plan.precision}'
     if plan.simulation.engine == "vector":
         return f'precision must be float32 where engine = "vector", got {plan.precision}'
+    return None
+
+
+def people_are_not_stacked(plan: Contract) -> str | None:
+    """A person has rows of its own number; the vector engine has one row a unit."""
+    if plan.unit == "subject" and plan.simulation.engine == "vector":
+        return 'simulation.engine must be serial, processes or ray where unit = "subject"'
+    return None
+
+
+def rows_of_a_person(plan: Contract) -> str | None:
+    """Where the unit is not the person, the data owner's policy caps a person's rows."""
+    if plan.rows_per_subject is not None and plan.unit != "subject":
+        return f'rows_per_subject must be left out unless unit = "subject", got "{plan.unit}"'
     return None
 
 
@@ -132,7 +160,8 @@ RULES: Final[tuple[Rule, ...]] = (
     no_privacy_keys_without_privacy,
     privacy_has_clip_and_delta,
     one_of_sigma_and_epsilon,
-    delta_below_one_over_rows,
+    units_are_counted,
+    delta_below_one_over_units,
     steps_can_be_accounted,
     sites_are_known,
     enough_sites_for_a_round,
@@ -141,6 +170,8 @@ RULES: Final[tuple[Rule, ...]] = (
     adaptive_clip_is_whole,
     metrics_are_paid,
     precision_fits,
+    people_are_not_stacked,
+    rows_of_a_person,
     clients_count_the_same,
 )
 

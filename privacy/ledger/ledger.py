@@ -10,7 +10,6 @@ file that was cut (privacy/ledger/anchor.py). docs/ledger.md describes all three
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import RLock
@@ -220,7 +219,7 @@ class Ledger:
         if not events:
             return ()
         if records is not None:
-            events = [replace(event, records=records) for event in events]
+            events = [event.for_records(records) for event in events]
         try:
             bodies = [
                 entry_body(run, round, plan, event, coordinator=coordinator) for event in events

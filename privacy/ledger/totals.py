@@ -43,7 +43,7 @@ class Totals:
         if self._merged_of_0_1:
             records = _largest_cap(log)
             for event, count in self._merged_of_0_1.items():
-                key = replace(event, records=max(event.records, records))
+                key = event.for_records(max(event.records, records))
                 merged[key] = merged.get(key, 0) + count
         return tuple(
             replace(event, count=count) for event, count in sorted(merged.items(), key=_order)

@@ -47,7 +47,7 @@ def reckon(source: Source) -> Reckoning:
     if not plan.private:
         return Reckoning((), None, tuple(problems), ())
     notes: list[str] = []
-    if source.kind == FEDERATION and plan.unit == "record":
+    if source.kind == FEDERATION and plan.noised_at_site:
         accounts = [_from_heads(source, plan, s, problems) for s in _sites(source)]
     else:
         accounts = [
@@ -104,7 +104,7 @@ def _sites(source: Source) -> list[str]:
 def _payers(source: Source, plan: Plan) -> list[tuple[str, tuple[str, ...]]]:
     """Which ledger paid for whom: each site's for itself, or the coordinator's for all."""
     sites = _sites(source)
-    if plan.unit == "record":
+    if plan.noised_at_site:
         return [(site, (site,)) for site in sites]
     named = {site for row in source.history for site in row["sites"]}
     own = [name for name in source.books if name not in named] or ["coordinator"]

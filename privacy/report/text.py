@@ -50,6 +50,7 @@ def unit_words(unit: str) -> str:
     """Whom the guarantee protects, as the subject of a sentence."""
     return {
         "record": "one record",
+        "subject": "one person with all their records at a site",
         "client": "one whole site",
         "none": "nobody",
     }[unit]
@@ -59,6 +60,7 @@ def releases(plan: Plan, kind: str) -> list[Item]:
     """B: every output, who receives it, how often."""
     update = {
         "record": "noisy improvement of the model (noise added at the site)",
+        "subject": "noisy improvement of the model (noise added at the site)",
         "client": "improvement of the model, bounded in size and without noise",
         "none": "improvement of the model, neither bounded nor noisy",
     }[plan.unit]
@@ -96,7 +98,7 @@ def releases(plan: Plan, kind: str) -> list[Item]:
 
 def trust(plan: Plan, kind: str) -> dict[str, str]:
     """C: who adds the noise where, and against whom it holds."""
-    if plan.unit == "record":
+    if plan.noised_at_site:
         noise = "Every site adds the noise itself, before anything leaves it."
         holds = (
             "The guarantee holds against the coordinator, against every other site, against all of "
@@ -205,7 +207,7 @@ def not_covered(plan: Plan, groups: bool) -> list[str]:
             "A person with several records is protected less than the figure above says; the "
             "section on the guarantee gives the figures for 2 and 5 records.",
         )
-    if plan.unit == "record":
+    if plan.noised_at_site:
         items.append("The same person's records at two sites: then the sites' ε add up.")
     if plan.unit == "client":
         items.append("The coordinator, who sees the sites' improvements before the noise.")
@@ -220,20 +222,26 @@ def mechanism(plan: Plan) -> list[Item]:
         _fact(
             "Mechanism",
             "Gaussian noise on a sum of bounded contributions"
-            + (" (DP-SGD)" if plan.unit == "record" else " (DP-FedAvg)"),
+            + (" (DP-SGD)" if plan.noised_at_site else " (DP-FedAvg)"),
         ),
         _fact("Bound of one contribution (clip, L2 norm)", f"{plan.clip:g}"),
     ]
-    if plan.unit == "record":
+    if plan.noised_at_site:
+        each, plural = ("record", "records") if plan.unit == "record" else ("person", "people")
+        if plan.unit == "subject":
+            most = f"at most {plan.rows_per_subject}" if plan.rows_per_subject else "all"
+            items.append(
+                _fact("Contribution of a person", f"the mean gradient of {most} of their rows")
+            )
         items += [
-            _fact("Sampling used", f"Poisson: each record by itself, probability {plan.rate:g}"),
+            _fact("Sampling used", f"Poisson: each {each} by itself, probability {plan.rate:g}"),
             _fact("Sampling assumed by the accounting", "the same"),
             _fact(
                 "Steps",
                 f"{plan.steps} a round, {plan.rounds} rounds at most; counted, never derived from "
                 "the data; an empty sample takes a noisy step too",
             ),
-            _fact("Sum divided by", "a public number: rate x nominal records"),
+            _fact("Sum divided by", f"a public number: rate x nominal {plural}"),
         ]
     else:
         items += [

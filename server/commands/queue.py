@@ -234,7 +234,7 @@ def _resolved(source: str, overrides: list[str], min_sites: int | None) -> Plan:
     from server.model_process import Child
 
     plan = requested(source, overrides, min_sites)
-    if plan.rows != "actual":
+    if plan.nominal_units != "actual":
         return plan
     with Child(plan, None) as child:
         return resolved(plan, child)

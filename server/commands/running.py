@@ -199,15 +199,15 @@ def requested(source: str, overrides: list[str], min_sites: int | None) -> Plan:
 
 def resolved(plan: Plan, child: "Child") -> Plan:
     """The plan with a number for "actual" rows: an embedded task's train rows a site."""
-    if plan.rows != "actual":
+    if plan.nominal_units != "actual":
         return plan
-    total = child.rows()
+    key, total = plan.units_key, child.rows() if plan.unit != "subject" else None
     if total is None:
         raise PlanError(
-            'rows must be a public number of rows a site, got "actual", which only a '
-            "simulation or an embedded task can count (--set rows=N)"
+            f'{key} must be a public number of {key} a site, got "actual", which only a '
+            f"simulation or an embedded task can count (--set {key}=N)"
         )
-    return replace(plan, rows=total // plan.operation.min_sites)
+    return plan.with_units(total // plan.operation.min_sites)
 
 
 def play(

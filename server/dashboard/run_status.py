@@ -24,6 +24,8 @@ REASONS: Mapping[str, str] = {
     "too-many-rounds-today": "more rounds a day than its policy allows",
     "too-few-rows": "too few rows",
     "task-not-allowed": "its policy does not allow the task",
+    "unit-not-allowed": "its policy asks for another unit of privacy",
+    "no-subjects": "its data do not say whose a row is",
     "schema-differs": "its data have another schema",
     "output-not-allowed": "its policy does not allow an output",
     "coordinator-not-trusted": "it does not trust the coordinator with un-noised updates",

@@ -147,7 +147,7 @@ def _add(total: Totals, update: Update, state: State, plan: Plan) -> float:
                 total[name] = array.astype(np.float64)
         return share
     if plan.weights == "rows":
-        share = float(plan.rows_of(update.site))
+        share = float(plan.units_of(update.site))
     for name, array in arrays.items():
         if name not in total:
             total[name] = np.multiply(array, np.float32(share), dtype=np.float32)

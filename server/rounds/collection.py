@@ -58,7 +58,7 @@ def judged(
     site = request.site
     try:
         answer = read_reply(message, request, plan, shapes)
-        paid = answer.status == "trained" and plan.unit == "record"
+        paid = answer.status == "trained" and plan.noised_at_site
         if paid and not answer.events:
             return Answer(site, "failed", "unpaid")
         if heads is not None and answer.proof is not None:

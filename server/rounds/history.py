@@ -153,7 +153,7 @@ def paid_metrics(plan: Plan, answers: Sequence[Answer]) -> dict[str, float]:
     counts: dict[str, float] = {}
     for answer in answers:
         if answer.metrics:
-            rows = answer.metrics.get("rows", plan.rows_of(answer.site))
+            rows = answer.metrics.get("rows", plan.units_of(answer.site))
             for name, value in answer.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
                 counts[name] = counts.get(name, 0.0) + rows

@@ -25,6 +25,8 @@ FINAL_REFUSALS: Final = frozenset(
         "coordinator-not-trusted",
         "task-not-allowed",
         "model-refused",
+        "no-subjects",
+        "unit-not-allowed",
         "output-not-allowed",
         "too-many-steps",
         "noise-too-low",

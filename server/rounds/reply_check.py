@@ -99,7 +99,7 @@ def _events(text: object, plan: Plan, site: str) -> tuple[Event, ...]:
         raise ReplyError("bad-reply") from None
     if not events:
         return ()
-    planned = plan.events_of_round(site) if plan.unit == "record" else ()
+    planned = plan.events_of_round(site) if plan.noised_at_site else ()
     rounds = _REPEATS_MAX * plan.rounds
     if len(events) > _DISTINCT_MAX or sum(e.count for e in events) > rounds * len(planned):
         raise ReplyError("bad-reply")
@@ -132,7 +132,7 @@ def _is_noise(sigma: float, planned: float) -> bool:
 def _sigma(value: object, plan: Plan, site: str) -> float | None:
     if value is None:
         return None
-    planned = plan.events_of_round(site) if plan.unit == "record" else ()
+    planned = plan.events_of_round(site) if plan.noised_at_site else ()
     if isinstance(value, bool) or not isinstance(value, int | float) or not planned:
         raise ReplyError("bad-reply")
     if not _is_noise(value, planned[0].sigma):
@@ -174,7 +174,7 @@ def norm_bound(plan: Plan, site: str, parameters: int) -> float:
     Adam moves each of d weights by at most 10 lr. Without privacy gradients have no bound: then
     what counts is that the weights stay within what sites accept.
     """
-    planned = plan.events_of_round(site) if plan.unit == "record" else ()
+    planned = plan.events_of_round(site) if plan.noised_at_site else ()
     if not planned or plan.clip is None:
         return _NORM_MAX
     root = math.sqrt(parameters)
@@ -203,7 +203,7 @@ def _metrics(text: object, plan: Plan, site: str) -> dict[str, float] | None:
         raise ReplyError("bad-reply")
     if not all(name.isprintable() for name in classes):
         raise ReplyError("bad-reply")
-    rows = _ROWS_OVER_NOMINAL * plan.rows_of(site)
+    rows = _ROWS_OVER_NOMINAL * plan.units_of(site)
     noisy = _DEVIATIONS * _MORE_NOISE * sigma * math.sqrt(len(plan.metrics))
     for name, value in values.items():
         scale = plan.metrics_clip if name == "loss" else 1.0

@@ -41,8 +41,8 @@ def with_operation(plan: Plan, overrides: Sequence[str]) -> Plan:
     """The plan with overrides, none of which may change what the sites approved; FolderError."""
     table = plan.to_dict()
     override(table, [one for one in overrides if one.partition("=")[0].strip() != "schema"])
-    if table["rows"] == "actual":  # counted when the run began
-        table["rows"] = plan.rows
+    if table.get(plan.units_key) == "actual":  # counted when the run began
+        table[plan.units_key] = plan.nominal_units
     changed = parse(table)
     if changed.digest != plan.digest:
         old, new = plan.to_dict(), changed.to_dict()

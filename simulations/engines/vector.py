@@ -145,7 +145,7 @@ class Vector:
             begun, event = one.begun, one.begun.event
             sigma, clip = 0.0 if event is None else event.sigma, begun.plan.clip or 0.0
             rows = begun.site.rows(begun.task)
-            denominator = rate * begun.plan.rows_of(begun.site.name)
+            denominator = rate * begun.plan.units_of(begun.site.name)
             std = noise_std(sigma, clip, self._stack.numbers, slack(denominator))
             members.append(Member(rows, begun.weights, denominator, std, one.room))
         return train_together(

@@ -81,7 +81,11 @@ def _loss(content: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str
     promise, plain = run["guarantee"], content["plain"]
     shared = promise["federation"]["epsilon_if_shared"]
     return {
-        "privacy_unit": {"record": "Record", "client": "Site (client)"}[promise["unit"]],
+        "privacy_unit": {
+            "record": "Record",
+            "subject": "Person (subject)",
+            "client": "Site (client)",
+        }[promise["unit"]],
         "privacy_unit_details": f"Neighbouring: {promise['neighbours']} (add or remove one); the "
         f"unit is {run['identity']['unit_words']}.",
         "privacy_parameters": {"epsilon": plain["epsilon"], "delta": plain["delta"]}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
-from privacy.contract.decision import Accepted, Refusal, judge
+from privacy.contract.decision import Accepted, Refusal, judge, with_records
 from privacy.contract.forecast import (
     EVERY,
     epsilons,
@@ -354,3 +354,27 @@ def test_a_policy_is_a_value() -> None:
     assert parse_policy(policy().to_toml()) == policy()
     assert hash(policy()) == hash(policy())
     json.dumps(policy().tasks)
+
+
+@pytest.mark.parametrize("unit", ["record", "subject"])
+def test_a_policy_can_demand_whom_a_plan_protects(unit: str) -> None:
+    by_record = Plan(
+        task="digits", rounds=2, rate=0.1, rows=100, lr=1, sites=1, clip=1, sigma=1, delta=1e-4
+    )
+    by_person = replace(by_record, unit="subject", rows=None, subjects=100)
+    policy = Policy(epsilon=9.0, delta=1e-4, approve="within-limits", unit=unit)  # type: ignore[arg-type]
+    for plan in (by_record, by_person):
+        verdict = judge(plan, policy, (), site="a")
+        if plan.unit == unit:
+            assert isinstance(verdict, Accepted)
+        else:
+            assert isinstance(verdict, Refusal)
+            assert verdict.code == "unit-not-allowed"
+    for plan in (by_record, by_person):
+        assert isinstance(judge(plan, replace(policy, unit="any"), (), site="a"), Accepted)
+
+
+def test_a_cap_prices_records_and_never_people() -> None:
+    policy = Policy(epsilon=9.0, delta=1e-4, approve="within-limits", records_per_subject=3)
+    record, person = Event("record", 1.0, 0.1, 1), Event("subject", 1.0, 0.1, 1)
+    assert [e.records for e in with_records([record, person], policy)] == [3, 1]

@@ -9,7 +9,7 @@ import pytest
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.contract.plan import PlanError
-from privacy.contract.plan_file import from_json, load_plan, parse, shipped, with_rows
+from privacy.contract.plan_file import from_json, load_plan, parse, shipped, with_counts
 from privacy.contract.rules import warnings
 
 
@@ -144,7 +144,7 @@ def test_the_adaptive_clip_is_paid_from_the_same_epsilon() -> None:
 def test_delta_must_be_below_one_over_the_rows() -> None:
     plan = load_plan("digits")
     with pytest.raises(PlanError, match="1/rows"):
-        with_rows(plan, {"site-0": 5000})
+        with_counts(plan, {"site-0": 5000})
 
 
 def test_the_digest_covers_what_binds_the_sites_and_nothing_else() -> None:
