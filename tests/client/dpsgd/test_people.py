@@ -251,7 +251,7 @@ def test_what_does_not_fit_the_unit_is_refused_in_one_line() -> None:
 
 
 def test_a_person_costs_what_a_record_costs_and_never_more_for_more_records() -> None:
-    event = Event("subject", 2.0, 0.1, 5)
+    event = Event("subject", 9.0, 1.0, 5)
     record = replace(event, unit="record")
     assert spent([event], 1e-5) == spent([record], 1e-5)
     assert spent([event], 1e-5, records=3) == spent([event], 1e-5)
