@@ -7,7 +7,7 @@ ledger. The owner finds the plan, with its price, in `tacit-client plans`.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -15,7 +15,14 @@ from client.release import Public, release
 from client.site import Site
 from client.tasks.registry import task
 from client.tasks.rows import TaskError
-from privacy.contract.decision import EXHAUSTED, Accepted, Refusal, judge, with_records
+from privacy.contract.decision import (
+    EXHAUSTED,
+    TOO_MANY_TODAY,
+    Accepted,
+    Refusal,
+    judge,
+    with_records,
+)
 from privacy.contract.forecast import rounds_that_fit
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json
@@ -34,6 +41,10 @@ class ProposalAnswer:
     status: str
     reason: str
     rounds: int
+
+
+_APPROVED_ONCE: Final = ProposalAnswer("approved", "", 1)
+"""The round of which a reply is kept is sent again and costs nothing; no other round fits."""
 
 
 class _BadProposal(Exception):
@@ -116,7 +127,11 @@ def _considered(site: Site, plan: Plan, run: str, number: int) -> ProposalAnswer
         run=standing.run,
         rounds_today=standing.rounds_today,
     )
-    rounds = _rounds_left(site, plan, standing, verdict, plan.rounds - number + 1)
+    kept = plan.unit == "record" and site.replies.holds(f"{run}/{number}")
+    if kept and isinstance(verdict, Refusal) and verdict.code in (EXHAUSTED, TOO_MANY_TODAY):
+        return ProposalAnswer("declined", "paused", 1) if site.paused() else _APPROVED_ONCE
+    most = plan.rounds - number + 1 - kept
+    rounds = kept + _rounds_left(site, plan, standing, verdict, most)
     if isinstance(verdict, Refusal):
         return ProposalAnswer("declined", verdict.code, rounds)
     if site.paused():
@@ -127,7 +142,7 @@ def _considered(site: Site, plan: Plan, run: str, number: int) -> ProposalAnswer
 def _rounds_left(
     site: Site, plan: Plan, standing: SpendingState, verdict: Accepted | Refusal, most: int
 ) -> int:
-    """How many rounds from now on the site's and the plan's budgets hold, at most `most`."""
+    """How many unpaid rounds from now on the site's and the plan's budgets hold, at most `most`."""
     if isinstance(verdict, Refusal) and verdict.code == EXHAUSTED:
         return 0
     if not plan.noised_at_site:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +24,12 @@ class SiteError(ValueError):
 
 
 class Replies(Protocol):
-    """Stored replies: what was paid for once is sent again, never drawn again."""
+    """Stored replies: what was paid for once is sent again, never drawn again.
+
+    A key is RUN/ROUND/WEIGHTS; `holds` asks by RUN/ROUND, where the weights are not known yet.
+    """
+
+    def holds(self, run_and_round: str) -> bool: ...
 
     def get(self, key: str) -> bytes | None: ...
 
@@ -36,6 +42,10 @@ class LastReply:
 
     key: str = ""
     reply: bytes | None = None
+
+    def holds(self, run_and_round: str) -> bool:
+        """Whether the last reply belongs to this round."""
+        return self.key.rpartition("/")[0] == run_and_round and self.reply is not None
 
     def get(self, key: str) -> bytes | None:
         """The reply to this very request, if it was the last."""
@@ -55,10 +65,14 @@ class KeptReplies:
 
     def get(self, key: str) -> bytes | None:
         """The reply to this very request, whole, or None."""
-        try:
-            return self._path(key).read_bytes()
-        except FileNotFoundError:
-            return None
+        for path in (self._path(key), self._old_path(key)):
+            with suppress(FileNotFoundError):
+                return path.read_bytes()
+        return None
+
+    def holds(self, run_and_round: str) -> bool:
+        """Whether a reply to a request of this round is kept."""
+        return any(self.folder.glob(f"{_short(run_and_round)}-*.reply"))
 
     def put(self, key: str, reply: bytes) -> None:
         """Write a reply in one step, then drop the oldest."""
@@ -69,7 +83,15 @@ class KeptReplies:
             old.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.reply"
+        return self.folder / f"{_short(key.rpartition('/')[0])}-{_short(key)}.reply"
+
+    def _old_path(self, key: str) -> Path:
+        """Where version 0.1.0 kept it."""
+        return self.folder / f"{_short(key)}.reply"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def packed(values: Mapping[str, Any]) -> bytes:

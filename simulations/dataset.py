@@ -109,6 +109,11 @@ class Recent:
         """One site's replies."""
         return _Own(self, site)
 
+    def holds(self, site: str, run_and_round: str) -> bool:
+        """Whether a reply of this round is kept."""
+        kept = self._kept if run_and_round == self._round else ()
+        return any(name == site for name, _ in kept)
+
     def get(self, site: str, key: str) -> bytes | None:
         """The reply to this very request, if it is among the last."""
         return self._kept.get((site, key))
@@ -135,6 +140,9 @@ def sites(place: Place) -> Callable[[str], Site]:
 class _Own:
     recent: Recent
     site: str
+
+    def holds(self, run_and_round: str) -> bool:
+        return self.recent.holds(self.site, run_and_round)
 
     def get(self, key: str) -> bytes | None:
         return self.recent.get(self.site, key)

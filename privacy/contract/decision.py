@@ -17,6 +17,7 @@ from privacy.contract.plan import Plan, PlanError
 from privacy.contract.policy import ANY, UPDATE, Policy
 
 EXHAUSTED: Final = "budget-exhausted"
+TOO_MANY_TODAY: Final = "too-many-rounds-today"
 _MOST_NOISE: Final = 10.0
 
 
@@ -107,7 +108,7 @@ def permitted(plan: Plan, policy: Policy, rounds_today: int = 0) -> Refusal | No
     if plan.steps > policy.max_steps:
         return Refusal("too-many-steps", f"max_steps is {policy.max_steps}, asked {plan.steps}")
     if rounds_today >= policy.max_rounds_per_day:
-        return Refusal("too-many-rounds-today", f"{rounds_today} rounds were spent on today")
+        return Refusal(TOO_MANY_TODAY, f"{rounds_today} rounds were spent on today")
     return None
 
 

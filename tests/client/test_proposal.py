@@ -1,5 +1,6 @@
 """A proposed plan is answered from plan, policy and ledger; nothing is spent and no row is read."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from client.proposal import answer_proposal
-from client.site import Site
+from client.site import KeptReplies, Site
 from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.accounting.epsilon import spent
@@ -60,6 +61,43 @@ def test_the_forecast_counts_what_the_ledger_holds_and_the_rounds_already_played
     site.ledger.spend_all(PLAN.events_of_round("north"), None, run=RUN, round=1, plan=PLAN.digest)
     assert propose(site, run=RUN, round=2)["rounds"] == 6
     assert propose(site, run=RUN, round=8)["rounds"] == 3, "rounds 8, 9 and 10 are left"
+
+
+def test_a_round_of_which_the_reply_is_kept_costs_nothing_more(tmp_path: Path) -> None:
+    seven = [replace(event, count=7) for event in PLAN.events_of_round("north")]
+    site = make_site(tmp_path)
+    site.policy = replace(site.policy, epsilon=spent(seven, 1e-4) + 1e-9)
+    assert site.ledger is not None
+    for number in range(1, 8):
+        events = PLAN.events_of_round("north")
+        site.ledger.spend_all(events, None, run=RUN, round=number, plan=PLAN.digest)
+        if number == 3:
+            site.replies.put(f"{RUN}/3/weights", b"a reply")
+            assert propose(site, run=RUN, round=3)["rounds"] == 5, "round 3 again, and four more"
+            assert propose(site, run=RUN, round=4)["rounds"] == 4
+            assert propose(site, run="ab" * 8, round=3)["rounds"] == 4, "of another run"
+    assert propose(site, run=RUN, round=7)["reason"] == "budget-exhausted"
+    site.replies.put(f"{RUN}/7/weights", b"a reply")
+    reply = propose(site, run=RUN, round=7)
+    assert (reply["status"], reply["reason"], reply["rounds"]) == ("approved", "", 1)
+    assert propose(site, run=RUN, round=8)["reason"] == "budget-exhausted"
+    site.paused = lambda: True
+    assert propose(site, run=RUN, round=7)["reason"] == "paused"
+
+
+def test_kept_replies_are_found_by_their_round_and_those_of_older_versions_are_read(
+    tmp_path: Path,
+) -> None:
+    kept = KeptReplies(tmp_path / "replies", most=2)
+    assert not kept.holds("run/1")
+    for number in (1, 2, 3):
+        kept.put(f"run/{number}/weights", b"%d" % number)
+    assert [kept.holds(f"run/{number}") for number in (1, 2, 3)] == [False, True, True]
+    assert kept.get("run/3/weights") == b"3"
+    assert kept.get("run/3/others") is None
+    old = hashlib.sha256(b"run/9/weights").hexdigest()[:32]
+    (tmp_path / "replies" / f"{old}.reply").write_bytes(b"of version 0.1.0")
+    assert kept.get("run/9/weights") == b"of version 0.1.0"
 
 
 def test_a_spent_budget_declines_with_no_rounds(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from tests.support.patience import patience
 from tests.support.processes import BIN, World, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-LONG = ("--set", "steps=1000")  # rounds of seconds, so that a kill can come in the middle
+# Rounds of seconds, so that a kill can come in the middle; what is paid twice still fits.
+LONG = ("--set", "steps=1000", "--set", "sigma=100")
 
 
 @pytest.fixture
