@@ -185,7 +185,7 @@ class BatchSum:
         self._trained, self._slack = list(trained), slack
         self.gradient = torch.cat([torch.zeros_like(p).reshape(-1) for p in trained])
         self._gradients = self.by_parameter(self.gradient)
-        self._wide = torch.empty(0, dtype=torch.float64, device=self.gradient.device)
+        self._wide: Tensor | None = None
         self.begin(0)
 
     def begin(self, rows: int) -> None:
@@ -200,7 +200,10 @@ class BatchSum:
         self._sums, self._views = self.gradient, self._gradients
         if self._block >= rows:
             return
-        self._total = self._wide.resize_(len(self.gradient))  # memory once for all steps
+        if self._wide is None:  # memory once for all steps
+            self._wide = torch.empty_like(self.gradient, dtype=torch.float64)
+            self._wides = self.by_parameter(self._wide)
+        self._total = self._wide
         if not self._block:
             self._sums = torch.zeros_like(self._total)
             self._views = self.by_parameter(self._sums)
@@ -219,11 +222,17 @@ class BatchSum:
             yield slice(at, at + size), self._views.__getitem__
             self._close(self._total)
 
-    def total(self) -> Tensor:
-        """What was added since `begin`, all parameters in one vector, float32 or float64."""
+    def total(self) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+        """What was added since `begin`: all parameters in one vector, and each one's part of it.
+
+        Float32 or float64.
+        """
         if self._total is None or not self._closed:
-            return self.gradient
-        return self._total if self._lost is None else self._total.add_(self._lost)
+            return self.gradient, self._gradients
+        if self._lost is not None:
+            self._total += self._lost
+            self._lost = None
+        return self._total, self._wides
 
     def by_parameter(self, vector: Tensor) -> dict[nn.Parameter, Tensor]:
         """Each parameter's part of a vector of all."""

@@ -67,6 +67,7 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
             noise_multiplier=noise_multiplier,
             max_grad_norm=max_grad_norm,
             expected_batch_size=expected_batch_size,
+            loss_reduction="sum",  # `privatise` divides: `scale_grad` need not
         )
         allowed = slack(expected_batch_size)
         self.sums = BatchSum(self.params, allowed)
@@ -84,17 +85,17 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
 
     def accumulate(self) -> None:
         """Store the step's clipped sum in every `p.summed_grad`: one block's, or all blocks'."""
-        self._total = self.sums.total()
-        self._store(self.sums.by_parameter(self._total))
+        self._total, parts = self.sums.total()
+        self._store(parts)
 
     def _store(self, sums: Mapping[Any, Tensor | None]) -> None:
         for p, total in sums.items():
             p.summed_grad = total
 
     def add_noise(self) -> None:
-        """Make of every `p.summed_grad` a noisy sum on the public grid, in `p.grad`."""
+        """Make of every `p.summed_grad` a noisy mean, a sum on the public grid, in `p.grad`."""
         total = self._total.cpu()  # on a CPU the very same memory
-        noise.privatise(total.numpy(), self._std)
+        noise.privatise(total.numpy(), self._std, over=self.expected_batch_size)
         self.sums.gradient.copy_(total)
 
 
