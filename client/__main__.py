@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from client.commands import audit, backup, enrolment, ledgers, models, plans, running
+from client.commands import audit, backup, enrolment, ledgers, models, plans, running, tasks
 from privacy.commands.exit_codes import run
 from privacy.runtime import prepare
 
@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for commands in (enrolment, running, plans, ledgers, backup, models, audit):
+for commands in (enrolment, running, plans, tasks, ledgers, backup, models, audit):
     commands.register(app)
 
 

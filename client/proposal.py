@@ -13,7 +13,6 @@ from flwr.app import ConfigRecord, RecordDict
 
 from client.release import Public, release
 from client.site import Site
-from client.tasks.registry import task
 from client.tasks.rows import TaskError
 from privacy.contract.decision import (
     EXHAUSTED,
@@ -103,9 +102,10 @@ def _read(site: Site, request: Mapping[str, Any]) -> tuple[Plan, str, int]:
 def _considered(site: Site, plan: Plan, run: str, number: int) -> ProposalAnswer:
     site.on_plan(plan)
     try:
-        task(plan.task, plan.schema)
+        site.tasks(plan)
     except TaskError:
-        return ProposalAnswer("declined", "task-not-allowed", 0)
+        code = "task-not-approved" if plan.code else "task-not-allowed"
+        return ProposalAnswer("declined", code, 0)
     if plan.noised_at_site and site.ledger is None:
         return ProposalAnswer("declined", "ledger-untrusted", 0)
     try:

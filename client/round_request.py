@@ -12,7 +12,6 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from client.dpsgd.weights import WeightsError, read, shapes
 from client.site import Site
-from client.tasks.registry import task
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
 from privacy.arrays import Arrays, most
@@ -85,9 +84,13 @@ def check_permitted(site: Site, request: RoundRequest, *, handed_out: bool = Fal
     if handed_out and plan.noised_at_site and not _has_paid(site, request):
         raise Refused("plan-not-approved")
     try:
-        learning = task(plan.task, plan.schema)
-    except TaskError:
-        raise Refused("task-not-allowed") from None
+        learning = site.tasks(plan)
+    except TaskError as error:
+        site.on_event("task_refused", message=str(error))
+        raise Refused("task-not-approved" if plan.code else "task-not-allowed") from None
+    if changed := learning.changed():
+        site.on_event("task_refused", message=f"{plan.task}: {changed}")
+        raise Refused("task-not-approved")
     if not handed_out and not site.accepts(plan):
         raise Refused("schema-differs")
     return learning

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from client.tasks.registry import task_of
 from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.contract.plan import Plan
@@ -122,8 +123,9 @@ class Site:
     **facts)` is for the log and never gets a value of a record. `on_plan(plan)` is called before a
     plan is judged, since the owner may have changed the policy meanwhile; `on_model(plan, run,
     round, weights)` with each released model that arrives. `accepts(plan)` says whether a plan is
-    for this site's data, by its task and schema alone. `on_fault(error)` is called where rows could
-    not be read or trained on in a round that was paid for; the round is answered all the same.
+    for this site's data, by its task and schema alone. `tasks(plan)` gives its task, of a
+    package by approved bytes alone (TaskError). `on_fault(error)` is called where rows could not be
+    read or trained on in a round that was paid for; the round is answered all the same.
     """
 
     name: str
@@ -140,6 +142,7 @@ class Site:
     on_plan: Callable[[Plan], None] = _nothing
     on_fault: Callable[[Exception], None] = _nothing
     accepts: Callable[[Plan], bool] = lambda plan: True
+    tasks: Callable[[Plan], Task] = task_of
     paused: Callable[[], bool] = lambda: False
 
     def follows(self, head: object) -> bool:

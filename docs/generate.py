@@ -27,12 +27,14 @@ from server.__main__ import app as server_app  # noqa: E402
 from server.dashboard.run_status import REASONS  # noqa: E402
 from server.rounds.messages import FINAL_REFUSALS, WAITING_REFUSALS  # noqa: E402
 from simulations.__main__ import app as simulate_app  # noqa: E402
+from simulations.__main__ import new_app  # noqa: E402
 
 APPS = {
     "tacit-privacy": privacy_app,
     "tacit-client": client_app,
     "tacit-server": server_app,
     "tacit-simulate": simulate_app,
+    "tacit-simulate new": new_app,
 }
 TABLES = {"": Contract, "operation": Operation, "simulation": Simulation, "site.NAME": SitePlan}
 NESTED = {"site", "operation", "simulation"}

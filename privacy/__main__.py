@@ -6,12 +6,13 @@ import typer
 
 from privacy.accounting.events import EventError
 from privacy.accounting.segments import AccountingError
-from privacy.commands import epsilon, ledgers, plans, report
+from privacy.commands import epsilon, ledgers, plans, report, tasks
 from privacy.commands.exit_codes import run
 from privacy.contract.plan import PlanError
 from privacy.contract.policy import PolicyError
 from privacy.ledger.ledger import LedgerError, LedgerMissing
 from privacy.report.sources import ReportError
+from privacy.task_package.archive import PackageError
 
 app = typer.Typer(
     help="Count, check and show what private training spends.",
@@ -19,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for commands in (epsilon, ledgers, plans, report):
+for commands in (epsilon, ledgers, plans, report, tasks):
     commands.register(app)
 
 
@@ -35,6 +36,7 @@ def main() -> NoReturn:
             PolicyError,
             LedgerMissing,
             ReportError,
+            PackageError,
         ),
         unsound=(LedgerError,),
     )

@@ -42,6 +42,7 @@ CLIENT_EVENTS: Final[Mapping[str, str]] = {
     "reply_resent": "A stored reply was sent again; nothing was spent.",
     "revoked": "The coordinator has revoked this site's key.",
     "rows_read": "The rows were read: how many train, and how many of the file fit.",
+    "task_refused": "A task package is not approved, not here, or not what it was.",
     "schema_differs": "A plan has another schema than the data were registered with.",
     "starting": "The client has opened its ledger and its policy, and begins to dial.",
     "stock_flower": "Under stock Flower: whose code this is, and where what is lost is described.",

@@ -16,11 +16,31 @@ Evaluate = Callable[[Arrays], Mapping[str, float]]
 _ROWS: Final = 256  # evaluated at a time: activations stay in the cache, and are few
 
 
+def provide_package(plan: Plan, tasks: Path) -> None:
+    """Let this process find the plan's package in a folder of packed files; TaskError."""
+    if plan.code is None:
+        return
+    from client.tasks.packages.package_task import package_task
+    from client.tasks.registry import provide
+    from client.tasks.rows import TaskError
+    from privacy.task_package.archive import SUFFIX, PackageError, read_package
+
+    path = tasks / f"{plan.code.removeprefix('sha256:')}{SUFFIX}"
+    try:
+        package = read_package(path)
+    except PackageError as error:
+        raise TaskError(f"{error} (tacit-server task add FILE)") from None
+    if package.code != plan.code:
+        raise TaskError(f"{path}: must be the package of its name, it holds other bytes")
+    learning = package_task(package, plan.task_options, name=plan.task)
+    provide(package.code, lambda asked: learning)
+
+
 def initial_weights(plan: Plan) -> Arrays:
     """The task's fresh weights for the plan's seed."""
-    from client.tasks.registry import task
+    from client.tasks.registry import task_of
 
-    model = task(plan.task, plan.schema).model(plan.seed)
+    model = task_of(plan).model(plan.seed)
     return {
         name: np.array(p.detach().numpy(), dtype=np.float32) for name, p in model.named_parameters()
     }
@@ -28,17 +48,17 @@ def initial_weights(plan: Plan) -> Arrays:
 
 def embedded_rows(plan: Plan) -> int | None:
     """The number of training rows of an embedded task, else None."""
-    from client.tasks.registry import task
+    from client.tasks.registry import task_of
 
-    learning = task(plan.task, plan.schema)
+    learning = task_of(plan)
     return len(learning.load(None, "train")) if learning.embedded else None
 
 
 def evaluator(plan: Plan, data: Path | None) -> Evaluate | None:
     """Metrics of weights on public test rows; None where there are no such rows; TaskError."""
-    from client.tasks.registry import task
+    from client.tasks.registry import task_of
 
-    learning = task(plan.task, plan.schema)
+    learning = task_of(plan)
     if data is None and not learning.embedded:
         return None
     return evaluate_on(plan, learning.load(data, "test"))
@@ -48,19 +68,21 @@ def evaluate_on(plan: Plan, rows: object) -> Evaluate:
     """Metrics of weights on given test rows."""
     import torch
 
-    from client.tasks.registry import task
+    from client.dpsgd.trees import joined
+    from client.tasks.registry import task_of
     from client.tasks.rows import Rows
 
     if not isinstance(rows, Rows):
         raise TypeError(f"rows: expected Rows, got {type(rows).__name__}")
-    learning = task(plan.task, plan.schema)
+    learning = task_of(plan)
     model = learning.model(plan.seed).eval()
 
     def evaluate(weights: Arrays) -> Mapping[str, float]:
         with torch.inference_mode():
             for name, parameter in model.named_parameters():
                 parameter.copy_(torch.from_numpy(weights[name]))
-            outputs = torch.cat([model(part) for part in torch.split(rows.x, _ROWS)])
+            parts = (range(i, min(i + _ROWS, len(rows))) for i in range(0, len(rows), _ROWS))
+            outputs = joined([model(rows.take(part).x) for part in parts])
             return learning.metrics(outputs, rows.y)
 
     return evaluate

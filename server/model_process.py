@@ -32,11 +32,12 @@ class Child:
     It is started before anything waits for it: importing torch takes seconds.
     """
 
-    def __init__(self, plan: Plan, data: Path | None) -> None:
+    def __init__(self, plan: Plan, data: Path | None, tasks: Path | None = None) -> None:
+        """`data` are public test rows; `tasks` is the folder of the plan's task package."""
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(there, plan.to_json(), data), daemon=True
+            target=_serve, args=(there, plan.to_json(), data, tasks), daemon=True
         )
         self._process.start()
         there.close()
@@ -101,13 +102,20 @@ def _alive() -> Iterator[None]:
         raise RuntimeError("the evaluating process has died") from None
 
 
-def _serve(pipe: Connection, text: str, data: Path | None) -> None:
+def _serve(pipe: Connection, text: str, data: Path | None, tasks: Path | None) -> None:
     """The loop: None asks for first weights, _ROWS for a count, arrays for their metrics."""
     try:
         with loading():  # torch
-            from server.evaluation import embedded_rows, evaluator, initial_weights
+            from server.evaluation import (
+                embedded_rows,
+                evaluator,
+                initial_weights,
+                provide_package,
+            )
 
             plan = from_json(text)
+            if tasks is not None:
+                provide_package(plan, tasks)
             weights: Arrays | None = initial_weights(plan)
         evaluate = evaluator(plan, data)
         reply: object = (True, evaluate is not None)

@@ -45,6 +45,10 @@ def simulate(
         int | None, typer.Option(help="Fixes split and first weights, never the noise.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Where the task's files are.")] = None,
+    task: Annotated[
+        Path | None,
+        typer.Option(help="A task package of your own: its folder, or its packed file."),
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders are kept.")] = RUNS,
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run --name.")] = False,
@@ -78,7 +82,10 @@ def simulate(
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
 ) -> None:
-    """Simulate a private federation: train, account and keep a run folder."""
+    """Simulate a private federation: train, account and keep a run folder.
+
+    `tacit-simulate new NAME` writes a task package of your own.
+    """
     from privacy.contract.rules import warnings
     from server.rounds.run_folder import FolderError
 
@@ -98,13 +105,14 @@ def simulate(
     if sweep:
         if audit or dashboard or insecure or resume:
             raise FolderError("--sweep runs alone: run it again under the same --name to go on")
-        _swept(console, chosen, sweep, repeat, workers, runs / label, data, as_json=as_json)
+        _swept(console, chosen, sweep, repeat, workers, runs / label, data, task, as_json=as_json)
         return
     if repeat > 1 or workers > 1:
         raise FolderError("--repeat and --workers must be used with --sweep")
     again = f"tacit-simulate --resume --name {shlex.quote(label)}"
     again += "" if runs == RUNS else f" --runs {shlex.quote(str(runs))}"
     again += "" if data is None else f" --data {shlex.quote(str(data))}"
+    again += "" if task is None else f" --task {shlex.quote(str(task))}"
     again += " --insecure-reproducible" if insecure else ""
     with ExitStack() as stack:
         stop = stack.enter_context(_interruptible())
@@ -119,6 +127,7 @@ def simulate(
             result = play(
                 chosen,
                 runs / label,
+                task=task,
                 data=data,
                 resume=resume,
                 insecure=insecure,
@@ -195,6 +204,7 @@ def _swept(
     workers: int,
     folder: Path,
     data: Path | None,
+    task: Path | None,
     *,
     as_json: bool,
 ) -> None:
@@ -213,6 +223,7 @@ def _swept(
             folder=folder,
             workers=workers,
             on_cell=lambda _, cells: bar.update(shown, total=cells, advance=1),
+            task=task,
             data=data,
             **values,
         )
@@ -252,13 +263,45 @@ def _check_name(name: str) -> None:
         raise FolderError(f"--name must be a plain file name, got {name!r}")
 
 
+new_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@new_app.command()
+def new(
+    name: Annotated[
+        Path, typer.Argument(metavar="NAME", help="A new folder; also the task's name.")
+    ],
+    kind: Annotated[str, typer.Option(help="image, text, audio, table or series.")] = "table",
+    data: Annotated[
+        Path | None, typer.Option(help="Your own files; made-up ones are written without.")
+    ] = None,
+) -> None:
+    """Write a task package of your own that runs at once, with a plan beside it."""
+    from simulations.new_task import new as write
+
+    task, plan, rows = write(name, kind, data)
+    typer.echo(f"{task}: the package; {plan}: a plan; {rows}: the rows")
+    typer.echo(
+        "run it: "
+        + shlex.join(["tacit-simulate", str(plan), "--task", str(task), "--data", str(rows)])
+    )
+
+
 def main() -> None:
     """Run the command: bad input is one line and exit 2, a file that fails one line and exit 1."""
     prepare()
     from privacy.ledger.ledger import LedgerError
     from server.rounds.checkpoint import CheckpointError
 
-    run(app, "tacit-simulate", bad_input=(ValueError,), failed=(CheckpointError, LedgerError))
+    making = sys.argv[1:2] == ["new"]
+    if making:
+        del sys.argv[1]
+    run(
+        new_app if making else app,
+        "tacit-simulate new" if making else "tacit-simulate",
+        bad_input=(ValueError,),
+        failed=(CheckpointError, LedgerError),
+    )
 
 
 if __name__ == "__main__":

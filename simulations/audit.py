@@ -21,7 +21,7 @@ from client.audit.audit import one_thread, result, settings_of, tested, through_
 from client.audit.canary import Scored, bounds, summary
 from client.audit.check import Check
 from client.audit.conformance import conform
-from client.tasks.registry import task
+from client.tasks.registry import task_of
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.audit.bounds import normals_epsilon
@@ -91,7 +91,7 @@ def _records(
     """Canary records at the first site; one round is tried first, to see how many there is time."""
     plan, world = prepare(plan, data)
     site = sorted(world.parts)[0]
-    learning, rows = task(plan.task, plan.schema), world.rows(site)
+    learning, rows = task_of(plan), world.rows(site)
     count = _MANY if math.prod(learning.shape) <= _SMALL else _FEW
 
     def train(rounds: int) -> tuple[Scored, Event]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from client.site import LastReply, Replies, Site
-from client.tasks.registry import task
+from client.tasks.registry import task_of
 from client.tasks.rows import Rows, TaskError
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import with_counts
@@ -156,7 +156,7 @@ def prepare(plan: Plan, data: Data) -> tuple[Plan, World]:
     if isinstance(data, tuple):
         train, test = data
     else:
-        learning = task(plan.task, plan.schema)
+        learning = task_of(plan)
         if learning.embedded and data is not None:
             raise TaskError(f"--data: {plan.task} is embedded and reads no file, got {data}")
         train, test = learning.load(data, "train"), learning.load(data, "test")

@@ -1,10 +1,13 @@
 """A task made of a researcher's own model and arrays: no file, no registration."""
 
 import copy
+import json
 import secrets
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -15,8 +18,15 @@ from torch import Tensor, nn
 from client.data.wanted import Wanted
 from client.dpsgd.training import model_refusal
 from client.tasks import losses
+from client.tasks.packages.package_task import folder_file, package_task
+from client.tasks.packages.product import remember
+from client.tasks.registry import provided_package, task_of
 from client.tasks.rows import Encoded, Rows, TaskError
 from client.tasks.task import Task
+from privacy.contract.plan import Plan, PlanError
+from privacy.files import canonical_json
+from privacy.task_package.archive import PackageError, load_package
+from privacy.task_package.manifest import manifest_of
 
 _TEST_SHARE: Final = 0.2
 _MOST_CLASSES: Final = 10_000
@@ -128,6 +138,40 @@ def own_task(
     if per_example and (refusal := model_refusal(learning, seed)):
         raise OwnCodeError(refusal)
     return learning, train, test
+
+
+@contextmanager
+def packaged(plan: Plan, path: Path) -> Iterator[Plan]:
+    """The plan with the digest of a package, whose task is found while the block lasts.
+
+    PlanError where the plan names other code; TaskError, OwnCodeError for the package.
+    """
+    try:
+        package = load_package(path)
+        name = manifest_of(package).name
+    except PackageError as error:
+        raise TaskError(str(error)) from None
+    if plan.simulation.engine == "ray":
+        raise PlanError("a task package must not be run by the engine ray")
+    if plan.code not in (None, package.code):
+        raise PlanError(f"code must be {package.code}, that of {path}, got {plan.code}")
+    if plan.task != name:
+        raise PlanError(f"task must be {name}, the name in {path}, got {plan.task}")
+    remember()
+    file = folder_file(path)
+
+    @lru_cache(maxsize=4)
+    def made(options: str) -> Task:
+        return package_task(package, json.loads(options), file=file, tell=True)
+
+    with provided_package(
+        package.code, lambda asked: made(canonical_json(dict(asked.task_options)))
+    ):
+        plan = replace(plan, code=package.code)
+        learning = task_of(plan)
+        if plan.unit == "record" and (refusal := model_refusal(learning, plan.seed)):
+            raise OwnCodeError(refusal)
+        yield plan
 
 
 def _drawn(rows: Rows) -> Callable[[int, torch.Generator], Rows]:

@@ -227,7 +227,8 @@ def _record(cell: _Cell, options: Mapping[str, Any]) -> Mapping[str, Any]:
         summary = RunFolder.open(cell.folder).summary()
         if summary is not None and summary["reason"] != "stopped":
             return _row(cell, summary)
-    if resume and cell.folder is not None and options["task"] is not None:
+    own = options["task"] is not None and not isinstance(options["task"], Path | str)
+    if resume and cell.folder is not None and own:
         shutil.rmtree(cell.folder)  # an own model's run cannot be resumed: it begins anew
         resume = False
     result = simulate(cell.plan, cell.folder, resume=resume, **options)

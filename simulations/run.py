@@ -13,8 +13,7 @@ from flwr.app import Context, RecordDict
 from rich.console import Console
 from torch import Tensor, nn
 
-from client.tasks.registry import provided
-from client.tasks.registry import task as find_task
+from client.tasks.registry import provided, task_of
 from client.tasks.rows import Reading
 from privacy.accounting.epsilon import spent
 from privacy.contract.forecast import check_finite
@@ -35,7 +34,7 @@ from simulations.display import RunView
 from simulations.engines.pool import Processes, Serial
 from simulations.engines.vector import Vector, stack_of
 from simulations.grid import Engine, LocalGrid
-from simulations.own_task import OwnCodeError, own_data, own_task
+from simulations.own_task import OwnCodeError, own_data, own_task, packaged
 from simulations.result import History, Result
 
 COORDINATOR = "coordinator"
@@ -59,7 +58,7 @@ def simulate(
     plan: Plan,
     folder: Path | str | None = None,
     *,
-    task: nn.Module | Callable[[], nn.Module] | None = None,
+    task: nn.Module | Callable[[], nn.Module] | Path | str | None = None,
     data: Any = None,
     label: str | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -77,6 +76,8 @@ def simulate(
     * `task` is an own model: a module with its first weights, or a function that builds one. Then
       `data` are arrays: (x, y), a Dataset, a DataFrame with `label`, or an `OwnData`, and `loss`
       gives a loss per row (simulations/own_task.py). The plan's `task` is then a name of its own;
+    * `task` may be the path of a task package instead, a folder or a packed file; the plan's `code`
+      is then its digest, and `data` the path of its files;
     * otherwise `data` is the path of the task's files, or None for an embedded task;
     * `insecure` makes noise and sampling reproducible from the seed: to debug, never private;
     * `progress` shows the rounds as they end, in a terminal or a notebook;
@@ -86,7 +87,9 @@ def simulate(
     input. Nothing global changes: no logging, no garbage collector, no random generator.
     """
     with ExitStack() as stack:
-        if task is not None:
+        if isinstance(task, Path | str):
+            plan = stack.enter_context(packaged(plan, Path(task)))
+        elif task is not None:
             if plan.simulation.engine == "ray" or resume:
                 raise PlanError("an own task must be run in one go, and not by the engine ray")
             learning, *rows = own_task(
@@ -116,7 +119,7 @@ def simulate(
             stop=stop,
         )
         fault = _fault(kept)
-        if fault is not None and task is not None:
+        if fault is not None and task is not None and outcome.reason == "failed":
             raise OwnCodeError(fault)
         run = RunFolder.open(kept)
         last = run.resume()
@@ -125,7 +128,7 @@ def simulate(
             None if folder is None else kept,
             summary,
             plan,
-            find_task(plan.task, plan.schema),
+            task_of(plan),
             History(run.history()),
             None if last is None else State.from_arrays(*last).released(),
         )
@@ -220,7 +223,7 @@ def _baseline(plan: Plan, world: World) -> dict[str, Any] | None:
 
     Averaged over the sites where the metrics are.
     """
-    classes, y = find_task(plan.task, plan.schema).classes, world.test.y.numpy()
+    classes, y = task_of(plan).classes, world.test.y.numpy()
     if not classes or not len(y):
         return None
     groups = [np.arange(len(y))]

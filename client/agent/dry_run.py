@@ -14,7 +14,7 @@ from client.agent.credentials import Enrolled
 from client.app import REPLY, answer
 from client.round_request import ARRAYS, REQUEST, STYPE
 from client.site import Site
-from client.tasks.registry import task
+from client.tasks.registry import task_of
 from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.arrays import encode
@@ -34,7 +34,7 @@ def rehearse(directory: Path, name: str | None, policy: Path | None) -> dict[str
     known = site.name if site.about.is_file() else "rehearsal"
     plan = _plan(directory, name)
     rules = _rules(directory, policy, plan)
-    learning = task(plan.task, plan.schema)
+    learning = task_of(plan)
     model = learning.model(plan.seed)
     weights = encode({n: p.detach().numpy() for n, p in model.named_parameters()})
     array = Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)

@@ -17,6 +17,8 @@ from client.agent.credentials import Enrolled, EnrolmentError
 from client.data.site_rows import SiteRows, Source
 from client.models.received import keeper
 from client.site import KeptReplies, Site, SiteError
+from client.tasks.packages.product import remember
+from client.tasks.packages.store import Packages
 from client.tasks.rows import TaskError
 from privacy.audit_trail import read, record
 from privacy.contract.plan import Plan
@@ -125,6 +127,7 @@ def resident(
         except (KeyError, TypeError, ValueError, HeadError):
             return False
 
+    remember()  # the product as it is, before any package runs beside it
     populations.log_policy(own, allowed)
     if file is not None:
         note_policy(site.folder, file, log)
@@ -141,6 +144,7 @@ def resident(
         on_plan=on_plan,
         on_fault=fault,
         accepts=rows.accepts,
+        tasks=Packages(site.folder, lambda: held.policy.packages),
         paused=lambda: site.paused.exists() or faulty.is_set(),
         check_head=check_head,
         coordinator=key,

@@ -118,13 +118,20 @@ def deny(policy: Path, digest: str) -> Policy:
     return _rewrite(policy, replace(rules, plans=plans, denied=denied))
 
 
+def approve_package(policy: Path, code: str, *, allowed: bool = True) -> Policy:
+    """Write the approval of a task package into the policy file, or take it back."""
+    rules = load_policy(policy)
+    others = tuple(one for one in rules.packages if one != code)
+    return _rewrite(policy, replace(rules, packages=(*others, code) if allowed else others))
+
+
 def _rewrite(path: Path, policy: Policy) -> Policy:
-    """Change the two lists in the owner's text and nothing else of it, where that can be done."""
+    """Change the three lists in the owner's text and nothing else of it, where that can be done."""
     text = path.read_text(encoding="utf-8")
-    for key in ("plans", "denied"):
+    for key in ("plans", "denied", "packages"):
         line = f"{key} = {_list(getattr(policy, key))}"
         text, count = re.subn(rf"(?m)^[ \t]*{key}[ \t]*=[ \t]*\[[^\]]*\]", line, text, count=1)
-        if not count:
+        if not count and getattr(policy, key):
             text = f"{line}\n{text}"
     try:
         kept = parse_policy(text) == policy

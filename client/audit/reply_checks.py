@@ -24,7 +24,7 @@ from client.audit.check import Check
 from client.dpsgd.weights import shapes
 from client.round_request import ARRAYS, REQUEST, STYPE
 from client.site import Site
-from client.tasks.registry import task
+from client.tasks.registry import task_of
 from client.tasks.rows import Rows
 from privacy.accounting.events import Event
 from privacy.arrays import Arrays, decode, encode
@@ -169,7 +169,7 @@ def _paid(events: tuple[Event, ...]) -> int:
 
 
 def _ask(site: Site, plan: Plan, number: int) -> _Answered:
-    learning = task(plan.task, plan.schema)
+    learning = task_of(plan)
     expected = shapes(learning, plan.seed)
     blob = encode({name: np.zeros(shape, np.float32) for name, shape in expected.items()})
     request = ConfigRecord(

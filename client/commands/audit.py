@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    from privacy.task_package.archive import Package
 
 EXIT_VIOLATION = 5
 
@@ -23,6 +26,10 @@ def audit(
     ] = 90.0,
     plan: Annotated[
         str | None, typer.Option(help="Visit the settings of this plan too: a name or a file.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Audit through this package's model: its hash here, a file, a folder."),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Visit the settings of an earlier audit again.", min=0)
@@ -62,8 +69,15 @@ def audit(
             f" [dim]({escape(check.detail)})[/]"
         )
 
-    asked = load_plan(plan) if plan is not None else None
-    found = audit_installation(epsilon, seconds=seconds, seed=seed, plan=asked, on_check=show)
+    if task is not None:
+        from client.tasks.packages.review import audit_package
+
+        found = audit_package(_package(task, dir_), epsilon)
+        for one in found["checks"]:
+            show(Check(one["name"], one["statistic"] or 0.0, one["p"], one["detail"]))
+    else:
+        asked = load_plan(plan) if plan is not None else None
+        found = audit_installation(epsilon, seconds=seconds, seed=seed, plan=asked, on_check=show)
     _show(console, found)
     for path in (out, dir_ / "audit.json" if dir_ is not None else None):
         if path is not None:
@@ -72,6 +86,18 @@ def audit(
         typer.echo(json.dumps(found))
     if found["verdict"] != CLEAN:
         raise typer.Exit(EXIT_VIOLATION)
+
+
+def _package(name: str, directory: Path | None) -> "Package":
+    """The package of a path, or of a hash in this site's store."""
+    from client.tasks.packages import store
+    from privacy.task_package.archive import load_package
+
+    path = Path(name)
+    if path.exists():
+        return load_package(path)
+    here = Path() if directory is None else directory
+    return store.read(here, store.find(here, name))
 
 
 def keep(audit: dict[str, Any], path: Path) -> None:

@@ -87,8 +87,11 @@ class SiteRows:
     def accepts(self, plan: Plan) -> bool:
         """Whether a plan is for these data; known without a look at them."""
         if self._source.path is None:
-            return plan.schema is None and task(plan.task, plan.schema).embedded
-        if plan.schema is None:
+            embedded = plan.code is None and task(plan.task, plan.schema).embedded
+            return plan.schema is None and embedded
+        if plan.code is not None:
+            taken = self._digest is None
+        elif plan.schema is None:
             taken = self._digest is None and not task(plan.task, plan.schema).embedded
         else:
             taken = self._digest == schema_digest(plan.schema)
@@ -104,7 +107,8 @@ class SiteRows:
     def __call__(self, learning: Task) -> Rows:
         """The training rows, read again only where the files, the schema or the cap changed."""
         records = self._policy().records_per_subject
-        key = (learning.name, self._digest or "", str(records), self._source.state())
+        of = (learning.name, learning.code, learning.options)
+        key = (*of, self._digest or "", str(records), self._source.state())
         if self._rows is None or key != self._key:
             self._rows = None  # not both at once in memory
             self._rows = self._source.rows(learning, records)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from client.dpsgd.trees import mapped
 from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.contract.plan import Plan
@@ -56,7 +57,7 @@ def _sums(
 ) -> dict[str, float]:
     """The un-noised sums of some rows, each record's part in 0..1; exact in float64."""
     y = rows.y.to(device)
-    outputs = model(rows.x.to(device))
+    outputs = model(mapped(lambda t: t.to(device), rows.x))
     sums: dict[str, float] = {}
     if "loss" in plan.metrics:
         losses = torch.nan_to_num(task.loss(outputs, y), nan=plan.metrics_clip)

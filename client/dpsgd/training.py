@@ -26,6 +26,7 @@ from client.dpsgd.examination.made_up_rows import Domain
 from client.dpsgd.examination.separation import examine
 from client.dpsgd.people import People
 from client.dpsgd.per_sample import ModelError
+from client.dpsgd.trees import mapped
 from client.tasks.rows import Rows
 from client.tasks.task import Task, none_of
 from privacy.accounting.events import Event
@@ -123,7 +124,7 @@ def train(
     rate = plan.rate if event is None else event.rate
     steps = plan.steps if event is None else event.steps * event.count
     model.to(device).train()
-    x, y = rows.x.to(device), rows.y.to(device)
+    x, y = mapped(lambda t: t.to(device), rows.x), rows.y.to(device)
     named = dict(model.named_parameters(remove_duplicate=False))
     old = {name: p.detach().clone() for name, p in named.items()}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -146,12 +147,11 @@ def train(
             optimizer.begin(0 if event is None else len(drawn))  # plain sums need no bound
             batch = torch.from_numpy(drawn).to(device)
             for part in torch.split(batch, plan.micro_batch) if plan.micro_batch else (batch,):
-                if people is None:
-                    add(x.index_select(0, part), y.index_select(0, part), task.loss)
-                    continue
-                at, group = people.take(part.cpu())
+                at, group = (part, None) if people is None else people.take(part.cpu())
                 at = at.to(device)
-                add(x.index_select(0, at), y.index_select(0, at), task.loss, group)
+                some = mapped(partial(torch.index_select, dim=0, index=at), x)
+                more = () if group is None else (group,)
+                add(some, y.index_select(0, at), task.loss, *more)
             optimizer.step()
             if on_step is not None:
                 on_step(step, drawn, optimizer)
@@ -246,11 +246,9 @@ def _summed(
         wrapped.to_standard_module()
 
 
-def _plain(
-    model: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
-) -> None:
+def _plain(model: nn.Module, x: Any, y: Tensor, loss: Callable[[Any, Tensor], Tensor]) -> None:
     for p in model.parameters():
         if p.requires_grad and p.grad is None:
             p.grad = torch.zeros_like(p)
-    if len(x):
+    if len(y):
         torch.autograd.backward(loss(model(x), y).sum())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -27,6 +28,14 @@ def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return function(tree)
     return pytree.tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, tree)
+
+
+def joined(trees: Sequence[Any]) -> Any:
+    """Trees of one form as one, the rows of their tensors one after the other."""
+    if all(isinstance(tree, Tensor) for tree in trees):
+        return torch.cat(list(trees))
+    lists = [tensors(tree) for tree in trees]
+    return replaced(trees[0], [torch.cat(parts) for parts in zip(*lists, strict=True)])
 
 
 def replaced(tree: Any, values: Sequence[Tensor]) -> Any:

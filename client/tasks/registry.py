@@ -8,12 +8,14 @@ from typing import Final, cast
 
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
+from privacy.contract.plan import Plan
 
 NAMES: Final = ("digits", "fashion-mnist", "heart-disease", "adult", "table")
 """Every task; a task NAME is the module NAME (with _ for -) and its function `task`."""
 
 
 _provided: dict[str, Task] = {}
+_packages: dict[str, Callable[[Plan], Task]] = {}
 
 
 @contextmanager
@@ -29,6 +31,39 @@ def provided(learning: Task) -> Iterator[None]:
         yield
     finally:
         del _provided[learning.name]
+
+
+def task_of(plan: Plan) -> Task:
+    """The task of a plan: a shipped one, one that a program made, or that of a package.
+
+    A package is found where a program has provided it (`provided_package`); a site's own come from
+    its store. TaskError.
+    """
+    if plan.code is None:
+        return task(plan.task, plan.schema)
+    package = _packages.get(plan.code)
+    if package is None:
+        raise TaskError(f"code must be a task package that is here, {plan.code} is not")
+    return package(plan)
+
+
+def provide(code: str, make: Callable[[Plan], Task]) -> None:
+    """Let `task_of` find a package from now on: for a process that plays one plan."""
+    _packages[code] = make
+
+
+@contextmanager
+def provided_package(code: str, make: Callable[[Plan], Task]) -> Iterator[None]:
+    """While the block lasts, `task_of` finds the package of that digest."""
+    before = _packages.get(code)
+    _packages[code] = make
+    try:
+        yield
+    finally:
+        if before is None:
+            del _packages[code]
+        else:
+            _packages[code] = before
 
 
 def task(name: str, schema: str | None = None) -> Task:

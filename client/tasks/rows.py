@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from client.dpsgd.trees import joined, mapped
 
 PARTS: Final = ("train", "test", "all")
 """The parts of a data set that `Task.load` knows."""
@@ -70,25 +72,29 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Encoded rows: `x` [n, ...], `y` [n], and where known each row's natural site and subject.
+    """Encoded rows: `x` [n, ...], `y` [n, ...], and where known each row's site and subject.
 
+    `x` is a tensor, or several by name whose rows belong together (ids, their mask, numbers).
     `subject` numbers the people behind the rows: equal numbers, one person. `reading` says how the
     file was read, for its owner.
     """
 
-    x: Tensor
+    x: Any
     y: Tensor
     site: tuple[str, ...] | None = None
     subject: Tensor | None = None
     reading: Reading | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("y", self.y), ("site", self.site), ("subject", self.subject)):
-            if value is not None and len(value) != len(self.x):
-                raise TaskError(f"{name}: expected {len(self.x)} values, got {len(value)}")
+        parts = list(self.x.items()) if isinstance(self.x, dict) else [("x", self.x)]
+        count = len(parts[0][1])
+        others = (("y", self.y), ("site", self.site), ("subject", self.subject))
+        for name, value in (*parts[1:], *others):
+            if value is not None and len(value) != count:
+                raise TaskError(f"{name}: expected {count} values, got {len(value)}")
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.y)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> "Rows":
         """The rows at `indices`, in that order."""
@@ -96,7 +102,8 @@ class Rows:
         site = None if self.site is None else tuple(self.site[i] for i in at.tolist())
         subject = None if self.subject is None else self.subject[at]
         # Rows whole, by copying memory: `x[at]` gathers number by number.
-        return Rows(self.x.index_select(0, at), self.y[at], site, subject, self.reading)
+        x = mapped(lambda t: t.index_select(0, at), self.x)
+        return Rows(x, self.y[at], site, subject, self.reading)
 
     def __add__(self, other: "Rows") -> "Rows":
         """The rows of both, one after the other."""
@@ -109,8 +116,8 @@ class Rows:
         reading = None
         if self.reading is not None and other.reading is not None:
             reading = self.reading + other.reading
-        x, y = torch.cat([self.x, other.x]), torch.cat([self.y, other.y])
-        return Rows(x, y, site, subject, reading)
+        y = torch.cat([self.y, other.y])
+        return Rows(joined([self.x, other.x]), y, site, subject, reading)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ A task's model, bounds, categories and preprocessing are constants: nothing here
 from more than one row at a time, so nothing here has to be paid for.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from client.data.wanted import Wanted
 from client.tasks.preprocessing import Columns
 from client.tasks.rows import Encoded, Rows
+from privacy.task_package.manifest import Kind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,11 +38,16 @@ class Task:
     * `dtype`: of x; `subjects`: whether the rows say whose they are;
     * `sample(n, generator)`: n made-up rows, where a model cannot take any numbers in place of x
       (masks, ids beyond its embeddings): what its examination runs on;
+    * `x_shapes`: where x is a tree of several arrays by name, each one's shape and type;
+    * `y_shape`, `y_dtype`: of a label, where it is not one class or number;
+    * `read(path, labels)`: rows of a file piece by piece, where the task has a reader of its own;
+    * `code`, `options`: of the task package that it comes from, as the plan has them; `changed()`
+      says what it changed of the product, or remembers, since it was loaded: nothing may;
     * `front`: where x is computed from scaled columns, that step, differentiable, for explanations.
     """
 
     name: str
-    kind: Literal["classification", "regression"]
+    kind: Kind
     classes: tuple[str, ...]
     inputs: tuple[str, ...]
     label: str
@@ -60,10 +66,20 @@ class Task:
     dtype: torch.dtype = torch.float32
     subjects: bool = False
     sample: Callable[[int, torch.Generator], Rows] | None = None
+    x_shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
+    y_shape: tuple[int, ...] = ()
+    y_dtype: torch.dtype | None = None
+    read: Callable[[Path, bool], Iterator[tuple[Rows, Any]]] | None = None
+    code: str = ""
+    options: str = ""
+    changed: Callable[[], str] = lambda: ""
 
 
 def none_of(task: Task) -> Rows:
     """No rows of a task: x [0, ...] and y [0] in the types that it trains on."""
     kind = torch.int64 if task.kind == "classification" else torch.float32
-    x = torch.zeros((0, *task.shape), dtype=task.dtype)
-    return Rows(x, torch.zeros(0, dtype=kind))
+    y = torch.zeros((0, *task.y_shape), dtype=task.y_dtype or kind)
+    if task.x_shapes:
+        shapes = task.x_shapes.items()
+        return Rows({n: torch.zeros((0, *shape), dtype=of) for n, (shape, of) in shapes}, y)
+    return Rows(torch.zeros((0, *task.shape), dtype=task.dtype), y)

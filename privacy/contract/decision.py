@@ -99,6 +99,8 @@ def permitted(plan: Plan, policy: Policy, rounds_today: int = 0) -> Refusal | No
         return Refusal(
             "task-not-allowed", f"tasks allows {', '.join(policy.tasks)}, not {plan.task}"
         )
+    if plan.code is not None and plan.code not in policy.packages:
+        return Refusal("task-not-approved", f"packages does not list {plan.code}")
     if plan.digest in policy.denied:
         return Refusal("plan-denied", f"the plan {plan.digest[:16]} was denied")
     if policy.approve == "list" and plan.digest not in policy.plans:

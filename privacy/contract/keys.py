@@ -21,12 +21,22 @@ class PlanError(ValueError):
 FORMAT: Final = 2
 """The format of the canonical text; plans of format 1 (0.1.0) keep their digests."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_CODE: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_OPTION: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _SPLIT: Final = re.compile(r"iid|natural|dirichlet:(?=.*[1-9])(\d+\.?\d*|\.\d+)|labels:[1-9]\d*")
 
 
 def _is_name(value: str) -> bool:
-    return bool(_NAME.fullmatch(value))
+    return bool(NAME.fullmatch(value))
+
+
+def _is_code(value: str) -> bool:
+    return bool(_CODE.fullmatch(value))
+
+
+def _is_option(value: str) -> bool:
+    return bool(_OPTION.fullmatch(value))
 
 
 def _is_split(value: str) -> bool:
@@ -43,6 +53,14 @@ Name = Annotated[
     Expected("a name of at most 64 letters, digits, '_', '-' and '.'"),
 ]
 Split = Annotated[str, Predicate(_is_split), Expected("iid, dirichlet:ALPHA, labels:K or natural")]
+Code = Annotated[
+    str,
+    Predicate(_is_code),
+    Expected('"sha256:" and the 64 hexadecimal digits of a task package'),
+]
+OptionName = Annotated[
+    str, Predicate(_is_option), Expected("a name of lower-case letters, digits and '_'")
+]
 Metric = Literal["loss", "accuracy", "rows", "classes"]
 Positive = Annotated[float, Interval(ge=1e-12, le=1e9)]
 Weight = Annotated[float, Interval(ge=0, le=1e9)]
@@ -117,6 +135,10 @@ class Contract:
     delta: Delta | None = None
     limit: Epsilon | None = None
     schema: Annotated[str, MaxLen(100_000)] | None = None
+    code: Code | None = None
+    task_options: Mapping[OptionName, Annotated[str, MaxLen(200)] | int | float | bool] = field(
+        default_factory=dict
+    )
     split: Split = "iid"
     steps: Rounds = 1
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"

@@ -36,6 +36,7 @@ REASONS: Final = frozenset(
         "too-many-rounds-today",
         "too-few-rows",
         "task-not-allowed",
+        "task-not-approved",
         "schema-differs",
         "no-subjects",
         "unit-not-allowed",

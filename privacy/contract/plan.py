@@ -8,9 +8,10 @@ sites approve.
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import tomli_w
 
@@ -23,6 +24,10 @@ from privacy.contract.schema import check
 from privacy.files import canonical_json
 
 __all__ = ["Operation", "Plan", "PlanError", "Simulation", "SitePlan"]
+
+
+_SINCE: Final = frozenset({"task_options"})
+"""Tables that older plans do not have: left out where empty, so that these keep their digests."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,9 @@ class Plan(Contract):
             value = getattr(self, item.name)
             if value is None or item.name in ("site", "operation", "simulation"):
                 continue
+            if item.name in _SINCE and not value:
+                continue
+            value = dict(value) if isinstance(value, Mapping) else value
             values[item.name] = list(value) if isinstance(value, tuple) else value
         values["site"] = {name: _set(one) for name, one in sorted(self.site.items())}
         values["operation"] = _set(self.operation)

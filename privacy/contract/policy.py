@@ -57,6 +57,7 @@ class Policy:
     approve: Literal["list", "within-limits"] = "list"
     plans: Names = ()
     denied: Names = ()
+    packages: Names = ()
     outputs: Names = (UPDATE,)
     more_noise: bool = False
     trust_coordinator: bool = False
@@ -81,6 +82,7 @@ class Policy:
             max_steps=plan.steps,
             max_rounds_per_day=10**9,
             approve="within-limits",
+            packages=() if plan.code is None else (plan.code,),
             outputs=(UPDATE, *plan.metrics),
             trust_coordinator=True,
         )
@@ -115,6 +117,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "approve": '"list": only the plans below; "within-limits": any plan that keeps to this file',
     "plans": "hashes of the approved plans (tacit-client approve HASH)",
     "denied": "hashes of the denied plans (tacit-client deny HASH)",
+    "packages": "task packages whose code may run here (tacit-client task approve HASH)",
     "outputs": "what may leave: update, and paid metrics by name (loss, accuracy, rows, classes)",
     "more_noise": "where the budget is too small, answer with more noise rather than decline",
     "trust_coordinator": "allow plans that show the coordinator un-noised updates",

@@ -156,6 +156,15 @@ def clients_count_the_same(plan: Contract) -> str | None:
     return None
 
 
+def a_package_describes_its_own_rows(plan: Contract) -> str | None:
+    """A task package has its own reader, and nothing else has options."""
+    if plan.code is None and plan.task_options:
+        return "task_options must be left out unless code names a task package"
+    if plan.code is not None and plan.schema is not None:
+        return "schema must be left out where code names a task package"
+    return None
+
+
 RULES: Final[tuple[Rule, ...]] = (
     no_privacy_keys_without_privacy,
     privacy_has_clip_and_delta,
@@ -173,6 +182,7 @@ RULES: Final[tuple[Rule, ...]] = (
     people_are_not_stacked,
     rows_of_a_person,
     clients_count_the_same,
+    a_package_describes_its_own_rows,
 )
 
 

@@ -26,6 +26,7 @@ REASONS: Mapping[str, str] = {
     "task-not-allowed": "its policy does not allow the task",
     "unit-not-allowed": "its policy asks for another unit of privacy",
     "no-subjects": "its data do not say whose a row is",
+    "task-not-approved": "it has not approved this task package, or has other bytes",
     "schema-differs": "its data have another schema",
     "output-not-allowed": "its policy does not allow an output",
     "coordinator-not-trusted": "it does not trust the coordinator with un-noised updates",

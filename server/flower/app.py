@@ -53,7 +53,7 @@ def main(grid: Grid, context: Context) -> None:
 
     known = RegisteredGrid(grid, sites, view.log)
     where = "stock flower"
-    with exclusive(home.folder), Child(asked, data) as child:
+    with exclusive(home.folder), Child(asked, data, home.tasks) as child:
         plan = asked if resume else resolved(asked, child)
         state = play(
             known,

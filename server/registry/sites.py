@@ -103,6 +103,11 @@ class Home:
         return self.folder / "sites.json"
 
     @property
+    def tasks(self) -> Path:
+        """The task packages that its plans may name, each by its own digest."""
+        return self.folder / "tasks"
+
+    @property
     def runs(self) -> Path:
         return self.folder / "runs"
 

@@ -39,6 +39,7 @@ can take part after all."""
 WAITING_REFUSALS: Final = frozenset(
     {
         "plan-not-approved",
+        "task-not-approved",
         "paused",
         "ledger-not-written",
         "ledger-untrusted",

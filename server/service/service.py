@@ -178,7 +178,8 @@ class Service:
     def _play(self, run: Submission, child: Child | None) -> Outcome:
         if child is not None:
             return self._with_child(run, child)
-        with Child(run.plan, Path(run.data) if run.data else None) as own:
+        data = Path(run.data) if run.data else None
+        with Child(run.plan, data, self.home.tasks) as own:
             return self._with_child(run, own)
 
     def _with_child(self, run: Submission, child: Child) -> Outcome:

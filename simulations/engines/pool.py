@@ -15,8 +15,9 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from client.app import make_app
+from client.dpsgd.trees import tensors
 from client.dpsgd.weights import shapes
-from client.tasks.registry import task
+from client.tasks.registry import task_of
 from privacy.arrays import most
 from privacy.contract.plan import Plan
 from simulations.dataset import Place, sites
@@ -98,7 +99,7 @@ class Processes:
 
     def __init__(self, place: Place, workers: int) -> None:
         forks = sys.platform == "linux"
-        for tensor in (place.train.x, place.train.y, place.train.subject):
+        for tensor in (*tensors(place.train.x), place.train.y, place.train.subject):
             if tensor is not None and not forks:
                 tensor.share_memory_()
         self._waiting: Waiting[Connection] = Waiting()
@@ -171,7 +172,7 @@ def simulated_app(place: Place) -> ClientApp:
 
 def _room(plan: Plan) -> int:
     """Shared bytes for the weights of the plan's model, or an update of them; 0 if it is large."""
-    room = most(shapes(task(plan.task, plan.schema), plan.seed))
+    room = most(shapes(task_of(plan), plan.seed))
     return room if room <= _MOST_SHARED else 0
 
 

@@ -13,7 +13,7 @@ from flwr.app import Message
 from client.app import Begun, begin, finish, make_app
 from client.dpsgd.per_sample import ModelError
 from client.dpsgd.training import Trained
-from client.tasks.registry import task
+from client.tasks.registry import task_of
 from privacy.contract.plan import Plan, PlanError
 from privacy.mechanism.sensitivity import noise_std, slack
 from simulations.dataset import Place, sites
@@ -43,7 +43,7 @@ class _Ready:
 
 def stack_of(plan: Plan) -> Stack:
     """The plan's model for many sites at once; PlanError where this engine cannot train it."""
-    learning = task(plan.task, plan.schema)
+    learning = task_of(plan)
     try:
         return Stack(learning.model(plan.seed), learning.shape)
     except ModelError as error:

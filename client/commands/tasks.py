@@ -1,0 +1,193 @@
+"""`task add`, `list`, `show`, `diff`, `check`, `approve`, `remove`: whose code may run here."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from privacy.task_package.archive import PackageError
+
+Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", help="The policy, if it is not DIR/policy.toml.")
+]
+Hash = Annotated[str, typer.Argument(metavar="HASH", help="The package's hash, or its beginning.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+HERE = Path()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help="Task packages: read, examine, approve.", no_args_is_help=True)
+    for command in (add, show, diff, check, approve, remove):
+        group.command()(command)
+    group.command("list")(list_)
+    app.add_typer(group, name="task")
+
+
+def add(
+    file: Annotated[Path, typer.Argument(metavar="PATH", help="A packed file, or a folder.")],
+    directory: Dir = HERE,
+    as_json: Json = False,
+) -> None:
+    """Take a package's bytes into this site's store. Nothing of it runs until it is approved."""
+    from client.tasks.packages import store
+    from privacy.task_package.archive import load_package
+    from privacy.task_package.manifest import manifest_of
+
+    package = load_package(file)
+    manifest = manifest_of(package)
+    store.add(directory, package)
+    if as_json:
+        typer.echo(json.dumps({"name": manifest.name, "code": package.code}))
+        return
+    typer.echo(f"{manifest.name} {manifest.version}: {package.code} is here, not approved")
+    typer.echo(f"read it: tacit-client task show {package.digest[:16]}")
+
+
+def list_(directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = False) -> None:
+    """The packages that are here, and which of them are approved."""
+    from client.tasks.packages import store
+    from privacy.task_package.manifest import manifest_of
+
+    approved = _approved(directory, policy)
+    found = []
+    for digest in store.known(directory):
+        facts: dict[str, Any] = {"code": store.PREFIX + digest}
+        try:
+            manifest = manifest_of(store.read(directory, digest))
+            facts |= {"name": manifest.name, "version": manifest.version}
+            facts["state"] = "approved" if facts["code"] in approved else "not approved"
+        except PackageError as error:
+            facts |= {"name": "?", "version": "?", "state": f"unusable: {error}"}
+        found.append(facts)
+    if as_json:
+        typer.echo(json.dumps({"packages": found}))
+        return
+    for one in found:
+        typer.echo(f"{one['code'][7:23]}  {one['name']} {one['version']}: {one['state']}")
+    if not found:
+        typer.echo("no package is here (tacit-client task add FILE)")
+
+
+def show(hash_: Hash, directory: Dir = HERE, source: bool = False) -> None:
+    """What a package is and does, for whoever decides: files, imports, what stands out.
+
+    Its model is examined in a closed process. `--source` prints task.py too.
+    """
+    from client.tasks.packages import store
+    from client.tasks.packages.review import examined, shown
+    from privacy.printable import printable
+
+    package = store.read(directory, store.find(directory, hash_))
+    for line in shown(package, examined(package)):
+        typer.echo(line)
+    if source:
+        for number, line in enumerate(package.source.splitlines(), 1):
+            typer.echo(f"{number:4} {printable(line.replace(chr(9), '    '), 400)}")
+
+
+def diff(
+    hash_: Hash,
+    other: Annotated[
+        str | None, typer.Argument(metavar="[OLD]", help="Else the one approved last.")
+    ] = None,
+    directory: Dir = HERE,
+    policy: PolicyFile = None,
+) -> None:
+    """What a package changes since another one."""
+    from client.tasks.packages import store
+    from client.tasks.packages.review import difference
+
+    new = store.read(directory, store.find(directory, hash_))
+    digest = None if other is None else store.find(directory, other)
+    if digest is None:
+        here = [code.removeprefix(store.PREFIX) for code in _approved(directory, policy)]
+        known = [one for one in here if one in store.known(directory) and one != new.digest]
+        if not known:
+            raise PackageError("no package was approved before it: tacit-client task show HASH")
+        digest = known[-1]
+    for line in difference(store.read(directory, digest), new):
+        typer.echo(line)
+
+
+def check(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder, or a packed file.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Also read these rows, and encode some of them again.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read a package, examine its model, and encode rows, all in closed processes; exit 2."""
+    from client.tasks.packages.package_task import package_task
+    from client.tasks.packages.review import examined, shown
+    from privacy.task_package.archive import load_package
+
+    package = load_package(path)
+    report = examined(package)
+    if not as_json:
+        for line in shown(package, report):
+            typer.echo(line)
+    if report["refused"]:
+        raise PackageError(str(report["refused"]))
+    facts: dict[str, Any] = {"code": package.code, "examined": report}
+    if data is not None:
+        rows = package_task(package, {}, tell=True).load(data, "all")
+        facts["data"] = {"rows": len(rows), "reading": str(rows.reading)}
+        if not as_json:
+            typer.echo(f"data: {rows.reading}; each row encodes alone")
+    if as_json:
+        typer.echo(json.dumps(facts))
+
+
+def approve(
+    hash_: Hash, directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = False
+) -> None:
+    """Allow a package's code to run at this site: it is then trusted like the product itself.
+
+    Refused where the source is refused, or where its model fails the examination.
+    """
+    from client.agent.received_plans import approve_package
+    from client.tasks.packages import store
+    from client.tasks.packages.review import examined
+    from privacy.task_package.manifest import manifest_of
+
+    digest = store.find(directory, hash_)
+    package = store.read(directory, digest)
+    report = examined(package)
+    if report["refused"]:
+        raise PackageError(f"{digest[:16]}: cannot be approved: {report['refused']}")
+    approve_package(policy or directory / "policy.toml", package.code)
+    manifest = manifest_of(package)
+    if as_json:
+        typer.echo(json.dumps({"code": package.code, "state": "approved"}))
+        return
+    typer.echo(f"{manifest.name} {manifest.version}: {package.code} is approved")
+    typer.echo("its code is trusted like the product; plans are approved by themselves, as before")
+
+
+def remove(
+    hash_: Hash, directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = False
+) -> None:
+    """Forget a package, and take its approval back."""
+    from client.agent.received_plans import approve_package
+    from client.tasks.packages import store
+
+    digest = store.find(directory, hash_)
+    path = policy or directory / "policy.toml"
+    if path.is_file():
+        approve_package(path, store.PREFIX + digest, allowed=False)
+    store.remove(directory, digest)
+    typer.echo(
+        json.dumps({"code": store.PREFIX + digest, "state": "removed"})
+        if as_json
+        else f"{digest[:16]}: removed; no plan that names it is taken any more"
+    )
+
+
+def _approved(directory: Path, policy: Path | None) -> tuple[str, ...]:
+    from privacy.contract.policy import load_policy
+
+    path = policy or directory / "policy.toml"
+    return load_policy(path).packages if path.is_file() else ()

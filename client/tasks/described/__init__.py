@@ -1,0 +1,1 @@
+"""Tasks that a schema and a plan describe without code: readers, layers and outcomes by name."""

@@ -1,0 +1,1 @@
+"""What `tacit-simulate new` writes: a task package for each kind of data, to be changed."""
