@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from client.dpsgd.weights import WeightsError, read, shapes
+from client.dpsgd.weights import WeightsError, base_of, read, shapes
 from client.site import Site
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
@@ -107,7 +107,13 @@ def weights_limit(site: Site, fields: Mapping[str, Any], kind: str) -> int:
 
 
 def read_weights(content: RecordDict, learning: Task, seed: int) -> tuple[Arrays, str]:
-    """The weights by name, and the digest that they are known by."""
+    """The trained weights by name, and the digest that they are known by.
+
+    What is frozen does not travel: where the coordinator says what it is, it must be the same here.
+    """
+    base = fields_of(content).get("base", "")
+    if base and base != base_of(learning, seed):
+        raise Refused("bad-weights")
     record = content.get(ARRAYS)
     array = record.get("weights") if isinstance(record, ArrayRecord) else None
     if array is None or array.stype != STYPE or array.dtype != "uint8":

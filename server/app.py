@@ -66,7 +66,7 @@ def coordinate(
     run = replace(run, sign=sign_model)
     heads = HeadBook(home / "heads", run.id, run.path / "heads", sign)
     model = child if first is None else Model(_fitting(first, child.initial()), child.evaluate)
-    job = Job(plan, run, grid, model, heads, listener, ledger, attempts)
+    job = Job(plan, run, grid, model, heads, listener, ledger, attempts, base=child.base())
     outcomes: list[Outcome] = []
     context = Context(
         run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}

@@ -37,13 +37,20 @@ def provide_package(plan: Plan, tasks: Path) -> None:
 
 
 def initial_weights(plan: Plan) -> Arrays:
-    """The task's fresh weights for the plan's seed."""
+    """The task's fresh trained weights for the plan's seed."""
+    from client.dpsgd.weights import trained_of
     from client.tasks.registry import task_of
 
-    model = task_of(plan).model(plan.seed)
-    return {
-        name: np.array(p.detach().numpy(), dtype=np.float32) for name, p in model.named_parameters()
-    }
+    named = trained_of(task_of(plan).model(plan.seed)).items()
+    return {name: np.array(p.detach().numpy(), dtype=np.float32) for name, p in named}
+
+
+def frozen_base(plan: Plan) -> str:
+    """The digest of what every site's model holds and training never changes; "" without such."""
+    from client.dpsgd.weights import base_of
+    from client.tasks.registry import task_of
+
+    return base_of(task_of(plan), plan.seed)
 
 
 def embedded_rows(plan: Plan) -> int | None:
@@ -69,6 +76,7 @@ def evaluate_on(plan: Plan, rows: object) -> Evaluate:
     import torch
 
     from client.dpsgd.trees import joined
+    from client.dpsgd.weights import trained_of
     from client.tasks.registry import task_of
     from client.tasks.rows import Rows
 
@@ -76,10 +84,11 @@ def evaluate_on(plan: Plan, rows: object) -> Evaluate:
         raise TypeError(f"rows: expected Rows, got {type(rows).__name__}")
     learning = task_of(plan)
     model = learning.model(plan.seed).eval()
+    trained = trained_of(model)
 
     def evaluate(weights: Arrays) -> Mapping[str, float]:
         with torch.inference_mode():
-            for name, parameter in model.named_parameters():
+            for name, parameter in trained.items():
                 parameter.copy_(torch.from_numpy(weights[name]))
             parts = (range(i, min(i + _ROWS, len(rows))) for i in range(0, len(rows), _ROWS))
             outputs = joined([model(rows.take(part).x) for part in parts])

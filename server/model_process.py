@@ -20,6 +20,7 @@ from privacy.contract.plan_file import from_json
 from privacy.runtime import loading
 
 _ROWS: Final = "rows"
+_BASE: Final = "base"
 
 
 class ChildError(ValueError):
@@ -77,6 +78,14 @@ class Child:
         count: int | None = self._answer()
         return count
 
+    def base(self) -> str:
+        """The digest of the model's frozen part, "" where nothing is frozen."""
+        self.ready()
+        with _alive():
+            self._here.send(_BASE)
+        digest: str = self._answer()
+        return digest
+
     def evaluate(self, weights: Arrays) -> Mapping[str, float]:
         """Metrics of `weights` on the public test rows; none where there are none."""
         if not self.ready():
@@ -103,12 +112,13 @@ def _alive() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, text: str, data: Path | None, tasks: Path | None) -> None:
-    """The loop: None asks for first weights, _ROWS for a count, arrays for their metrics."""
+    """The loop: None asks for first weights, a word for its answer, arrays for their metrics."""
     try:
         with loading():  # torch
             from server.evaluation import (
                 embedded_rows,
                 evaluator,
+                frozen_base,
                 initial_weights,
                 provide_package,
             )
@@ -129,6 +139,8 @@ def _serve(pipe: Connection, text: str, data: Path | None, tasks: Path | None) -
             if asked is None:
                 _give(pipe, weights if weights is not None else initial_weights(plan))
                 weights = None
+            elif asked == _BASE:
+                pipe.send((True, frozen_base(plan)))
             elif asked == _ROWS:
                 pipe.send((True, embedded_rows(plan)))
             elif evaluate is not None:

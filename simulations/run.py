@@ -20,7 +20,7 @@ from privacy.contract.forecast import check_finite
 from privacy.contract.plan import Plan, PlanError
 from privacy.mechanism import noise
 from server.app import make_app
-from server.evaluation import evaluate_on, initial_weights
+from server.evaluation import evaluate_on, frozen_base, initial_weights
 from server.registry.signing import own_key, signer
 from server.rounds.aggregation import State
 from server.rounds.job import Interrupted, Job, Model, Silent
@@ -185,6 +185,7 @@ def _play(
             model,
             listener=listener,
             ledger=ledger,
+            base=frozen_base(plan),
             records_per_person=world.records_per_person() if plan.unit == "record" else {},
         )
         make_app(lambda _: outcomes.append(federate(job)))(grid=grid, context=context)

@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from client.agent import received_plans
 from client.agent.credentials import Enrolled
 from client.app import REPLY, answer
+from client.dpsgd.weights import trained_of
 from client.round_request import ARRAYS, REQUEST, STYPE
 from client.site import Site
 from client.tasks.registry import task_of
@@ -36,7 +37,7 @@ def rehearse(directory: Path, name: str | None, policy: Path | None) -> dict[str
     rules = _rules(directory, policy, plan)
     learning = task_of(plan)
     model = learning.model(plan.seed)
-    weights = encode({n: p.detach().numpy() for n, p in model.named_parameters()})
+    weights = encode({n: p.detach().numpy() for n, p in trained_of(model).items()})
     array = Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
     request: dict[str, Any] = {
         "run": "rehearsal",

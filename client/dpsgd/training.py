@@ -27,6 +27,7 @@ from client.dpsgd.examination.separation import examine
 from client.dpsgd.people import People
 from client.dpsgd.per_sample import ModelError
 from client.dpsgd.trees import mapped
+from client.dpsgd.weights import trained_of
 from client.tasks.rows import Rows
 from client.tasks.task import Task, none_of
 from privacy.accounting.events import Event
@@ -41,7 +42,7 @@ class TrainingError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """What a round changed: new minus old weights by name, and the steps that were taken."""
+    """What a round changed: new minus old trained weights by name, and the steps taken."""
 
     update: dict[str, NDArray[np.float32]]
     steps: int
@@ -125,9 +126,9 @@ def train(
     steps = plan.steps if event is None else event.steps * event.count
     model.to(device).train()
     x, y = mapped(lambda t: t.to(device), rows.x), rows.y.to(device)
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named = trained_of(model)
     old = {name: p.detach().clone() for name, p in named.items()}
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = list(named.values())
     if not trained:
         raise TrainingError("model: expected parameters to train, got none")
     optimizer = NoisyOptimizer(
@@ -155,10 +156,7 @@ def train(
             optimizer.step()
             if on_step is not None:
                 on_step(step, drawn, optimizer)
-    update = {
-        name: (value - old[name] if name in old else torch.zeros_like(value)).cpu().numpy()
-        for name, value in model.state_dict().items()
-    }
+    update = {name: (p.detach() - old[name]).cpu().numpy() for name, p in named.items()}
     return Trained(update, steps)
 
 

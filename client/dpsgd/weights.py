@@ -5,6 +5,7 @@ are read once.
 """
 
 import copy
+import hashlib
 from collections import OrderedDict
 from functools import lru_cache
 from typing import Any, Final
@@ -34,8 +35,9 @@ def filled(learning: Task, seed: int, weights: Arrays) -> nn.Module:
     """A model of the task with these weights."""
     template = _template(learning, seed)
     made = {
-        id(old): nn.Parameter(torch.from_numpy(weights[name].copy()), old.requires_grad)
+        id(old): nn.Parameter(torch.from_numpy(weights[name].copy()))
         for name, old in template.named_parameters()
+        if old.requires_grad
     }
     hooks = {id(empty): OrderedDict[Any, Any]() for empty in _empty(learning, seed)}
     return copy.deepcopy(template, made | hooks)  # which finds these made already
@@ -69,5 +71,37 @@ def _empty(learning: Task, seed: int) -> list[object]:
 
 @lru_cache(maxsize=4)
 def shapes(learning: Task, seed: int) -> Shapes:
-    """The shapes of the task's weights by name."""
-    return {name: tuple(p.shape) for name, p in _template(learning, seed).named_parameters()}
+    """The shapes of the task's trained weights by name: what is frozen does not travel."""
+    return {n: tuple(p.shape) for n, p in trained_of(_template(learning, seed)).items()}
+
+
+def trained_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name, each once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def base_digest(model: nn.Module) -> str:
+    """SHA-256 of all that a model holds and training never changes; "" where there is nothing.
+
+    Frozen parameters and buffers are everybody's own, from the task or its package; by this they
+    are known to be the same.
+    """
+    trained = trained_of(model)
+    frozen = {n: t for n, t in model.state_dict().items() if n not in trained}
+    shared = {id(p) for p in trained.values()}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    frozen = {n: t for n, t in frozen.items() if n not in named or id(named[n]) not in shared}
+    if not frozen:
+        return ""
+    total = hashlib.sha256()
+    for name, value in sorted(frozen.items()):
+        total.update(f"{name}/{value.dtype}/{tuple(value.shape)}\n".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        total.update(flat.numpy().tobytes())
+    return total.hexdigest()
+
+
+@lru_cache(maxsize=4)
+def base_of(learning: Task, seed: int) -> str:
+    """The digest of the frozen part of a task's model."""
+    return base_digest(_template(learning, seed))

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, deserialize
 from torch import nn
 
+from client.dpsgd.weights import base_digest, trained_of
 from client.models.provenance import Origin, OriginError, Trust, signature_path, vouch
 from client.models.store import latest
 from client.tasks.registry import task as find_task
@@ -156,7 +157,9 @@ def tensors(content: bytes) -> dict[str, torch.Tensor]:
 def _from_safetensors(path: Path, content: bytes, digest: str, origin: Origin) -> Model:
     metadata = header(content)
     task = _task(metadata)
-    network = task.model(0)
+    network = task.model(from_json(metadata["plan_json"]).seed)
+    if metadata.get("base", "") not in ("", base_digest(network)):
+        raise ModelError("expected the frozen part that it was trained on, got another one")
     _fill(network, tensors(content))
     if "card" in metadata:
         card = _agreeing(Card.from_json(metadata["card"]), task, metadata)
@@ -226,7 +229,9 @@ def _agreeing(card: Card, task: Task, metadata: dict[str, str]) -> Card:
 
 def _fill(network: nn.Module, found: dict[str, torch.Tensor]) -> None:
     """Put the tensors into the network, if they are exactly its own and finite."""
-    wanted = network.state_dict()
+    every = network.state_dict()
+    trained = trained_of(network)
+    wanted = every if set(found) - set(trained) else {n: every[n] for n in trained}
     if set(wanted) != set(found):
         name = sorted(set(wanted) ^ set(found))[0]
         raise ModelError(f"tensor {name}: expected the {len(wanted)} tensors of the task's model")
@@ -236,7 +241,7 @@ def _fill(network: nn.Module, found: dict[str, torch.Tensor]) -> None:
             raise ModelError(f"tensor {name}: expected the shape {shapes}")
         if not torch.isfinite(value).all():
             raise ModelError(f"tensor {name}: expected finite numbers")
-    network.load_state_dict(found)
+    network.load_state_dict(found, strict=False)  # what is frozen is the task's own
 
 
 def _mapping(text: str) -> dict[str, Any]:

@@ -119,7 +119,8 @@ class Job:
     """One run; `ledger` is the coordinator's own, which pays where it adds the noise.
 
     `records_per_person` says, where it is known, how many records of one person a site holds at
-    most: then the history states the epsilon of a person beside that of a record.
+    most: then the history states the epsilon of a person beside that of a record. `base` is the
+    digest of the model's frozen part, which does not travel.
     """
 
     plan: Plan
@@ -131,3 +132,4 @@ class Job:
     ledger: Ledger | None = None
     attempts: Attempts = Attempts()
     records_per_person: Mapping[str, int] = field(default_factory=dict)
+    base: str = ""

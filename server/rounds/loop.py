@@ -167,7 +167,7 @@ def _ask(job: Job, state: State, sites: Collection[str], record: RoundRecord) ->
     nodes = {site: node for node, site in job.grid.names().items() if site in sites}
     for site in aggregation.cohort(nodes, plan, number):
         head = job.heads.last(site) if job.heads is not None else None
-        request = Request(job.folder.id, number, site, text, clip, head)
+        request = Request(job.folder.id, number, site, text, clip, head, job.base)
         record.answers[site] = Answer(site, "failed", NO_ANSWER)
         requests.append(request)
         messages.append(ask(job.grid, nodes[site], request, weights))
@@ -189,7 +189,7 @@ def _record(
         coordinator_events=job.ledger.events(job.folder.id) if job.ledger is not None else (),
         records=job.records_per_person,
     )
-    job.folder.write_round(state.to_arrays(), job.plan, line)
+    job.folder.write_round(state.to_arrays(), job.plan, line, base=job.base)
     job.listener.on_round(line)
     return line
 
@@ -205,7 +205,7 @@ def _hand_out(job: Job) -> None:
     text = job.plan.to_json()
     messages, requests = [], []
     for node, site in job.grid.names().items():
-        request = Request(job.folder.id, number, site, text)
+        request = Request(job.folder.id, number, site, text, base=job.base)
         requests.append(request)
         messages.append(ask(job.grid, node, request, released, kind="evaluate"))
     pending = dict(zip(job.grid.push_messages(messages), requests, strict=True))

@@ -55,7 +55,10 @@ class ReplyError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one site is asked in one round; `head` is its last counter-signed head."""
+    """What one site is asked in one round; `head` is its last counter-signed head.
+
+    `base` is the digest of the model's frozen part, which does not travel; "" where there is none.
+    """
 
     run: str
     round: int
@@ -63,6 +66,7 @@ class Request:
     plan: str
     clip: float | None = None
     head: Mapping[str, Any] | None = None
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,8 @@ def ask(grid: Grid, node: int, request: Request, weights: Array, *, kind: str = 
         fields["clip"] = request.clip
     if request.head is not None:
         fields["head"] = json.dumps(request.head)
+    if request.base:
+        fields["base"] = request.base
     content = RecordDict({ARRAYS: ArrayRecord({"weights": weights}), REQUEST: ConfigRecord(fields)})
     return grid.create_message(content, kind, node, str(request.round))
 

@@ -118,7 +118,9 @@ class RunFolder:
         facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         return facts
 
-    def write_round(self, arrays: Mapping[str, Any], plan: Plan, line: Mapping[str, Any]) -> None:
+    def write_round(
+        self, arrays: Mapping[str, Any], plan: Plan, line: Mapping[str, Any], *, base: str = ""
+    ) -> None:
         """The checkpoint, then the history's line, then the checkpoint's signature."""
         if self.insecure:
             line = {**line, "insecure": True}
@@ -133,6 +135,8 @@ class RunFolder:
         }
         if self.insecure:
             metadata["insecure"] = "true"
+        if base:
+            metadata["base"] = base
         path = checkpoint.write(
             self.checkpoints, line["round"], dict(arrays), metadata, durable=self.durable
         )

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import client.app
-import client.round_request
 from client.release import DoorError, Paid, Public, Trusted, release
 from client.site import Site
 from client.tasks.registry import task
@@ -296,15 +295,13 @@ def test_the_first_weights_of_every_task_pass_their_own_check() -> None:
         assert set(decode(encode(weights), shapes)) == set(shapes)
 
 
-def test_a_model_that_mixes_is_refused_before_it_is_paid_for(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_mixes_is_refused_before_it_is_paid_for(desk: Desk) -> None:
     class Centred(torch.nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x - x.mean(0))
 
     mixing = replace(task("digits"), model=lambda seed: Centred(64, 10))
-    monkeypatch.setattr(client.round_request, "task", lambda name, schema: mixing)
+    desk.site.tasks = lambda plan: mixing
     assert desk.said(desk.ask()) == ("declined", "model-refused")
     assert not desk.ledger.events()
     assert not desk.looked

@@ -26,8 +26,10 @@ class Examples:
         return Examples(mapped(lambda t: t[:count], self.x), self.y[:count])
 
 
-Sample = Callable[[int, torch.Generator], Examples]
-"""(n, generator) -> n rows that a task's model is made for; by them nothing private is told."""
+Sample = Callable[[int, torch.Generator], Any]
+"""(n, generator) -> n rows, with their x and y, that a task's model is made for.
+
+Nothing private is told by them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +82,8 @@ class MadeUp:
         """So many rows of a scale, in no order."""
         draw = torch.Generator().manual_seed(int(scale * 1000) + 1_000_003 * count + seed)
         if self.domain.sample is not None:
-            return self.domain.sample(count, draw)
+            rows = self.domain.sample(count, draw)
+            return Examples(rows.x, rows.y)
         x = mapped(lambda t: self._made(t, count, scale, draw), self.domain.x)
         return Examples(x, self._labels(count, draw))
 

@@ -16,8 +16,8 @@ _DEEPEST: Final = 12
 def load_source(package: Package, file: str = SOURCE) -> Any:
     """Run task.py and return its module; `file` is the name that tracebacks show.
 
-    The package's other files are bytes by name in the module's FILES. PackageError without a function
-    that every package has.
+    The package's other files are bytes by name in the module's FILES. PackageError where a function
+    is missing that every package has.
     """
     module = types.ModuleType(f"task_{package.digest[:16]}")
     others = {n: c for n, c in package.files.items() if n != SOURCE}

@@ -198,7 +198,7 @@ def test_rows_that_cannot_be_trained_fail_as_a_code_and_stay_paid(
 
     wrong: Task = replace(digits(), loss=broken)
     monkeypatch.setattr(Ledger, "spend_all", spending)
-    monkeypatch.setattr("client.round_request.task", lambda name, schema: wrong)
+    monkeypatch.setattr("client.tasks.registry._shipped", lambda name, schema: wrong)
     run = played(tmp_path / "run", "vector", "digits", FEW)
     assert run["reason"] == "failed"
     assert [len(entries) for entries in run["events"].values()] == [1] * 6
