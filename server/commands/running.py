@@ -30,6 +30,7 @@ from server.commands.options import (
     RunName,
     SetOption,
 )
+from server.commands.tasks import TaskPackage, add_package
 from server.commands.view import View
 from server.registry.sites import Home, MembersError, split_host
 
@@ -46,27 +47,6 @@ def register(app: typer.Typer) -> None:
     app.command("serve")(serve)
     app.command("run")(run)
     app.command("doctor")(doctor)
-    group = typer.Typer(help="Task packages that plans may name.", no_args_is_help=True)
-    group.callback()(_task_packages)
-    group.command("add")(task_add)
-    app.add_typer(group, name="task")
-
-
-def _task_packages() -> None:
-    """Task packages that plans may name."""
-
-
-def task_add(
-    file: Annotated[Path, typer.Argument(metavar="PATH", help="A packed file, or a folder.")],
-    directory: Dir = HERE,
-    as_json: Json = False,
-) -> None:
-    """Keep a task package, so that queued plans may name it; sites get the file by your ways."""
-    name, code = add_package(Home(directory).check(), file)
-    if as_json:
-        typer.echo(json.dumps({"name": name, "code": code}))
-    else:
-        typer.echo(f'task = "{name}"\ncode = "{code}"')
 
 
 def serve(
@@ -117,9 +97,7 @@ def run(
         float | None, typer.Option(min=0.1, help="Seconds after which a round goes on without.")
     ] = None,
     data: PublicData = None,
-    task: Annotated[
-        Path | None, typer.Option(help="The task package that the plan names, if it is not here.")
-    ] = None,
+    task: TaskPackage = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run --name.")] = False,
     ask_every: AskEvery = 15.0,
     as_json: Json = False,
@@ -156,19 +134,6 @@ def run(
             view.log("stopped", by=stop.signal, run=label, next=f"tacit-server run {again}")
             raise typer.Exit(stop.code)
         raise typer.Exit(EXIT[state])
-
-
-def add_package(home: Home, path: Path) -> tuple[str, str]:
-    """Keep a task package for the plans that name it; its name and its code."""
-    from privacy.files import write_atomic
-    from privacy.task_package.archive import SUFFIX, load_package
-    from privacy.task_package.manifest import manifest_of
-
-    package = load_package(path)
-    name = manifest_of(package).name
-    home.tasks.mkdir(mode=0o700, exist_ok=True)
-    write_atomic(home.tasks / f"{package.digest}{SUFFIX}", package.content)
-    return name, package.code
 
 
 class Stop:
