@@ -16,8 +16,8 @@ Doubles = NDArray[np.float64]
 
 PAIRS: Final = 512
 """Pairs of numbers in a chunk of bits; a shorter last one has a multiple of four."""
-FINE_BITS: Final = 20
-"""The grid's step holds 2^20 fine steps, to which sum and noise are rounded before they are added.
+FINE_BITS: Final = 22
+"""The grid's step holds 2^22 fine steps, to which sum and noise are rounded before they are added.
 """
 LARGEST: Final = 2.0**52
 """Sums of more grid steps are clamped to so many, which moves no two sums further apart."""
@@ -28,6 +28,8 @@ _MANTISSA: Final = np.uint64(0x000FFFFFFFFFFFFF)
 _ROOT_HALF: Final = np.uint64(0x3FE6A09E667F3BCD)
 _TO_ROOT_HALF: Final = np.uint64(0x00095F619980C433)
 _SIGN: Final = np.uint64(1 << 63)
+_LAST: Final = np.uint64(1023)
+"""The bits of an angle's word that the angle leaves to its radius."""
 _LN_2: Final = float.fromhex("0x1.62e42fefa39efp-1")
 _HALF_PI: Final = float.fromhex("0x1.921fb54442d18p0")
 _ARTANH: Final = tuple(1 / n for n in range(21, 2, -2))
@@ -80,7 +82,7 @@ def _chunks(bits: NDArray[np.uint8], scale: float) -> Doubles:
 
 def _box_muller(radii: NDArray[np.uint64], angles: NDArray[np.uint64], scale: float) -> Doubles:
     """Two normal numbers [:, 2, :] from every radius and angle [:, :] (Box and Muller 1958)."""
-    radius = _minus_two_ln(radii)
+    radius = _minus_two_ln(radii, angles & _LAST)
     np.sqrt(radius, out=radius)
     radius *= scale
     z = np.empty((len(radii), 2, radii.shape[1]))
@@ -89,11 +91,11 @@ def _box_muller(radii: NDArray[np.uint64], angles: NDArray[np.uint64], scale: fl
     return z
 
 
-def _minus_two_ln(bits: NDArray[np.uint64]) -> Doubles:
-    """-2 ln u of u = (bits + 1/2) / 2^64, to 2^-50 of itself."""
+def _minus_two_ln(bits: NDArray[np.uint64], last: NDArray[np.uint64]) -> Doubles:
+    """-2 ln u of u = (1024 bits + last + 1/2) / 2^74, to 2^-50 of itself."""
     x = _as_double(bits >> np.uint64(32))
     x *= 2.0**32
-    x += _as_double(bits & np.uint64(0xFFFFFFFF)) + 0.5
+    x += _as_double(bits & np.uint64(0xFFFFFFFF)) + (_as_double(last) + 0.5) * 2.0**-10
     # x = 2^e m with m in [sqrt 1/2, sqrt 2): where u is near 1, e = 64 and m - 1 is exact.
     shifted = x.view(np.uint64) + _TO_ROOT_HALF
     e = (shifted >> np.uint64(52) | _MAGIC).view(np.float64)

@@ -4,7 +4,8 @@
    same bits, which is checked before use. `docs/randomness.md` bounds every error made here.
 
    A chunk is PAIRS pairs of numbers: first their radii, 8 bytes each, then their angles, 8 bytes
-   each; a last chunk is shorter, by whole fours of pairs. */
+   each, whose last ten bits are the radii's last; a last chunk is shorter, by whole fours of pairs.
+*/
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -30,10 +31,11 @@ static void transform(const uint64_t *radii, const uint64_t *angles, long pairs,
                       double *restrict cosines, double *restrict sines)
 {
     for (long i = 0; i < pairs; i++) {
-        /* x = bits + 1/2 in (0, 2^64]; u = x / 2^64 */
+        /* x = (bits + 1/2) 2^-10 in (0, 2^64] of 74 bits; u = x / 2^64 */
         double high = from_bits((radii[i] >> 32) | 0x4330000000000000) - 0x1p52;
         double low = from_bits((radii[i] & 0xffffffff) | 0x4330000000000000) - 0x1p52;
-        double x = high * 0x1p32 + (low + 0.5);
+        double last = from_bits((angles[i] & 1023) | 0x4330000000000000) - 0x1p52;
+        double x = high * 0x1p32 + (low + (last + 0.5) * 0x1p-10);
 
         /* x = 2^e m with m in [sqrt 1/2, sqrt 2): near u = 1 is e = 64 and m - 1 exact. */
         uint64_t shifted = to_bits(x) + 0x00095f619980c433;
@@ -86,15 +88,15 @@ static void transform(const uint64_t *radii, const uint64_t *angles, long pairs,
 }
 
 /* The whole number of grid steps that a sum and its noise make. `sum` is in grid steps, `noise` in
-   2^-20 of one: both are rounded to whole 2^-20 steps, added without error, and then rounded. More
+   2^-22 of one: both are rounded to whole 2^-22 steps, added without error, and then rounded. More
    than 2^52 steps, and no number, are clamped. */
 static inline double rounded(double sum, double noise)
 {
     double clamped = sum < 0x1p52 ? sum : 0x1p52;
     clamped = clamped > -0x1p52 ? clamped : -0x1p52;
     double whole = rint(clamped);
-    double rest = rint((clamped - whole) * 0x1p20);
-    return whole + floor((rest + rint(noise)) * 0x1p-20 + 0.5);
+    double rest = rint((clamped - whole) * 0x1p22);
+    return whole + floor((rest + rint(noise)) * 0x1p-22 + 0.5);
 }
 
 /* Add N(0, std^2) to `n` sums, round them to multiples of `step` and divide them by `over`. `wide`:
@@ -103,7 +105,7 @@ void add_noise(void *sums, int wide, long n, const uint8_t *bits, double std, do
                double over)
 {
     _Alignas(64) double z[2 * PAIRS];
-    const double scale = std / step * 0x1p20, inverse = 1 / step, width = step / over;
+    const double scale = std / step * 0x1p22, inverse = 1 / step, width = step / over;
     for (long at = 0; at < n; at += 2 * PAIRS) {
         long count = n - at < 2 * PAIRS ? n - at : 2 * PAIRS;
         long pairs = (count + 7) / 8 * 4;

@@ -28,7 +28,7 @@ _SLAB: Final = 2 * gaussian.PAIRS * 16
 _ZEROS: Final = bytes(gaussian.bits_for(_SLAB))
 _IV: Final = bytes(16)
 _KEY: Final = 32
-_GRID_BITS: Final = 12
+_GRID_BITS: Final = 10
 _AHEAD: Final = 1 << 20  # rows, of so many steps as that makes
 _LEAST_STD, _MOST_STD = 1e-250, 1e250
 
@@ -146,9 +146,9 @@ def clip(arrays: Sequence[NDArray[Any]], bound: float) -> tuple[list[NDArray[Any
 
 
 def grid(std: float) -> float:
-    """The step of the public grid for sums with noise of `std`: a power of two near std / 4096.
+    """The step of the public grid for sums with noise of `std`: a power of two near std / 1024.
 
-    A float32 up to 4096 std lies on it exactly; it depends on nothing but `std`.
+    A float32 up to 8192 std lies on it exactly; it depends on nothing but `std`.
     """
     return 2.0 ** (math.floor(math.log2(std)) - _GRID_BITS) if std > 0 else 0.0
 

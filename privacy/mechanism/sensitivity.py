@@ -19,7 +19,7 @@ _LEAST: Final = 2.0**-14
 _SINGLE: Final = 2.0**-24 * (1 + 2.0**-7)
 """The unit roundoff of float32, and room for its higher powers."""
 _FEWEST: Final = 8
-_FINE: Final = 2.0 ** -(FINE_BITS + 12)
+_FINE: Final = 2.0 ** -(FINE_BITS + 10)
 """A fine step is at most this part of the noise's standard deviation."""
 _OWN: Final = 2.0**-40
 """Relative: room for the rounding of `noise_std` itself."""

@@ -26,10 +26,11 @@ def extreme_and_random_words(seed: int) -> np.ndarray:
 @precise
 def test_the_radius_is_right_to_the_fiftieth_bit() -> None:
     bits = extreme_and_random_words(1)
-    found = gaussian._minus_two_ln(bits)
-    # u as the doubles hold it: rounded once, from 64 bits and a half
+    last = np.random.default_rng(1).integers(0, 1024, len(bits), dtype=np.uint64)
+    found = gaussian._minus_two_ln(bits, last)
+    # u as the doubles hold it: rounded once, from 74 bits and a half
     high, low = (bits >> np.uint64(32)).astype(float), (bits & np.uint64(2**32 - 1)).astype(float)
-    x = high * 2.0**32 + (low + 0.5)
+    x = high * 2.0**32 + (low + (last + 0.5) / 1024)
     u = x.astype(WIDE) / WIDE(2) ** 64
     near_one = np.log1p(np.where(u > 0.5, u - 1, 0))
     right = -2 * np.where(u > 0.5, near_one, np.log(u))
@@ -55,11 +56,67 @@ def test_cosine_and_sine_are_right_to_the_fiftieth_bit() -> None:
         assert np.abs(one / other - 1).max() < 2.0**-50
 
 
-def test_the_largest_number_is_beyond_nine_standard_deviations() -> None:
+def test_the_largest_number_is_beyond_ten_standard_deviations() -> None:
     least = np.zeros((1, 4), dtype=np.uint64)
-    largest = float(np.sqrt(gaussian._minus_two_ln(least)).max())
-    assert largest == pytest.approx(math.sqrt(2 * 65 * math.log(2)))
-    assert largest > 9.49
+    largest = float(np.sqrt(gaussian._minus_two_ln(least, least)).max())
+    assert largest == pytest.approx(math.sqrt(2 * 75 * math.log(2)))
+    assert 10.19 < largest < 10.2
+    assert largest * 2.0**33 < 2.0**37  # in fine steps, of which std has at most 2^33
+
+
+def test_the_last_bits_of_a_radius_come_from_its_angle() -> None:
+    # u = (1024 * 0 + last + 1/2) / 2^74, an angle of 2^-54 turns: all of it in the cosine.
+    angles = np.array([0, 1, 512, 1023], dtype=np.uint64) | np.uint64(1 << 61)
+    z = gaussian._box_muller(np.zeros((1, 4), dtype=np.uint64), angles[None], 1.0)[0]
+    right = [math.sqrt(2 * (74 * math.log(2) - math.log(last + 0.5))) for last in (0, 1, 512, 1023)]
+    assert np.hypot(z[0], z[1]) == pytest.approx(right, rel=1e-14)
+
+
+LEAST_CELL = 2.0**-11
+"""The grid's step in standard deviations is at least this."""
+
+
+def lattice(rho: float) -> float:
+    """By how much of itself a cell at `rho` may be hit too often: docs' e_2 + e_3."""
+    w = LEAST_CELL
+    return 2**-54 * 36 * rho / w + 2**-75 * 11.4 * math.exp(rho**2 / 2) / (rho * w)
+
+
+@pytest.mark.parametrize("rho", [7.0, 8.0, 8.5, 8.8])
+@pytest.mark.parametrize("turn", [0.1, 0.5, 0.785, 1.2])
+def test_a_cell_far_out_is_hit_as_often_as_a_gaussian_hits_it(rho: float, turn: float) -> None:
+    # Every radius that u = (i + 1/2) 2^-74 gives, and the exact arc of each inside the cell.
+    low = np.array([rho * math.cos(turn), rho * math.sin(turn)])
+    high = low + LEAST_CELL
+    ends = [float(np.exp(-(corner @ corner) / 2) * 2.0**74) for corner in (high, low)]
+    most = 2_000_000
+    step = max(1.0, (ends[1] - ends[0]) / most)  # nearer in, a lattice this much coarser
+    i = np.arange(math.floor(ends[0] / step) - 1, math.ceil(ends[1] / step) + 2) + 0.5
+    r = np.sqrt(2 * (74 * math.log(2) - np.log(i * step)))
+    first = np.maximum(np.arccos(np.minimum(high[0] / r, 1)), np.arcsin(np.minimum(low[1] / r, 1)))
+    last = np.minimum(np.arccos(np.minimum(low[0] / r, 1)), np.arcsin(np.minimum(high[1] / r, 1)))
+    p = math.fsum(np.maximum(last - first, 0)) / (2 * math.pi) * step * 2.0**-74
+    q = math.prod(
+        (math.erfc(a / math.sqrt(2)) - math.erfc(b / math.sqrt(2))) / 2
+        for a, b in zip(low, high, strict=True)
+    )
+    assert abs(p / q - 1) <= lattice(rho) * step + 1e-9
+
+
+def test_the_figures_of_the_documentation_are_those_of_its_formulas() -> None:
+    w, far = LEAST_CELL, 8.8
+    rho = np.linspace(w, far, 1_000_001)
+    functions = 2.9 * (2**-49 * rho + 2**-54 / rho) / w + 2**-54 * 36 * rho / w
+    radii = 2**-75 * 11.4 * np.exp(rho**2 / 2) / (rho * w)
+    density = rho * np.exp(-(rho**2) / 2)
+    pair = float(np.trapezoid(2 * (functions**2 + radii**2) * density, rho))
+    assert pair < 1.6e-21
+    chi, tail = 5e8 * 1.6e-21, 5e8 * math.exp(-(far**2) / 2)
+    assert chi <= 8e-13 < 1e-12
+    assert tail < 8e-9
+    for epsilon, more in ((1, 1.2e-8), (3, 1.7e-8), (8, 6.3e-7)):
+        over = (math.exp(epsilon / 2) + math.exp(epsilon + 0.001)) ** 2 / math.exp(epsilon)
+        assert math.sqrt(chi * 1e-5) + chi * over / 0.004 + tail < more
 
 
 @given(st.lists(st.tuples(words, words), min_size=4, max_size=4), st.floats(-1e6, 1e6))
