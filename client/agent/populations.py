@@ -7,16 +7,19 @@ may be installed again: the name and the ledger stay, and the ledger's log says 
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from privacy.contract.policy import Policy
 from privacy.contract.schema_digest import schema_digest
-from privacy.files import write_atomic
+from privacy.files import read_json, write_atomic
 from privacy.ledger.ledger import Ledger, LedgerError
 
 FILE: Final = "populations.json"
+CACHE: Final = "cache"
+"""The folder of the encoded copies of rows (`client.data.cache`)."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -74,12 +77,16 @@ def add(
         log_schema(opened, digest)
     where = None if data is None else str(data.absolute())
     kept[name] = Population(name, str(path), where, digest)
-    text = json.dumps([asdict(one) for one in kept.values()], indent=1) + "\n"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomic(directory / FILE, text.encode())
+    _write(directory, kept.values())
     if data is not None:
         log_contents(opened, data)
     return opened, found
+
+
+def _write(directory: Path, kept: Iterable[Population]) -> None:
+    text = json.dumps([asdict(one) for one in kept], indent=1) + "\n"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomic(directory / FILE, text.encode())
 
 
 def known(directory: Path) -> tuple[Population, ...]:
@@ -88,9 +95,24 @@ def known(directory: Path) -> tuple[Population, ...]:
     if not path.is_file():
         return ()
     try:
-        return tuple(Population(**one) for one in json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return tuple(_population(one) for one in read_json(path))
+    except OSError as error:
+        raise PopulationError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError) as error:
         raise PopulationError(f"{path}: expected a list of populations ({error})") from None
+
+
+def _population(facts: object) -> Population:
+    """One entry; ValueError or TypeError where it is none."""
+    if not isinstance(facts, dict):
+        raise ValueError("an entry must be an object")
+    one = Population(**facts)
+    if not isinstance(one.name, str) or not _NAME.fullmatch(one.name):
+        raise ValueError("name must be letters, digits, '_', '-' and '.'")
+    texts = (one.ledger, one.data or "", one.schema or "")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{one.name}: ledger, data and schema must be texts")
+    return one
 
 
 def choose(directory: Path, data: Path | None = None, name: str | None = None) -> Population:
@@ -127,6 +149,19 @@ def schema_of(directory: Path, data: Path | None = None, name: str | None = None
             f"{population.name} --schema FILE` to register another"
         )
     return text
+
+
+def cache_folder(directory: Path, name: str) -> Path:
+    """Where the encoded copies of a population's rows lie."""
+    return directory / CACHE / name
+
+
+def forget_data(directory: Path, name: str) -> Population:
+    """Forget where a population's rows lie; its name, its schema and its ledger stay for good."""
+    one = choose(directory, name=name)
+    kept = [replace(each, data=None) if each == one else each for each in known(directory)]
+    _write(directory, kept)
+    return one
 
 
 def open_ledger(population: Population, data: Path | None = None) -> Ledger:

@@ -14,6 +14,7 @@ import torch
 
 from client.agent import populations, received_plans
 from client.agent.credentials import Enrolled, EnrolmentError
+from client.data.cache import Cache
 from client.data.site_rows import SiteRows, Source
 from client.models.received import keeper
 from client.site import KeptReplies, Site, SiteError
@@ -99,7 +100,8 @@ def resident(
     schema = None
     if source.path is not None:
         schema = populations.schema_of(site.folder, source.path, population)
-    rows = SiteRows(source, schema, lambda: held.policy, log)
+    copies = Cache(populations.cache_folder(site.folder, own.population))
+    rows = SiteRows(source, schema, lambda: held.policy, log, copies)
 
     def fault(error: Exception) -> None:
         """Its text is told where it is one of our own lines, which hold no value."""

@@ -31,7 +31,7 @@ def backup(
     name = Enrolled(directory).name
     check_target(directory, file)
     record(directory, "backup", str(file))
-    made = pack(directory, file, kind=KIND, without=(".running",))
+    made = pack(directory, file, kind=KIND, without=(".running", populations.CACHE))
     typer.echo(f"{file}: {name}, {len(made['files'])} files; it holds private keys")
     for one in populations.known(directory):
         if not Path(one.ledger).is_relative_to(directory.absolute()):

@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     data = typer.Typer(help="The people in this site's data.", no_args_is_help=True)
     data.command("add")(add)
+    data.command("remove")(remove)
     data.command("list")(list_)
     data.command("check")(check)
     app.add_typer(data, name="data")
@@ -64,6 +65,23 @@ def add(
         opened, found = populations.add(directory, name, ledger, data, text)
     what = f"found, with {opened.head.n} entries" if found else "made; nothing was spent yet"
     typer.echo(f"{name}: ledger {opened.path} {what}")
+
+
+def remove(
+    name: Annotated[str, typer.Argument(help="The people's name.")], directory: Dir = HERE
+) -> None:
+    """Forget where the people's rows lie, and remove the copies that were made of them.
+
+    The name, the schema and the ledger stay: what was spent is spent. The rows' own files are not
+    touched.
+    """
+    from client.agent.process import alone  # loads torch
+    from client.data.cache import Cache
+
+    with alone(directory):
+        one = populations.forget_data(directory, name)
+        size = Cache(populations.cache_folder(directory, one.name)).remove()
+    typer.echo(f"{one.name}: {size} bytes of encoded copies removed; the ledger {one.ledger} stays")
 
 
 def _schema(path: Path | None) -> str | None:

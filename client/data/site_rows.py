@@ -4,13 +4,14 @@ They are read once for each schema, cap and state of the files. Whether they are
 where the client starts, which no coordinator can bring about, and never in a round.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from client.data.cache import Cache
 from client.data.check import check as look
+from client.data.contents import Contents
 from client.site import SiteError
 from client.tasks.registry import task
 from client.tasks.rows import Rows, TaskError, builtin, cap
@@ -51,25 +52,13 @@ class Source:
             return builtin(learning.load(None, "train"), self.part, self.parts)
         return cap(learning.load(self.path, "train"), records)
 
-    def state(self) -> str:
-        """A digest of the files' names, sizes and times: another one means other contents."""
-        if self.path is None:
-            return f"{self.part}/{self.parts}"
-        files = [self.path]
-        if self.path.is_dir():
-            files += sorted(self.path.rglob("*"))
-        total = hashlib.sha256()
-        for file in files:
-            facts = file.stat()
-            total.update(f"{file}\0{facts.st_ino}/{facts.st_size}/{facts.st_mtime_ns}\n".encode())
-        return total.hexdigest()
-
 
 class SiteRows:
     """`rows(task)` of one site: the data's own schema decides what they are, no plan.
 
     `schema` is the text that the owner registered with the data, None where there is none; `policy`
-    gives the policy of now, whose cap holds in the round that it has judged.
+    gives the policy of now, whose cap holds in the round that it has judged. `cache` keeps copies
+    of long ones.
     """
 
     def __init__(
@@ -78,8 +67,11 @@ class SiteRows:
         schema: str | None,
         policy: Callable[[], Policy],
         tell: Callable[..., None],
+        cache: Cache | None = None,
     ) -> None:
         self._source, self._schema, self._policy, self._tell = source, schema, policy, tell
+        self._cache = cache
+        self._contents = None if source.path is None else Contents(source.path)
         self._digest = None if schema is None else schema_digest(schema)
         self._key: tuple[str, ...] = ()
         self._rows: Rows | None = None
@@ -105,17 +97,33 @@ class SiteRows:
         return taken
 
     def __call__(self, learning: Task) -> Rows:
-        """The training rows, read again only where the files, the schema or the cap changed."""
+        """The training rows, read again only where the contents, the schema or the cap changed.
+
+        A database is asked once, since nothing says whether its answer has changed.
+        """
         records = self._policy().records_per_subject
         of = (learning.name, learning.code, learning.options)
-        key = (*of, self._digest or "", str(records), self._source.state())
+        key = (*of, self._digest or "", str(records), self._state())
         if self._rows is None or key != self._key:
             self._rows = None  # not both at once in memory
-            self._rows = self._source.rows(learning, records)
+            self._rows = self._read(learning, records, key)
             self._key = key
             if self._rows.reading is not None:
                 self._tell("rows_read", training=len(self._rows), file=str(self._rows.reading))
         return self._rows
+
+    def _state(self) -> str:
+        """A digest of the files' names and contents, or the part of an embedded task."""
+        if self._contents is None:
+            return f"{self._source.part}/{self._source.parts}"
+        return self._contents.digest()
+
+    def _read(self, learning: Task, records: int, key: tuple[str, ...]) -> Rows:
+        if self._cache is None or self._contents is None or not self._contents.whole:
+            return self._source.rows(learning, records)
+        return self._cache.rows(
+            key, lambda: self._source.rows(learning, records), lambda: self._state() == key[-1]
+        )
 
     def check(self) -> None:
         """Read the rows before any round, where their task is known, and refuse too few.

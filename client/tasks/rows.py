@@ -161,13 +161,14 @@ def cap(rows: Rows, most: int) -> Rows:
         raise TaskError(f"cap: expected 1 <= rows per subject, got {most}")
     if rows.subject is None:
         return rows
-    seen: dict[int, int] = {}
-    kept: list[int] = []
-    for row, subject in enumerate(rows.subject.tolist()):
-        seen[subject] = seen.get(subject, 0) + 1
-        if seen[subject] <= most:
-            kept.append(row)
-    return rows.take(kept)
+    subjects = rows.subject.numpy()
+    order = np.argsort(subjects, kind="stable")
+    ranked = subjects[order]
+    begins = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
+    among = np.arange(len(order)) - np.repeat(begins, np.diff(np.append(begins, len(order))))
+    if not len(order) or among.max() < most:
+        return rows
+    return rows.take(np.sort(order[among < most]))
 
 
 def check_part(part: str) -> None:
