@@ -56,7 +56,7 @@ def audit_plan(
     began = time.monotonic()
     coins = np.random.default_rng(seed)
     seed_of_settings = secrets.randbelow(2**32) if seed is None else seed
-    visited = plan if plan.unit == "record" else None
+    visited = plan if plan.noised_at_site else None
     with one_thread():
         checks = []
         for check in conform(device, settings_of(seed_of_settings, visited)):

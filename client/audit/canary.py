@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.audit.settings import ROWS_EACH
 from client.dpsgd import training
 from client.tasks.rows import Rows
 from client.tasks.task import Task
@@ -77,15 +78,23 @@ def with_canaries(task: Task, count: int, clip: float) -> Task:
     return replace(task, model=model, loss=loss, shape=(math.prod(task.shape) + _COLUMNS,))
 
 
-def planted(rows: Rows, included: NDArray[np.bool_]) -> Rows:
-    """The rows, and after them the canaries that are in; a canary's own features are zero."""
-    numbers = torch.from_numpy(np.flatnonzero(included)) + 1
+def planted(rows: Rows, included: NDArray[np.bool_], *, people: bool = False) -> Rows:
+    """The rows, and after them the canaries that are in; a canary's own features are zero.
+
+    With `people` each canary is a person of five rows, who all pull on the same weight.
+    """
+    each = ROWS_EACH if people else 1
+    numbers = (torch.from_numpy(np.flatnonzero(included)) + 1).repeat_interleave(each)
     digits = torch.stack([numbers // _BASE**i % _BASE for i in range(_COLUMNS)], 1)
     x = rows.x.reshape(len(rows), -1)
     real = torch.cat([x, x.new_zeros((len(x), _COLUMNS))], 1)
     canaries = torch.cat([x.new_zeros((len(numbers), x.shape[1])), digits.to(x.dtype)], 1)
     y = rows.y[:1].expand(len(numbers), *rows.y.shape[1:])
-    return Rows(torch.cat([real, canaries]), torch.cat([rows.y, y]))
+    subject = None
+    if people and rows.subject is not None:
+        _, real_people = rows.subject.unique(return_inverse=True)
+        subject = torch.cat([real_people, len(real_people) + numbers])
+    return Rows(torch.cat([real, canaries]), torch.cat([rows.y, y]), subject=subject)
 
 
 def score(
@@ -102,6 +111,8 @@ def score(
 ) -> Scored:
     """Train so many rounds of the plan at one site with `count` canaries; score each by its weight.
 
+    In the unit "subject" each canary is a person of five rows.
+
     `pay` takes each round's event before it is trained and returns what the ledger holds. The
     coordinator is taken as one that hands back the model with this site's updates added: nothing
     that it does with released updates can change what they betray.
@@ -111,10 +122,10 @@ def score(
     clip = plan.clip or 0.0
     claimed = plan.event(site)
     if claimed is None or claimed.unit not in ("record", "subject"):
-        raise ValueError(f"unit: expected a plan of the unit record, got {plan.unit}")
+        raise ValueError(f"unit must be record or subject, got {plan.unit}")
     included = (coins or np.random.default_rng()).random(count) < 0.5
     learning = with_canaries(task, count, clip)
-    model, among = learning.model(plan.seed), planted(rows, included)
+    model, among = learning.model(plan.seed), planted(rows, included, people=plan.unit == "subject")
     total = np.zeros(count)
     done = plan.rounds if rounds is None else rounds
     for number in range(1, done + 1):

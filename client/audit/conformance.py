@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from client.audit.check import BROKEN, Check, broken
+from client.audit.people_checks import PEOPLE_CHECKS
 from client.audit.probes import (
     CLIP,
     Probe,
@@ -68,7 +69,7 @@ def conform(device: str, drawn: Sequence[Drawn]) -> Iterator[Check]:
         steps_are_counted,
     )
     every: list[tuple[Callable[..., Check], Callable[[], Check]]]
-    every = [(check, partial(check, device)) for check in (*plain, *REPLY_CHECKS)]
+    every = [(check, partial(check, device)) for check in (*plain, *PEOPLE_CHECKS, *REPLY_CHECKS)]
     every += [(check, partial(check, drawn, device)) for check in SETTING_CHECKS]
     for check, carry_out in every:
         try:

@@ -47,10 +47,13 @@ _WORDS: Final = {
     "rate": "rate {:.3g}",
 }
 
+ROWS_EACH: Final = 5
+"""Rows of a person who is made up, where the person is the unit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a probe is trained; `nominal` is the public row count, `threads` those of torch."""
+    """How a probe is trained; `nominal` is the public number of units, `threads` those of torch."""
 
     sigma: float
     rate: float = 1.0
@@ -69,11 +72,12 @@ class Setting:
     round: int = 1
     threads: int = 1
     device: str = "cpu"
+    unit: Literal["record", "subject"] = "record"
 
     @property
     def event(self) -> Event:
         """What is claimed to have been released."""
-        return Event("record", self.sigma, self.rate, self.steps)
+        return Event(self.unit, self.sigma, self.rate, self.steps)
 
     @property
     def plan(self) -> Plan:
@@ -83,7 +87,9 @@ class Setting:
             sites=1,
             rounds=ROUNDS,
             rate=self.rate,
-            rows=self.nominal,
+            unit=self.unit,
+            rows=self.nominal if self.unit == "record" else None,
+            subjects=self.nominal if self.unit == "subject" else None,
             lr=self.lr,
             clip=self.clip,
             sigma=self.sigma,

@@ -1,0 +1,134 @@
+"""Conformance of the unit "subject": a person is drawn as one, and counts once however many rows.
+
+Each person of the probes has up to five rows. The checks are those of records, with people.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import torch
+from scipy import stats
+
+from client.audit.check import Check
+from client.audit.probes import CLIP, Probe, Sums, flat, kinds, linear_loss, release
+from client.audit.settings import ROWS_EACH, Setting
+from client.tasks.losses import seeded
+from client.tasks.rows import Rows
+from privacy.audit.p_values import beyond
+
+_TINY: Final = 1e-5  # noise beside which the sums are seen plainly
+_SLACK: Final = 1e-3  # of the clip: rounding in float32
+_SCALES: Final = (1.0, 1e20, math.nan)
+_COUNT: Final = 400
+_RATE: Final = 0.25
+
+
+def a_person_is_bounded(device: str) -> Check:
+    """A person with five rows, however monstrous, moves the released sum by at most the clip."""
+    worst, p, where, tried = 0.0, 1.0, "", 0
+    for probe in kinds(20):
+        people = _with_people(probe.rows)
+        setting = Setting(sigma=_TINY, nominal=50, device=device, unit="subject")
+        base = flat(release(Probe(probe.name, probe.model, people), setting))
+        for scale in _SCALES:
+            rows = _and_one_more(people, scale)
+            moved = flat(release(Probe(probe.name, probe.model, rows), setting)) - base
+            length, chance = beyond(moved, CLIP * (1 + _SLACK), math.sqrt(2) * _TINY)
+            tried += 1
+            if not worst >= length:
+                worst = length
+            if chance < p:
+                p, where = chance, f"; {probe.name}, {ROWS_EACH} rows x {scale:g}"
+    p = min(1.0, p * tried)
+    return Check("a person is bounded", worst, p, f"moved {worst:.4f} of the clip at most{where}")
+
+
+def sums_of_people_are_exact(device: str) -> Check:
+    """The released sum is that of people's mean gradients, clipped one by one."""
+    worst, p, where, tried = 0.0, 1.0, "", 0
+    for probe in kinds(23):
+        person = Probe(probe.name, probe.model, _with_people(probe.rows))
+        released = release(person, Setting(sigma=_TINY, nominal=20, device=device, unit="subject"))
+        exact, count = _sum_by_person(person)
+        rest = flat({name: released[name] - exact[name] for name in exact})
+        length, chance = beyond(rest, CLIP * _SLACK * count, _TINY)
+        worst, tried = max(worst, length / count) if length == length else math.nan, tried + 1
+        if chance < p:
+            p, where = chance, f"; {probe.name}"
+    p = min(1.0, p * tried)
+    return Check("sums of people are exact", worst, p, f"off by {worst:.2g} of the clip{where}")
+
+
+def people_are_drawn_whole(device: str) -> Check:
+    """Each person is in a step's sample with probability `rate`, with all rows or with none."""
+    count = _COUNT
+    at = torch.arange(count).repeat_interleave(ROWS_EACH)
+    rows = Rows(torch.eye(count)[at], torch.full((len(at),), 10.0 * CLIP), subject=at * 7 - 3)
+    probe = Probe("one person a weight", _one_weight_each, rows)
+    setting = Setting(sigma=_TINY, rate=_RATE, nominal=count, device=device, unit="subject")
+    drawn, parts = [], 0
+    for _ in range(8):
+        shares = flat(release(probe, setting)) / CLIP
+        inside = shares > 0.5
+        drawn.append(int(inside.sum()))
+        parts += int((np.abs(shares - inside) > 1e-2).sum())
+    p = float(stats.binomtest(sum(drawn), count * len(drawn), _RATE).pvalue)
+    spread = count * _RATE * (1 - _RATE)
+    z = (np.array(drawn) - count * _RATE) / math.sqrt(spread)
+    p = min(p, float(stats.chi2.sf(z @ z, len(z))), float(stats.chi2.cdf(z @ z, len(z))))
+    detail = f"mean {np.mean(drawn):.1f} of {count} people at rate {_RATE}"
+    if parts:
+        detail += f"; {parts} counted other than once or never"
+    return Check("people are drawn whole", float(parts), 0.0 if parts else min(1.0, 3 * p), detail)
+
+
+def _one_weight_each(seed: int) -> torch.nn.Module:
+    make: Callable[[int], torch.nn.Module] = seeded(lambda: torch.nn.Linear(_COUNT, 1, bias=False))
+    return make(seed)
+
+
+def _with_people(rows: Rows) -> Rows:
+    """The rows as those of people with one to five rows each; some stay well below the clip."""
+    each = torch.arange(1, ROWS_EACH + 1).repeat(len(rows))
+    subject = torch.arange(len(each)).repeat_interleave(each)[: len(rows)]
+    order = torch.arange(len(rows)) * 7 % len(rows) if len(rows) % 7 else torch.arange(len(rows))
+    subject = subject[order]
+    return Rows(rows.x, rows.y * 0.1 ** (subject % 4), subject=subject * 11 - 7)
+
+
+def _and_one_more(people: Rows, scale: float) -> Rows:
+    """The same people, and one more whose five rows all pull the same way."""
+    if people.subject is None:
+        raise ValueError("people must have subjects, got none")
+    x = people.x[:1].repeat(ROWS_EACH, *[1] * (people.x.dim() - 1))
+    y = torch.full((ROWS_EACH,), -4.0) * scale
+    one = torch.full((ROWS_EACH,), int(people.subject.max()) + 1)
+    return Rows(
+        torch.cat([people.x, x]), torch.cat([people.y, y]), subject=torch.cat([people.subject, one])
+    )
+
+
+def _sum_by_person(probe: Probe) -> tuple[Sums, int]:
+    """The sum of the people's clipped mean gradients, by autograd in float64, and how many."""
+    model, rows = copy.deepcopy(probe.model(0)).double(), probe.rows
+    named = dict(model.named_parameters())
+    total: Sums = {name: np.zeros(tuple(p.shape)) for name, p in named.items()}
+    if rows.subject is None:
+        raise ValueError("rows must have subjects, got none")
+    x = rows.x if rows.x.dtype == torch.int64 else rows.x.double()
+    people = rows.subject.unique()
+    for person in people:
+        at = rows.subject == person
+        loss = linear_loss(model(x[at]), rows.y[at]).mean()
+        gradients = torch.autograd.grad(loss, list(named.values()))
+        norm = float(torch.cat([g.reshape(-1) for g in gradients]).norm())
+        for name, g in zip(named, gradients, strict=True):
+            total[name] += g.numpy() * min(1.0, CLIP / max(norm, 1e-12))
+    return total, len(people)
+
+
+PEOPLE_CHECKS: Final = (a_person_is_bounded, sums_of_people_are_exact, people_are_drawn_whole)
+"""Each takes the device and gives one check."""
