@@ -84,7 +84,8 @@ def simulate(
 ) -> None:
     """Simulate a private federation: train, account and keep a run folder.
 
-    `tacit-simulate new NAME` writes a task package of your own.
+    `tacit-simulate new NAME` writes a task package of your own, `tacit-simulate new DATA` the
+    schema and the plan of a table.
     """
     from privacy.contract.rules import warnings
     from server.rounds.run_folder import FolderError
@@ -269,14 +270,28 @@ new_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @new_app.command()
 def new(
     name: Annotated[
-        Path, typer.Argument(metavar="NAME", help="A new folder; also the task's name.")
+        Path,
+        typer.Argument(
+            metavar="NAME|DATA",
+            help="A new folder, also the task's name; or a table: its schema and plan to fill in.",
+        ),
     ],
     kind: Annotated[str, typer.Option(help="image, text, audio, table or series.")] = "table",
     data: Annotated[
         Path | None, typer.Option(help="Your own files; made-up ones are written without.")
     ] = None,
 ) -> None:
-    """Write a task package of your own that runs at once, with a plan beside it."""
+    """Write a task package of your own that runs at once; or, for a table, a schema and a plan.
+
+    Of a table only the header and the kinds of its columns are looked at, no value is written.
+    """
+    if name.exists() and data is None:
+        from simulations.new_schema import new_schema
+
+        schema, filled = new_schema(name, Path())
+        typer.echo(f"{schema}: the columns, to be filled in; {filled}: a plan")
+        typer.echo(f"run it: {shlex.join(['tacit-simulate', str(filled), '--data', str(name)])}")
+        return
     from simulations.new_task import new as write
 
     task, plan, rows = write(name, kind, data)

@@ -75,6 +75,11 @@ def _number(text: str | None) -> float:
     return {"true": 1.0, "false": 0.0}.get(text.casefold(), math.inf)
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a number, and no word."""
+    return _NUMBER.fullmatch(text) is not None
+
+
 def _day(text: str | None) -> float:
     """An ISO date or time as days since 1970-01-01 in UTC; NaN and infinity as for numbers."""
     if text is None or (text := text.strip()) in ABSENT:

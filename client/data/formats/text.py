@@ -30,10 +30,10 @@ _PACKED: Final = (
 def read_text(path: Path, wanted: Wanted, options: Options, *, lenient: bool) -> Iterator[Piece]:
     """The wanted columns of a CSV file, numbers as float64 where all of a block are some."""
     size = max(path.stat().st_size, 1)
-    with path.open("rb") as raw, _unpacked(raw) as stream:
-        dialect = _dialect(path, wanted, options)
+    with path.open("rb") as raw, unpacked(raw) as stream:
+        dialect = dialect_of(path, wanted, options)
         chunks = utf8(stream, dialect.encoding)
-        header, rest, line = _first_record(chunks, dialect, wanted.comment)
+        header, rest, line = first_record(chunks, dialect, wanted.comment)
         names, headed = _names(header, dialect, wanted, options)
         asked = set(wanted.columns)
         columns = [name for name in names if name in asked]
@@ -66,7 +66,8 @@ class _Places:
 
 
 @contextmanager
-def _unpacked(raw: BinaryIO) -> Iterator[Any]:
+def unpacked(raw: BinaryIO) -> Iterator[Any]:
+    """A file's bytes, those of a packed one unpacked; TaskError for a database."""
     head = raw.read(16)
     raw.seek(0)
     for magic, kind in _PACKED:
@@ -81,7 +82,8 @@ def _unpacked(raw: BinaryIO) -> Iterator[Any]:
     yield raw
 
 
-def _dialect(path: Path, wanted: Wanted, options: Options) -> Dialect:
+def dialect_of(path: Path, wanted: Wanted, options: Options) -> Dialect:
+    """How a file is written: as its site says, else as the schema says, else as its name does."""
     if "delimiter" in options.declared:
         return options.dialect
     named = path.name.removesuffix(".gz").removesuffix(".zst").removesuffix(".bz2")
@@ -89,7 +91,7 @@ def _dialect(path: Path, wanted: Wanted, options: Options) -> Dialect:
     return replace(options.dialect, delimiter=wanted.delimiter or default)
 
 
-def _first_record(
+def first_record(
     chunks: Iterator[bytes], dialect: Dialect, comment: str
 ) -> tuple[bytes, bytes, int]:
     """The first record that is no comment, what was read after it, and the next line's number."""
