@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from flwr.clientapp.typing import Mod
 from client.dpsgd.private_metrics import paid_metrics
 from client.dpsgd.training import Trained, model_refusal, train
 from client.dpsgd.weights import MOST_NORM, filled
+from client.judgement import judged
 from client.proposal import ACTION, answer_proposal
 from client.release import Field, Paid, Public, Trusted, release
 from client.round_request import (
@@ -38,9 +38,9 @@ from client.tasks.rows import Rows
 from client.tasks.task import Task, none_of
 from privacy.accounting.events import Event
 from privacy.arrays import Arrays, encode
-from privacy.contract.decision import Refusal, judge
+from privacy.contract.decision import Refusal
 from privacy.contract.plan import Plan
-from privacy.ledger.ledger import Entry, Exhausted, LedgerError, LedgerNotWritten, SpendingState
+from privacy.ledger.ledger import Entry, Exhausted, LedgerError, LedgerNotWritten
 from privacy.mechanism import noise
 
 REPLY: Final = "reply"
@@ -48,8 +48,8 @@ REPLY: Final = "reply"
 T = TypeVar("T")
 
 
-def make_app(resolve: Callable[[Context], Site], mods: Sequence[Mod] = ()) -> ClientApp:
-    """The ClientApp of one process; `resolve` says which site a context belongs to.
+def make_app(resolve: Callable[[Context, RecordDict], Site], mods: Sequence[Mod] = ()) -> ClientApp:
+    """The ClientApp of one process; `resolve` says whose a request is, by context and content.
 
     `mods` are Flower's: each is given the message and what handles it.
     """
@@ -57,20 +57,24 @@ def make_app(resolve: Callable[[Context], Site], mods: Sequence[Mod] = ()) -> Cl
 
     @app.train()
     def on_train(message: Message, context: Context) -> Message:
-        site = resolve(context)
+        site = resolve(context, message.content)
         return Message(answer(site, message.content), reply_to=message)
 
     @app.evaluate()
     def on_release(message: Message, context: Context) -> Message:
-        return Message(received(resolve(context), message.content), reply_to=message)
+        return Message(
+            received(resolve(context, message.content), message.content), reply_to=message
+        )
 
     @app.query(ACTION)
     def on_proposal(message: Message, context: Context) -> Message:
-        return Message(answer_proposal(resolve(context), message.content), reply_to=message)
+        return Message(
+            answer_proposal(resolve(context, message.content), message.content), reply_to=message
+        )
 
     @app.query()
     def on_query(message: Message, context: Context) -> Message:
-        name = {"site": Public(resolve(context).name)}
+        name = {"site": Public(resolve(context, message.content).name)}
         fields = release(name, ledger=None, trust_coordinator=False)
         return Message(RecordDict({REPLY: ConfigRecord(fields)}), reply_to=message)
 
@@ -242,24 +246,8 @@ def _keep(site: Site, key: str, values: Mapping[str, Any]) -> None:
 
 def _judged(site: Site, plan: Plan, number: int, run: str) -> tuple[Event, ...]:
     """The events that this site accepts for the round, maybe with more noise than asked."""
-    ledger = site.ledger
-    if plan.noised_at_site and ledger is None:
-        raise Refused("ledger-untrusted")
     try:
-        stands = (
-            ledger.spending_state(run, _today(), coordinator=site.coordinator)
-            if ledger is not None
-            else SpendingState()
-        )
-        verdict = judge(
-            plan,
-            site.policy,
-            stands.spent,
-            site=site.name,
-            round=number,
-            run=stands.run,
-            rounds_today=stands.rounds_today,
-        )
+        _, verdict = judged(site, plan, run, number)
     except LedgerError as error:
         site.on_event("ledger_error", message=str(error))
         raise Refused("ledger-untrusted") from None
@@ -291,10 +279,6 @@ def _spend(
         site.on_event("ledger_error", message=str(error))
         full = isinstance(error, LedgerNotWritten)
         raise Refused("ledger-not-written" if full else "ledger-untrusted") from None
-
-
-def _today() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def _fields(begun: Begun, update: Arrays, steps: int) -> dict[str, Field]:

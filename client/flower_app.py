@@ -87,4 +87,4 @@ def _failed(message: Message) -> RecordDict:
     return RecordDict({REPLY: ConfigRecord(release(fields, ledger=None, trust_coordinator=False))})
 
 
-app = make_app(site_of, [guarded])
+app = make_app(lambda context, content: site_of(context), [guarded])

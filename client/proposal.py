@@ -6,11 +6,11 @@ ledger. The owner finds the plan, with its price, in `tacit-client plans`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
+from client.judgement import judged
 from client.release import Public, release
 from client.site import Site
 from client.tasks.rows import TaskError
@@ -19,7 +19,6 @@ from privacy.contract.decision import (
     TOO_MANY_TODAY,
     Accepted,
     Refusal,
-    judge,
     with_records,
 )
 from privacy.contract.forecast import rounds_that_fit
@@ -42,10 +41,6 @@ class ProposalAnswer:
     rounds: int
 
 
-_APPROVED_ONCE: Final = ProposalAnswer("approved", "", 1)
-"""The round of which a reply is kept is sent again and costs nothing; no other round fits."""
-
-
 class _BadProposal(Exception):
     """A request that is no proposal to this site."""
 
@@ -58,7 +53,7 @@ def answer_proposal(site: Site, content: RecordDict) -> RecordDict:
         plan, run, number = _read(site, request)
         answer = _considered(site, plan, run, number)
         head = request.get("head")
-        headed = plan.noised_at_site and head is not None
+        headed = plan.noised_at_site and head is not None and site.is_addressed_by(head)
         if answer.status == "approved" and headed and not site.follows(head):
             answer = ProposalAnswer("declined", "ledger-untrusted", answer.rounds)
     except _BadProposal:
@@ -74,6 +69,7 @@ def answer_proposal(site: Site, content: RecordDict) -> RecordDict:
         "status": answer.status,
         "reason": answer.reason,
         "rounds": answer.rounds,
+        "ledger": site.ledger_id,
     }
     values = release(
         {name: Public(value) for name, value in fields.items()},
@@ -106,32 +102,20 @@ def _considered(site: Site, plan: Plan, run: str, number: int) -> ProposalAnswer
     except TaskError:
         code = "task-not-approved" if plan.code else "task-not-allowed"
         return ProposalAnswer("declined", code, 0)
-    if plan.noised_at_site and site.ledger is None:
-        return ProposalAnswer("declined", "ledger-untrusted", 0)
     try:
-        standing = (
-            site.ledger.spending_state(
-                run, datetime.now(UTC).strftime("%Y-%m-%d"), coordinator=site.coordinator
-            )
-            if site.ledger is not None
-            else SpendingState()
-        )
+        standing, verdict = judged(site, plan, run, number)
     except LedgerError:
         return ProposalAnswer("declined", "ledger-untrusted", 0)
-    verdict = judge(
-        plan,
-        site.policy,
-        standing.spent,
-        site=site.name,
-        round=number,
-        run=standing.run,
-        rounds_today=standing.rounds_today,
-    )
+    most = plan.rounds - number + 1
     kept = plan.unit == "record" and site.replies.holds(f"{run}/{number}")
     if kept and isinstance(verdict, Refusal) and verdict.code in (EXHAUSTED, TOO_MANY_TODAY):
-        return ProposalAnswer("declined", "paused", 1) if site.paused() else _APPROVED_ONCE
-    most = plan.rounds - number + 1 - kept
-    rounds = kept + _rounds_left(site, plan, standing, verdict, most)
+        once = 1 if site.policy.forecast else most
+        if site.paused():
+            return ProposalAnswer("declined", "paused", once)
+        return ProposalAnswer("approved", "", once)
+    rounds = most
+    if site.policy.forecast:
+        rounds = kept + _rounds_left(site, plan, standing, verdict, most - kept)
     if isinstance(verdict, Refusal):
         return ProposalAnswer("declined", verdict.code, rounds)
     if site.paused():

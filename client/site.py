@@ -59,10 +59,15 @@ class LastReply:
 
 @dataclass(frozen=True, slots=True)
 class KeptReplies:
-    """Keeps the last replies as files: a restarted client sends again and does not spend again."""
+    """Keeps replies as files: a restarted client sends again and does not spend again.
+
+    A coordinator that was restored from a backup may ask for every round since again: as many are
+    kept as `most` and `most_bytes` allow, the latest always.
+    """
 
     folder: Path
-    most: int = 4
+    most: int = 1000
+    most_bytes: int = 2 << 30
 
     def get(self, key: str) -> bytes | None:
         """The reply to this very request, whole, or None."""
@@ -79,9 +84,13 @@ class KeptReplies:
         """Write a reply in one step, then drop the oldest."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomic(self._path(key), reply)
-        kept = sorted(self.folder.glob("*.reply"), key=lambda p: p.stat().st_mtime)
-        for old in kept[: -self.most]:
-            old.unlink(missing_ok=True)
+        facts = [(path, path.stat()) for path in self.folder.glob("*.reply")]
+        facts.sort(key=lambda pair: pair[1].st_mtime_ns, reverse=True)
+        total = 0
+        for place, (path, fact) in enumerate(facts):
+            total += fact.st_size
+            if place and (place >= self.most or total > self.most_bytes):
+                path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{_short(key.rpartition('/')[0])}-{_short(key)}.reply"
@@ -119,13 +128,14 @@ class Site:
 
     `rows(task)` gives the training rows. `check_head(head)` says whether a ledger's head bears the
     coordinator's signature; `coordinator` is its verifying key, to which runs in the ledger are
-    bound. `ledger` is None only where no private plan may run. `on_event(event,
-    **facts)` is for the log and never gets a value of a record. `on_plan(plan)` is called before a
-    plan is judged, since the owner may have changed the policy meanwhile; `on_model(plan, run,
-    round, weights)` with each released model that arrives. `accepts(plan)` says whether a plan is
-    for this site's data, by its task and schema alone. `tasks(plan)` gives its task, of a
-    package by approved bytes alone (TaskError). `on_fault(error)` is called where rows could not be
-    read or trained on in a round that was paid for; the round is answered all the same.
+    bound; `ledger_id` tells this ledger from the others of a site that has several. `ledger` is
+    None only where no private plan may run. `on_event(event, **facts)` is for the log and never
+    gets a value of a record. `on_plan(plan)` is called before a plan is judged, since the owner may
+    have changed the policy meanwhile; `on_model(plan, run, round, weights)` with each released
+    model that arrives. `accepts(plan)` says whether a plan is for this site's data, by its task and
+    schema alone. `tasks(plan)` gives its task, of a package by approved bytes alone (TaskError).
+    `on_fault(error)` is called where rows could not be read or trained on in a round that was paid
+    for; the round is answered all the same.
     """
 
     name: str
@@ -135,6 +145,7 @@ class Site:
     _: KW_ONLY
     check_head: Callable[[Any], bool]
     coordinator: str = ""
+    ledger_id: str = ""
     replies: Replies = field(default_factory=LastReply)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     on_event: Callable[..., None] = _nothing
@@ -144,6 +155,14 @@ class Site:
     accepts: Callable[[Plan], bool] = lambda plan: True
     tasks: Callable[[Plan], Task] = task_of
     paused: Callable[[], bool] = lambda: False
+
+    def is_addressed_by(self, head: object) -> bool:
+        """Whether a head that a coordinator sent is one of this ledger, not of another here."""
+        try:
+            said = json.loads(head) if isinstance(head, str) else None
+        except ValueError:
+            return False
+        return isinstance(said, dict) and said.get("ledger", "") == self.ledger_id
 
     def follows(self, head: object) -> bool:
         """Whether the ledger extends a coordinator's last head, or a break was acknowledged."""

@@ -50,12 +50,14 @@ def coordinate(
     listener: Listener,
     sign_model: Callable[[Path], None] | None = None,
     first: Arrays | None = None,
+    ledger_of: Callable[[str], str] = lambda site: "",
     attempts: Attempts = ATTEMPTS,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Play a plan with the sites of `grid` and write the run folder; this process stays lean.
 
     `home` is the coordinator's folder (heads, its own ledger), `sign` its Ed25519 signature;
-    `child` knows torch; `first` are the weights to start from, where they are not the task's.
+    `child` knows torch; `first` are the weights to start from, where they are not the task's;
+    `ledger_of(site)` tells which of a site's ledgers pays.
     An outcome of "waiting" or "interrupted" is no end: the summary is left as it was.
     """
     began = time.perf_counter()
@@ -64,7 +66,7 @@ def coordinate(
         ledger = _coordinator_ledger(home / "ledgers" / "coordinator.jsonl")
     child.ready()
     run = replace(run, sign=sign_model)
-    heads = HeadBook(home / "heads", run.id, run.path / "heads", sign)
+    heads = HeadBook(home / "heads", run.id, run.path / "heads", sign, ledger_of)
     model = child if first is None else Model(_fitting(first, child.initial()), child.evaluate)
     job = Job(plan, run, grid, model, heads, listener, ledger, attempts, base=child.base())
     outcomes: list[Outcome] = []

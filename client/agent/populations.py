@@ -7,7 +7,8 @@ may be installed again: the name and the ledger stay, and the ledger's log says 
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -32,13 +33,19 @@ class Population:
     """A name and its ledger; `data` is where its rows lay when it was added, if that was said.
 
     `schema` is the digest of the schema that the owner registered with the data: a copy of it lies
-    in `DIR/schemas/`.
+    in `DIR/schemas/`. `tasks` are those that may be trained on these people; none named: any. `id`
+    tells a coordinator which of a site's ledgers it follows: random, and "" for the first.
     """
 
     name: str
     ledger: str
     data: str | None = None
     schema: str | None = None
+    tasks: tuple[str, ...] = ()
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(self.tasks))
 
 
 def add(
@@ -47,10 +54,12 @@ def add(
     ledger: Path,
     data: Path | None = None,
     schema: str | None = None,
+    tasks: Sequence[str] = (),
 ) -> tuple[Ledger, bool]:
     """Register a population with its ledger, made new or found; True where it was found.
 
     `schema` is the text of the data's own schema: from then on no plan with another one is taken.
+    `tasks` are the only ones that these people take part in; none: any.
     """
     if not _NAME.fullmatch(name):
         raise PopulationError(f"{name!r}: expected letters, digits, '_', '-' and '.' as a name")
@@ -75,12 +84,54 @@ def add(
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomic(copy, schema.encode())
         log_schema(opened, digest)
+    before = kept.get(name)
     where = None if data is None else str(data.absolute())
-    kept[name] = Population(name, str(path), where, digest)
+    if before is not None:
+        where, tasks = where or before.data, tasks or before.tasks
+        number = before.id
+    else:
+        number = secrets.token_hex(8) if kept else ""
+    kept[name] = Population(name, str(path), where, digest, tuple(tasks), number)
     _write(directory, kept.values())
     if data is not None:
         log_contents(opened, data)
     return opened, found
+
+
+def move(
+    directory: Path, name: str, *, data: Path | None = None, ledger: Path | None = None
+) -> Population:
+    """Say where a population's rows or its ledger lie by now; PopulationError where they do not.
+
+    The ledger there must be this population's, and sound.
+    """
+    kept = {one.name: one for one in known(directory)}
+    if name not in kept:
+        raise PopulationError(
+            f"expected one of the populations {', '.join(kept) or 'none'}, got {name}"
+        )
+    if data is not None and not data.exists():
+        raise PopulationError(f"--data {data}: expected a file or folder, found none")
+    one = kept[name]
+    if ledger is not None:
+        one = replace(one, ledger=str(ledger.absolute()))
+        if not open_ledger(one).trusted():
+            raise PopulationError(
+                f"{ledger}: an older copy, or its log and anchor were left behind: move all files"
+            )
+    if data is not None:
+        one = replace(one, data=str(data.absolute()))
+    kept[name] = one
+    _write(directory, kept.values())
+    return one
+
+
+def tell_apart(directory: Path) -> None:
+    """Give every population but the first its own id: lists of 0.1.0 have none."""
+    kept = known(directory)
+    if any(not one.id for one in kept[1:]):
+        named = [one if one.id else replace(one, id=secrets.token_hex(8)) for one in kept[1:]]
+        _write(directory, [*kept[:1], *named])
 
 
 def _write(directory: Path, kept: Iterable[Population]) -> None:

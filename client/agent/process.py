@@ -50,15 +50,16 @@ def rules(directory: Path, source: Source, policy: Path | None, log: Callable[..
     return load_policy(path)
 
 
-def ledger(directory: Path, source: Source, population: str | None) -> Ledger:
+def ledger(
+    directory: Path, source: Source, population: str | None
+) -> tuple[Ledger, populations.Population]:
     """The one ledger of the people in the data; part of an embedded data set gets its own."""
     if source.path is not None:
-        return populations.open_ledger(
-            populations.choose(directory, source.path, population), source.path
-        )
+        chosen = populations.choose(directory, source.path, population)
+        return populations.open_ledger(chosen, source.path), chosen
     name = f"builtin-{source.part}-{source.parts}"
     opened, _ = populations.add(directory, name, directory / "ledgers" / f"{name}.jsonl")
-    return opened
+    return opened, populations.choose(directory, name=name)
 
 
 def device(name: str) -> torch.device:
@@ -95,13 +96,14 @@ def resident(
     """
     allowed = rules(site.folder, source, policy, log)
     file = None if allowed is builtin_policy() else policy or site.folder / "policy.toml"
-    own = ledger(site.folder, source, population)
+    own, people = ledger(site.folder, source, population)
     name, key, faulty = site.name, site.verify, threading.Event()
+    followed = f"{name}@{people.id}" if people.id else name
     schema = None
     if source.path is not None:
-        schema = populations.schema_of(site.folder, source.path, population)
+        schema = populations.schema_of(site.folder, source.path, people.name)
     copies = Cache(populations.cache_folder(site.folder, own.population))
-    rows = SiteRows(source, schema, lambda: held.policy, log, copies)
+    rows = SiteRows(source, schema, lambda: held.policy, log, copies, people.tasks)
 
     def fault(error: Exception) -> None:
         """Its text is told where it is one of our own lines, which hold no value."""
@@ -125,7 +127,7 @@ def resident(
     def check_head(said: Any) -> bool:
         try:
             head = Head(said["n"], said["digest"])
-            return verify(key, payload(name, head), bytes.fromhex(said["signature"]))
+            return verify(key, payload(followed, head), bytes.fromhex(said["signature"]))
         except (KeyError, TypeError, ValueError, HeadError):
             return False
 
@@ -150,6 +152,7 @@ def resident(
         paused=lambda: site.paused.exists() or faulty.is_set(),
         check_head=check_head,
         coordinator=key,
+        ledger_id=people.id,
     )
     if look:
         rows.check()

@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
     data.command("add")(add)
     data.command("remove")(remove)
     data.command("list")(list_)
+    data.command("move")(move)
     data.command("check")(check)
     app.add_typer(data, name="data")
     ledger = typer.Typer(help="Repair what happened to a ledger.", no_args_is_help=True)
@@ -56,13 +57,17 @@ def add(
         Path | None,
         typer.Option(help="Their schema (TOML): only plans with this one are taken."),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task that they are for (repeatable); none: any."),
+    ] = None,
     directory: Dir = HERE,
 ) -> None:
     """Give the people in the data their name, their schema and their ledger, for all runs."""
     text = _schema(schema)
     where = f"{name}: ledger {ledger}" + (f", data {data}" if data is not None else "")
     with recorded(directory, "data add", where):
-        opened, found = populations.add(directory, name, ledger, data, text)
+        opened, found = populations.add(directory, name, ledger, data, text, task or ())
     what = f"found, with {opened.head.n} entries" if found else "made; nothing was spent yet"
     typer.echo(f"{name}: ledger {opened.path} {what}")
 
@@ -78,10 +83,28 @@ def remove(
     from client.agent.process import alone  # loads torch
     from client.data.cache import Cache
 
-    with alone(directory):
+    with alone(directory), recorded(directory, "data remove", name):
         one = populations.forget_data(directory, name)
         size = Cache(populations.cache_folder(directory, one.name)).remove()
     typer.echo(f"{one.name}: {size} bytes of encoded copies removed; the ledger {one.ledger} stays")
+
+
+def move(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The population.")],
+    data: Annotated[Path | None, typer.Option(help="Where its rows lie by now.")] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Where its ledger lies by now, with its other files.")
+    ] = None,
+    directory: Dir = HERE,
+) -> None:
+    """Say where a population's rows or its ledger lie, after they were moved; nothing is copied."""
+    if data is None and ledger is None:
+        raise PopulationError("data move needs --data PATH or --ledger PATH")
+    places = [f"data {data}"] if data is not None else []
+    places += [f"ledger {ledger}"] if ledger is not None else []
+    with recorded(directory, "data move", f"{name}: {', '.join(places)}"):
+        one = populations.move(directory, name, data=data, ledger=ledger)
+    typer.echo(f"{name}: ledger {one.ledger}, data {one.data or 'as given at run'}")
 
 
 def _schema(path: Path | None) -> str | None:
@@ -104,7 +127,14 @@ def list_(directory: Dir = HERE, as_json: Json = False) -> None:
     kept = populations.known(directory)
     if as_json:
         facts = [
-            {"name": p.name, "ledger": p.ledger, "data": p.data, "schema": p.schema} for p in kept
+            {
+                "name": p.name,
+                "ledger": p.ledger,
+                "data": p.data,
+                "schema": p.schema,
+                "tasks": list(p.tasks),
+            }
+            for p in kept
         ]
         typer.echo(json.dumps({"populations": facts}))
         return

@@ -3,7 +3,6 @@
 import json
 import signal
 import threading
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,8 +21,8 @@ from privacy.runtime import loading
 
 if TYPE_CHECKING:
     from client.agent.credentials import Enrolled
+    from client.agent.residents import Residents
     from client.agent.route import Route
-    from client.site import Site
 
 Server = Annotated[
     str | None, typer.Option("--server", metavar="HOST:PORT", help="Else the bundle's.")
@@ -62,7 +61,10 @@ def run(
     metrics_file: MetricsFile = None,
     as_json: Json = False,
 ) -> None:
-    """Stay connected and take part in what the policy allows, until stopped."""
+    """Stay connected and take part in what the policy allows, until stopped.
+
+    Without --data every population is served whose rows' place is known.
+    """
     if dry_run:
         from client.agent.dry_run import rehearse, show
 
@@ -71,21 +73,19 @@ def run(
         return
     with loading():
         from client.agent import process
+        from client.agent.residents import residents
         from client.data.site_rows import Source
-        from client.site import SiteError
 
-    if not data:
-        raise SiteError("--data: expected the path of this site's rows, or builtin:K/N")
     from client.agent.credentials import Enrolled
-    from client.agent.metrics import CountedEvents, SiteMetrics
     from client.agent.route import route
+    from client.site_metrics import CountedEvents, SiteMetrics
     from privacy.metrics import exported
 
-    source, log = Source.parse(data), CountedEvents(as_json=as_json)
+    source, log = Source.parse(data) if data else None, CountedEvents(as_json=as_json)
     site = Enrolled(directory).joined()
     fault = threading.Event()
     with process.alone(directory):
-        held = process.resident(
+        held = residents(
             site,
             source,
             log,
@@ -94,10 +94,12 @@ def run(
             where=device,
             on_fault=fault.set,
         )
-        spent = held.ledger.head.n if held.ledger is not None else 0
-        log("starting", site=site.name, device=str(held.device), spent_entries=spent)
+        for one in held.sites:
+            if one.ledger is not None:
+                facts = {"population": one.ledger.population, "spent_entries": one.ledger.head.n}
+                log("starting", site=site.name, device=str(one.device), **facts)
         way = route(site.hosts, server, proxy)
-        told = SiteMetrics(site, lambda: [held], log)
+        told = SiteMetrics(site, lambda: held.sites, log)
         with exported(told, where=metrics, file=metrics_file) as page:
             if page is not None:
                 log("metrics_shown", where=page)
@@ -106,18 +108,17 @@ def run(
 
 
 def _stay(
-    site: "Enrolled", way: "Route", held: "Site", log: "EventLog", fault: threading.Event
+    site: "Enrolled", way: "Route", held: "Residents", log: "EventLog", fault: threading.Event
 ) -> int:
     """Serve in a thread of its own until a signal, a `leave`, a refusal or a fault ends it."""
     with loading():
         from client.agent.connection import Agent, Refused, quiet
         from client.app import make_app
-        from client.round_request import weights_limit
 
     quiet()
     stop, code = threading.Event(), [0]
-    limit = partial(weights_limit, held)
-    agent = Agent(make_app(lambda context: held), site, way, log=log, stop=stop, limit=limit)
+    app = make_app(lambda context, content: held.asked(content))
+    agent = Agent(app, site, way, log=log, stop=stop, limit=held.limit)
 
     def serve() -> None:
         try:

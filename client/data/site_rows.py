@@ -4,7 +4,7 @@ They are read once for each schema, cap and state of the files. Whether they are
 where the client starts, which no coordinator can bring about, and never in a round.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -58,7 +58,7 @@ class SiteRows:
 
     `schema` is the text that the owner registered with the data, None where there is none; `policy`
     gives the policy of now, whose cap holds in the round that it has judged. `cache` keeps copies
-    of long ones.
+    of long ones. `tasks` are the only ones that these rows are for; none: any.
     """
 
     def __init__(
@@ -68,7 +68,9 @@ class SiteRows:
         policy: Callable[[], Policy],
         tell: Callable[..., None],
         cache: Cache | None = None,
+        tasks: Sequence[str] = (),
     ) -> None:
+        self._tasks = tuple(tasks)
         self._source, self._schema, self._policy, self._tell = source, schema, policy, tell
         self._cache = cache
         self._contents = None if source.path is None else Contents(source.path)
@@ -76,18 +78,29 @@ class SiteRows:
         self._key: tuple[str, ...] = ()
         self._rows: Rows | None = None
 
-    def accepts(self, plan: Plan) -> bool:
-        """Whether a plan is for these data; known without a look at them."""
+    def suits(self, plan: Plan) -> bool:
+        """Whether a plan is for these data: by its task and its schema, without a look at them."""
+        if self._tasks and plan.task not in self._tasks:
+            return False
         if self._source.path is None:
             embedded = plan.code is None and task(plan.task, plan.schema).embedded
             return plan.schema is None and embedded
         if plan.code is not None:
-            taken = self._digest is None
-        elif plan.schema is None:
-            taken = self._digest is None and not task(plan.task, plan.schema).embedded
-        else:
-            taken = self._digest == schema_digest(plan.schema)
-        if not taken:
+            return self._digest is None
+        if plan.schema is None:
+            return self._digest is None and not task(plan.task, plan.schema).embedded
+        return self._digest == schema_digest(plan.schema)
+
+    def overlaps(self, other: "SiteRows") -> bool:
+        """Whether some plan would suit both."""
+        apart = bool(self._tasks and other._tasks) and not set(self._tasks) & set(other._tasks)
+        kinds = {(rows._source.path is None, rows._digest) for rows in (self, other)}
+        return len(kinds) == 1 and not apart
+
+    def accepts(self, plan: Plan) -> bool:
+        """Whether a plan is for these data; one that is not is told to the owner."""
+        taken = self.suits(plan)
+        if not taken and self._source.path is not None:
             self._tell(
                 "schema_differs",
                 plan=plan.digest,

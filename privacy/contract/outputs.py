@@ -21,6 +21,7 @@ PUBLIC: Final[Mapping[str, str]] = {
 
 PROPOSAL: Final[Mapping[str, str]] = {
     "rounds": "how many more rounds of a proposed plan fit: from plan, policy and ledger",
+    "ledger": "which of the site's ledgers pays: a random id, the same for its life",
 }
 """The further fields of an answer to a proposal, which is given before anything is spent."""
 

@@ -63,6 +63,7 @@ class Policy:
     trust_coordinator: bool = False
     unit: Literal["any", "record", "subject"] = "any"
     records_per_subject: Annotated[int, Interval(ge=1, le=1_000_000_000)] = 1
+    forecast: bool = True
 
     def __post_init__(self) -> None:
         check(self, PolicyError)
@@ -122,6 +123,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "more_noise": "where the budget is too small, answer with more noise rather than decline",
     "trust_coordinator": "allow plans that show the coordinator un-noised updates",
     "unit": 'whom a plan must protect: "record", "subject" (a person with all rows), or "any"',
+    "forecast": "tell a coordinator that proposes a plan how many of its rounds the budget holds",
     "records_per_subject": "the limit binds this many records of one person together",
 }
 

@@ -64,7 +64,7 @@ def serve(
     view = View(as_json=as_json)
     with _link(home, where, view) as (grid, stop):
         from privacy.metrics import exported
-        from server.service.metrics import CoordinatorMetrics
+        from server.service.coordinator_metrics import CoordinatorMetrics
         from server.service.queue import Queue
         from server.service.service import Service
         from server.service.status import StatusBoard

@@ -1,7 +1,9 @@
 """The counter-signed heads of the sites' ledgers: the coordinator's memory against a rollback.
 
-One file a site, only ever appended: each line is one entry of the site's ledger (its leaf, and its
-event where this coordinator's own run caused it) or one counter-signature of a head.
+One file for each ledger of a site, only ever appended: each line is one entry of the ledger (its
+leaf, and its event where this coordinator's own run caused it) or one counter-signature of a head.
+A site's first ledger goes by the site's name, each further one by `SITE@LEDGER`. A run is paid from
+one ledger at each site.
 """
 
 import errno
@@ -19,7 +21,15 @@ from server.rounds.messages import Answer
 class HeadBook:
     """Reads and appends `<folder>/<site>.jsonl`, and a copy of a run's lines in the run folder."""
 
-    def __init__(self, folder: Path, run: str, copy: Path, sign: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run: str,
+        copy: Path,
+        sign: Callable[[bytes], bytes],
+        ledger_of: Callable[[str], str] = lambda site: "",
+    ) -> None:
+        self._ledger_of, self._names = ledger_of, dict[str, str]()
         self._folder, self._run, self._copy, self._sign = folder, run, copy, sign
         self._last: dict[str, dict[str, Any]] = {}
         self._used: dict[str, set[str]] = {}
@@ -42,10 +52,10 @@ class HeadBook:
             self._used[site].add(proof.base.digest)
         if head == last:
             return
-        signature = self._sign(payload(site, head)).hex()
+        signature = self._sign(payload(self._names[site], head)).hex()
         line = {
             "v": 1,
-            "site": site,
+            "site": self._names[site],
             "run": self._run,
             "round": number,
             "base": proof.base.to_dict(),
@@ -55,31 +65,48 @@ class HeadBook:
             **head.to_dict(),
             "signature": signature,
         }
-        for place in (self._folder, self._copy):
-            _append(place / f"{site}.jsonl", line)
-        self._last[site] = {**head.to_dict(), "signature": signature}
+        _append(self._folder / f"{self._names[site]}.jsonl", line)
+        _append(self._copy / f"{site}.jsonl", line)
+        self._last[site] = _signed(self._names[site], {**line, "signature": signature})
 
     def _load(self, site: str) -> None:
         if site in self._last:
             return
-        genesis = GENESIS.to_dict()
-        last = {**genesis, "signature": self._sign(payload(site, GENESIS)).hex()}
+        copy = self._copy / f"{site}.jsonl"
+        begun = read_lines(copy)
+        name = str(begun[0]["site"]) if begun else followed(site, self._ledger_of(site))
+        self._names[site] = name
+        signature = self._sign(payload(name, GENESIS)).hex()
+        last = _signed(name, GENESIS.to_dict() | {"signature": signature})
         used: set[str] = set()
-        lines = read_lines(self._folder / f"{site}.jsonl")
-        mine, copy = [one for one in lines if one["run"] == self._run], self._copy / f"{site}.jsonl"
+        lines = read_lines(self._folder / f"{name}.jsonl")
+        mine = [one for one in lines if one["run"] == self._run]
         if mine and read_lines(copy) != mine:  # a kill came between the two
             write_atomic(copy, b"".join(_line(one) for one in mine))
         for line in lines:
-            last = {key: line[key] for key in ("n", "digest", "signature")}
+            last = _signed(name, line)
             if line["acknowledged"]:
                 used.add(line["base"]["digest"])
         self._last[site], self._used[site] = last, used
 
 
-def last_head(folder: Path, site: str) -> Mapping[str, Any] | None:
-    """The last head that was counter-signed for a site, in any run; None before the first."""
-    lines = read_lines(folder / f"{site}.jsonl")
-    return {key: lines[-1][key] for key in ("n", "digest", "signature")} if lines else None
+def followed(site: str, ledger: str) -> str:
+    """The name under which one of a site's ledgers is followed."""
+    return f"{site}@{ledger}" if ledger else site
+
+
+def last_head(folder: Path, site: str, ledger: str = "") -> Mapping[str, Any] | None:
+    """The last head that was counter-signed for a ledger, in any run; None before the first."""
+    name = followed(site, ledger)
+    lines = read_lines(folder / f"{name}.jsonl")
+    return _signed(name, lines[-1]) if lines else None
+
+
+def _signed(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
+    """What a site is told of a head: where it stands, of which ledger, and the signature."""
+    head = {key: line[key] for key in ("n", "digest", "signature")}
+    _, at, ledger = name.partition("@")
+    return head | {"ledger": ledger} if at else head
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

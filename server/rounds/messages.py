@@ -1,6 +1,7 @@
 """Flower's messages to values and back, nothing more."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +18,7 @@ REQUEST: Final = "request"
 REPLY: Final = "reply"
 STYPE: Final = "safetensors"
 
+_LEDGER: Final = re.compile(r"[0-9a-f]{0,32}")
 BUDGET: Final = "budget-exhausted"
 FINAL_REFUSALS: Final = frozenset(
     {
@@ -122,8 +124,9 @@ def propose(grid: Grid, node: int, request: Request) -> Message:
     return grid.create_message(content, "query.propose", node, str(request.round))
 
 
-def read_proposal(message: Message, request: Request, rounds: int) -> tuple[str, str, int]:
-    """A site's answer to a proposal: status, reason, how many rounds it can pay; ReplyError."""
+def read_proposal(message: Message, request: Request, rounds: int) -> tuple[str, str, int, str]:
+    """A site's answer to a proposal: status, reason, how many rounds it can pay, from which of its
+    ledgers ("" where it has one); ReplyError."""
     if message.has_error():
         raise ReplyError("no-answer")
     fields = message.content.get(REPLY)
@@ -138,4 +141,7 @@ def read_proposal(message: Message, request: Request, rounds: int) -> tuple[str,
         raise ReplyError("bad-reply")
     if isinstance(fit, bool) or not isinstance(fit, int) or not 0 <= fit <= rounds:
         raise ReplyError("bad-reply")
-    return status, reason, fit
+    ledger = fields.get("ledger", "")
+    if not isinstance(ledger, str) or not _LEDGER.fullmatch(ledger):
+        raise ReplyError("bad-reply")
+    return status, reason, fit, ledger

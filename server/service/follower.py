@@ -110,7 +110,10 @@ class Follower:
         said = answer.reason or answer.status
         plan = self.submission.plan
         if answer.status == "declined":
-            found = SiteAnswer(answer.site, "declined", answer.reason or "", number, 0, time.time())
+            before = self.queue.answers(plan.digest).get(answer.site)
+            ledger = "" if before is None else before.ledger
+            reason, now = answer.reason or "", time.time()
+            found = SiteAnswer(answer.site, "declined", reason, number, 0, now, ledger)
             self.proposals.refused(plan, answer.site, found)
         elif answer.status == "trained":
             self.proposals.trained(plan, answer.site)

@@ -25,7 +25,7 @@ class Proposals:
 
     A site that waits for its owner is asked again every `interval` seconds; one that refused for
     good every 40 intervals, in case its owner changed the policy. `seconds` is how long a site has
-    to answer, `head(site)` its ledger's last counter-signed head.
+    to answer, `head(site, ledger)` that ledger's last counter-signed head.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Proposals:
         log: Log,
         interval: float,
         seconds: float,
-        head: Callable[[str], Mapping[str, Any] | None] = lambda site: None,
+        head: Callable[[str, str], Mapping[str, Any] | None] = lambda site, ledger: None,
     ) -> None:
         self._queue, self._log, self._interval, self._seconds = queue, log, interval, seconds
         self._head = head
@@ -95,10 +95,12 @@ class Proposals:
         waiting: Callable[[], None],
     ) -> None:
         messages, requests = [], []
+        answers = self._queue.answers(plan.digest)
         text = plan.to_json()
         for node, site in grid.names().items():
             if site in sites:
-                request = Request(run, number, site, text, head=self._head(site))
+                ledger = answers[site].ledger if site in answers else ""
+                request = Request(run, number, site, text, head=self._head(site, ledger))
                 requests.append(request)
                 messages.append(propose(grid, node, request))
                 self._asked[plan.digest, site] = time.monotonic()
@@ -106,11 +108,12 @@ class Proposals:
         unanswered = set(sites)
         for request, message in replies(grid, pending, self._seconds, waiting):
             try:
-                status, reason, rounds = read_proposal(message, request, plan.rounds)
+                status, reason, rounds, ledger = read_proposal(message, request, plan.rounds)
             except ReplyError as error:
-                status, reason, rounds = "failed", str(error), 0
+                status, reason, rounds, ledger = "failed", str(error), 0, ""
             unanswered.discard(request.site)
-            self._store(plan, SiteAnswer(request.site, status, reason, number, rounds, time.time()))
+            now, site = time.time(), request.site
+            self._store(plan, SiteAnswer(site, status, reason, number, rounds, now, ledger))
         for site in unanswered:
             self._store(plan, SiteAnswer(site, "failed", "no-answer", number, 0, time.time()))
             self._asked[plan.digest, site] = time.monotonic()

@@ -20,7 +20,7 @@ from privacy.contract.plan import Plan
 from privacy.contract.plan_file import parse
 
 FILE: Final = "queue.sqlite"
-VERSION: Final = 1
+VERSION: Final = 2
 STATES: Final = (
     "proposed",
     "queued",
@@ -59,6 +59,7 @@ CREATE TABLE IF NOT EXISTS answers (
     round INTEGER NOT NULL,
     rounds INTEGER NOT NULL,
     time REAL NOT NULL,
+    ledger TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (digest, site)
 );
 CREATE TABLE IF NOT EXISTS log (
@@ -102,7 +103,8 @@ class Submission:
 class SiteAnswer:
     """A site's last answer to a plan: `rounds` more rounds, counted from `round`, fit its budgets.
 
-    `status` is "approved", "declined" or "failed"; `reason` a code.
+    `status` is "approved", "declined" or "failed"; `reason` a code; `ledger` tells which of the
+    site's ledgers pays ("": its first).
     """
 
     site: str
@@ -111,6 +113,7 @@ class SiteAnswer:
     round: int
     rounds: int
     time: float
+    ledger: str = ""
 
 
 class Queue:
@@ -121,10 +124,13 @@ class Queue:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         os.close(descriptor)
         with self._transaction() as database:
-            database.executescript(_SCHEMA)
             (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version not in (0, VERSION):
+            if version not in (0, 1, VERSION):
                 raise QueueError(f"{self.path}: version must be {VERSION}, got {version}")
+            if version == 1:
+                database.execute("ALTER TABLE answers ADD COLUMN ledger TEXT NOT NULL DEFAULT ''")
+            for statement in _SCHEMA.split(";"):  # executescript would end the transaction
+                database.execute(statement)
             database.execute(f"PRAGMA user_version = {VERSION}")
 
     @contextmanager
@@ -264,7 +270,8 @@ class Queue:
         """The sites' last answers to a plan."""
         with self._transaction() as database:
             rows = database.execute(
-                "SELECT site, status, reason, round, rounds, time FROM answers WHERE digest = ?"
+                "SELECT site, status, reason, round, rounds, time, ledger FROM answers"
+                " WHERE digest = ?"
                 " ORDER BY site",
                 (digest,),
             ).fetchall()
@@ -279,7 +286,9 @@ class Queue:
                 (digest, found.site),
             ).fetchone()
             database.execute(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, found.time)
+                "INSERT OR REPLACE INTO answers (digest, site, status, reason, round, rounds, time,"
+                " ledger) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*row, found.time, found.ledger),
             )
         return bool(before != (found.status, found.reason, found.round + found.rounds))
 

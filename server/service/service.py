@@ -65,7 +65,7 @@ class Service:
             self.log,
             self.interval,
             self.answer_seconds,
-            lambda site: last_head(heads, site),
+            lambda site, ledger: last_head(heads, site, ledger),
         )
 
     def serve(self) -> None:
@@ -126,6 +126,11 @@ class Service:
         """The sites that may connect."""
         listed = self.home.members().sites.values()
         return [member.name for member in listed if member.revoked is None]
+
+    def _ledger_of(self, plan: Plan, site: str) -> str:
+        """Which of its ledgers a site said that this plan is paid from."""
+        answer = self.queue.answers(plan.digest).get(site)
+        return "" if answer is None else answer.ledger
 
     def _log(self, event: str, run: str, **facts: Any) -> None:
         self.log(event, run=run, **facts)
@@ -210,6 +215,7 @@ class Service:
             child=child,
             listener=follower,
             first=_parent_model(self.home, run.parent),
+            ledger_of=lambda site: self._ledger_of(plan, site),
             attempts=replace(
                 ATTEMPTS, round_timeout=plan.operation.round_timeout, hand_out=self.hand_out
             ),

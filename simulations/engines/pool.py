@@ -167,7 +167,7 @@ class Processes:
 def simulated_app(place: Place) -> ClientApp:
     """The shipped ClientApp over simulated sites, each made when it is first asked."""
     site = sites(place)
-    return make_app(lambda asked: site(str(asked.node_config["site"])))
+    return make_app(lambda asked, content: site(str(asked.node_config["site"])))
 
 
 def _room(plan: Plan) -> int:

@@ -64,7 +64,7 @@ class Vector:
         self._place = place
         self._stack = stack_of(place.plan)
         self._site = sites(place)
-        self._app = make_app(lambda asked: self._site(str(asked.node_config["site"])))
+        self._app = make_app(lambda asked, content: self._site(str(asked.node_config["site"])))
         self._waiting: deque[Asked] = deque()
         self._replies = self._answers(())
 

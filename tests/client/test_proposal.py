@@ -172,3 +172,17 @@ def test_a_ledger_that_does_not_follow_the_coordinators_head_waits_for_its_owner
     assert propose(make_site(tmp_path), head=json.dumps(head))["reason"] == "ledger-untrusted"
     head = {**GENESIS.to_dict(), "signature": "00"}
     assert propose(make_site(tmp_path / "new"), head=json.dumps(head))["reason"] == ""
+
+
+def test_a_policy_without_forecast_tells_nothing_of_what_is_left(tmp_path: Path) -> None:
+    one = spent(list(PLAN.events_of_round("north")), 1e-4) + 1e-9
+    answers = []
+    for number, epsilon in enumerate((one, 100.0)):
+        site = make_site(tmp_path / str(number), forecast=False)
+        site.policy = replace(site.policy, epsilon=epsilon)
+        answers.append(propose(site))
+    assert answers[0] == answers[1]
+    assert answers[0]["rounds"] == 10
+    site = make_site(tmp_path / "with")
+    site.policy = replace(site.policy, epsilon=one)
+    assert propose(site)["rounds"] == 1

@@ -10,14 +10,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from client.agent.credentials import Enrolled
-from client.agent.metrics import CountedEvents, SiteMetrics
+from client.site_metrics import CountedEvents, SiteMetrics
 from privacy.accounting.epsilon import spent
 from privacy.contract.plan_file import load_plan
 from privacy.event_log import EventLog
 from privacy.http.http_listener import ListenError
 from privacy.metrics import Collector, Metric, MetricsError, exported, from_log, gauge
 from server.registry.sites import Home
-from server.service.metrics import CoordinatorMetrics
+from server.service.coordinator_metrics import CoordinatorMetrics
 from server.service.queue import Queue
 from tests.support.desk import Desk
 from tests.support.federation import coordinator

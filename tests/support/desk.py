@@ -68,7 +68,7 @@ class Desk:
             "north", policy, self.ledger, self.rows, check_head=unsigned, replies=replies
         )
         self.site.on_event = lambda what, **facts: self.heard.append((what, facts))
-        self.grid = LocalGrid(Direct(make_app(lambda context: self.site)), ["north"])
+        self.grid = LocalGrid(Direct(make_app(lambda context, content: self.site)), ["north"])
 
     def rows(self, learning: Task) -> Rows:
         self.looked += 1

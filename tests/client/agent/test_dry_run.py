@@ -45,7 +45,7 @@ def real(folder: Path, plan: Plan) -> Mapping[str, Any]:
     ledger = Ledger.create(folder / "people.jsonl", population="people", durable=False)
     policy = Policy.simulated(plan, plan.nominal_limit())
     site = Site("north", policy, ledger, lambda _: made_up(learning), check_head=unsigned)
-    grid = LocalGrid(Direct(make_app(lambda context: site)), ["north"])
+    grid = LocalGrid(Direct(make_app(lambda context, content: site)), ["north"])
     weights = {
         name: parameter.detach().numpy().astype(np.float32)
         for name, parameter in learning.model(plan.seed).named_parameters()

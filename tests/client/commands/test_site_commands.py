@@ -90,7 +90,8 @@ def test_a_population_is_named_once_and_keeps_its_ledger(desk: Desk, tmp_path: P
         desk("data", "add", "others", "--ledger", str(desk.ledger))
     assert not (tmp_path / "fresh.jsonl").exists()
     (one,) = desk.json("data", "list")["populations"]
-    assert one == {"name": "people", "ledger": str(desk.ledger), "data": None, "schema": None}
+    place = {"name": "people", "ledger": str(desk.ledger), "data": None, "schema": None}
+    assert one == place | {"tasks": []}
 
 
 def test_a_lost_or_broken_ledger_is_not_started_again_by_adding_it(desk: Desk) -> None:

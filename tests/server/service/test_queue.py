@@ -112,8 +112,24 @@ def test_a_newer_format_is_refused_in_one_line(queue: Queue, tmp_path: Path) -> 
     with sqlite3.connect(queue.path) as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(QueueError, match="version must be 1, got 99"):
+    with pytest.raises(QueueError, match="version must be 2, got 99"):
         Queue(tmp_path)
+
+
+def test_a_queue_of_version_1_is_migrated_and_keeps_its_answers(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "queue.sqlite") as database:
+        database.execute(
+            "CREATE TABLE answers (digest TEXT NOT NULL, site TEXT NOT NULL, status TEXT NOT NULL,"
+            " reason TEXT NOT NULL, round INTEGER NOT NULL, rounds INTEGER NOT NULL,"
+            " time REAL NOT NULL, PRIMARY KEY (digest, site))"
+        )
+        database.execute("INSERT INTO answers VALUES ('d', 'north', 'approved', '', 1, 5, 2.0)")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    for queue in (Queue(tmp_path), Queue(tmp_path)):
+        assert queue.answers("d") == {"north": SiteAnswer("north", "approved", "", 1, 5, 2.0)}
+    queue.answer("d", SiteAnswer("south", "approved", "", 1, 5, 2.0, "ab12"))
+    assert queue.answers("d")["south"].ledger == "ab12"
 
 
 def _add_many(folder: Path, mark: str) -> None:
