@@ -102,7 +102,10 @@ def check(task: Task, path: Path, *, shown: int = 0) -> Checked:
         for column in (*columns.inputs, columns.label):
             if column.name not in names:
                 raise TaskError(f"{path}: expected a column named {column.name!r}, found none")
-            _look(found.columns[column.name], column, batch.table.column(column.name))
+            try:
+                _look(found.columns[column.name], column, batch.table.column(column.name))
+            except TaskError as error:
+                raise TaskError(f"{path}: column {column.name}: {error}") from None
         try:
             encoded = task.encode(batch.table)
         except TaskError as error:

@@ -294,7 +294,9 @@ class Scaling:
         for batch in table.select([column.name for column in self.columns]).to_batches(size):
             rows = slice(start, start + batch.num_rows)
             values = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
-            if not np.isfinite(values.sum()):
+            with np.errstate(invalid="ignore", over="ignore"):
+                total = values.sum()
+            if not np.isfinite(total):
                 self._mark(values, rows, len(x), odd)
                 np.copyto(values, fill, where=~np.isfinite(values))
             np.clip(values, low, high, out=values)
