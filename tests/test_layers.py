@@ -203,14 +203,18 @@ def _canonical(requirement: str) -> str:
 
 
 def imported(*packages: str) -> dict[str, set[str]]:
-    """The distributions that packages import, with the files; a name of none stays itself."""
-    known = packages_distributions()
+    """The distributions that packages import, with the files; a name of none stays itself.
+
+    Of a namespace that several share, those that are declared: `google` is whose is installed.
+    """
+    known, stated = packages_distributions(), {one for some in declared().values() for one in some}
     found: dict[str, set[str]] = {}
     for path in (path for package in packages for path in sources(package)):
         for module, _ in imports(path):
             root = module.split(".")[0]
             if root not in sys.stdlib_module_names and root not in (*PACKAGES, "tests"):
-                for distribution in known.get(root, [root]):
+                shared = known.get(root, [root])
+                for distribution in [d for d in shared if _canonical(d) in stated] or shared:
                     where = path.relative_to(ROOT).as_posix()
                     found.setdefault(_canonical(distribution), set()).add(where)
     return found
