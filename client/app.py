@@ -193,8 +193,6 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
     request = read_round_request(site, asked)
     run, number, plan = request.run, request.round, request.plan
     learning = check_permitted(site, request)
-    if plan.unit == "subject" and not learning.subjects:
-        raise Refused("no-subjects")
     if plan.noised_at_site and (why := model_refusal(learning, plan.seed)):
         site.on_event("model_refused", message=why)
         raise Refused("model-refused")

@@ -98,16 +98,18 @@ def _read(site: Site, request: Mapping[str, Any]) -> tuple[Plan, str, int]:
 def _considered(site: Site, plan: Plan, run: str, number: int) -> ProposalAnswer:
     site.on_plan(plan)
     try:
-        site.tasks(plan)
+        learning = site.tasks(plan)
     except TaskError:
         code = "task-not-approved" if plan.code else "task-not-allowed"
         return ProposalAnswer("declined", code, 0)
+    if site.policy.needs_subjects(plan) and not learning.subjects:
+        return ProposalAnswer("declined", "no-subjects", 0)
     try:
         standing, verdict = judged(site, plan, run, number)
     except LedgerError:
         return ProposalAnswer("declined", "ledger-untrusted", 0)
     most = plan.rounds - number + 1
-    kept = plan.unit == "record" and site.replies.holds(f"{run}/{number}")
+    kept = plan.noised_at_site and site.replies.holds(f"{run}/{number}")
     if kept and isinstance(verdict, Refusal) and verdict.code in (EXHAUSTED, TOO_MANY_TODAY):
         once = 1 if site.policy.forecast else most
         if site.paused():

@@ -23,6 +23,10 @@ ARRAYS: Final = "arrays"
 REQUEST: Final = "request"
 STYPE: Final = "safetensors"
 LONGEST_ID: Final = 64
+NO_SUBJECTS: Final = (
+    "the schema must name a subject column: the plan's unit is the person, or the policy's "
+    "records_per_subject is above 1"
+)
 
 
 class Refused(Exception):
@@ -93,6 +97,9 @@ def check_permitted(site: Site, request: RoundRequest, *, handed_out: bool = Fal
         raise Refused("task-not-approved")
     if not handed_out and not site.accepts(plan):
         raise Refused("schema-differs")
+    if not handed_out and site.policy.needs_subjects(plan) and not learning.subjects:
+        site.on_event("task_refused", message=NO_SUBJECTS)
+        raise Refused("no-subjects")
     return learning
 
 

@@ -62,11 +62,12 @@ def _any_head(head: object) -> bool:
 
 
 def made_up(learning: Task) -> Rows:
-    """Random rows in the form of the task's own."""
+    """Random rows in the form of the task's own; where these say whose they are, two a person."""
     x = torch.rand((_ROWS, *learning.shape)) * 2 - 1
+    people = torch.arange(_ROWS) // 2 if learning.subjects else None
     if learning.kind == "regression":
-        return Rows(x, torch.rand(_ROWS) * 2 - 1)
-    return Rows(x, torch.randint(len(learning.classes), (_ROWS,)))
+        return Rows(x, torch.rand(_ROWS) * 2 - 1, subject=people)
+    return Rows(x, torch.randint(len(learning.classes), (_ROWS,)), subject=people)
 
 
 def show(found: dict[str, Any]) -> str:

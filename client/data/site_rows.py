@@ -114,7 +114,7 @@ class SiteRows:
 
         A database is asked once, since nothing says whether its answer has changed.
         """
-        records = self._policy().records_per_subject
+        records = self._policy().rows_of_a_person
         of = (learning.name, learning.code, learning.options)
         key = (*of, self._digest or "", str(records), self._state())
         if self._rows is None or key != self._key:
@@ -150,6 +150,11 @@ class SiteRows:
             learning = task(policy.tasks[0])
         else:
             return
+        if policy.records_per_subject > 1 and not learning.subjects:
+            raise SiteError(
+                f"--data: records_per_subject is {policy.records_per_subject}, but the rows do not "
+                "say whose they are (a schema's key `subject` names the column)"
+            )
         rows = self(learning)
         if path is None:
             return

@@ -69,6 +69,15 @@ class Policy:
         check(self, PolicyError)
 
     @property
+    def rows_of_a_person(self) -> int:
+        """The most rows of one person that are trained on; where people are the unit, all are."""
+        return 1_000_000_000 if self.unit == "subject" else self.records_per_subject
+
+    def needs_subjects(self, plan: Plan) -> bool:
+        """Whether a plan can be taken only where the rows say whose they are."""
+        return plan.unit == "subject" or (plan.unit == "record" and self.records_per_subject > 1)
+
+    @property
     def budget(self) -> Budget | None:
         """The limit over the life of the population; None only in a simulation without one."""
         return Budget(self.epsilon, self.delta) if math.isfinite(self.epsilon) else None

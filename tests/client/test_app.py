@@ -307,3 +307,42 @@ def test_a_model_that_mixes_is_refused_before_it_is_paid_for(desk: Desk) -> None
     assert not desk.looked
     (why,) = [facts["message"] for what, facts in desk.heard if what == "model_refused"]
     assert "Centred" in why or "loss" in why
+
+
+BY_PERSON = replace(PLAN, unit="subject", rows=None, subjects=100)
+
+
+def with_people(desk: Desk) -> None:
+    """Let the task say whose its rows are: three of each person."""
+    digits = replace(task("digits"), subjects=True)
+    desk.site.tasks = lambda plan: digits
+    rows = desk.rows
+    desk.site.rows = lambda learning: replace(rows(learning), subject=torch.arange(300) // 3)
+
+
+@pytest.mark.parametrize(
+    ("plan", "policy"),
+    [(BY_PERSON, PERMISSIVE), (PLAN, replace(PERMISSIVE, records_per_subject=2))],
+)
+def test_rows_of_nobody_are_refused_where_people_count_and_nothing_is_spent(
+    tmp_path: Path, plan: Plan, policy: Policy
+) -> None:
+    desk = Desk(tmp_path, policy)
+    assert desk.said(desk.ask(plan)) == ("declined", "no-subjects")
+    assert (desk.looked, desk.ledger.entries()) == (0, ())
+
+
+@pytest.mark.parametrize(
+    ("plan", "unit", "records"), [(BY_PERSON, "subject", 1), (PLAN, "record", 2)]
+)
+def test_people_are_paid_for_as_one_and_their_records_by_the_cap(
+    tmp_path: Path, plan: Plan, unit: str, records: int
+) -> None:
+    desk = Desk(tmp_path, replace(PERMISSIVE, records_per_subject=2))
+    with_people(desk)
+    assert desk.said(desk.ask(plan)) == ("trained", "")
+    (entry,) = desk.ledger.entries()
+    assert (entry.event.unit, entry.event.records) == (unit, records)
+    other = PLAN if unit == "subject" else BY_PERSON
+    assert desk.said(desk.ask(other, round=2)) == ("declined", "ledger-untrusted")
+    assert len(desk.ledger.entries()) == 1

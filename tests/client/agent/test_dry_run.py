@@ -1,7 +1,9 @@
 """The dry run lists what a real round sends: the same fields, and the same bytes of each kind."""
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from client.site import Site
 from client.tasks.registry import task
 from privacy.arrays import encode
 from privacy.contract.plan import Plan
-from privacy.contract.plan_file import load_plan
+from privacy.contract.plan_file import load_plan, shipped
 from privacy.contract.policy import Policy
 from privacy.ledger.heads import GENESIS
 from privacy.ledger.ledger import Ledger
@@ -39,11 +41,11 @@ def plan_of(kind: str) -> Plan:
     return load_plan("digits", ["rounds=2", "rate=0.2", "rows=300", *PLANS[kind]])
 
 
-def real(folder: Path, plan: Plan) -> Mapping[str, Any]:
+def real(folder: Path, plan: Plan, policy: Policy | None = None) -> Mapping[str, Any]:
     """The fields of a site's first reply to the coordinator's own request, and of its arrays."""
     learning = task(plan.task)
     ledger = Ledger.create(folder / "people.jsonl", population="people", durable=False)
-    policy = Policy.simulated(plan, plan.nominal_limit())
+    policy = policy or Policy.simulated(plan, plan.nominal_limit())
     site = Site("north", policy, ledger, lambda _: made_up(learning), check_head=unsigned)
     grid = LocalGrid(Direct(make_app(lambda context, content: site)), ["north"])
     weights = {
@@ -110,3 +112,28 @@ def test_a_task_of_regression_is_given_rows_of_its_kind() -> None:
     rows = made_up(task("digits"))
     assert rows.x.shape[1:] == task("digits").shape
     assert int(rows.y.max()) < len(task("digits").classes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("cautious", [False, True], ids=["permissive", "cautious"])
+def test_for_every_shipped_plan_and_policy_a_dry_run_lists_what_a_real_reply_has(
+    name: str, cautious: bool, tmp_path: Path
+) -> None:
+    """The names of all fields, and of a trained round the bytes of its update."""
+    plan = load_plan(name, ["steps=1", "operation.min_sites=1"])
+    if not isinstance(plan.nominal_units, int):
+        plan = plan.with_units(300)
+    policy = Policy.simulated(plan, plan.nominal_limit())
+    if cautious:
+        policy = replace(policy, epsilon=0.5, delta=1e-5, trust_coordinator=False, more_noise=True)
+    if math.isfinite(policy.epsilon):
+        (tmp_path / "policy.toml").write_text(policy.to_toml())
+    (tmp_path / "plan.toml").write_text(plan.to_toml())
+    listed = rehearse(tmp_path, str(tmp_path / "plan.toml"), None)
+    reply = real(tmp_path, plan, policy)
+    fields = {one["name"]: one for one in listed["fields"]}
+    assert set(fields) == set(reply)
+    assert (listed["status"], listed["reason"]) == (reply["status"], reply["reason"])
+    if "update" in fields:
+        assert fields["update"]["bytes"] == reply["update"]

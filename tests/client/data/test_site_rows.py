@@ -88,3 +88,23 @@ def test_too_few_rows_are_refused_where_the_owner_starts_and_never_in_a_round(
     with pytest.raises(SiteError, match="min_rows = 1000"):
         desk.rows.check()
     assert len(desk.rows(task("table", SCHEMA))) > 0
+
+
+def test_a_cap_without_a_subject_column_is_refused_where_the_client_starts(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, SCHEMA.replace('subject = "patient"\n', ""))
+    with pytest.raises(SiteError, match="records_per_subject is 2, but the rows do not"):
+        desk.rows.check()
+    desk.policy = replace(POLICY, records_per_subject=1)
+    desk.rows.check()
+    Desk(tmp_path).rows.check()
+
+
+def test_where_the_policy_demands_the_person_all_rows_of_a_person_are_used(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    capped = desk.rows(task("table", SCHEMA))
+    desk.policy = replace(POLICY, unit="subject")
+    whole = desk.rows(task("table", SCHEMA))
+    assert whole.subject is not None
+    _, counts = whole.subject.unique(return_counts=True)
+    assert set(counts.tolist()) == {4}
+    assert len(whole) == 2 * len(capped)
