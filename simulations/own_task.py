@@ -169,7 +169,7 @@ def packaged(plan: Plan, path: Path) -> Iterator[Plan]:
     ):
         plan = replace(plan, code=package.code)
         learning = task_of(plan)
-        if plan.unit == "record" and (refusal := model_refusal(learning, plan.seed)):
+        if plan.noised_at_site and (refusal := model_refusal(learning, plan.seed)):
             raise OwnCodeError(refusal)
         yield plan
 
