@@ -28,9 +28,9 @@ from tests.support.desk import Direct, unsigned
 
 pytestmark = pytest.mark.integration
 PLANS = {
-    "record": ["epsilon=3"],
-    "metrics": ["epsilon=3", "metrics=['loss','accuracy']", "metrics_sigma=50"],
-    "int8": ["epsilon=3", "wire=int8"],
+    "record": ["sigma=2.0"],
+    "metrics": ["sigma=2.0", "metrics=['loss','accuracy']", "metrics_sigma=50"],
+    "int8": ["sigma=2.0", "wire=int8"],
     "client": ["unit=client", "sigma=2.0", "clip=0.5"],
     "adaptive": ["unit=client", "sigma=2.0", "clip=0.5", "clip_quantile=0.5", "clip_sigma=10"],
     "none": ["unit=none"],
