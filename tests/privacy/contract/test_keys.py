@@ -160,7 +160,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(key=st.sampled_from([item.name for item in fields(Plan)]) | st.text(), value=JSON)
 def test_whatever_a_key_says_a_plan_is_valid_or_refused(key: str, value: Any) -> None:
     table = tomllib.loads(load_plan("digits", ["sigma=1"]).to_toml())
