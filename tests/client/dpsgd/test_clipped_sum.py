@@ -52,7 +52,10 @@ def crafted(size: int, micro_batch: int, cycles: int) -> np.ndarray:
     return np.concatenate([head, np.tile(np.concatenate([up, down]), cycles)]).astype(np.float32)
 
 
-@pytest.mark.parametrize(("micro_batch", "rows"), [(8, 1024), (None, 1024), (8, 4096), (None, 9)])
+@pytest.mark.parametrize(
+    ("micro_batch", "rows"),
+    [(8, 1024), (None, 1024), pytest.param(8, 4096, marks=pytest.mark.slow), (None, 9)],
+)
 def test_crafted_neighbours_differ_by_what_the_record_adds(
     micro_batch: int | None, rows: int
 ) -> None:
@@ -63,7 +66,7 @@ def test_crafted_neighbours_differ_by_what_the_record_adds(
     assert abs(moved) < 1 + slack(float(rows))
 
 
-@pytest.mark.parametrize("size", [5, 400, 3000])
+@pytest.mark.parametrize("size", [5, 400, pytest.param(3000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("expected", [4.0, 400.0])
 def test_blocks_give_the_sums_of_float64(size: int, expected: float) -> None:
     torch.manual_seed(0)
@@ -73,7 +76,7 @@ def test_blocks_give_the_sums_of_float64(size: int, expected: float) -> None:
     sums = BatchSum(list(model.parameters()), slack(expected))
     book = BookKeeping(model, clip=0.5, sums=sums)
     sums.begin(size)
-    for part in torch.split(torch.arange(size), 700):
+    for part in torch.split(torch.arange(size), size // 4):
         book.accumulate(x[part], y[part], loss)
     total = sums.total()[0].double()
     alone = torch.zeros_like(total)
