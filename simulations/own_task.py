@@ -132,6 +132,7 @@ def own_task(
         metrics=losses.classification_metrics if classes else losses.regression_metrics(unit),
         decode=losses.probabilities if kind == "classification" else _first,
         dtype=x.dtype,
+        subjects=data.subject is not None,
         sample=None if x.is_floating_point() else _drawn(train),
     )
     _try_out(learning, train, seed)

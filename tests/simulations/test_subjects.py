@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
 from privacy.ledger.ledger import Ledger
 from simulations.dataset import prepare
 from simulations.display import sentence
+from simulations.own_task import OwnData
 from simulations.partition import SplitError
 from simulations.run import Result, simulate
 
@@ -137,3 +139,23 @@ def test_the_model_learns_what_people_have_in_common(tmp_path: Path) -> None:
     _, result = run(tmp_path, "sigma=1", "rounds=20", "clip=0.5", "lr=4")
     metrics: dict[str, Any] = result.summary["metrics"]
     assert metrics["accuracy"] > 0.75
+
+
+@pytest.mark.parametrize("people", [True, False])
+def test_a_researchers_own_arrays_can_be_protected_by_person(tmp_path: Path, people: bool) -> None:
+    draw = np.random.default_rng(1)
+    x = draw.normal(size=(300, 4)).astype(np.float32)
+    y, who = (x[:, 0] > 0).astype(np.int64), np.arange(300) // 3
+    plan = replace(
+        load_plan("digits", ["rounds=2", "sites=2", "sigma=2", "delta=1e-3"]),
+        unit="subject",
+        rows=None,
+        subjects="actual",
+    )
+    data = OwnData(x, y, subject=who if people else None)
+    if people:
+        result = simulate(plan, tmp_path / "run", task=lambda: nn.Linear(4, 2), data=data)
+        assert (result.outcome.reason, result.summary["unit"]) == ("done", "subject")
+    else:
+        with pytest.raises(PlanError, match="do not say whose they are"):
+            simulate(plan, tmp_path / "run", task=lambda: nn.Linear(4, 2), data=data)
