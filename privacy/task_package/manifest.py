@@ -109,7 +109,8 @@ class Manifest:
     * `times` are the public edges of a survival task's bins;
     * `label_shape`, `label_dtype`: of kind "values" and "tokens", whose loss is the package's own;
     * `test` is the share of rows (or subjects) held out by a public hash; 0 where `encode` says
-      itself of every row whether it is held out.
+      itself of every row whether it is held out;
+    * `subjects`: whether every row says whose it is, as a site's cap and the unit "subject" need.
     """
 
     name: Name
@@ -125,6 +126,7 @@ class Manifest:
     label_shape: Shape = ()
     label_dtype: Literal["float32", "int64"] = "float32"
     test: Annotated[float, Interval(ge=0, lt=1)] = 0.2
+    subjects: bool = False
     needs: Lines = ()
     options: Mapping[str, OptionRule] = field(default_factory=dict)
 

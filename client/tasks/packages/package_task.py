@@ -100,6 +100,7 @@ def _task(manifest: Manifest, values: Mapping[str, Any], module: Any, reader: Re
         metrics=_numbers(getattr(module, "metrics", None) or _need(known, "metrics").metrics),
         decode=getattr(module, "decode", None) or _need(known, "decode").decode,
         dtype=kinds[first],
+        subjects=manifest.subjects,
         sample=_sample(module, values),
         x_shapes={} if single else {n: (s, kinds[n]) for n, s in shapes.items()},
         y_shape=label_shape,

@@ -133,6 +133,8 @@ class Reader:
         arrays = {n: np.concatenate([p.arrays[n] for p in kept]) for n in kept[0].arrays}
         self._encode_again(closed, arrays)
         texts: dict[str, list[str]] = {}
+        if self.manifest.subjects and not any("subject" in part.texts for part in kept):
+            raise TaskError(f"{SOURCE}: subject must be given for every row: task.toml says so")
         for name in ("site", "subject"):
             if any(name in part.texts for part in kept):
                 if not all(name in part.texts for part in kept):

@@ -60,6 +60,19 @@ def test_a_row_more_changes_what_is_held_out_by_that_row_alone(tmp_path: Path) -
     assert len(held ^ more) <= 1
 
 
+def test_a_package_that_promises_people_gives_one_for_every_row(tmp_path: Path) -> None:
+    file = rows(tmp_path / "rows.csv", 40)
+    declared = MANIFEST.replace("test = 0.25", "test = 0.25\nsubjects = true")
+    whose = READ.replace('"site": record["site"]', '"site": record["site"], "subject": record["a"]')
+    task = package_task(packed(whose + MODEL, declared), {})
+    assert task.subjects
+    whole = task.load(file, "all")
+    assert whole.subject is not None and len(whole.subject) == 40
+    assert not package_task(packed(), {}).subjects
+    with pytest.raises(TaskError, match="subject must be given for every row"):
+        package_task(packed(manifest=declared), {}).load(file, "all")
+
+
 def test_options_and_names_that_the_package_does_not_know_are_refused() -> None:
     with pytest.raises(TaskError, match="width must be an integer"):
         package_task(packed(), {"width": 1000})
