@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from client.__main__ import app as client_app  # noqa: E402
 from privacy.__main__ import app as privacy_app  # noqa: E402
-from privacy.contract.keys import Contract, Operation, Simulation, SitePlan  # noqa: E402
+from privacy.contract.keys import Contract, ModelPlan, Operation, Simulation, SitePlan  # noqa: E402
 from privacy.contract.policy import MEANINGS, Policy  # noqa: E402
 from privacy.contract.schema import expected  # noqa: E402
 from privacy.event_log import CLIENT_EVENTS, SERVER_EVENTS  # noqa: E402
@@ -36,8 +36,14 @@ APPS = {
     "tacit-simulate": simulate_app,
     "tacit-simulate new": new_app,
 }
-TABLES = {"": Contract, "operation": Operation, "simulation": Simulation, "site.NAME": SitePlan}
-NESTED = {"site", "operation", "simulation"}
+TABLES = {
+    "": Contract,
+    "operation": Operation,
+    "simulation": Simulation,
+    "site.NAME": SitePlan,
+    "model": ModelPlan,
+}
+NESTED = {"site", "operation", "simulation", "model"}
 
 
 def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:

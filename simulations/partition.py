@@ -84,8 +84,8 @@ def _natural(natural: Sequence[str] | None, sites: int) -> dict[str, Indices]:
 
 def _classes(spec: str, labels: NDArray[np.generic]) -> list[Indices]:
     """The rows of each class."""
-    if labels.dtype.kind == "f":
-        raise SplitError(f"split must be iid or natural for a regression, got {spec!r}")
+    if labels.dtype.kind == "f" or labels.ndim > 1:
+        raise SplitError(f"split must be iid or natural unless labels are classes, got {spec!r}")
     return [np.flatnonzero(labels == value) for value in np.unique(labels)]
 
 

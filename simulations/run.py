@@ -224,8 +224,9 @@ def _baseline(plan: Plan, world: World) -> dict[str, Any] | None:
 
     Averaged over the sites where the metrics are.
     """
-    classes, y = task_of(plan).classes, world.test.y.numpy()
-    if not classes or not len(y):
+    learning, y = task_of(plan), world.test.y.numpy()
+    classes = learning.classes
+    if learning.kind != "classification" or not classes or not len(y):
         return None
     groups = [np.arange(len(y))]
     if plan.split == "natural" and world.test.site is not None:

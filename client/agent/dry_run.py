@@ -15,7 +15,8 @@ from client.app import REPLY, answer
 from client.dpsgd.weights import trained_of
 from client.round_request import ARRAYS, REQUEST, STYPE
 from client.site import Site
-from client.tasks.registry import task_of
+from client.tasks.packages.examine import made_up_rows
+from client.tasks.packages.store import Packages
 from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.arrays import encode
@@ -35,7 +36,8 @@ def rehearse(directory: Path, name: str | None, policy: Path | None) -> dict[str
     known = site.name if site.about.is_file() else "rehearsal"
     plan = _plan(directory, name)
     rules = _rules(directory, policy, plan)
-    learning = task_of(plan)
+    tasks = Packages(directory, lambda: rules.packages)
+    learning = tasks(plan)
     model = learning.model(plan.seed)
     weights = encode({n: p.detach().numpy() for n, p in trained_of(model).items()})
     array = Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
@@ -51,7 +53,9 @@ def rehearse(directory: Path, name: str | None, policy: Path | None) -> dict[str
     content = RecordDict({ARRAYS: ArrayRecord({"weights": array}), REQUEST: ConfigRecord(request)})
     with tempfile.TemporaryDirectory() as folder:
         own = Ledger.create(Path(folder) / "ledger.jsonl", population="nobody", durable=False)
-        held = Site(known, rules, own, lambda _: made_up(learning), check_head=_any_head)
+        held = Site(
+            known, rules, own, lambda _: made_up(learning), check_head=_any_head, tasks=tasks
+        )
         reply = answer(held, content)
     return _facts(plan, reply)
 
@@ -63,8 +67,10 @@ def _any_head(head: object) -> bool:
 
 def made_up(learning: Task) -> Rows:
     """Random rows in the form of the task's own; where these say whose they are, two a person."""
-    x = torch.rand((_ROWS, *learning.shape)) * 2 - 1
     people = torch.arange(_ROWS) // 2 if learning.subjects else None
+    if learning.code or learning.read is not None:
+        return replace(made_up_rows(learning, _ROWS), subject=people)
+    x = torch.rand((_ROWS, *learning.shape)) * 2 - 1
     if learning.kind == "regression":
         return Rows(x, torch.rand(_ROWS) * 2 - 1, subject=people)
     return Rows(x, torch.randint(len(learning.classes), (_ROWS,)), subject=people)

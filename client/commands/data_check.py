@@ -59,17 +59,17 @@ def check(
 def _task(
     directory: Path, data: Path, plan: str | None, schema: Path | None, population: str | None
 ) -> "Task":
-    from client.tasks.registry import task
+    from client.tasks.registry import task, task_of_schema
 
     if schema is not None:
-        return task("table", schema.read_text(encoding="utf-8"))
+        return task_of_schema(schema.read_text(encoding="utf-8"))
     if plan is not None:
         of = load_plan(plan)
         return task(of.task, of.schema)
     text = populations.schema_of(directory, data, population)
     if text is None:
         raise PopulationError("expected --plan, --schema, or a schema registered with the data")
-    return task("table", text)
+    return task_of_schema(text)
 
 
 def _print(console: Console, facts: dict[str, Any]) -> None:

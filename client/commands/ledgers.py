@@ -111,14 +111,14 @@ def _schema(path: Path | None) -> str | None:
     """The text of a schema that can be used."""
     if path is None:
         return None
-    from client.tasks.registry import task  # torch, only where a schema is read
+    from client.tasks.registry import task_of_schema  # torch, only where a schema is read
 
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise PopulationError(f"--schema {path}: expected a TOML file ({why})") from None
-    task("table", text)
+    task_of_schema(text)
     return text
 
 

@@ -32,6 +32,10 @@ Key = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that do not fit.")]
+Package = Annotated[
+    Path | None,
+    typer.Option("--task", help="The task package of the model: its folder, or its file."),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, or a GPU such as cuda.")]
 
 
@@ -61,6 +65,7 @@ def predict(
     device: Device = "cpu",
     directory: Directory = None,
     key: Key = None,
+    task: Package = None,
 ) -> None:
     """Predict every row of a file with a released model; nothing leaves this machine."""
     with loading():
@@ -68,7 +73,7 @@ def predict(
         from client.inference import batch as predicting
         from client.inference.predictor import predictor
 
-    found = opened(model, directory, key, quiet=json_)
+    found = opened(model, directory, key, task, quiet=json_)
     ready = predictor(found, device)
     with progress("predicting") as tell:
         tally = predicting.run(
@@ -112,6 +117,7 @@ def evaluate(
     device: Device = "cpu",
     directory: Directory = None,
     key: Key = None,
+    task: Package = None,
 ) -> None:
     """Measure a released model on this site's own labelled rows; the figures stay here."""
     with loading():
@@ -124,7 +130,7 @@ def evaluate(
         from client.inference.predictor import predictor
         from privacy.files import write_atomic
 
-    of = opened(model, directory, key, quiet=json_)
+    of = opened(model, directory, key, task, quiet=json_)
     ready, tally = predictor(of, device), Tally(name=f"{data}: ")
     with progress("evaluating") as tell:
         source = chunks(of.task, data, labels=True, group=group)
@@ -161,6 +167,7 @@ def export(
     json_: Json = False,
     directory: Directory = None,
     key: Key = None,
+    task: Package = None,
 ) -> None:
     """Write a released model in another form, its card inside, compared on the spot."""
     from client.commands.shared import opened, rows
@@ -169,7 +176,7 @@ def export(
     from client.models.trusted_keys import sign_beside
     from privacy.files import write_atomic
 
-    of = opened(model, directory, key, quiet=json_)
+    of = opened(model, directory, key, task, quiet=json_)
     private = None if data is None else rows(of, data)
     found = exported(of, format_, private)
     name = f"{of.task.name}-{of.card.round:06d}{'-int8' * (format_ == 'onnx-int8')}"
@@ -240,6 +247,7 @@ def adapt(
     skip_bad: SkipBad = False,
     directory: Directory = None,
     key: Key = None,
+    task: Package = None,
 ) -> None:
     """Fit the last layer to this site's own rows: a model for this site alone, never shared."""
     from client.commands.shared import opened, rows
@@ -248,7 +256,7 @@ def adapt(
     from client.models.trusted_keys import sign_beside, site_name
     from privacy.files import write_atomic
 
-    of = opened(model, directory, key, quiet=json_)
+    of = opened(model, directory, key, task, quiet=json_)
     site = site_name(directory)
     found = adapted(of, rows(of, data, skip_bad), site)
     path = out or Path(f"{of.task.name}-{of.card.round:06d}-private.safetensors")

@@ -1,7 +1,7 @@
 """What the commands on released models share: open one, read its rows, say what was left out."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,47 @@ from client.inference import batch
 from client.inference.batch import Tally
 from client.models.loading import Model, find, load
 from client.models.trusted_keys import known_keys
-from client.tasks.rows import Rows
+from client.tasks.packages.package_task import package_task
+from client.tasks.packages.store import Packages
+from client.tasks.rows import Rows, TaskError
+from client.tasks.task import Task
+from privacy.contract.plan import Plan
+from privacy.contract.policy import load_policy
 from privacy.files import write_atomic
+from privacy.task_package.archive import load_package
 
 
-def opened(name: str, directory: Path | None, keys: list[str] | None, *, quiet: bool) -> Model:
+def tasks_of(directory: Path | None, package: Path | None = None) -> Callable[[Plan], Task]:
+    """Where tasks come from: a package that the user names, else what the site approved."""
+    if package is not None:
+        named = load_package(package)
+
+        def own(plan: Plan) -> Task:
+            if plan.code != named.code:
+                raise TaskError(f"--task {package}: is {named.code}, expected {plan.code}")
+            return package_task(named, plan.task_options, name=plan.task)
+
+        return own
+    where = Path() if directory is None else directory
+
+    def approved() -> tuple[str, ...]:
+        path = where / "policy.toml"
+        return load_policy(path).packages if path.is_file() else ()
+
+    return Packages(where, approved)
+
+
+def opened(
+    name: str,
+    directory: Path | None,
+    keys: list[str] | None,
+    package: Path | None = None,
+    *,
+    quiet: bool,
+) -> Model:
     """The model of that name, whose origin was asked about; it is said unless `quiet`."""
-    model = load(find(name, directory), known_keys(directory, keys or ()))
+    found = find(name, directory)
+    model = load(found, known_keys(directory, keys or ()), tasks_of(directory, package))
     if not quiet:
         say_origin(model)
     return model

@@ -4,7 +4,7 @@ A row that does not fit is reported by its line and field, never by its value, a
 unseen. Training reads files by the same reader (`client.data.loading`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ from torch import Tensor
 from client.data.formats.input_arrays import ArraysError, arrays
 from client.data.reader import BROKEN, Batch, is_table, read
 from client.data.source import options_of
-from client.tasks.rows import TaskError
+from client.tasks.rows import Rows, TaskError
 from client.tasks.task import Task
 
 ROWS: Final = 16384
@@ -71,6 +71,9 @@ def chunks(
     """
     if not path.exists():
         raise TaskError(f"{path}: expected a file or a folder, found none")
+    if task.read is not None:
+        yield from _own(task.read(path, labels), ident)
+        return
     try:
         for batch, ids in _batches(task, path, labels, group, ident):
             yield _encoded(task, batch, labels, group, ids)
@@ -79,6 +82,38 @@ def chunks(
     except (ArraysError, TaskError) as error:
         known = str(error).startswith(str(path))
         raise TaskError(str(error) if known else f"{path}: {error}") from error
+
+
+def _own(parts: Iterator[tuple[Rows, Any]], ident: str | None) -> Iterator[Chunk]:
+    """The rows of a task that reads its files itself; `id` is what its encoding names them."""
+    for rows, part in parts:
+        numbers = part.arrays.get("number", np.zeros(0, np.int64)) + 1
+        faults = tuple(_own_fault(one) for one in part.faults)
+        names = part.texts.get("id")
+        y = rows.y if "y" in part.arrays else None
+        ids = pa.chunked_array([pa.array(names)]) if names is not None else None
+        yield Chunk(
+            rows.x,
+            y,
+            numbers,
+            list(rows.site) if rows.site is not None else None,
+            faults,
+            0.0,
+            None,
+            ids,
+            (ident or "id") if names is not None else "",
+        )
+
+
+def _own_fault(found: Mapping[str, Any]) -> Fault:
+    row = int(found.get("row", 0)) + 1
+    expected = f"a row that encode takes ({str(found.get('kind', 'Error'))[:60]})"
+    return Fault(
+        row,
+        str(found.get("place", f"row {row}")),
+        str(found.get("column", "task.py")),
+        str(found.get("expected", expected)),
+    )
 
 
 def _batches(

@@ -13,7 +13,7 @@ from client.data.cache import Cache
 from client.data.check import check as look
 from client.data.contents import Contents
 from client.site import SiteError
-from client.tasks.registry import task
+from client.tasks.registry import task, task_of_schema
 from client.tasks.rows import Rows, TaskError, builtin, cap
 from client.tasks.task import Task
 from privacy.contract.plan import Plan
@@ -145,7 +145,7 @@ class SiteRows:
         """
         policy, path = self._policy(), self._source.path
         if self._schema is not None:
-            learning = task("table", self._schema)
+            learning = task_of_schema(self._schema)
         elif len(policy.tasks) == 1 and policy.tasks[0] not in ("*", "table"):
             learning = task(policy.tasks[0])
         else:

@@ -16,7 +16,7 @@ from client.data.check import check
 from client.data.site_rows import Source
 from client.doctor.check import Check
 from client.doctor.network_check import connection
-from client.tasks.registry import task
+from client.tasks.registry import task_of_schema
 from privacy.audit_trail import FILE, read
 from privacy.contract.policy import load_policy
 from privacy.identity.keys import IdentityError
@@ -108,7 +108,7 @@ def _rows(directory: Path, data: Path) -> Iterator[Check]:
     if schema is None:
         return
     try:
-        found = check(task("table", schema), data)
+        found = check(task_of_schema(schema), data)
     except (ValueError, OSError) as error:
         yield Check("rows", "FAULT", str(error), "tacit-client data check")
         return

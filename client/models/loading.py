@@ -7,6 +7,7 @@ Only safetensors and ONNX are ever read: neither format can carry code, and no p
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +21,10 @@ from torch import nn
 from client.dpsgd.weights import base_digest, trained_of
 from client.models.provenance import Origin, OriginError, Trust, signature_path, vouch
 from client.models.store import latest
-from client.tasks.registry import task as find_task
+from client.tasks.registry import task_of
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
-from privacy.contract.plan import PlanError
+from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json
 from privacy.model_card import Card, CardError, of_checkpoint
 
@@ -41,6 +42,9 @@ _NUMBERS: Final = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+
+
+Tasks = Callable[[Plan], Task]
 
 
 class ModelError(ValueError):
@@ -90,8 +94,11 @@ def find(name: str, directory: Path | None = None) -> Path:
     return path
 
 
-def load(path: Path, trust: Trust) -> Model:
-    """Read a model file once, ask who vouches for these bytes, then build the model from them."""
+def load(path: Path, trust: Trust, tasks: Tasks = task_of) -> Model:
+    """Read a model file once, ask who vouches for these bytes, then build the model from them.
+
+    `tasks(plan)` gives the task that the model was trained for.
+    """
     try:
         size = path.stat().st_size
         if size > LARGEST:
@@ -103,7 +110,7 @@ def load(path: Path, trust: Trust) -> Model:
     try:
         origin = vouch(path, digest, trust)
         read = _from_onnx if path.suffix == ".onnx" else _from_safetensors
-        model = read(path, content, digest, origin)
+        model = read(path, content, digest, origin, tasks)
     except (OriginError, CardError, PlanError, TaskError, ModelError) as error:
         known = str(error).startswith(f"{path}")
         raise ModelError(str(error) if known else f"{path}: {error}") from error
@@ -154,9 +161,11 @@ def tensors(content: bytes) -> dict[str, torch.Tensor]:
     return found
 
 
-def _from_safetensors(path: Path, content: bytes, digest: str, origin: Origin) -> Model:
+def _from_safetensors(
+    path: Path, content: bytes, digest: str, origin: Origin, tasks: Tasks
+) -> Model:
     metadata = header(content)
-    task = _task(metadata)
+    task = _task(metadata, tasks)
     network = task.model(from_json(metadata["plan_json"]).seed)
     if metadata.get("base", "") not in ("", base_digest(network)):
         raise ModelError("expected the frozen part that it was trained on, got another one")
@@ -175,7 +184,7 @@ def _from_safetensors(path: Path, content: bytes, digest: str, origin: Origin) -
     return Model(task, card, digest, origin, path, metadata, network=network.eval())
 
 
-def _from_onnx(path: Path, content: bytes, digest: str, origin: Origin) -> Model:
+def _from_onnx(path: Path, content: bytes, digest: str, origin: Origin, tasks: Tasks) -> Model:
     try:
         graph = onnx.load_model_from_string(content)
         onnx.checker.check_model(graph)
@@ -188,7 +197,7 @@ def _from_onnx(path: Path, content: bytes, digest: str, origin: Origin) -> Model
     if any(kept.data_location == onnx.TensorProto.EXTERNAL for kept in graph.graph.initializer):
         raise ModelError("expected all weights inside the ONNX file, got some outside it")
     metadata = {item.key: item.value for item in graph.metadata_props}
-    task = _task(metadata)
+    task = _task(metadata, tasks)
     if "card" not in metadata:
         raise ModelError("expected an ONNX file with a model card, found none")
     card = _agreeing(Card.from_json(metadata["card"]), task, metadata)
@@ -203,7 +212,7 @@ def _from_onnx(path: Path, content: bytes, digest: str, origin: Origin) -> Model
     return Model(task, card, digest, origin, path, metadata, graph=content)
 
 
-def _task(metadata: dict[str, str]) -> Task:
+def _task(metadata: dict[str, str], tasks: Tasks) -> Task:
     """The task that the metadata name, once they agree with each other."""
     for name in ("run", "round", "plan", "task", "plan_json"):
         if name not in metadata:
@@ -215,7 +224,13 @@ def _task(metadata: dict[str, str]) -> Task:
         raise ModelError("expected the digest of the plan inside, got another plan's")
     if plan.task != metadata["task"]:
         raise ModelError(f"expected a model of task {plan.task}, got {metadata['task']!r}")
-    return find_task(plan.task, plan.schema)
+    task = tasks(plan)
+    if task.kind not in ("classification", "regression") or task.x_shapes:
+        raise ModelError(
+            f"expected one array a row, and classes or numbers, for these commands; {plan.task} is "
+            f"{task.kind}: use its checkpoint in Python (simulations.Result.model)"
+        )
+    return task
 
 
 def _agreeing(card: Card, task: Task, metadata: dict[str, str]) -> Card:

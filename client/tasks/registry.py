@@ -6,12 +6,15 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Final, cast
 
+from client.tasks.described.described_task import task as described_task
+from client.tasks.described.description import READERS, reader_of
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
+from privacy.contract.keys import ModelPlan
 from privacy.contract.plan import Plan
 
-NAMES: Final = ("digits", "fashion-mnist", "heart-disease", "adult", "table")
-"""Every task; a task NAME is the module NAME (with _ for -) and its function `task`."""
+NAMES: Final = ("digits", "fashion-mnist", "heart-disease", "adult", "table", *READERS)
+"""Every task: those of a reader are described by a schema; another NAME is a module's (_ for -)."""
 
 
 _provided: dict[str, Task] = {}
@@ -40,7 +43,7 @@ def task_of(plan: Plan) -> Task:
     its store. TaskError.
     """
     if plan.code is None:
-        return task(plan.task, plan.schema)
+        return task(plan.task, plan.schema, plan.model)
     package = _packages.get(plan.code)
     if package is None:
         raise TaskError(f"code must be a task package that is here, {plan.code} is not")
@@ -66,15 +69,42 @@ def provided_package(code: str, make: Callable[[Plan], Task]) -> Iterator[None]:
             _packages[code] = before
 
 
-def task(name: str, schema: str | None = None) -> Task:
-    """The task of that name; `schema` is the TOML text that describes a `table`."""
-    return _provided[name] if name in _provided else _shipped(name, schema)
+def task(name: str, schema: str | None = None, model: ModelPlan | None = None) -> Task:
+    """The task of that name; `schema` is the TOML text that describes its rows, where it needs one.
+
+    `model` describes the model of a task whose schema names a reader.
+    """
+    if name in _provided:
+        return _provided[name]
+    return _shipped(name, schema) if model is None else _modelled(name, schema, model)
+
+
+def task_of_schema(schema: str) -> Task:
+    """The task that a schema describes, with that reader's usual model; TaskError."""
+    return task(reader_of(schema), schema)
+
+
+@lru_cache(maxsize=4)
+def _modelled(name: str, schema: str | None, model: ModelPlan) -> Task:
+    if name not in READERS or schema is None:
+        raise TaskError(f"model must be left out where task = {name!r}: it has its own")
+    return _described(name, schema, model)
+
+
+def _described(name: str, schema: str, model: ModelPlan | None = None) -> Task:
+    if reader_of(schema) != name:
+        raise TaskError(f"task must be {reader_of(schema)}, the reader of its schema, got {name}")
+    return described_task(schema, model)
 
 
 @lru_cache(maxsize=4)
 def _shipped(name: str, schema: str | None) -> Task:
     if name not in NAMES:
         raise TaskError(f"task: expected one of {', '.join(NAMES)}, got {name!r}")
+    if name in READERS:
+        if schema is None:
+            raise TaskError(f"schema: expected the description of the {name}, got none")
+        return _described(name, schema)
     module = import_module(f"client.tasks.{name.replace('-', '_')}")
     if name == "table":
         if schema is None:

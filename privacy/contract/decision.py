@@ -14,7 +14,7 @@ from privacy.accounting.events import Event
 from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import AccountingError, Budget
 from privacy.contract.plan import Plan, PlanError
-from privacy.contract.policy import ANY, UPDATE, Policy
+from privacy.contract.policy import ANY, NO_CODE, UPDATE, Policy
 
 EXHAUSTED: Final = "budget-exhausted"
 TOO_MANY_TODAY: Final = "too-many-rounds-today"
@@ -95,7 +95,8 @@ def permitted(plan: Plan, policy: Policy, rounds_today: int = 0) -> Refusal | No
         )
     if policy.unit not in ("any", plan.unit):
         return Refusal("unit-not-allowed", f'unit must be "{policy.unit}", got "{plan.unit}"')
-    if plan.task not in policy.tasks and ANY not in policy.tasks:
+    described = plan.code is None and plan.schema is not None and NO_CODE in policy.tasks
+    if plan.task not in policy.tasks and ANY not in policy.tasks and not described:
         return Refusal(
             "task-not-allowed", f"tasks allows {', '.join(policy.tasks)}, not {plan.task}"
         )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal
 
-from annotated_types import Interval, MaxLen, Predicate
+from annotated_types import Interval, Len, MaxLen, Predicate
 
 from privacy.contract.schema import Expected, check
 
@@ -23,6 +23,7 @@ FORMAT: Final = 2
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _CODE: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_LAYER: Final = re.compile(r"[a-z][a-z0-9-]{0,20}( [0-9][0-9.]{0,8}){0,4}")
 _OPTION: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _SPLIT: Final = re.compile(r"iid|natural|dirichlet:(?=.*[1-9])(\d+\.?\d*|\.\d+)|labels:[1-9]\d*")
 
@@ -33,6 +34,10 @@ def _is_name(value: str) -> bool:
 
 def _is_code(value: str) -> bool:
     return bool(_CODE.fullmatch(value))
+
+
+def _is_layer(value: str) -> bool:
+    return bool(_LAYER.fullmatch(value))
 
 
 def _is_option(value: str) -> bool:
@@ -57,6 +62,10 @@ Code = Annotated[
     str,
     Predicate(_is_code),
     Expected('"sha256:" and the 64 hexadecimal digits of a task package'),
+]
+Layer = Annotated[str, Predicate(_is_layer), Expected('a layer such as "conv 16 3"')]
+Network = Literal[
+    "linear", "mlp", "cnn", "resnet", "lstm", "text-cnn", "transformer", "bag", "mixed"
 ]
 OptionName = Annotated[
     str, Predicate(_is_option), Expected("a name of lower-case letters, digits and '_'")
@@ -117,6 +126,28 @@ class SitePlan:
         check(self, PlanError, "site.")
 
 
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """`[model]`: a model without code, by name or layer by layer (docs/no-code.md)."""
+
+    name: Network | None = None
+    layers: Annotated[tuple[Layer, ...], Len(1, 64), Expected("1 to 64 layers")] | None = None
+    width: Annotated[int, Interval(ge=1, le=4096)] | None = None
+    depth: Annotated[int, Interval(ge=1, le=32)] | None = None
+    heads: Annotated[int, Interval(ge=1, le=64)] | None = None
+    dropout: Share | None = None
+    hazard: Literal["logistic", "cox"] | None = None
+
+    def __post_init__(self) -> None:
+        check(self, PlanError, "model.")
+        if (self.name is None) == (self.layers is None):
+            raise PlanError("model must have exactly one of name and layers")
+        sizes = ("width", "depth", "heads", "dropout")
+        given = [one for one in sizes if getattr(self, one) is not None]
+        if self.layers is not None and given:
+            raise PlanError(f"model.{given[0]} must be left out where layers are given")
+
+
 @dataclass(frozen=True)
 class Contract:
     """The keys of a plan, each by itself; privacy/contract/rules.py says what fits together."""
@@ -135,6 +166,7 @@ class Contract:
     delta: Delta | None = None
     limit: Epsilon | None = None
     schema: Annotated[str, MaxLen(100_000)] | None = None
+    model: ModelPlan | None = None
     code: Code | None = None
     task_options: Mapping[OptionName, Annotated[str, MaxLen(200)] | int | float | bool] = field(
         default_factory=dict

@@ -18,12 +18,19 @@ import tomli_w
 from privacy.accounting.epsilon import calibrate, spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
-from privacy.contract.keys import Contract, Operation, PlanError, Simulation, SitePlan
+from privacy.contract.keys import (
+    Contract,
+    ModelPlan,
+    Operation,
+    PlanError,
+    Simulation,
+    SitePlan,
+)
 from privacy.contract.rules import broken
 from privacy.contract.schema import check
 from privacy.files import canonical_json
 
-__all__ = ["Operation", "Plan", "PlanError", "Simulation", "SitePlan"]
+__all__ = ["ModelPlan", "Operation", "Plan", "PlanError", "Simulation", "SitePlan"]
 
 
 _SINCE: Final = frozenset({"task_options"})
@@ -185,6 +192,7 @@ class Plan(Contract):
             if item.name in _SINCE and not value:
                 continue
             value = dict(value) if isinstance(value, Mapping) else value
+            value = _set(value) if isinstance(value, ModelPlan) else value
             values[item.name] = list(value) if isinstance(value, tuple) else value
         values["site"] = {name: _set(one) for name, one in sorted(self.site.items())}
         values["operation"] = _set(self.operation)
@@ -223,4 +231,5 @@ class Plan(Contract):
 
 def _set(table: Any) -> dict[str, Any]:
     """The keys of a table that have a value."""
-    return {key: value for key, value in asdict(table).items() if value is not None}
+    values = {key: value for key, value in asdict(table).items() if value is not None}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -8,7 +8,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from privacy.contract.keys import PRIVACY_KEYS, Contract, Operation, PlanError, Simulation, SitePlan
+from privacy.contract.keys import (
+    PRIVACY_KEYS,
+    Contract,
+    ModelPlan,
+    Operation,
+    PlanError,
+    Simulation,
+    SitePlan,
+)
 from privacy.contract.plan import Plan
 from privacy.contract.schema import build, field_names, shown, unknown
 from privacy.files import DocumentError, Limits, parse_json, parse_toml, read_bounded
@@ -16,7 +24,7 @@ from privacy.files import DocumentError, Limits, parse_json, parse_toml, read_bo
 LIMITS: Final = Limits(size=8_000_000, length=4_000_000, count=1 << 20)
 _MOST_SITES: Final = 100_000
 _SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_TABLES: Final = ("site", "operation", "simulation")
+_TABLES: Final = ("site", "operation", "simulation", "model")
 _REMOVED: Final = frozenset({"compile"})
 """Keys of [simulation] in run folders of 0.1.0 that no longer do anything: ignored."""
 _MOVED: Final = {name: f"operation.{name}" for name in field_names(Operation)}
@@ -85,6 +93,8 @@ def parse(table: Mapping[str, Any]) -> Plan:
             )
         if not isinstance(overrides, dict):
             raise PlanError(f"site.{name} must be a table, got {shown(overrides)}")
+    if "model" in table:
+        values["model"] = build(ModelPlan, _table(table, "model"), PlanError, "model.")
     return build(
         Plan,
         {

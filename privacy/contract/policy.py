@@ -16,6 +16,8 @@ from privacy.files import DocumentError, Limits, parse_toml, read_bounded
 
 ANY: Final = "*"
 """Among the tasks: any task."""
+NO_CODE: Final = "no-code"
+"""Among the tasks: every task that a schema and the plan describe without any code."""
 UPDATE: Final = "update"
 """The output that every plan asks for."""
 
@@ -123,7 +125,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "max_rounds_per_day": "the most rounds that may be spent on in one UTC day",
     "min_rows": "with fewer rows the client does not start",
     "max_unfit": "with a larger share of rows or of a column's values unfit it does not start",
-    "tasks": 'the tasks that may be trained; ["*"] allows any',
+    "tasks": 'the tasks that may be trained; "*" is any, "no-code" any that a schema describes',
     "approve": '"list": only the plans below; "within-limits": any plan that keeps to this file',
     "plans": "hashes of the approved plans (tacit-client approve HASH)",
     "denied": "hashes of the denied plans (tacit-client deny HASH)",

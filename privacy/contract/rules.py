@@ -162,6 +162,8 @@ def a_package_describes_its_own_rows(plan: Contract) -> str | None:
         return "task_options must be left out unless code names a task package"
     if plan.code is not None and plan.schema is not None:
         return "schema must be left out where code names a task package"
+    if plan.model is not None and plan.schema is None:
+        return "model must be left out unless a schema describes the rows"
     return None
 
 

@@ -4,9 +4,7 @@ A row is encoded by itself: some rows, chosen anew each time, are encoded again 
 in another order and without the rest, and must come out the same, bit for bit.
 """
 
-import hashlib
 import secrets
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.data.loading import chosen
-from client.dpsgd.trees import tensors
+from client.tasks.described.holding_out import number_of, units
 from client.tasks.packages.closed_process import Closed, Frame
 from client.tasks.packages.confinement import Bounds
 from client.tasks.rows import Omission, Reading, Rows, TaskError, check_part
@@ -61,7 +59,7 @@ class Reader:
         if part == "all":
             return rows
         share = self.manifest.test
-        held = chosen(_units(rows), share) if share else test
+        held = chosen(units(rows), share) if share else test
         return rows.take(np.flatnonzero(held if part == "test" else ~held))
 
     def read(self, path: Path, labels: bool) -> Iterator[tuple[Rows, Part]]:
@@ -163,7 +161,7 @@ class Reader:
             tuple(part.texts["site"]) if "site" in part.texts else None,
             None
             if subject is None
-            else torch.tensor([_number(one.encode()) for one in subject], dtype=torch.int64),
+            else torch.tensor([number_of(one.encode()) for one in subject], dtype=torch.int64),
             reading,
         )
 
@@ -186,27 +184,6 @@ class Reader:
                 seen += 1
         if seen != count:
             raise _mixed()
-
-
-def _number(content: bytes) -> int:
-    """A number from a text or a row alone: the same in every file."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
-
-
-def _units(rows: Rows) -> NDArray[np.uint64]:
-    """What is held out together: a subject, else a row by its content, equal ones one by one."""
-    if rows.subject is not None:
-        return rows.subject.numpy().view(np.uint64)
-    arrays = [t.numpy() for t in (*tensors(rows.x), rows.y)]
-    sites = rows.site if rows.site is not None else ("",) * len(rows)
-    seen: Counter[bytes] = Counter()
-    units = np.empty(len(rows), np.int64)
-    for i, site in enumerate(sites):
-        content = b"".join(np.ascontiguousarray(a[i]).tobytes() for a in arrays) + site.encode()
-        row = hashlib.sha256(content).digest()
-        units[i] = _number(row + seen[row].to_bytes(8, "little"))
-        seen[row] += 1
-    return units.view(np.uint64)
 
 
 def _mixed() -> TaskError:
