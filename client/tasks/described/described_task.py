@@ -67,6 +67,7 @@ def task(text: str, model: ModelPlan | None = None) -> Task:
         metrics=learnt.metrics,
         decode=learnt.decode,
         dtype=types[name],
+        subjects=bool(about.subject or "subject" in about.folders),
         x_shapes={} if single else shapes,
         y_shape=label_shape,
         y_dtype=label_type,
