@@ -2,7 +2,7 @@
 
 Each worker has a copy of the tree. A mutation's tests run in the order given, up to the first
 failure. That test alone runs once more without the mutation: a test that fails there too judges
-nothing, and the mutation counts as alive.
+nothing: the mutation is tried again without it.
 """
 
 import faulthandler
@@ -80,7 +80,7 @@ class Workers:
     def __init__(self, trees: Sequence[Path], seconds: float, end: float) -> None:
         self._idle, self._seconds, self._end = list(trees), seconds, end
         self._running: dict[int, _Attempt] = {}
-        self._sound = set[str]()
+        self._sound, self._red = set[str](), set[str]()
         prepare()
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         for name in LIBRARIES:
@@ -97,6 +97,9 @@ class Workers:
                 attempt, status = self._ended(-1)
                 mutant, verdict = attempt.mutant, self._judged(attempt, status)
                 assert mutant is not None
+                if verdict is None:
+                    waiting.insert(0, mutant)
+                    continue
                 count += 1
                 word = "killed" if verdict.killed else "SURVIVED"
                 print(
@@ -110,15 +113,21 @@ class Workers:
                 _end_group(pid)
                 self._ended(pid)
 
-    def _judged(self, attempt: _Attempt, status: int) -> Verdict:
+    def _judged(self, attempt: _Attempt, status: int) -> Verdict | None:
+        """None where a test failed that fails without the mutation too: it is left out now."""
         seconds, said = time.monotonic() - attempt.began, attempt.said()
         failed, code = said.get("failed"), said.get("code")
         if code == 5:
             raise RuntimeError(f"no test was run of {' '.join(attempt.tests)}")
         if failed is not None:
-            if self._passes(attempt.tree, str(failed).split("[")[0]):
+            test = str(failed).split("[")[0]
+            if self._passes(attempt.tree, test):
                 return Verdict(True, f"by {failed}", seconds)
-            return Verdict(False, f"{failed} fails without the mutation too", seconds)
+            if test in self._red:
+                return Verdict(False, f"{test} fails without the mutation too", seconds)
+            print(f"left out, since it fails without any mutation: {test}", flush=True)
+            self._red.add(test)
+            return None
         if code == 0:
             return Verdict(False, "every test passed", seconds)
         ended = "took too long" if seconds >= self._seconds else f"ended with status {status}"
@@ -138,7 +147,8 @@ class Workers:
     def _start(self, tree: Path, tests: tuple[str, ...], mutant: Mutant | None = None) -> int:
         report = tree.parent / f"{tree.name}.json"
         report.unlink(missing_ok=True)
-        attempt = _Attempt(tree, tests, report, mutant)
+        left_out = tuple(f"--deselect={test}" for test in sorted(self._red))
+        attempt = _Attempt(tree, (*tests, *left_out), report, mutant)
         attempt.change()
         sys.stdout.flush()
         pid = os.fork()
