@@ -16,6 +16,7 @@ from client.data.check import check
 from client.data.site_rows import Source
 from client.doctor.check import Check
 from client.doctor.network_check import connection
+from client.tasks.packages.confinement import protections
 from client.tasks.registry import task_of_schema
 from privacy.audit_trail import FILE, read
 from privacy.contract.policy import load_policy
@@ -36,6 +37,7 @@ def examine(
         except RouteError as error:
             found.append(Check("name", "FAULT", str(error), "check --server and --proxy"))
     found.append(_policy(directory, policy, data))
+    found.append(_closed())
     found += _data(directory, data)
     then = "keep the file and ask who changed it; restore it from a backup (docs/federation.md)"
     if directory.is_dir():
@@ -80,6 +82,15 @@ def _policy(directory: Path, policy: Path | None, data: str) -> Check:
     except (ValueError, OSError) as error:
         return Check("policy", "FAULT", str(error), "tacit-client policy new")
     return Check("policy", "fine", str(path))
+
+
+def _closed() -> Check:
+    """Whether a task package's reading and encoding can be closed wholly on this machine."""
+    missing = [name for name, there in protections().items() if not there]
+    if not missing:
+        return Check("closed processes", "fine", "namespaces, Landlock, seccomp")
+    said = f"this machine has no {', '.join(missing)}: task packages are closed less tightly"
+    return Check("closed processes", "warn", said, "a Linux kernel that allows them")
 
 
 def _data(directory: Path, data: str) -> Iterator[Check]:

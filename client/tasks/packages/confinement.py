@@ -9,6 +9,7 @@ import ctypes
 import os
 import resource
 import struct
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,6 +72,36 @@ def confine(readable: Sequence[Path], bounds: Bounds) -> list[str]:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NPROC, (64, 64))
     return missing
+
+
+def protections() -> dict[str, bool]:
+    """What this machine has to close a process with, tried in a process that then ends."""
+    found = {"namespaces": False, "landlock": landlock_version() > 0, "seccomp": False}
+    if sys.platform != "linux":
+        return found
+    tried = subprocess.run(
+        [sys.executable, "-I", "-c", _TRY.format(root=str(Path(__file__).resolve().parents[3]))],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    words = tried.stdout.decode("ascii", "replace").split()
+    return found | {name: name in words for name in ("namespaces", "seccomp")}
+
+
+_TRY: Final = """
+import sys
+sys.path.insert(0, {root!r})
+from client.tasks.packages import confinement, system_calls
+if not confinement.isolate():
+    print("namespaces")
+try:
+    if system_calls.supported():
+        system_calls.refuse()
+        print("seccomp")
+except OSError:
+    pass
+"""
 
 
 def _limit(bounds: Bounds) -> None:
