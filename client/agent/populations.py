@@ -21,6 +21,8 @@ from privacy.ledger.ledger import Ledger, LedgerError
 FILE: Final = "populations.json"
 CACHE: Final = "cache"
 """The folder of the encoded copies of rows (`client.data.cache`)."""
+_NOTHING: Final = hashlib.sha256().hexdigest()
+"""The fingerprint of an empty file, or of a folder without files."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -35,6 +37,8 @@ class Population:
     `schema` is the digest of the schema that the owner registered with the data: a copy of it lies
     in `DIR/schemas/`. `tasks` are those that may be trained on these people; none named: any. `id`
     tells a coordinator which of a site's ledgers it follows: random, and "" for the first.
+    `separate` names the populations of which the owner said that these are other people, though
+    the rows lie in the same place or have the same contents.
     """
 
     name: str
@@ -43,9 +47,11 @@ class Population:
     schema: str | None = None
     tasks: tuple[str, ...] = ()
     id: str = ""
+    separate: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
+        object.__setattr__(self, "separate", tuple(self.separate))
 
 
 def add(
@@ -55,11 +61,14 @@ def add(
     data: Path | None = None,
     schema: str | None = None,
     tasks: Sequence[str] = (),
+    *,
+    separate: bool = False,
 ) -> tuple[Ledger, bool]:
     """Register a population with its ledger, made new or found; True where it was found.
 
     `schema` is the text of the data's own schema: from then on no plan with another one is taken.
-    `tasks` are the only ones that these people take part in; none: any.
+    `tasks` are the only ones that these people take part in; none: any. Rows that are another
+    population's are refused, unless the owner says that these are `separate` people.
     """
     if not _NAME.fullmatch(name):
         raise PopulationError(f"{name!r}: expected letters, digits, '_', '-' and '.' as a name")
@@ -69,6 +78,12 @@ def add(
     kept = {one.name: one for one in known(directory)}
     if name in kept and Path(kept[name].ledger) != path:
         raise PopulationError(f"{name}: is there already, with the ledger {kept[name].ledger}")
+    others = tuple(sorted(kept.keys() - {name})) if separate else ()
+    before = kept.get(name)
+    apart = tuple(sorted({*others, *(before.separate if before is not None else ())}))
+    contents = None if data is None else fingerprint(data)
+    if data is not None and contents is not None:
+        check_separate(directory, name, data, contents, apart)
     found = path.exists() or path.with_name(path.name + ".log").exists()
     if found:
         opened = Ledger.open(path)
@@ -84,17 +99,16 @@ def add(
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomic(copy, schema.encode())
         log_schema(opened, digest)
-    before = kept.get(name)
     where = None if data is None else str(data.absolute())
     if before is not None:
         where, tasks = where or before.data, tasks or before.tasks
         number = before.id
     else:
         number = secrets.token_hex(8) if kept else ""
-    kept[name] = Population(name, str(path), where, digest, tuple(tasks), number)
+    kept[name] = Population(name, str(path), where, digest, tuple(tasks), number, apart)
     _write(directory, kept.values())
-    if data is not None:
-        log_contents(opened, data)
+    if contents is not None:
+        log_contents(opened, contents)
     return opened, found
 
 
@@ -120,10 +134,42 @@ def move(
                 f"{ledger}: an older copy, or its log and anchor were left behind: move all files"
             )
     if data is not None:
+        check_separate(directory, name, data, fingerprint(data), one.separate)
         one = replace(one, data=str(data.absolute()))
     kept[name] = one
     _write(directory, kept.values())
     return one
+
+
+def check_separate(
+    directory: Path, name: str, data: Path, digest: str, separate: Sequence[str]
+) -> None:
+    """Refuse rows that are another population's: its people would have a second budget.
+
+    They are where the same file or folder is named, one within the other, or where the contents are
+    those that another ledger's log has noted at any time.
+    """
+    here = data.resolve()
+    for other in known(directory):
+        if other.name == name or other.name in separate or name in other.separate:
+            continue
+        there = None if other.data is None else Path(other.data).resolve()
+        same = there is not None and (here.is_relative_to(there) or there.is_relative_to(here))
+        if same or digest in _noted(other):
+            raise PopulationError(
+                f"--data {data}: these are the rows of {other.name}, who have the ledger "
+                f"{other.ledger}; expected that name, or --separate-people if they are other people"
+            )
+
+
+def _noted(population: Population) -> set[str]:
+    """The contents that a population's data ever had; none where its ledger cannot be read."""
+    try:
+        notes = Ledger.open(Path(population.ledger)).notes()
+    except LedgerError:
+        return set()
+    found = {note.details.get("sha256") for note in notes if note.what == "contents"}
+    return {one for one in found if isinstance(one, str) and one != _NOTHING}
 
 
 def tell_apart(directory: Path) -> None:
@@ -215,21 +261,23 @@ def forget_data(directory: Path, name: str) -> Population:
     return one
 
 
-def open_ledger(population: Population, data: Path | None = None) -> Ledger:
-    """The ledger of a population, whose log hears of it where the data's contents have changed."""
+def open_ledger(population: Population, contents: str | None = None) -> Ledger:
+    """The ledger of a population, whose log hears of it where the data's `contents` have changed.
+
+    `contents` is their fingerprint.
+    """
     ledger = Ledger.open(Path(population.ledger))
     if ledger.population != population.name:
         raise LedgerError(
             population.ledger, f"is of {ledger.population!r}, expected {population.name!r}"
         )
-    if data is not None:
-        log_contents(ledger, data)
+    if contents is not None:
+        log_contents(ledger, contents)
     return ledger
 
 
-def log_contents(ledger: Ledger, data: Path) -> bool:
+def log_contents(ledger: Ledger, digest: str) -> bool:
     """Note the data's fingerprint if it is another than the last; True if it was noted."""
-    digest = fingerprint(data)
     noted = [note.details.get("sha256") for note in ledger.notes() if note.what == "contents"]
     if noted and noted[-1] == digest:
         return False

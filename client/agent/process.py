@@ -56,7 +56,9 @@ def ledger(
     """The one ledger of the people in the data; part of an embedded data set gets its own."""
     if source.path is not None:
         chosen = populations.choose(directory, source.path, population)
-        return populations.open_ledger(chosen, source.path), chosen
+        digest = populations.fingerprint(source.path)
+        populations.check_separate(directory, chosen.name, source.path, digest, chosen.separate)
+        return populations.open_ledger(chosen, digest), chosen
     name = f"builtin-{source.part}-{source.parts}"
     opened, _ = populations.add(directory, name, directory / "ledgers" / f"{name}.jsonl")
     return opened, populations.choose(directory, name=name)

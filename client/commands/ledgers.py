@@ -61,13 +61,22 @@ def add(
         list[str] | None,
         typer.Option(help="A task that they are for (repeatable); none: any."),
     ] = None,
+    separate: Annotated[
+        bool,
+        typer.Option(
+            "--separate-people", help="The rows are another population's, but of other people."
+        ),
+    ] = False,
     directory: Dir = HERE,
 ) -> None:
     """Give the people in the data their name, their schema and their ledger, for all runs."""
     text = _schema(schema)
     where = f"{name}: ledger {ledger}" + (f", data {data}" if data is not None else "")
+    where += ", declared separate people" if separate else ""
     with recorded(directory, "data add", where):
-        opened, found = populations.add(directory, name, ledger, data, text, task or ())
+        opened, found = populations.add(
+            directory, name, ledger, data, text, task or (), separate=separate
+        )
     what = f"found, with {opened.head.n} entries" if found else "made; nothing was spent yet"
     typer.echo(f"{name}: ledger {opened.path} {what}")
 

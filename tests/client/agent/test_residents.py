@@ -113,7 +113,10 @@ def test_where_one_plan_could_be_for_two_the_client_does_not_start(
     hospital: tuple[Path, Path], tmp_path: Path
 ) -> None:
     site = hospital[1]
-    populations.add(site, "heart2", site / "heart2.jsonl", tmp_path / "heart.csv", SCHEMAS["heart"])
+    populations.add(
+        site, "heart2", site / "heart2.jsonl", tmp_path / "heart.csv", SCHEMAS["heart"],
+        separate=True,
+    )  # fmt: skip
     with pytest.raises(SiteError, match="heart and heart2: one plan could be for both"):
         served(site)
     assert served(site, "heart2").sites
