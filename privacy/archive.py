@@ -2,7 +2,8 @@
 
 The archive holds private keys and ledgers: it is written with mode 0600 and belongs where keys
 belong. The manifest lists every file with its mode and SHA-256. A restore checks all of them before
-it writes anything, and never touches a folder in which anything is.
+it writes anything, and never touches a folder in which anything is. With a passphrase the archive
+is a file of age (age-encryption.org), which `age -d` opens too; it is built in memory.
 """
 
 import hashlib
@@ -15,16 +16,18 @@ import sqlite3
 import tarfile
 import time
 import zlib
-from collections.abc import Collection, Iterator
-from contextlib import closing
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
 from gzip import BadGzipFile
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
-from privacy.files import make_durable, open_atomic
+from privacy.files import make_durable, open_atomic, write_atomic
 
 MANIFEST: Final = "manifest.json"
 VERSION: Final = 1
+MOST_ENCRYPTED: Final = 2 << 30
+_AGE: Final = b"age-encryption.org/"
 _MOST_FILES: Final = 1_000_000
 _TEMPORARY: Final = re.compile(r"\..*\.(tmp|part|new)(/|$)")
 
@@ -34,20 +37,41 @@ class ArchiveError(ValueError):
 
 
 def backup(
-    folder: Path, archive: Path, *, kind: str, without: Collection[str] = ()
+    folder: Path,
+    archive: Path,
+    *,
+    kind: str,
+    without: Collection[str] = (),
+    passphrase: str = "",
 ) -> dict[str, Any]:
-    """Write everything in `folder` into a new archive; its manifest.
+    """Write everything in `folder` into a new archive, encrypted where there is a passphrase.
+
+    Returns its manifest.
 
     `without` are names in the folder that only a running process needs. A SQLite file is copied as
     one consistent state, whatever is written meanwhile.
     """
     check_target(folder, archive)
+    files = list(_files(folder, without))
+    if not passphrase:
+        with open_atomic(archive, mode=0o600) as file:
+            return _pack(files, file, kind)
+    total = sum(path.stat().st_size for path, _ in files)
+    if total > MOST_ENCRYPTED:
+        raise ArchiveError(
+            f"{folder}: holds {total} bytes, at most {MOST_ENCRYPTED} can be encrypted; leave out "
+            "the passphrase and encrypt the archive by other means"
+        )
+    age, content = _age(), io.BytesIO()
+    manifest = _pack(files, content, kind)
+    write_atomic(archive, age.passphrase.encrypt(content.getvalue(), passphrase), mode=0o600)
+    return manifest
+
+
+def _pack(files: Sequence[tuple[Path, str]], file: BinaryIO, kind: str) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
-    with (
-        open_atomic(archive, mode=0o600) as file,
-        tarfile.open(fileobj=file, mode="w:gz", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for path, name in _files(folder, without):
+    with tarfile.open(fileobj=file, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
+        for path, name in files:
             content = _content(path)
             digest = hashlib.sha256(content).hexdigest()
             mode = path.stat().st_mode & 0o777
@@ -66,14 +90,14 @@ def check_target(folder: Path, archive: Path) -> None:
         raise ArchiveError(f"{archive}: must lie outside of {folder}")
 
 
-def restore(archive: Path, folder: Path, *, kind: str) -> dict[str, Any]:
+def restore(archive: Path, folder: Path, *, kind: str, passphrase: str = "") -> dict[str, Any]:
     """Unpack a whole backup of this kind into a new or empty folder; its manifest."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArchiveError(f"--dir {folder}: must be new or empty, a restore overwrites nothing")
     making = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     making.mkdir(mode=0o700, parents=True)
     try:
-        manifest = _unpack(archive, making)
+        manifest = _unpack(archive, making, passphrase)
         if manifest.get("kind") != kind:
             raise ArchiveError(f"{archive}: is a backup of a {manifest.get('kind')}, not a {kind}")
         if folder.exists():
@@ -107,12 +131,39 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-def _unpack(archive: Path, folder: Path) -> dict[str, Any]:
+@contextmanager
+def _opened(archive: Path, passphrase: str) -> Iterator[BinaryIO]:
+    """The archive's plain bytes; ArchiveError where it is encrypted and the passphrase is wrong."""
+    with archive.open("rb") as file:
+        encrypted = file.read(len(_AGE)) == _AGE
+        file.seek(0)
+        if not encrypted:
+            yield file
+            return
+        if not passphrase:
+            raise ArchiveError(f"{archive}: is encrypted, expected --passphrase")
+        age = _age()
+        try:
+            content = age.passphrase.decrypt(file.read(), passphrase)
+        except age.DecryptError:
+            raise ArchiveError(f"{archive}: is damaged, or the passphrase is another") from None
+    yield io.BytesIO(content)
+
+
+def _age() -> Any:
+    try:
+        import pyrage
+    except ImportError:
+        raise ArchiveError("--passphrase needs pyrage (pip install 'tacit[backup]')") from None
+    return pyrage
+
+
+def _unpack(archive: Path, folder: Path, passphrase: str) -> dict[str, Any]:
     """Write the files into `folder` and check them against the manifest; ArchiveError."""
     found: dict[str, tuple[str, int]] = {}
     manifest: dict[str, Any] | None = None
     try:
-        with tarfile.open(archive, mode="r:gz") as tar:
+        with _opened(archive, passphrase) as plain, tarfile.open(fileobj=plain, mode="r:gz") as tar:
             for count, entry in enumerate(tar):
                 content = tar.extractfile(entry)
                 name = PurePosixPath(entry.name)

@@ -7,7 +7,7 @@ import typer
 
 from privacy.commands.exit_codes import run
 from privacy.runtime import prepare
-from server.commands import backup, membership, queue, running, status, tasks
+from server.commands import backup, membership, queue, running, status, tasks, track
 from server.dashboard import app as dashboard
 from server.rounds.checkpoint import CheckpointError
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for commands in (membership, running, queue, tasks, status, backup, dashboard):
+for commands in (membership, running, queue, tasks, status, track, backup, dashboard):
     commands.register(app)
 
 

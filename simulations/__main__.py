@@ -64,6 +64,13 @@ def simulate(
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Show the run in the browser while it goes on.")
     ] = False,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option("--tensorboard", metavar="DIR", help="Write event files to DIR/NAME."),
+    ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option("--mlflow", metavar="URI", help="Write to this MLflow server.")
+    ] = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
@@ -104,7 +111,7 @@ def simulate(
         from simulations.run import simulate as play
 
     if sweep:
-        if audit or dashboard or insecure or resume:
+        if audit or dashboard or insecure or resume or tensorboard or mlflow:
             raise FolderError("--sweep runs alone: run it again under the same --name to go on")
         _swept(console, chosen, sweep, repeat, workers, runs / label, data, task, as_json=as_json)
         return
@@ -145,6 +152,10 @@ def simulate(
         rounds = f"{result.summary['rounds']} of {chosen.rounds} rounds"
         typer.echo(f"tacit-simulate: stopped after {rounds}; go on with: {again}", err=True)
         raise typer.Exit(INTERRUPTED)
+    if result.folder is not None and (tensorboard is not None or mlflow is not None):
+        from server.tracking import track
+
+        track(result.folder, tensorboard=tensorboard, mlflow=mlflow)
     told = sentence(result.summary)
     found = _audited(chosen, runs / label, data, seed) if audit else None
     if as_json:

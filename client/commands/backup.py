@@ -7,6 +7,7 @@ import typer
 
 from client.commands.options import HERE, Dir, Json
 from privacy.audit_trail import record
+from privacy.commands.options import Ask, PassphraseFile, passphrase_of
 
 KIND = "site"
 
@@ -21,6 +22,8 @@ def register(app: typer.Typer) -> None:
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write.")],
     directory: Dir = HERE,
+    ask: Ask = False,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Write this site's folder (keys, policy, ledgers) into one private archive with a manifest."""
     from client.agent import populations
@@ -30,9 +33,12 @@ def backup(
 
     name = Enrolled(directory).name
     check_target(directory, file)
+    passphrase = passphrase_of(ask, passphrase_file, confirm=True)
     record(directory, "backup", str(file))
-    made = pack(directory, file, kind=KIND, without=(".running", populations.CACHE))
-    typer.echo(f"{file}: {name}, {len(made['files'])} files; it holds private keys")
+    without = (".running", populations.CACHE)
+    made = pack(directory, file, kind=KIND, without=without, passphrase=passphrase)
+    kept = "encrypted" if passphrase else "it holds private keys"
+    typer.echo(f"{file}: {name}, {len(made['files'])} files; {kept}")
     for one in populations.known(directory):
         if not Path(one.ledger).is_relative_to(directory.absolute()):
             typer.echo(f"not in it: {one.ledger}, the ledger of {one.name}: back it up as well")
@@ -41,11 +47,14 @@ def backup(
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` wrote.")],
     directory: Dir = HERE,
+    ask: Ask = False,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Unpack a whole backup into an empty folder."""
     from privacy.archive import restore as unpack
 
-    made = unpack(file, directory, kind=KIND)
+    passphrase = passphrase_of(ask, passphrase_file, confirm=False)
+    made = unpack(file, directory, kind=KIND, passphrase=passphrase)
     record(directory, "restore", str(file))
     typer.echo(f"{directory}: {len(made['files'])} files restored")
     typer.echo("a ledger that was spent from since then is declined: tacit-client ledger recover")

@@ -6,15 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from client.commands.options import HERE, Dir, Json, PolicyFile
 from privacy.task_package.archive import PackageError
 
-Dir = Annotated[Path, typer.Option("--dir", help="This site's folder.")]
-PolicyFile = Annotated[
-    Path | None, typer.Option("--policy", help="The policy, if it is not DIR/policy.toml.")
-]
 Hash = Annotated[str, typer.Argument(metavar="HASH", help="The package's hash, or its beginning.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-HERE = Path()
 
 
 def register(app: typer.Typer) -> None:

@@ -81,7 +81,8 @@ def _tls(site: Enrolled, server: str, proxy: Proxy | None) -> Iterator[Check]:
         yield Check("identity", "FAULT", "revoked", then)
         return
     if answer.status_code == 404:
-        yield Check("identity", "FAULT", "not on its list of sites", "tacit-client join again")
+        then = "ask the coordinator (tacit-server sites) to sign this site's .csr again; then join"
+        yield Check("identity", "FAULT", "not on its list of sites", then)
         return
     yield Check("TLS", "fine", "1.3, both certificates hold, this site is on the list")
     yield clock(answer)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from privacy.commands.options import Json
 from privacy.files import write_atomic
 from privacy.printable import printable
 from privacy.task_package.archive import SUFFIX, Package, PackageError, load_package
@@ -13,7 +14,6 @@ from privacy.task_package.manifest import Manifest, manifest_of
 from privacy.task_package.source_check import Finding, findings
 
 Where = Annotated[Path, typer.Argument(metavar="PATH", help="The package's folder, or its file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -25,10 +25,16 @@ class ListenError(ValueError):
 
 
 def listen(host: str, port: int, *, option: str = "--listen") -> socket.socket:
-    """A listening TCP socket; ListenError where the address cannot be had."""
+    """A listening TCP socket; ListenError where the address cannot be had.
+
+    `::` is every address of this machine, of IPv6 and of IPv4, where the system can do both.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        listener = socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server(
+            (host, port), family=family, backlog=1024, dualstack_ipv6=both
+        )
     except (OSError, OverflowError) as error:
         words = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise ListenError(

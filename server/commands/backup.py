@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from privacy.audit_trail import record, recorded
+from privacy.commands.options import Ask, PassphraseFile, passphrase_of
 from server.commands.options import HERE, Dir, Json
 from server.registry.sites import Home
 
@@ -24,6 +25,8 @@ def register(app: typer.Typer) -> None:
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write.")],
     directory: Dir = HERE,
+    ask: Ask = False,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Write everything (keys, sites, heads, runs, queue) into one private archive."""
     from privacy.archive import backup as pack
@@ -31,19 +34,25 @@ def backup(
 
     Home(directory).check()
     check_target(directory, file)
+    passphrase = passphrase_of(ask, passphrase_file, confirm=True)
     record(directory, "backup", str(file))
-    made = pack(directory, file, kind=KIND, without=(".coordinator", ".lock", "status.json"))
-    typer.echo(f"{file}: {len(made['files'])} files; it holds the authority's key")
+    without = (".coordinator", ".lock", "status.json")
+    made = pack(directory, file, kind=KIND, without=without, passphrase=passphrase)
+    kept = "encrypted" if passphrase else "it holds the authority's key"
+    typer.echo(f"{file}: {len(made['files'])} files; {kept}")
 
 
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` wrote.")],
     directory: Dir = HERE,
+    ask: Ask = False,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Unpack a whole backup into an empty folder; sites need no new bundle."""
     from privacy.archive import restore as unpack
 
-    made = unpack(file, directory, kind=KIND)
+    passphrase = passphrase_of(ask, passphrase_file, confirm=False)
+    made = unpack(file, directory, kind=KIND, passphrase=passphrase)
     Home(directory).check()
     record(directory, "restore", str(file))
     typer.echo(f"{directory}: {len(made['files'])} files restored; next: tacit-server doctor")

@@ -11,7 +11,9 @@ from privacy.commands.options import MetricsFile as MetricsFile
 
 HERE: Final = Path()
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
-Listen = Annotated[str, typer.Option(metavar="HOST:PORT", help="The one open port.")]
+Listen = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="The one open port; [::]:8443: IPv6 and IPv4.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the plan (repeatable)."),

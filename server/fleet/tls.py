@@ -25,7 +25,8 @@ class Refusals:
             self._more[why] += 1
             return
         self._lines += 1
-        address = peer[0] if isinstance(peer, tuple) and peer else ""
+        address = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        address = address.removeprefix("::ffff:")  # an IPv4 peer of a socket for both
         self._log("connection_refused", why=why, peer=address, **({"site": site} if site else {}))
 
     def flush(self) -> None:

@@ -192,11 +192,11 @@ class TlsServer(HttpListener):
 
     def _disconnect(self, connection: FleetConnection, member: Member | None) -> None:
         """End a connection that is no longer allowed; a revoked site first hears why."""
-        revoked = member is not None and member.revoked is not None
+        revoked = connection.key in self._members.revoked_keys
         connection.refused_since = connection.refused_since or time.monotonic()
         since = time.monotonic() - connection.refused_since
-        if revoked and connection.working and since < _DISCONNECT_GRACE:
-            return  # its request ends with 410: `handle` is told through `changed`
+        if revoked and since < _DISCONNECT_GRACE:
+            return  # its next request, or the one at work, ends with 410
         if member is None or member.revoked is None:
             self.refused("unknown or expired", connection.peer, connection.site)
         connection.transport.abort()

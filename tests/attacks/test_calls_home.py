@@ -28,6 +28,16 @@ quietly() { "$@" > /dev/null; code=$?; [ $code -le 5 ] || echo "ended with $code
 ready() { for _ in $(seq 600); do python -c "import socket; \
 socket.create_connection(('127.0.0.1', $1)).close()" 2> /dev/null && return; sleep 0.2; done; }
 
+quietly tacit-simulate new mine
+quietly tacit-privacy task check mine
+quietly tacit-privacy task pack mine
+quietly tacit-client task add mine --dir tasks
+quietly tacit-client task list --dir tasks
+quietly tacit-client task show 00000000 --dir tasks
+quietly tacit-client task diff 00000000 11111111 --dir tasks
+quietly tacit-client task check 00000000 --dir tasks
+quietly tacit-client task approve 00000000 --dir tasks
+quietly tacit-client task remove 00000000 --dir tasks
 quietly tacit-simulate digits --set rounds=2 --set epsilon=1 --name first
 quietly tacit-privacy plan digits --set rows=287
 quietly tacit-privacy ledger verify runs/first/ledgers/site-0.jsonl
@@ -53,6 +63,8 @@ quietly tacit-client join --dir south south/south.bundle
 quietly tacit-client run --dir north --dry-run --plan digits
 quietly tacit-client data add people --dir south --ledger south/people.jsonl
 quietly tacit-client data list --dir south
+quietly tacit-client data move people --data digits.csv --dir south
+quietly tacit-client data remove people --dir south
 quietly tacit-client data check digits.csv --dir south
 quietly tacit-client policy new --dir south
 background tacit-client run --dir north --server 127.0.0.1:LINK --data builtin:0/1
@@ -65,7 +77,7 @@ quietly tacit-client deny --dir north 0000
 quietly tacit-client budget --dir south
 quietly tacit-client pause --dir north
 quietly tacit-client pause --dir north --off
-background tacit-server serve --dir home --listen 127.0.0.1:LINK
+background tacit-server serve --dir home --listen 127.0.0.1:LINK --metrics 127.0.0.1:METRICS
 served=$last
 quietly tacit-client doctor --dir north --server 127.0.0.1:LINK --data builtin:0/1
 quietly tacit-server submit digits --dir home --name second --set rounds=1
@@ -82,6 +94,11 @@ quietly tacit-client restore south.backup --dir restored-south
 quietly tacit-server backup home.backup --dir home
 quietly tacit-server restore home.backup --dir restored-home
 quietly tacit-server status --dir home
+quietly tacit-server audit-log --dir home
+quietly tacit-client audit-log --dir south
+quietly tacit-server repair --dir home
+quietly tacit-server task add mine --dir home
+quietly tacit-server track second --tensorboard board --dir home
 quietly tacit-server sites --dir home
 quietly tacit-server doctor --dir home
 quietly tacit-server renew north --dir home
@@ -101,7 +118,7 @@ ADDRESS = re.compile(
 @pytest.mark.timeout(1500)
 def test_no_command_of_any_role_asks_for_a_name_or_dials_out(tmp_path: Path) -> None:
     digits_csv(tmp_path / "digits.csv", 100)
-    ports = {name: free_port() for name in ("LINK", "SERVICE", "PAGES")}
+    ports = {name: free_port() for name in ("LINK", "SERVICE", "PAGES", "METRICS")}
     script = ROLES
     for name, port in ports.items():
         script = script.replace(name, str(port))

@@ -1,13 +1,18 @@
 """The resident coordinator with real processes: proposals, a queue, kills, a true status."""
 
+import datetime
 import json
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from privacy.arrays import Arrays
+from server.rounds.aggregation import State
+from server.rounds.run_folder import RunFolder
 from tests.support.patience import patience
 from tests.support.processes import World, told
 
@@ -172,3 +177,43 @@ def test_status_is_true_within_ten_seconds_and_says_what_stopped_the_coordinator
         text = world.order("status")
         assert "by SIGTERM; run one goes on at the next start" in text
         assert runs(world)["one"]["state"] == "running"
+
+
+def released(world: World, run: str) -> Arrays:
+    """The last released model of a run."""
+    last = RunFolder.open(world.home / "runs" / run).resume()
+    assert last is not None
+    return State.from_arrays(*last).released()
+
+
+def test_a_run_starts_from_anothers_model_and_not_before_its_time(world: World) -> None:
+    """The step size is next to nothing: what the second run ends with is what it began with."""
+    with told(world):
+        world.serve()
+        for number in range(3):
+            world.client(number)
+        world.order("submit", "digits", *SMALL, "--min-sites", 3, "--name", "one")
+        when = datetime.datetime.now() + datetime.timedelta(seconds=patience(10))
+        still = ("--set", "lr=1e-6", "--set", "average=false")
+        later = ("--after", "one", "--from", "one", "--at", when.isoformat(timespec="seconds"))
+        world.order("submit", "digits", *SMALL, *still, *later, "--min-sites", 3, "--name", "two")
+        world.until(lambda: runs(world)["one"]["state"] == "done")
+        if datetime.datetime.now() < when - datetime.timedelta(seconds=2):
+            assert runs(world)["two"]["state"] == "queued"
+        world.until(lambda: runs(world)["two"]["state"] == "done")
+        assert world.said("north", "trained")
+        started = [
+            line for line in world.log("server").splitlines() if "run_started run=two" in line
+        ]
+        assert started[0][:8] >= when.strftime("%H:%M:%S")
+        models = [
+            State.from_arrays(
+                *(RunFolder.open(world.home / "runs" / name).resume() or pytest.fail())
+            )
+            for name in ("one", "two")
+        ]
+        (first, second) = (model.released() for model in models)
+        assert all(np.allclose(first[name], second[name], atol=1e-3) for name in first)
+        assert any(np.abs(first[name]).max() > 0.01 for name in first)
+        about = json.loads((world.home / "runs" / "two" / "run.json").read_text())
+        assert about["parent"] == "one"

@@ -104,3 +104,39 @@ def test_a_database_that_is_written_meanwhile_is_copied_as_one_state(tmp_path: P
     restore(tmp_path / "b.tar.gz", tmp_path / "again", kind="coordinator")
     with closing(sqlite3.connect(tmp_path / "again" / "queue.sqlite")) as database:
         assert database.execute("SELECT n FROM t").fetchall() == [(7,)]
+
+
+def test_a_passphrase_keeps_an_archive_closed_and_opens_it_again(
+    folder: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "backup.age"
+    backup(folder, archive, kind="site", passphrase="correct horse")
+    assert archive.read_bytes().startswith(b"age-encryption.org/v1")
+    assert b"secret" not in archive.read_bytes()
+    assert stat.S_IMODE(archive.stat().st_mode) == 0o600
+    for wrong, words in (("", "is encrypted"), ("other", "the passphrase is another")):
+        with pytest.raises(ArchiveError, match=words):
+            restore(archive, tmp_path / "again", kind="site", passphrase=wrong)
+    assert not (tmp_path / "again").exists()
+    restore(archive, tmp_path / "again", kind="site", passphrase="correct horse")
+    assert contents(tmp_path / "again")["secret.key"] == (b"key", 0o600)
+
+
+@pytest.mark.slow  # a passphrase is made dear to try
+def test_a_changed_encrypted_archive_is_refused(folder: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "backup.age"
+    backup(folder, archive, kind="site", passphrase="x")
+    content = bytearray(archive.read_bytes())
+    content[-20] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(ArchiveError, match="is damaged"):
+        restore(archive, tmp_path / "again", kind="site", passphrase="x")
+
+
+def test_a_folder_too_large_to_be_encrypted_in_memory_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("privacy.archive.MOST_ENCRYPTED", 5)
+    with pytest.raises(ArchiveError, match="at most 5 can be encrypted"):
+        backup(folder, tmp_path / "backup.age", kind="site", passphrase="x")
+    assert not (tmp_path / "backup.age").exists()

@@ -19,6 +19,7 @@ import client.doctor.doctor
 from client.__main__ import app as client_app
 from client.agent import populations
 from client.agent.credentials import Enrolled
+from client.agent.process import alone
 from client.doctor.doctor import FLOWER, Check, examine
 from client.doctor.network_check import clock
 from privacy.contract.policy import builtin_policy
@@ -83,13 +84,13 @@ def test_a_healthy_site_has_no_fault(tmp_path: Path) -> None:
     (sites["a"] / "policy.toml").write_text(builtin_policy().to_toml())
     (tmp_path / "people.csv").write_text("x\n1\n")
     populations.add(sites["a"], "people", tmp_path / "people.jsonl", tmp_path / "people.csv")
-    with linked(home) as grid:
+    with linked(home) as grid, alone(sites["a"]):
         checks = examine(
             sites["a"], f"127.0.0.1:{grid.address[1]}", str(tmp_path / "people.csv"), None
         )
     assert {one.state for one in checks} == {"fine"}
-    order = ["Flower", "certificate", "name", "TCP", "TLS", "clock", "policy"]
-    order += ["closed processes", "data", "ledger", "audit log", "disk"]
+    order = ["Flower", "certificate", "name", "TCP", "TLS", "clock", "policy", "data", "ledger"]
+    order += ["closed processes", "audit log", "process", "disk"]
     assert [one.what for one in checks] == order
 
 
@@ -103,14 +104,15 @@ def test_another_version_of_flower(site: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_folder_that_never_joined(tmp_path: Path) -> None:
     checks = examine(tmp_path, "127.0.0.1:1", "builtin:0/1", None)
     found = line(checks, "identity")
-    assert (found.state, found.then) == ("FAULT", "tacit-client enroll, then join")
+    assert found.state == "FAULT"
+    assert found.then.startswith("tacit-client enroll --site NAME --dir")
     assert not [one for one in checks if one.what in ("name", "TCP", "TLS")]
 
 
 def test_keys_that_others_can_read(site: Path) -> None:
     Enrolled(site).key.chmod(0o644)
     found = line(examine(site, "127.0.0.1:x", "builtin:0/1", None), "keys")
-    assert (found.state, found.then) == ("FAULT", "chmod 600")
+    assert (found.state, found.then) == ("FAULT", f"chmod 600 {Enrolled(site).key}")
     assert Enrolled(site).key.name in found.said
 
 
@@ -182,7 +184,8 @@ def test_a_site_that_is_not_on_the_list(tmp_path: Path) -> None:
     with linked(home) as grid:
         checks = examine(sites["a"], f"127.0.0.1:{grid.address[1]}", "builtin:0/1", None)
     found = line(checks, "identity")
-    assert (found.said, found.then) == ("not on its list of sites", "tacit-client join again")
+    assert found.said == "not on its list of sites"
+    assert "sign this site's .csr again" in found.then
 
 
 @pytest.mark.parametrize(
@@ -214,7 +217,9 @@ def test_the_policy(site: Path, text: str | None, data: str, state: str) -> None
         (site / "policy.toml").write_text(text)
     found = line(examine(site, "127.0.0.1:x", data, None), "policy")
     assert found.state == state
-    assert (found.then == "tacit-client policy new") is (state == "FAULT")
+    made = found.then == f"tacit-client policy new --dir {site}"
+    assert made is (state == "FAULT" and text is None)
+    assert found.then.startswith(f"edit {site}") is (state == "FAULT" and text is not None)
 
 
 @pytest.mark.parametrize("data", ["absent.csv", "builtin:3/2", "builtin:x"])
@@ -253,6 +258,6 @@ def test_the_command_prints_faults_with_their_next_steps_and_ends_with_1(tmp_pat
     text = CliRunner().invoke(client_app, words)
     assert text.exit_code == 1
     assert "FAULT identity" in text.stdout
-    assert "      -> tacit-client enroll, then join" in text.stdout
+    assert "      -> tacit-client enroll --site NAME" in text.stdout
     parsed = json.loads(CliRunner().invoke(client_app, [*words, "--json"]).stdout)
     assert {"what", "state", "said", "then"} == set(parsed["checks"][0])
