@@ -78,3 +78,36 @@ def test_the_released_values_are_the_plain_ones_by_hand(monkeypatch):
     found = private_metrics.paid_metrics(nn.Identity(), rows, task, plan, device=device)
     expected = {"accuracy": 2, "class a": 1, "class b": 2, "rows": 3, "loss": 8.0}
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+class Modal(nn.Module):
+    """Says in which mode it is asked: a hit in evaluation, a miss in training."""
+
+    def forward(self, x):
+        hit = torch.tensor([1.0, 0.0] if not self.training else [0.0, 1.0])
+        return hit.expand(len(x), 2)
+
+
+@pytest.mark.parametrize("kinds", SUBSETS, ids="+".join)
+def test_only_what_the_plan_names_is_measured_and_without_dropout(monkeypatch, kinds):
+    monkeypatch.setattr(private_metrics.noise, "privatise", lambda values, std, *, over=1.0: None)
+    task = SimpleNamespace(
+        kind="classification", classes=("a", "b"), loss=lambda out, y: torch.ones(len(out))
+    )
+    plan = load_plan("digits", [f"metrics={list(kinds)!r}", "metrics_sigma=3"])
+    rows = Rows(torch.zeros(3, 1), torch.zeros(3, dtype=torch.long))
+    device = torch.device("cpu")
+    found = private_metrics.paid_metrics(Modal().train(), rows, task, plan, device=device)
+    every = {"accuracy": 3.0, "loss": 3.0, "rows": 3.0, "class a": 3.0, "class b": 0.0}
+    named = {name for name in every if name.split()[0].replace("class", "classes") in kinds}
+    named |= {"accuracy"} & set(kinds)
+    assert found == pytest.approx({name: every[name] for name in named}, rel=1e-5)
+
+
+def test_no_metric_leaves_without_noise():
+    plan = load_plan("digits", ["metrics=['loss']", "metrics_sigma=3"])
+    object.__setattr__(plan, "metrics_sigma", None)
+    task = SimpleNamespace(kind="regression", loss=lambda out, y: torch.ones(len(out)))
+    rows = Rows(torch.zeros(3, 1), torch.zeros(3))
+    with pytest.raises(ValueError, match="metrics_sigma"):
+        private_metrics.paid_metrics(nn.Identity(), rows, task, plan, device=torch.device("cpu"))

@@ -54,3 +54,38 @@ def test_writing_over_a_layers_output_is_refused_or_gives_the_right_sum() -> Non
         return
     rest = flat(released) - flat(clipped_sum(probe))
     assert np.abs(rest).max() < 1e-2
+
+
+class OwnWeight(nn.Module):
+    """A parameter of its own beside a Dropout: one example's draw could not be told apart."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.weight, self.drop = nn.Parameter(torch.ones(3)), nn.Dropout(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.drop(x * self.weight)
+        return out
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.5, 1.0])
+def test_dropout_beside_a_modules_own_parameters_is_refused_unless_it_drops_nothing(p) -> None:
+    with pytest.raises(ModelError, match="Dropout"):
+        summed(nn.Sequential(OwnWeight(p), nn.Linear(3, 1)), torch.randn(4, 3))
+    summed(nn.Sequential(OwnWeight(0.0), nn.Linear(3, 1)), torch.randn(4, 3))
+
+
+class Unseen(Doubling):
+    """Writes over it where autograd does not look."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        with torch.no_grad():
+            h.mul_(2)
+        out: Tensor = self.last(h)
+        return out
+
+
+def test_writing_over_a_layers_output_unseen_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"first.*in-place"):
+        summed(Unseen(), torch.randn(4, 3))

@@ -37,6 +37,15 @@ def test_a_ledger_that_is_closed_affords_nothing_whatever_it_held(
     assert len(again.entries()) == entries + 1
 
 
+@pytest.mark.parametrize("length", [0, 201])
+def test_a_population_has_1_to_200_characters(path: Path, length: int) -> None:
+    with pytest.raises(LedgerError, match="population"):
+        Ledger.create(path, population="p" * length, durable=False)
+    assert not path.exists()
+    for fits in (1, 200):
+        Ledger.create(path.with_name(f"{fits}.jsonl"), population="p" * fits, durable=False)
+
+
 def test_a_log_without_a_line_is_refused_and_nothing_is_spent(path: Path) -> None:
     ledger = filled(path, 1)
     before = path.read_bytes()
