@@ -27,6 +27,8 @@ _BEYOND: Final = 1e6
 _SMALL_DELTA: Final = 1e-5
 _LEAST_DELTA: Final = 1e-11
 _FINE_SEGMENTS: Final = 8
+_MOST_MIXED: Final = 64
+"""Of groups of more records Rényi's bound stands alone: their mixtures would take minutes."""
 _ORDERS: Final = tuple(rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
 
 
@@ -115,7 +117,8 @@ def pld_epsilon(segments: tuple[Segment, ...], delta: float, coarser: float = 1.
     if len(segments) == 1 and segments[0].rate == 1:
         return _gaussian_epsilon(segments[0].sigma / segments[0].records, delta)
     by_orders = rdp_epsilon(segments, delta)
-    if delta < _LEAST_DELTA or by_orders > _BEYOND:
+    mixed = any(segment.records > _MOST_MIXED for segment in segments if segment.rate < 1)
+    if delta < _LEAST_DELTA or by_orders > _BEYOND or mixed:
         return by_orders
     return min(by_orders, _by_losses(segments, delta, coarser))
 

@@ -78,7 +78,8 @@ def round_line(
     """Metrics, each site's answer and cost, epsilon, seconds and bytes; updates `totals`.
 
     `coordinator_events` are this run's events of the coordinator's own ledger (unit "client");
-    `records` are the most records of one person at each site. A metric that is not finite is left
+    `records` are the most records of one person at each site, where that is known; else a site's
+    own events say how many its policy allows. A metric that is not finite is left
     out, and the line says "diverged".
     """
     sites = {}
@@ -87,6 +88,8 @@ def round_line(
         sites[site] = _site_entry(plan, answer, events, totals)
         if plan.unit == "record" and records and site in records:
             sites[site] |= _person(plan, events, records[site])
+        elif plan.unit == "record" and any(event.records > 1 for event in events):
+            sites[site] |= _person(plan, events, None)
     every = {
         **metrics,
         **paid_metrics(plan, record.trained()),
@@ -104,11 +107,14 @@ def round_line(
     }
 
 
-def _person(plan: Plan, events: tuple[Event, ...], records: int) -> dict[str, Any]:
-    """The epsilon of a person with so many records; None where no finite one is known."""
+def _person(plan: Plan, events: tuple[Event, ...], records: int | None) -> dict[str, Any]:
+    """The epsilon of a person with so many records; None where no finite one is known.
+
+    Without `records` each event counts for those that it names.
+    """
     epsilon = spent(events, plan.required_delta, records=records)
     return {
-        "records_per_person": records,
+        "records_per_person": records or max(event.records for event in events),
         "epsilon_person": epsilon if math.isfinite(epsilon) else None,
     }
 

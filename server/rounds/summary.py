@@ -13,12 +13,13 @@ def summarise(
     """What a run reached and what it cost, for summary.json."""
     last = outcome.history[-1] if outcome.history else None
     epsilons: dict[str, float | None] = {}
-    persons: list[tuple[int, float | None]] = []
+    by_site: dict[str, tuple[int, float | None]] = {}  # what each site's last answer said
     for line in outcome.history:
         epsilons |= {name: said["epsilon"] for name, said in line["sites"].items()}
-    for said in last["sites"].values() if last else ():
-        if "records_per_person" in said:
-            persons.append((said["records_per_person"], said["epsilon_person"]))
+        for name, said in line["sites"].items():
+            if "records_per_person" in said:
+                by_site[name] = said["records_per_person"], said["epsilon_person"]
+    persons = list(by_site.values())
     epsilons |= outcome.epsilons
     private = plan.private and not insecure
     worst = max(outcome.epsilons.values(), default=0.0)

@@ -357,8 +357,8 @@ def test_an_epsilon_is_never_nan_whatever_the_event() -> None:
         for rate in (1e-12, 1e-3, 0.999999, 1.0):
             for steps, records in ((1, 1), (10**12, 1), (1000, 10**9)):
                 event = Event("record", sigma, rate, steps, records=records)
-                for accountant in ("pld", "rdp"):
-                    found = spent([event], 1e-15, accountant=accountant, records=None)
+                for accountant, delta in (("pld", 1e-15), ("rdp", 1e-15), ("rdp", 1e-5)):
+                    found = spent([event], delta, accountant=accountant, records=None)
                     assert found >= 0, (event, accountant)
 
 
@@ -378,3 +378,9 @@ def test_renyis_bound_of_a_group_is_never_below_the_mixtures(
     event = Event("record", sigma, rate, steps, records=records)
     bound = spent([event], delta, accountant="rdp", records=None)
     assert bound >= mixture * (1 - 1e-3) - 1e-3
+
+
+def test_a_group_too_large_for_a_mixture_is_bounded_by_renyi_at_once() -> None:
+    event = Event("record", 1e9, 1e-6, 10, records=10**6)
+    found = spent([event], 1e-5, records=None)
+    assert found == spent([event], 1e-5, accountant="rdp", records=None) < 0.01
