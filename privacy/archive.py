@@ -22,13 +22,15 @@ from gzip import BadGzipFile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 
-from privacy.files import make_durable, open_atomic, write_atomic
+from privacy.files import Limits, make_durable, open_atomic, parse_json, write_atomic
 
 MANIFEST: Final = "manifest.json"
 VERSION: Final = 1
 MOST_ENCRYPTED: Final = 2 << 30
 _AGE: Final = b"age-encryption.org/"
 _MOST_FILES: Final = 1_000_000
+_LIMITS: Final = Limits(size=512 * 2**20, digits=64, count=8 * _MOST_FILES)
+"""Of a manifest."""
 _TEMPORARY: Final = re.compile(r"\..*\.(tmp|part|new)(/|$)")
 
 
@@ -171,7 +173,7 @@ def _unpack(archive: Path, folder: Path, passphrase: str) -> dict[str, Any]:
                 if unsafe or content is None or not entry.isfile() or count > _MOST_FILES:
                     raise ArchiveError(f"{archive}: must hold plain files, got {entry.name!r:.80}")
                 if entry.name == MANIFEST:
-                    manifest = json.loads(content.read())
+                    manifest = parse_json(content.read(_LIMITS.size + 1), _LIMITS)
                     continue
                 path = folder / name
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

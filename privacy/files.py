@@ -135,10 +135,13 @@ class Limits:
 DEFAULT_LIMITS: Final = Limits()
 
 
-def parse_json(content: bytes | str, limits: Limits = DEFAULT_LIMITS) -> Any:
+def parse_json(
+    content: bytes | str, limits: Limits = DEFAULT_LIMITS, *, nan_is_null: bool = False
+) -> Any:
     """A JSON value within `limits`; DocumentError for anything else.
 
-    NaN, infinity, numbers that overflow, a key twice and lone surrogates are refused.
+    NaN, infinity, numbers that overflow, a key twice and lone surrogates are refused; with
+    `nan_is_null` numbers that are not finite are null, which old versions wrote into records.
     """
     text = _text(content, limits)
 
@@ -147,8 +150,10 @@ def parse_json(content: bytes | str, limits: Limits = DEFAULT_LIMITS) -> Any:
             raise DocumentError(f"a number must have at most {limits.digits} digits")
         return int(digits)
 
-    def real(digits: str) -> float:
+    def real(digits: str) -> float | None:
         value = float(digits)
+        if not math.isfinite(value) and nan_is_null:
+            return None
         if len(digits) > 2 * limits.digits or not math.isfinite(value):
             raise DocumentError(f"a number must be finite, got {digits[:40]}")
         return value
@@ -158,7 +163,7 @@ def parse_json(content: bytes | str, limits: Limits = DEFAULT_LIMITS) -> Any:
             text,
             parse_int=number,
             parse_float=real,
-            parse_constant=_no_constant,
+            parse_constant=_null if nan_is_null else _no_constant,
             object_pairs_hook=_object,
         )
     except RecursionError:
@@ -285,6 +290,10 @@ def _most_dots(text: str) -> int:
     """The most dots of any key or number, outside of texts and comments."""
     bare = _TOML_TEXT.sub("_", text)
     return max(part.count(".") for part in _TOML_DIVIDER.split(bare))
+
+
+def _null(name: str) -> None:
+    """What a number that is not finite becomes."""
 
 
 def _no_constant(name: str) -> NoReturn:

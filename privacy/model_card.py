@@ -14,6 +14,7 @@ from typing import Any, Final
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.accounting.rounding import spent_text
+from privacy.files import DocumentError, Limits, parse_json
 
 LIMITS: Final = (
     "Its guarantee covers the rows of training, each site's against all others; it says nothing of "
@@ -22,6 +23,7 @@ LIMITS: Final = (
     "on it.",
     "Noise costs accuracy first where training rows were few.",
 )
+LIMITS_OF_CARDS: Final = Limits(size=2**25, digits=64, length=2**20, count=2**19)
 POST_PROCESSING: Final = "post-processing of the released model: costs no privacy"
 
 
@@ -90,9 +92,9 @@ class Card:
     def from_json(cls, text: str) -> "Card":
         """Read a card; CardError unless every field is there and has the expected form."""
         try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CardError("expected a model card in JSON, got another text") from error
+            values = parse_json(text, LIMITS_OF_CARDS)
+        except DocumentError as error:
+            raise CardError(f"expected a model card in JSON: {error}") from None
         names = {item.name for item in fields(cls)}
         if not isinstance(values, dict) or values.pop("v", None) != 1:
             raise CardError("expected a model card of version 1")
@@ -181,6 +183,6 @@ def _epsilon(line: Mapping[str, Any]) -> float | None:
 
 def _changes(text: str) -> tuple[str, ...]:
     try:
-        return tuple(str(change) for change in json.loads(text))
-    except (ValueError, TypeError, RecursionError) as error:
+        return tuple(str(change) for change in parse_json(text))
+    except (ValueError, TypeError) as error:
         raise CardError("changes: expected a list in JSON") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from client.agent.route import split_address
-from privacy.files import PRIVATE, parse_json, read_bounded, write_atomic
+from privacy.files import PRIVATE, parse_json, read_bounded, read_json, write_atomic
 from privacy.identity import keys
 from privacy.identity.certificates import Certificate, issued_by, request
 from privacy.identity.keys import IdentityError
@@ -55,13 +55,15 @@ class Enrolled:
     def facts(self) -> dict[str, Any]:
         """What enrol and join wrote: `site`, and after join `hosts` and `verify`."""
         try:
-            found: dict[str, Any] = json.loads(self.about.read_text())
+            found: dict[str, Any] = read_json(self.about)
         except FileNotFoundError:
             raise EnrolmentError(
                 f"--dir {self.folder}: no site here (make one: tacit-client enroll --site NAME)"
             ) from None
         except ValueError:
             raise EnrolmentError(f"{self.about}: expected JSON, it is damaged") from None
+        if not isinstance(found, dict):
+            raise EnrolmentError(f"{self.about}: expected a JSON object, it is damaged")
         return found
 
     @property

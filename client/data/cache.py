@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.data.loading import SPILL
+from client.data.loading import SPILL, mapped, release
 from client.tasks.rows import Omission, Reading, Rows
 from privacy.files import PRIVATE, DocumentError, open_atomic, read_json, write_atomic
 
@@ -89,10 +89,10 @@ class Cache:
 
     def _mapped(self, name: str, array: str, facts: dict[str, Any]) -> torch.Tensor:
         path = self.folder / f"{name}.{array}.npy"
-        mapped = np.load(path, mmap_mode="c", allow_pickle=False)
-        if [mapped.dtype.str, *mapped.shape] != facts[array]:
+        found = np.load(path, mmap_mode="c", allow_pickle=False)
+        if [found.dtype.str, *found.shape] != facts[array]:
             raise ValueError(f"{path}: expected another array")
-        return torch.from_numpy(mapped)
+        return torch.from_numpy(mapped(found))
 
     def _put(self, name: str, rows: Rows, size: int) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -107,7 +107,11 @@ class Cache:
                 written.callback(path.unlink, missing_ok=True)
                 plain: NDArray[Any] = values.numpy()
                 with open_atomic(path, mode=PRIVATE, durable=False) as file:
-                    np.lib.format.write_array(file, plain, allow_pickle=False)
+                    head = np.lib.format.header_data_from_array_1_0(plain)
+                    np.lib.format.write_array_header_1_0(file, head)
+                    for start in range(0, len(plain), 65536):
+                        file.write(np.ascontiguousarray(plain[start : start + 65536]).data)
+                        release(values)
                 facts["arrays"][array] = [plain.dtype.str, *plain.shape]
             # An entry is one from here on; what a kill leaves before it goes with the next.
             content = json.dumps(facts).encode()

@@ -5,6 +5,7 @@ in the file changes the training rows by that row. Nothing here depends on how m
 """
 
 import hashlib
+import mmap
 import os
 import tempfile
 from collections import Counter
@@ -13,6 +14,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -211,7 +213,7 @@ def contents(rows: Rows) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """
     x = rows.x.reshape(len(rows), -1).numpy()
     y = rows.y.numpy()
-    sites = np.zeros(len(rows), np.int64)
+    sites = np.broadcast_to(np.int64(0), len(rows))
     if rows.site is not None:
         names, index = np.unique(np.array(rows.site, dtype=object), return_inverse=True)
         sites = _numbers(list(names), index)
@@ -227,23 +229,27 @@ def contents(rows: Rows) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         total += label.astype(np.uint64) * factors[-2]
         total += sites[part].view(np.uint64) * factors[-1]
         digest[part] = _mixed(total)
+        release(rows.x)
     order = np.argsort(digest, kind="stable")
     ranked = digest[order]
     fresh = np.ones(len(rows), dtype=bool)
     fresh[1:] = ranked[1:] != ranked[:-1]
-    first = np.maximum.accumulate(np.where(fresh, np.arange(len(rows)), 0))
-    again = np.flatnonzero(~fresh)
-    mine, leader = order[again], order[first[again]]
-    same = np.ones(len(again), dtype=bool)
-    for start in range(0, len(again), 65536):
-        part = slice(start, start + 65536)
-        a, b = mine[part], leader[part]
+    del ranked
+    occurrence = np.zeros(len(rows), np.uint64)
+    last = 0
+    for start in range(0, len(rows), 65536):
+        at = np.arange(start, min(start + 65536, len(rows)))
+        first = np.maximum.accumulate(np.where(fresh[at], at, last))
+        last = int(first[-1])
+        later = at > first
+        if not later.any():
+            continue
+        a, b = order[at[later]], order[first[later]]
         equal = (x[a].view(np.uint32) == x[b].view(np.uint32)).all(1)
-        same[part] = equal & (y[a] == y[b]) & (sites[a] == sites[b])
-    if not same.all():
-        return _told_apart(x, y, sites, digest)
-    occurrence = np.empty(len(rows), np.uint64)
-    occurrence[order] = (np.arange(len(rows)) - first).astype(np.uint64)
+        if not (equal & (y[a] == y[b]) & (sites[a] == sites[b])).all():
+            return _told_apart(x, y, sites, digest)
+        occurrence[a] = (at - first)[later].astype(np.uint64)
+        release(rows.x)
     return digest, occurrence
 
 
@@ -296,12 +302,32 @@ class Growing:
             return np.frombuffer(self.buffer, self.kind).reshape(shape)
         self.file.flush()
         os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return np.memmap(self.file, dtype=self.kind, mode="c", shape=shape)
+        return mapped(np.memmap(self.file, dtype=self.kind, mode="c", shape=shape))
 
     def close(self) -> None:
         """Let go of the file; arrays made of it stay."""
         if self.file is not None:
             self.file.close()
+
+
+_MAPPED: Final[WeakValueDictionary[int, Any]] = WeakValueDictionary()
+"""Mapped arrays by their address, since a tensor does not say what it is made of."""
+
+
+def mapped(array: Any) -> NDArray[Any]:
+    """A mapped array that nobody writes to, so that `release` knows it."""
+    _MAPPED[array.ctypes.data] = array
+    return np.asarray(array)
+
+
+def release(tensor: torch.Tensor) -> None:
+    """Let go of the memory of a mapped array's rows; whoever draws them again has them again.
+
+    Without it a pass over an array longer than memory would fill the memory.
+    """
+    array = _MAPPED.get(tensor.data_ptr())
+    if array is not None:
+        array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def part(rows: Rows, mask: NDArray[np.bool_]) -> Rows:
@@ -312,6 +338,7 @@ def part(rows: Rows, mask: NDArray[np.bool_]) -> Rows:
     with closing(Growing()) as x:
         for start in range(0, len(at), 65536):
             x.add(rows.x.numpy()[at[start : start + 65536]])
+            release(rows.x)
         whole = torch.from_numpy(x.whole())
     site = None if rows.site is None else tuple(rows.site[i] for i in at.tolist())
     chosen_ = torch.from_numpy(at)

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from client.data.cache import Cache
 from client.data.check import check as look
 from client.data.contents import Contents
+from client.data.loading import release
 from client.site import SiteError
 from client.tasks.registry import task, task_of_schema
 from client.tasks.rows import Rows, TaskError, builtin, cap
@@ -123,6 +126,8 @@ class SiteRows:
             self._key = key
             if self._rows.reading is not None:
                 self._tell("rows_read", training=len(self._rows), file=str(self._rows.reading))
+        if isinstance(self._rows.x, torch.Tensor):
+            release(self._rows.x)  # what the last round has drawn
         return self._rows
 
     def _state(self) -> str:

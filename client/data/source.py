@@ -5,7 +5,6 @@ turns the site's own spelling into the columns and values of the public schema.
 """
 
 import codecs
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import Any, Final
 
 from client.data.formats.records import Dialect
 from client.tasks.rows import TaskError
+from privacy.files import DocumentError, Limits, read_toml
 
 FILE: Final = "source.toml"
+_LIMITS: Final = Limits(size=16 * 2**20, count=2**20)
 _EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -79,9 +80,11 @@ def options_of(path: Path) -> Options:
 def parse(path: Path) -> Options:
     """Read a `source.toml`; TaskError names the key, and what was expected of it."""
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TaskError(f"{path}: expected a TOML file ({error})") from None
+        given = read_toml(path, _LIMITS)
+    except DocumentError as error:
+        raise TaskError(str(error)) from None
+    except OSError as error:
+        raise TaskError(f"{path}: expected a file that can be read ({error.strerror})") from None
     try:
         return _options(given, path.absolute().parent)
     except TaskError as error:

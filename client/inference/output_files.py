@@ -5,7 +5,6 @@ Columns: the site's own id column where it has one, `row` (from 1 through the fi
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as parquet
 
 from client.inference.predictor import Predictions
+from privacy.files import open_atomic
 
 FORMATS: Final = (".csv", ".parquet", ".jsonl", ".ndjson")
 HELD: Final = 32 * 2**20
@@ -81,21 +81,16 @@ def writing(path: Path) -> Iterator[Write]:
     """A function that adds predictions to `path`; the file appears when all are written."""
     if path.suffix not in FORMATS:
         raise WritingError(f"out: expected a name that ends with {', '.join(FORMATS)}, got {path}")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with ExitStack() as opened:
-            file = opened.enter_context(part.open("wb"))
+        with open_atomic(path, durable=False) as file, ExitStack() as opened:
             if path.suffix == ".parquet":
                 yield _parquet(opened, file)
             else:
                 yield _lines(file, as_csv=path.suffix == ".csv")
-        part.replace(path)
     except OSError as error:
         raise WritingError(
             f"{path}: expected a place to write to, got {error.strerror or error} (--out elsewhere)"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Only safetensors and ONNX are ever read: neither format can carry code, and no p
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,18 +18,19 @@ from safetensors import SafetensorError, deserialize
 from torch import nn
 
 from client.dpsgd.weights import base_digest, trained_of
-from client.models.provenance import Origin, OriginError, Trust, signature_path, vouch
+from client.models.provenance import Origin, OriginError, Trust, signature_path, told, vouch
 from client.models.store import latest
 from client.tasks.registry import task_of
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json
+from privacy.files import DocumentError, Limits, parse_json
 from privacy.model_card import Card, CardError, of_checkpoint
 
 LARGEST: Final = 4 * 2**30
 """Bytes of the largest model file that is read."""
-_HEADER: Final = 100 * 2**20
+_HEADER: Final = Limits(size=100 * 2**20, length=2**24, count=2**20)
 _ROUND: Final = re.compile(r"\d{6}\.safetensors")
 _NUMBERS: Final = {
     "F64": np.float64,
@@ -132,11 +132,11 @@ def described(task: Task) -> dict[str, Any]:
 def header(content: bytes) -> dict[str, str]:
     """The text metadata of a safetensors file."""
     size = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or size > min(_HEADER, len(content) - 8):
+    if len(content) < 8 or size > min(_HEADER.size, len(content) - 8):
         raise ModelError("expected a whole safetensors file, got a damaged one")
     try:
-        values = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-    except (ValueError, AttributeError, RecursionError) as error:
+        values = parse_json(content[8 : 8 + size], _HEADER).get("__metadata__", {})
+    except (DocumentError, AttributeError) as error:
         raise ModelError("expected a whole safetensors file, got a damaged one") from error
     if not isinstance(values, dict):
         raise ModelError("expected a safetensors file with metadata")
@@ -165,6 +165,7 @@ def _from_safetensors(
     path: Path, content: bytes, digest: str, origin: Origin, tasks: Tasks
 ) -> Model:
     metadata = header(content)
+    origin = told(origin, metadata)
     task = _task(metadata, tasks)
     network = task.model(from_json(metadata["plan_json"]).seed)
     if metadata.get("base", "") not in ("", base_digest(network)):
@@ -197,6 +198,7 @@ def _from_onnx(path: Path, content: bytes, digest: str, origin: Origin, tasks: T
     if any(kept.data_location == onnx.TensorProto.EXTERNAL for kept in graph.graph.initializer):
         raise ModelError("expected all weights inside the ONNX file, got some outside it")
     metadata = {item.key: item.value for item in graph.metadata_props}
+    origin = told(origin, metadata)
     task = _task(metadata, tasks)
     if "card" not in metadata:
         raise ModelError("expected an ONNX file with a model card, found none")
@@ -261,9 +263,9 @@ def _fill(network: nn.Module, found: dict[str, torch.Tensor]) -> None:
 
 def _mapping(text: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelError("expected JSON in the model's metadata, got another text") from error
+        values = parse_json(text, _HEADER, nan_is_null=True)
+    except DocumentError as error:
+        raise ModelError(f"expected JSON in the model's metadata: {error}") from None
     if not isinstance(values, dict):
         raise ModelError("expected a JSON object in the model's metadata")
     return values

@@ -5,7 +5,7 @@ the file is whole and nothing about where it comes from.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,9 @@ from privacy.identity.model_signature import Signature, SigningError, read_signa
 
 SELF_SIGNED: Final = "self-signed: origin unknown"
 UNSIGNED: Final = "unsigned: integrity and origin unknown"
+OWN: Final = "signed by this site"
+MADE_HERE: Final = "made and signed by this site"
+RECEIVED: Final = "received by this site from its coordinator, and signed by this site"
 RUN_KEY: Final = "signing.pub"
 """The public key of a run folder that signs its own checkpoints."""
 
@@ -40,6 +43,17 @@ class Origin:
     words: str
     known: bool
     signature: Signature | None = None
+
+
+def told(origin: Origin, metadata: Mapping[str, str]) -> Origin:
+    """What a site's own signature means: it made the file, or only received its weights.
+
+    The site writes both kinds itself; one that it made says what was changed, or carries its card.
+    """
+    if origin.words != OWN:
+        return origin
+    made = "card" in metadata or "changes" in metadata
+    return replace(origin, words=MADE_HERE if made else RECEIVED)
 
 
 def signature_path(path: Path) -> Path:

@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from client.agent.credentials import Enrolled
 from client.models.loading import ModelError
-from client.models.provenance import Trust, signature_path
+from client.models.provenance import OWN, Trust, signature_path
 from client.models.store import folder, keep, pack
 from privacy.contract.plan import Plan
 from privacy.files import PRIVATE, write_atomic
 from privacy.identity.keys import IdentityError, new_signing_key, signing_public
 from privacy.identity.model_signature import sign_model
 
-OWN: Final = "vouched for by this site, which made it or received it from its coordinator"
 COORDINATOR: Final = "signed by this site's coordinator"
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 

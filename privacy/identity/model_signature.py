@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from privacy.files import canonical_json
+from privacy.files import DocumentError, canonical_json, parse_json
 from privacy.identity.keys import sign, signing_public, verify
 
 _PREFIX: Final = b"tacit model\0"
@@ -65,8 +65,8 @@ def read_signature(content: bytes) -> Signature:
     if len(content) > _LONGEST:
         raise SigningError(f"expected at most {_LONGEST} bytes, got {len(content)}")
     try:
-        values = json.loads(content)
-    except (ValueError, RecursionError):
+        values = parse_json(content)
+    except DocumentError:
         raise SigningError("expected a signature in JSON, got another text") from None
     wanted = {"v", "sha256", "run", "round", "key", "signature"}
     if not isinstance(values, dict) or set(values) != wanted or values.pop("v") != 1:

@@ -10,10 +10,13 @@ import hashlib
 import logging
 import os
 import platform
+import secrets
 import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -84,39 +87,86 @@ def compiled(source: Path) -> ctypes.CDLL | None:
     if os.environ.get("TACIT_NATIVE") == "0":
         return None
     try:
-        return ctypes.CDLL(str(_library(source)))
+        return _loaded(source)
     except (OSError, subprocess.SubprocessError) as error:
         _log.info("%s: no native code (%s)", source.stem, error)
         return None
 
 
-def _library(source: Path) -> Path:
-    """The shared library, compiled unless it lies in the cache under its content's name."""
+def _loaded(source: Path) -> ctypes.CDLL:
+    """The shared library, compiled unless it lies in the cache under its content's name.
+
+    What was looked at is what is loaded: the descriptor names the file, whatever its path says by
+    then. It stays open, since the loader takes one name for one library.
+    """
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
         raise OSError("no C compiler")
-    folder = private_cache()
     identity = "\0".join([compiler, *_FLAGS, platform.machine(), _processor()]).encode()
     name = hashlib.sha256(identity + source.read_bytes()).hexdigest()[:32]
-    library = folder / f"{source.stem}-{name}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            target = Path(temporary) / library.name
-            command = [compiler, *_FLAGS, "-o", str(target), str(source), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
-            target.replace(library)
-    return library
+    name = f"{source.stem}-{name}.so"
+    with private_cache() as folder:
+        try:
+            file = _open(name, folder)
+        except FileNotFoundError:
+            _compile(compiler, source, name, folder)
+            file = _open(name, folder)
+    try:
+        place = Path(f"/proc/self/fd/{file}")
+        return ctypes.CDLL(str(place if place.exists() else _cache() / name))
+    except OSError:
+        os.close(file)
+        raise
 
 
-def private_cache() -> Path:
-    """A folder that nobody else can write to: what is loaded from it runs as us."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "tacit"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
-        raise OSError(f"{folder} is not private")
-    return folder
+def _compile(compiler: str, source: Path, name: str, folder: int) -> None:
+    """Put the library of a C file into an open folder, whole or not at all."""
+    with tempfile.TemporaryDirectory(prefix="tacit-") as temporary:
+        target = Path(temporary) / name
+        command = [compiler, *_FLAGS, "-o", str(target), str(source), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        content = target.read_bytes()
+    part = f".{name}.{secrets.token_hex(8)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(part, flags, 0o700, dir_fd=folder), "wb") as file:
+            file.write(content)
+        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        with suppress(OSError):
+            os.unlink(part, dir_fd=folder)
+
+
+def _open(name: str, folder: int) -> int:
+    """A descriptor of a file in an open folder that nobody else can write to."""
+    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    if not _private(os.fstat(file), stat.S_ISREG):
+        os.close(file)
+        raise OSError(f"{_cache() / name} is not private")
+    return file
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tacit"
+
+
+@contextmanager
+def private_cache() -> Iterator[int]:
+    """A folder, open, that nobody else can write to: what is loaded from it runs as us."""
+    path = _cache()
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not _private(os.fstat(folder), stat.S_ISDIR):
+            raise OSError(f"{path} is not private")
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _private(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
+    own = status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o022
+    return own and kind(status.st_mode)
 
 
 def _processor() -> str:

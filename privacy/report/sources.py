@@ -4,7 +4,6 @@ Three kinds of folder: a simulation's run (its sites' ledgers lie in it), a coor
 counter-signed heads lie in it, the ledgers stay at the sites), and a site's own folder.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json, load_plan
-from privacy.files import DocumentError, parse_toml
+from privacy.files import DocumentError, Limits, parse_json, parse_toml, read_bounded, read_json
 from privacy.ledger.ledger import Entry, LedgerError, LedgerMissing, verify
 
 SIMULATION: Final = "simulation"
@@ -21,6 +20,8 @@ FEDERATION: Final = "federation"
 SITE: Final = "site"
 NOTES: Final = ".notes.json"
 ACTS: Final = "acts.json"
+LIMITS: Final = Limits(size=2**28, depth=32, digits=64, length=2**24, count=2**24)
+"""Of a report's files, which hold every round of a run."""
 
 
 class ReportError(ValueError):
@@ -140,8 +141,10 @@ def read_book(path: Path) -> Book:
         return Book(error=str(error).removeprefix(f"{path}: "))
     notes = path.with_name(path.name + NOTES)
     try:
-        said = json.loads(notes.read_text("utf-8")) if notes.is_file() else []
-    except ValueError:
+        said = read_json(notes, LIMITS) if notes.is_file() else []
+    except DocumentError:
+        said = None
+    if not isinstance(said, list):
         return Book(error=f"{notes.name}: expected a JSON list")
     return Book(sound.entries, sound.digest, None, tuple(said))
 
@@ -168,8 +171,8 @@ def _json(path: Path, where: Callable[[str], str], damage: list[Problem]) -> Map
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text("utf-8"), parse_constant=_nothing)
-    except ValueError as error:
+        value = parse_json(read_bounded(path, LIMITS.size), LIMITS, nan_is_null=True)
+    except DocumentError as error:
         value, reason = None, str(error)
     else:
         reason = f"got {type(value).__name__}"
@@ -201,8 +204,8 @@ def _lines(path: Path, where: str, damage: list[Problem]) -> tuple[Mapping[str, 
         if not line:
             continue
         try:
-            row = json.loads(line, parse_constant=_nothing)
-        except ValueError:
+            row = parse_json(line, LIMITS, nan_is_null=True)
+        except DocumentError:
             row = None
         if not isinstance(row, dict):
             message = f"expected one JSON object, got {line[:40]!r}"
@@ -252,7 +255,3 @@ def _shape(row: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> str |
 
 def _number_or_none(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _nothing(_: str) -> None:
-    """NaN and the infinities are no JSON: a figure that is none."""

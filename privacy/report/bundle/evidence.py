@@ -6,7 +6,6 @@ counts; the originals' digests stand beside it.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -16,12 +15,13 @@ from typing import Any, Final
 from privacy.audit_trail import read as read_trail
 from privacy.contract.plan import PlanError, SitePlan
 from privacy.contract.plan_file import load_plan
-from privacy.files import canonical_json
+from privacy.files import DocumentError, canonical_json, parse_json, read_json
 from privacy.ledger.chain import LedgerError, locked
 from privacy.ledger.entries import check_anchors, verify
 from privacy.report.sources import (
     ACTS,
     FEDERATION,
+    LIMITS,
     NOTES,
     SIMULATION,
     SITE,
@@ -96,7 +96,7 @@ def ledgers(folder: Path, kind: str) -> dict[str, Path]:
     found = {path.stem: path for path in sorted((home / "ledgers").glob("*.jsonl"))}
     if kind == SITE and (folder / "populations.json").is_file():
         try:
-            known = json.loads((folder / "populations.json").read_text("utf-8"))
+            known = read_json(folder / "populations.json")
             named = {str(one["name"]): Path(one["ledger"]) for one in known}
         except (ValueError, KeyError, TypeError):
             raise ReportError(f"{folder / 'populations.json'}: expected populations") from None
@@ -204,8 +204,8 @@ def _renamed(lines: str, names: Mapping[str, str]) -> str:
 
 def _object(text: str | bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = parse_json(text, LIMITS, nan_is_null=True)
+    except DocumentError:
         return {}
     return value if isinstance(value, dict) else {}
 

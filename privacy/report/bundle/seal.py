@@ -6,7 +6,6 @@ a digest a line of each history, so that a change can be named by its line.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,10 +13,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from privacy.files import DocumentError, read_json
 from privacy.identity.certificates import Certificate, issued_by
 from privacy.identity.keys import IdentityError, sign, signing_public, verify
 from privacy.report.report import canonical
-from privacy.report.sources import Problem
+from privacy.report.sources import LIMITS, Problem
 
 NAME: Final = "report.sig"
 SELF_SIGNED: Final = "self-signed: integrity only, origin unknown"
@@ -74,10 +74,10 @@ def digests(folder: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
 def read_seal(path: Path) -> Seal:
     """The seal in a file; ValueError for anything that is none."""
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = read_json(path, LIMITS)
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None
-    except ValueError:
+    except DocumentError:
         raise ValueError("expected one JSON object") from None
     keys = {"v", "what", "filing", "files", "lines", "key", "certificate", "signature"}
     if not isinstance(values, dict) or set(values) != keys or values.pop("v") != 1:

@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from privacy.accounting.events import Event
+from privacy.files import DocumentError, read_json
 from privacy.report.bundle.seal import NAME, Seal, changed, origin, read_seal
 from privacy.report.recount import TOLERANCE, counted
 from privacy.report.report import build
-from privacy.report.sources import FEDERATION, Book, Problem, ReportError, Source, read, read_book
+from privacy.report.sources import (
+    FEDERATION,
+    LIMITS,
+    Book,
+    Problem,
+    ReportError,
+    Source,
+    read,
+    read_book,
+)
 
 _SHOWN: Final = 20
 
@@ -56,8 +66,8 @@ def _recomputed(
 ) -> tuple[list[Problem], int]:
     """Build the report again from its evidence and compare every value with the one stated."""
     try:
-        stated = json.loads((folder / "report.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        stated = read_json(folder / "report.json", LIMITS)
+    except (OSError, DocumentError) as error:
         return [Problem("report-unreadable", "report.json", str(error))], 0
     found: list[Problem] = []
     try:

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from client.models.loading import ModelError, find, load
-from client.models.provenance import SELF_SIGNED, UNSIGNED, Trust
+from client.models.provenance import MADE_HERE, RECEIVED, SELF_SIGNED, UNSIGNED, Trust
 from client.models.received import keeper
 from client.models.store import keep
-from client.models.trusted_keys import COORDINATOR, OWN, known_keys, sign_beside
+from client.models.trusted_keys import COORDINATOR, known_keys, sign_beside
 from privacy.identity.keys import new_signing_key
 from privacy.ledger.ledger import Ledger
 from privacy.model_card import Card
@@ -221,7 +221,12 @@ def test_what_a_site_makes_itself_it_accepts_and_others_do_not(tmp_path: Path) -
     path = tmp_path / "model.safetensors"
     path.write_bytes(release(tmp_path / "run").read_bytes())
     sign_beside(path, path.read_bytes(), RUN, 5, one)
-    assert opened(path, one) == OWN
+    assert opened(path, one) == RECEIVED
+    changed = release(tmp_path / "changed", extra={"changes": '["rounded"]'}).read_bytes()
+    made = tmp_path / "made.safetensors"
+    made.write_bytes(changed)
+    sign_beside(made, changed, RUN, 5, one)
+    assert opened(made, one) == MADE_HERE
     with pytest.raises(ModelError, match="unknown key"):
         opened(path, other)
     assert (one / "models" / "signing.pem").stat().st_mode & 0o077 == 0
