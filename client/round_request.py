@@ -132,10 +132,14 @@ def read_weights(content: RecordDict, learning: Task, seed: int) -> tuple[Arrays
 
 
 def _has_paid(site: Site, request: RoundRequest) -> bool:
-    """Whether this site took part in this very run: then its ledger knows what the model cost."""
+    """Whether this site took part in this coordinator's run: its ledger knows what the model cost.
+
+    An entry of 0.1.0 names no coordinator, and counts for every one.
+    """
     if site.ledger is None:
         return False
     return any(
-        entry.run == request.run and entry.plan == request.plan.digest
+        (entry.run, entry.plan) == (request.run, request.plan.digest)
+        and entry.coordinator in ("", site.coordinator)
         for entry in site.ledger.entries()
     )

@@ -180,6 +180,19 @@ def test_a_released_model_is_taken_and_nothing_is_spent_or_looked_at(desk: Desk)
     assert desk.ledger.entries() == before
 
 
+def test_another_coordinators_model_of_a_paid_run_is_not_taken(desk: Desk) -> None:
+    """Else it would stand on the site's own card with the epsilon of a model that it paid for."""
+    kept: list[str] = []
+    desk.site.on_model = lambda plan, run, round, weights: kept.append(run)
+    desk.site.coordinator = "a" * 64
+    assert desk.said(desk.ask()) == ("trained", "")
+    desk.site.coordinator = "b" * 64
+    assert desk.said(desk.ask(kind="evaluate", round=5)) == ("declined", "plan-not-approved")
+    assert kept == []
+    desk.site.coordinator = "a" * 64
+    assert desk.said(desk.ask(kind="evaluate", round=5)) == ("received", "")
+
+
 def test_a_paused_site_declines(desk: Desk) -> None:
     desk.site.paused = lambda: True
     assert desk.said(desk.ask()) == ("declined", "paused")
