@@ -72,7 +72,7 @@ def _chains(source: Source) -> list[Problem]:
             found.append(Problem("ledger-broken", where, book.error))
         for note in book.notes:
             if note["what"] == "untrusted":
-                found.append(Problem("ledger-untrusted", where, str(note["lost"])))
+                found.append(Problem("ledger-untrusted", where, str(note.get("lost"))))
     return found
 
 

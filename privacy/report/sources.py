@@ -95,6 +95,9 @@ def read(
             damage.append(Problem("plan-unreadable", where("plan.toml"), str(error)))
     paths = {path.stem: path for path in sorted((folder / "ledgers").glob("*.jsonl"))}
     origin = _json(folder / "origin.json", where, damage)
+    if not isinstance(origin.get("files", {}), dict):
+        damage.append(Problem("file-unreadable", where("origin.json"), "files must be an object"))
+        origin = {key: value for key, value in origin.items() if key != "files"}
     digest = plan.digest if plan is not None else None
     return Source(
         kind=kind,
@@ -144,8 +147,10 @@ def read_book(path: Path) -> Book:
         said = read_json(notes, LIMITS) if notes.is_file() else []
     except DocumentError:
         said = None
-    if not isinstance(said, list):
-        return Book(error=f"{notes.name}: expected a JSON list")
+    if not isinstance(said, list) or not all(
+        isinstance(note, dict) and isinstance(note.get("what"), str) for note in said
+    ):
+        return Book(error=f"{notes.name}: expected a JSON list of notes")
     return Book(sound.entries, sound.digest, None, tuple(said))
 
 

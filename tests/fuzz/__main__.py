@@ -48,7 +48,7 @@ def main() -> int:
 def fuzz(reader: object, seconds: float, source: random.Random) -> tuple[int, list[str]]:
     """Mutate a reader's examples for so long; how many inputs, and the faults in one line each."""
     from tests.fuzz.mutations import mutated_bytes, mutated_json
-    from tests.fuzz.readers import Reader
+    from tests.fuzz.reader import Reader
 
     assert isinstance(reader, Reader)
     mutate = mutated_json if reader.form == "json" else mutated_bytes
@@ -77,7 +77,7 @@ def fuzz(reader: object, seconds: float, source: random.Random) -> tuple[int, li
 
 def attempt(reader: object, content: bytes, counts: Counter[str], faults: dict[str, str]) -> None:
     """One input: accepted, refused, or a fault."""
-    from tests.fuzz.readers import Reader
+    from tests.fuzz.reader import Reader
 
     assert isinstance(reader, Reader)
     try:

@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +45,8 @@ from server.rounds import checkpoint
 from server.rounds.checkpoint import CheckpointError
 from server.rounds.messages import ReplyError, Request
 from server.rounds.reply_check import read_reply
+from tests.fuzz.file_readers import file_readers
+from tests.fuzz.reader import Reader
 from tests.support.models import own_key, release
 from tests.support.run_folders import make_plan, run_folder
 
@@ -63,17 +64,6 @@ max = 1
 knots = [0.5]
 missing = "indicator"
 """
-
-
-@dataclass(frozen=True)
-class Reader:
-    """`read` takes bytes and returns, or raises one of `errors`; `form` is bytes or json."""
-
-    name: str
-    examples: tuple[bytes, ...]
-    read: Callable[[bytes], Any]
-    errors: tuple[type[BaseException], ...]
-    form: str = "bytes"
 
 
 def text(content: bytes) -> str:
@@ -340,6 +330,7 @@ def _readers(folder: Path, loop: asyncio.AbstractEventLoop) -> list[Reader]:
         Reader("serve-table", (one_row,), table, (RequestError,), "json"),
         Reader("history", (history,), read_state, ()),
         Reader("http", (get, post, old, get + post), http(loop), ()),
+        *file_readers(folder, released),
     ]
 
 

@@ -44,7 +44,7 @@ def read(path: Path, form: str, wanted: Wanted, options: Options) -> Iterator[Pi
             yield from _parquet(path, wanted, options)
         else:
             yield from _arrow(path, form, wanted, options)
-    except (pa.ArrowException, KeyError, OSError) as error:
+    except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError) as error:
         raise TaskError(f"expected a whole {form} file, got a damaged one") from error
 
 

@@ -277,6 +277,16 @@ def _check_spans(block: Block, columns: int) -> None:
             )
 
 
+def _lone_returns(block: Block) -> NDArray[np.int64]:
+    """Carriage returns outside of quotes that no line feed follows: other readers end a line."""
+    content = block.content
+    if b"\r" not in content:
+        return np.zeros(0, np.int64)
+    whole = np.frombuffer(content, np.uint8)
+    alone = np.flatnonzero((whole[:-1] == 13) & (whole[1:] != 10))
+    return alone if block.spans is None or not len(alone) else block.spans.outside(alone)
+
+
 def _check_text(block: Block, lenient: bool) -> None:
     """Refuse a NUL and bytes that are no UTF-8; where `lenient`, note them for their record."""
     wrong: list[tuple[int, str]] = []
@@ -284,6 +294,12 @@ def _check_text(block: Block, lenient: bool) -> None:
     while at >= 0:
         wrong.append((at, "text without a NUL byte"))
         at = block.content.find(b"\0", at + 1) if lenient else -1
+    alone = _lone_returns(block)
+    if len(alone):
+        raise Malformed(
+            block.at(int(alone[0])),
+            "expected lines that end in one way, got a carriage return alone among line feeds",
+        )
     at = 0
     while not block.content.isascii():
         try:

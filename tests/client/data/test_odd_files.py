@@ -156,6 +156,8 @@ ODD: dict[str, tuple[Callable[[Path], Path], Expected]] = {
                       TWO),
     "quotes in quotes": (rows('41.8125,Oslo,yes,"a ""b"", c"', '17.4375,Bergen,no,""',
                               header="age,city,ill,note"), TWO),
+    "a carriage return in quotes": (rows('41.8125,Oslo,yes,"a\rb"', "17.4375,Bergen,no,c",
+                                         header="age,city,ill,note"), TWO),
     "a line end in quotes": (rows('41.8125,Oslo,yes,"a\nb"', "17.4375,Bergen,no,c",
                                   header="age,city,ill,note"), TWO),
     "characters that look like line ends": (
@@ -219,6 +221,8 @@ ODD: dict[str, tuple[Callable[[Path], Path], Expected]] = {
     "tabs under the name of commas": (text(PLAIN.replace(",", "\t")), r"fits '\\t'"),
     "bars": (text(PLAIN.replace(",", "|")), r"fits '\|'"),
     "no header": (rows("17.4375,Bergen,no", header="41.8125,Oslo,yes"), "expected a column named"),
+    "a carriage return alone": (rows("41.8125,Oslo,yes\r17.4375,Bergen,no", "17.4375,Bergen,no"),
+                                "line 2: expected lines that end in one way"),
     "a NUL": (rows("41.8125,Os\0lo,yes"), "line 2: expected text without a NUL"),
     "Latin-1": (text(PLAIN.replace("Oslo", "Ålesund").encode("latin-1")), "line 2: expected UTF-8"),
     "UTF-8 and Latin-1": (text((PLAIN + "1,Ålesund,no\n").encode() + b"17.4375,\xc5lesund,no\n"),
