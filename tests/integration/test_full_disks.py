@@ -23,7 +23,7 @@ def small_disk(where: Path, kilobytes: int) -> Iterator[None]:
     """A file system of so many kilobytes at `where`, or a skip that says why there can be none."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("needs root, to mount a small file system")
-    where.mkdir(parents=True, mode=0o700)
+    where.mkdir(parents=True, mode=0o700, exist_ok=True)
     words = ("mount", "-t", "tmpfs", "-o", f"size={kilobytes}k,mode=700", "none", str(where))
     if subprocess.run(words, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting is not allowed here")
@@ -47,33 +47,32 @@ def test_a_coordinator_whose_disk_is_full_ends_with_one_line_and_goes_on_when_th
 ) -> None:
     disk = tmp_path / "coordinator" / "runs"
     args = ("--min-sites", 3, "--set", "rounds=20", "--set", "steps=300")
-    with small_disk(disk, 2000):
-        world = World(tmp_path)
-        with told(world):
-            clients = [world.client(number) for number in range(3)]
-            server = world.server(*args)
-            world.until(lambda: len(world.history()) >= 2)
-            filler = fill(disk)
-            assert server.wait(patience(120)) == 1
-            kept = world.history()
-            found = checkpoint.numbers(disk / "one" / "checkpoints")
-            for number in found:  # complete, each of them
-                checkpoint.read(checkpoint.path_of(disk / "one" / "checkpoints", number))
-            assert len(found) in (len(kept), len(kept) + 1)
-            said = world.log("server")
-            assert "Traceback" not in said
-            last = said.rstrip().splitlines()[-1]
-            assert last.startswith("tacit-server: ")
-            assert "No space left on device" in last
-            assert str(disk) in last
-            assert all(client.poll() is None for client in clients)
-            filler.unlink()
-            assert world.server(*args, "--resume").wait(patience(240)) == 0
-            history = world.history()
-            assert [line["round"] for line in history] == list(range(1, 21))
-            assert history[: len(kept)] == kept
-            for number in range(3):
-                assert world.paid(number) == list(range(1, 21)), "nothing was paid for twice"
+    world = World(tmp_path)
+    with small_disk(disk, 2000), told(world):
+        clients = [world.client(number) for number in range(3)]
+        server = world.server(*args)
+        world.until(lambda: len(world.history()) >= 2)
+        filler = fill(disk)
+        assert server.wait(patience(120)) == 1
+        kept = world.history()
+        found = checkpoint.numbers(disk / "one" / "checkpoints")
+        for number in found:  # complete, each of them
+            checkpoint.read(checkpoint.path_of(disk / "one" / "checkpoints", number))
+        assert len(found) in (len(kept), len(kept) + 1)
+        said = world.log("server")
+        assert "Traceback" not in said
+        last = said.rstrip().splitlines()[-1]
+        assert last.startswith("tacit-server: ")
+        assert "No space left on device" in last
+        assert str(disk) in last
+        assert all(client.poll() is None for client in clients)
+        filler.unlink()
+        assert world.server(*args, "--resume").wait(patience(240)) == 0
+        history = world.history()
+        assert [line["round"] for line in history] == list(range(1, 21))
+        assert history[: len(kept)] == kept
+        for number in range(3):
+            assert world.paid(number) == list(range(1, 21)), "nothing was paid for twice"
 
 
 def test_a_site_whose_disk_is_full_declines_with_a_code_and_takes_part_again(
