@@ -17,6 +17,7 @@ SHORT = (
     ("step.py", "--turns", "5", "--no-opacus"),
     ("inference.py", "--seconds", "5", "--rounds", "5"),
     ("scaling.py", "--turns", "2"),
+    ("reading.py", "--rows", "200000", "--turns", "2"),
     ("peers.py", "--peers", "", "--turns", "5"),
     ("utility.py", "--seeds", "2", "--only", "digits"),
     ("engines.py", "--turns", "2", "--only", "vector"),
@@ -24,7 +25,16 @@ SHORT = (
 )
 FULL = tuple(
     (f"{name}.py",)
-    for name in ("step", "inference", "scaling", "peers", "utility", "engines", "network")
+    for name in (
+        "step",
+        "inference",
+        "reading",
+        "scaling",
+        "peers",
+        "utility",
+        "engines",
+        "network",
+    )
 )
 
 
