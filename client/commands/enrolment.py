@@ -3,12 +3,15 @@
 import datetime
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.commands.options import HERE, Dir, Json, Reason
+from client.commands.options import HERE, Dir, Expect, Json, Reason
 from privacy.audit_trail import record, recorded
+
+if TYPE_CHECKING:
+    from privacy.identity.certificates import Certificate
 
 
 def register(app: typer.Typer) -> None:
@@ -42,21 +45,14 @@ def enroll(
 def join(
     bundle: Annotated[Path, typer.Argument(help="NAME.bundle, as the coordinator sent it.")],
     directory: Dir = HERE,
-    expect: Annotated[
-        str | None,
-        typer.Option(metavar="FINGERPRINT", help="The authority's, as the coordinator told it."),
-    ] = None,
+    expect: Expect = None,
     as_json: Json = False,
 ) -> None:
     """Take in the coordinator's answer: our certificate, its authority, its address, its key."""
     from client.agent.credentials import Enrolled, authority
-    from client.agent.credentials import join as take
 
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = take(directory, bundle, now, expect=expect)
+    certificate = take_in(directory, bundle, expect)
     site = Enrolled(directory)
-    compared = "the authority was compared" if expect else "the authority was not compared"
-    record(directory, "join", site.name, fingerprint=authority(directory), reason=compared)
     if as_json:
         facts = {"site": site.name, "hosts": site.hosts, "ends": certificate.ends.isoformat()}
         typer.echo(json.dumps(facts | {"authority": authority(directory)}))
@@ -65,6 +61,18 @@ def join(
     typer.echo(f"its authority is {authority(directory)}; valid to {certificate.ends:%Y-%m-%d}")
     if expect is None:
         typer.echo("nobody has checked it: compare it with the coordinator by telephone (--expect)")
+
+
+def take_in(directory: Path, bundle: Path, expect: str | None) -> "Certificate":
+    """Take in a bundle, and say so in the audit log."""
+    from client.agent.credentials import Enrolled, authority
+    from client.agent.credentials import join as take
+
+    certificate = take(directory, bundle, datetime.datetime.now(datetime.UTC), expect=expect)
+    compared = "the authority was compared" if expect else "the authority was not compared"
+    name = Enrolled(directory).name
+    record(directory, "join", name, fingerprint=authority(directory), reason=compared)
+    return certificate
 
 
 def pause(

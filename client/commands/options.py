@@ -17,4 +17,10 @@ PolicyFile = Annotated[
 PopulationName = Annotated[
     str | None, typer.Option("--population", help="Which population, where there are several.")
 ]
+Expect = Annotated[
+    str | None,
+    typer.Option(
+        "--expect", metavar="FINGERPRINT", help="The authority's, as the coordinator told it."
+    ),
+]
 Reason = Annotated[str, typer.Option("--reason", help="Why, for the audit log.")]

@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from client.commands.options import (
     HERE,
     Dir,
+    Expect,
     Json,
     Metrics,
     MetricsFile,
@@ -57,6 +59,10 @@ def run(
         bool, typer.Option("--dry-run", help="Made-up rows, no network: show what would leave.")
     ] = False,
     plan: Annotated[str | None, typer.Option(help="With --dry-run: a plan's name or file.")] = None,
+    join: Annotated[
+        Path | None, typer.Option("--join", metavar="BUNDLE", help="First join with this bundle.")
+    ] = None,
+    expect: Expect = None,
     metrics: Metrics = None,
     metrics_file: MetricsFile = None,
     as_json: Json = False,
@@ -78,6 +84,10 @@ def run(
 
     from client.agent.credentials import Enrolled
     from client.agent.route import route
+    from client.commands.enrolment import take_in
+
+    if join is not None:
+        take_in(directory, join, expect)
     from client.site_metrics import CountedEvents, SiteMetrics
     from privacy.metrics import exported
 

@@ -100,6 +100,14 @@ def test_the_image_copies_what_is_there_and_leaves_out_what_is_not_asked() -> No
     assert "USER 10001:10001" in text and "HEALTHCHECK" in text
 
 
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_a_unit_starts_what_the_program_takes(role: str) -> None:
+    text = (DEPLOY / f"tacit-{role}.service").read_text()
+    (line,) = re.findall(r"^ExecStart=/opt/tacit/.venv/bin/(.*)$", text, re.M)
+    line = line.replace("$TACIT_OPTIONS", "--metrics 127.0.0.1:9464")
+    parses(line.replace("${LISTEN}", "[::]:8443").split())
+
+
 @pytest.mark.parametrize("script", ["setup.sh", "slurm/tacit-client.sbatch"])
 def test_scripts_are_whole(script: str) -> None:
     subprocess.run(["bash", "-n", DEPLOY / script], check=True)
