@@ -115,7 +115,8 @@ def test_four_hospitals_from_nothing_to_the_last_round(tmp_path: Path) -> None:
         text = "plan-not-approved"
         world.until(lambda: list(answers(world).values()) == [text] * 4)
         assert all(not Ledger.open(f / "people.jsonl").entries() for f in world.sites.values())
-        for name in NAMES:
+        # It starts by itself with the second approval, and waits for the third once va has spent.
+        for name in ("switzerland", "va", "cleveland", "hungarian"):
             answer = "deny" if name == "switzerland" else "approve"
             world.site(name, answer, plan.digest, "--reason", "ethics board")
         world.until(lambda: state(world) == "done")
@@ -132,8 +133,9 @@ def check_end(world: Year, planned: int) -> None:
         n: [e.round for e in Ledger.open(f / "people.jsonl").entries()]
         for n, f in world.sites.items()
     }
-    assert paid["cleveland"] == paid["hungarian"] == [1, 2, 3, 4, 5, 6]
+    assert paid["cleveland"] == [1, 2, 3, 4, 5, 6]
     assert paid["va"] == [1, 2, 3]
+    assert paid["hungarian"][-3:] == [4, 5, 6]
     assert paid["switzerland"] == []
     log = world.log("server")
     assert log.count("run_started run=study") == 1, "no false start"
