@@ -1,11 +1,9 @@
-"""Four hospitals from nothing to the last round, with few commands; 200 rounds under kills."""
+"""Four hospitals from nothing to the last round, with few commands."""
 
 import json
-import os
 import random
 import re
 import socket
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from privacy.accounting.epsilon import spent
 from privacy.contract.plan_file import load_plan
 from privacy.ledger.ledger import Ledger
 from privacy.report.bundle.write import file_report
-from tests.support.patience import patience
 from tests.support.processes import BIN, Process, World, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -159,6 +156,7 @@ def answers(world: World) -> dict[str, str]:
 def forecast(world: World) -> dict[str, str]:
     """Before round 1, as the coordinator's log told it."""
     lines = [line for line in world.log("server").splitlines() if " proposal_answered " in line]
+    lines = [line for line in lines if "no-answer" not in line]  # a client that is just starting
     found = {}
     for line in lines:
         site, fits = re.search(r"site=(\S+)", line), re.search(r"rounds=(\d+ of \d+)", line)
@@ -170,64 +168,3 @@ def forecast(world: World) -> dict[str, str]:
 def state(world: World) -> str:
     found: dict[str, Any] = json.loads(world.order("show", "study", "--json"))
     return str(found["state"])
-
-
-ROUNDS = int(os.environ.get("TACIT_KILL_ROUNDS", "200"))
-
-
-def memory(process: Process) -> float:
-    """A process's resident memory, in MB."""
-    fields = Path(f"/proc/{process.pid}/statm").read_text().split()
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def test_two_hundred_rounds_under_kills_end_and_nothing_is_paid_twice_but_what_was_in_training(
-    tmp_path: Path,
-) -> None:
-    """A random process is killed every few seconds; the others stay as large as they are."""
-    world = World(tmp_path)
-    draw = random.Random(7)
-    with told(world):
-        running: dict[str, Process] = {"server": world.serve()}
-        world.coordinator = None  # it is expected to end
-        for number, name in enumerate(world.sites):
-            running[name] = world.client(number)
-        small = ("--set", f"rounds={ROUNDS}", "--set", "rows=400", "--set", "steps=5")
-        more = ("--set", "sigma=60", "--min-sites", 2, "--name", "one")
-        world.order("submit", "digits", *small, *more)
-        world.until(lambda: len(world.history()) >= 2)
-        kills: Counter[str] = Counter()
-        began, sizes = time.monotonic(), []
-        first = memory(running["server"])
-        while len(world.history()) < ROUNDS:
-            assert time.monotonic() - began < patience(2400), len(world.history())
-            done = len(world.history())
-            world.until(lambda done=done: len(world.history()) >= min(done + 5, ROUNDS))
-            time.sleep(draw.uniform(0.0, 2.0))
-            if len(world.history()) >= ROUNDS:
-                break
-            name = draw.choice(sorted(running))
-            world.kill(running[name])
-            kills[name] += 1
-            sizes.append(memory(running["server"]) if name != "server" else 0.0)
-            running[name] = (
-                world.serve() if name == "server" else world.client(list(world.sites).index(name))
-            )
-            world.coordinator = None
-        world.until(lambda: '"state": "done"' in world.order("show", "one", "--json"))
-        seconds = time.monotonic() - began
-        assert [line["round"] for line in world.history()] == list(range(1, ROUNDS + 1))
-        twice = 0
-        for number in range(3):
-            assert world.ledger(number).trusted()
-            again = Counter(world.paid(number))
-            assert set(again) <= set(range(1, ROUNDS + 1))
-            double = sum(count - 1 for count in again.values())
-            name = list(world.sites)[number]
-            assert double <= kills[name] + kills["server"], "at most once for each kill"
-            twice += double
-        print(
-            f"{ROUNDS} rounds in {seconds:.0f} s, kills {dict(kills)}, {twice} rounds paid twice, "
-            f"coordinator {first:.0f} MB, at most {max(sizes, default=0):.0f} MB"
-        )
-        assert max(sizes, default=0.0) < 2 * first + 100
