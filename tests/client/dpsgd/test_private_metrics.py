@@ -111,3 +111,9 @@ def test_no_metric_leaves_without_noise():
     rows = Rows(torch.zeros(3, 1), torch.zeros(3))
     with pytest.raises(ValueError, match="metrics_sigma"):
         private_metrics.paid_metrics(nn.Identity(), rows, task, plan, device=torch.device("cpu"))
+
+
+def test_without_a_row_the_same_sums_are_noised_and_named(sums):
+    """A file without rows must not show in what a reply holds."""
+    few = noised(sums, [1.0, 2.0], KINDS)
+    assert noised(sums, [], KINDS).tolist() == [0.0] * len(few)
