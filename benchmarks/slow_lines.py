@@ -21,6 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from privacy.runtime import prepare
+
+prepare()  # before Flower: its chunks are 1 MiB then
+
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -28,7 +32,6 @@ from flwr.clientapp import ClientApp
 from client.agent.connection import Agent
 from client.agent.credentials import Enrolled, enroll, join
 from client.agent.route import Route
-from privacy.runtime import prepare
 from server.fleet.grid import LinkGrid, serve
 from server.registry import sites as members
 
@@ -141,7 +144,6 @@ def main() -> None:
     parser.add_argument("--site", type=Path)
     parser.add_argument("--server", default="")
     options = parser.parse_args()
-    prepare()
     if options.site is not None:
         site(options.site, options.server)
         return
