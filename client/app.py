@@ -86,7 +86,7 @@ class Begun:
     """A round that was accepted and paid for: everything is settled but the training itself."""
 
     site: Site
-    asked: Mapping[str, Any]
+    request_fields: Mapping[str, Any]
     run: str
     number: int
     plan: Plan
@@ -139,27 +139,27 @@ def answer(site: Site, content: RecordDict) -> RecordDict:
 
 def received(site: Site, content: RecordDict) -> RecordDict:
     """Take the released model that a coordinator hands out; nothing is computed from rows."""
-    asked = fields_of(content)
-    with _Coded(site, asked) as coded:
-        request = read_round_request(site, asked)
+    request_fields = fields_of(content)
+    with _Coded(site, request_fields) as coded:
+        request = read_round_request(site, request_fields)
         learning = check_permitted(site, request, handed_out=True)
         weights, _ = read_weights(content, learning, request.plan.seed)
         site.on_model(request.plan, request.run, request.round, weights)
-        return RecordDict({REPLY: ConfigRecord(_about(site, asked, "received", ""))})
+        return RecordDict({REPLY: ConfigRecord(_about(site, request_fields, "received", ""))})
     return coded.reply()
 
 
 def begin(site: Site, content: RecordDict) -> Begun | RecordDict:
     """Check, judge and spend; a reply at once where it is refused, or was given before."""
-    asked = fields_of(content)
-    with _Coded(site, asked) as coded:
-        return _begin(site, content, asked)
+    request_fields = fields_of(content)
+    with _Coded(site, request_fields) as coded:
+        return _begin(site, content, request_fields)
     return coded.reply()
 
 
 def finish(begun: Begun, training: Callable[[], Trained]) -> RecordDict:
     """Train, and release what was paid for."""
-    with _Coded(begun.site, begun.asked) as coded:
+    with _Coded(begun.site, begun.request_fields) as coded:
         return _finish(begun, training())
     return coded.reply()
 
@@ -167,8 +167,8 @@ def finish(begun: Begun, training: Callable[[], Trained]) -> RecordDict:
 class _Coded:
     """Turns whatever is raised into a code: an exception's text may hold data."""
 
-    def __init__(self, site: Site, asked: Mapping[str, Any]) -> None:
-        self._site, self._asked, self._status, self._code = site, asked, "failed", "failed"
+    def __init__(self, site: Site, fields: Mapping[str, Any]) -> None:
+        self._site, self._fields, self._status, self._code = site, fields, "failed", "failed"
 
     def __enter__(self) -> "_Coded":
         return self
@@ -178,7 +178,7 @@ class _Coded:
     ) -> bool:
         if isinstance(error, Refused):
             self._status, self._code = error.status, error.code
-            run, number = self._asked.get("run"), self._asked.get("round")
+            run, number = self._fields.get("run"), self._fields.get("round")
             self._site.on_event(error.status, reason=error.code, run=run, round=number)
         elif isinstance(error, Exception):
             self._site.on_event("failed", error=type(error).__name__, where=_where(error))
@@ -186,11 +186,13 @@ class _Coded:
 
     def reply(self) -> RecordDict:
         """The refusal: a code and nothing else."""
-        return _refusal(self._site, self._asked, self._status, self._code)
+        return _refusal(self._site, self._fields, self._status, self._code)
 
 
-def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun | RecordDict:
-    request = read_round_request(site, asked)
+def _begin(
+    site: Site, content: RecordDict, request_fields: Mapping[str, Any]
+) -> Begun | RecordDict:
+    request = read_round_request(site, request_fields)
     run, number, plan = request.run, request.round, request.plan
     learning = check_permitted(site, request)
     if plan.noised_at_site and (why := model_refusal(learning, plan.seed)):
@@ -198,16 +200,22 @@ def _begin(site: Site, content: RecordDict, asked: Mapping[str, Any]) -> Begun |
         raise Refused("model-refused")
     weights, known = read_weights(content, learning, plan.seed)
     key = f"{run}/{number}/{known}"
-    kept = site.replies.get(key)
-    if kept is not None:
+    stored_reply = site.replies.get(key)
+    if stored_reply is not None:
         site.on_event("reply_resent", run=run, round=number)
-        return _reply(site, unpacked(kept), asked)
-    if plan.noised_at_site and asked.get("head") is not None and not site.follows(asked["head"]):
+        return _reply(site, unpacked(stored_reply), request_fields)
+    if (
+        plan.noised_at_site
+        and request_fields.get("head") is not None
+        and not site.follows(request_fields["head"])
+    ):
         raise Refused("ledger-untrusted")
     events = _judged(site, plan, number, run)
     entries = _spend(site, plan, events, run, number)
     event, began = (events[0] if events else None), time.perf_counter()
-    return Begun(site, asked, run, number, plan, learning, weights, event, entries, key, began)
+    return Begun(
+        site, request_fields, run, number, plan, learning, weights, event, entries, key, began
+    )
 
 
 def _finish(begun: Begun, trained: Trained) -> RecordDict:
@@ -227,7 +235,7 @@ def _finish(begun: Begun, trained: Trained) -> RecordDict:
         values = release(fields, ledger=site.ledger, trust_coordinator=trusted)
         if plan.noised_at_site:  # un-noised replies are never kept on disk
             _keep(site, begun.key, values)
-        reply = _reply(site, values, begun.asked)
+        reply = _reply(site, values, begun.request_fields)
     seconds = round(time.perf_counter() - begun.began, 3)
     site.on_event(
         "trained", run=begun.run, round=begun.number, steps=trained.steps, seconds=seconds
@@ -281,13 +289,13 @@ def _spend(
 
 def _fields(begun: Begun, update: Arrays, steps: int) -> dict[str, Field]:
     """The update, paid for by the entry of what was trained: the accepted event, `steps` taken."""
-    plan, asked = begun.plan, begun.asked
+    plan, request_fields = begun.plan, begun.request_fields
     if begun.event is not None:
         drawn = replace(begun.event, steps=steps)
         return {"update": Paid(encode(update, plan.wire), drawn, begun.entries[0])}
     if plan.unit == "none":
         return {"update": Trusted(encode(update, plan.wire))}
-    clip = asked.get("clip")
+    clip = request_fields.get("clip")
     if not isinstance(clip, float) or not 0 < clip < MOST_NORM:
         raise Refused("bad-request")
     clipped, norm = noise.clip(list(update.values()), clip)
@@ -296,21 +304,21 @@ def _fields(begun: Begun, update: Arrays, steps: int) -> dict[str, Field]:
     return {"update": Trusted(encode(update, plan.wire)), "below": Trusted(below)}
 
 
-def _reply(site: Site, values: Mapping[str, Any], asked: Mapping[str, Any]) -> RecordDict:
+def _reply(site: Site, values: Mapping[str, Any], request_fields: Mapping[str, Any]) -> RecordDict:
     update = values["update"]
     array = Array(dtype="uint8", shape=(len(update),), stype=STYPE, data=update)
     others = {name: value for name, value in values.items() if name != "update"}
-    fields = _about(site, asked, "trained", "") | others
+    fields = _about(site, request_fields, "trained", "") | others
     return RecordDict({ARRAYS: ArrayRecord({"update": array}), REPLY: ConfigRecord(fields)})
 
 
-def _refusal(site: Site, asked: Mapping[str, Any], status: str, code: str) -> RecordDict:
-    return RecordDict({REPLY: ConfigRecord(_about(site, asked, status, code))})
+def _refusal(site: Site, request_fields: Mapping[str, Any], status: str, code: str) -> RecordDict:
+    return RecordDict({REPLY: ConfigRecord(_about(site, request_fields, status, code))})
 
 
-def _about(site: Site, asked: Mapping[str, Any], status: str, code: str) -> dict[str, Any]:
+def _about(site: Site, request_fields: Mapping[str, Any], status: str, code: str) -> dict[str, Any]:
     """What every reply says beside its payload: all of it public, and checked at the door."""
-    run, number = asked.get("run"), asked.get("round")
+    run, number = request_fields.get("run"), request_fields.get("round")
     fields: dict[str, Field] = {
         "run": Public(run if isinstance(run, str) and len(run) <= LONGEST_ID else ""),
         "round": Public(number if isinstance(number, int) else 0),
@@ -323,7 +331,7 @@ def _about(site: Site, asked: Mapping[str, Any], status: str, code: str) -> dict
             site.ledger.merged(run, coordinator=site.coordinator) if isinstance(run, str) else ()
         )
         fields["events"] = Public(json.dumps([event.to_dict() for event in events]))
-        proof = site.proof(asked.get("head"))
+        proof = site.proof(request_fields.get("head"))
         if proof is not None:
             fields["head"] = Public(json.dumps(proof.to_dict()))
     return release(fields, ledger=site.ledger, trust_coordinator=False)

@@ -73,10 +73,10 @@ def _text(context: Context, key: str, default: str | None = None) -> str:
 
 def _failed(message: Message) -> RecordDict:
     """The refusal of a site that could not be opened, which has no name yet."""
-    asked: Mapping[str, Any] = {}
+    request: Mapping[str, Any] = {}
     if not message.has_error():
-        asked = message.content.config_records.get(REQUEST) or {}
-    run, number = asked.get("run"), asked.get("round")
+        request = message.content.config_records.get(REQUEST) or {}
+    run, number = request.get("run"), request.get("round")
     fields = {
         "run": Public(run if isinstance(run, str) else ""),
         "round": Public(number if isinstance(number, int) else 0),

@@ -109,15 +109,15 @@ def _considered(site: Site, plan: Plan, run: str, number: int) -> ProposalAnswer
     except LedgerError:
         return ProposalAnswer("declined", "ledger-untrusted", 0)
     most = plan.rounds - number + 1
-    kept = plan.noised_at_site and site.replies.holds(f"{run}/{number}")
-    if kept and isinstance(verdict, Refusal) and verdict.code in (EXHAUSTED, TOO_MANY_TODAY):
+    has_reply = plan.noised_at_site and site.replies.holds(f"{run}/{number}")
+    if has_reply and isinstance(verdict, Refusal) and verdict.code in (EXHAUSTED, TOO_MANY_TODAY):
         once = 1 if site.policy.forecast else most
         if site.paused():
             return ProposalAnswer("declined", "paused", once)
         return ProposalAnswer("approved", "", once)
     rounds = most
     if site.policy.forecast:
-        rounds = kept + _rounds_left(site, plan, standing, verdict, most - kept)
+        rounds = has_reply + _rounds_left(site, plan, standing, verdict, most - has_reply)
     if isinstance(verdict, Refusal):
         return ProposalAnswer("declined", verdict.code, rounds)
     if site.paused():

@@ -51,8 +51,8 @@ class RoundRequest:
 def fields_of(content: RecordDict) -> Mapping[str, Any]:
     """The request's fields; none where there is no request."""
     # Not `content.config_records`: such a view lies in a reference cycle and keeps the weights.
-    found = content.get(REQUEST)
-    return found if isinstance(found, ConfigRecord) else {}
+    record = content.get(REQUEST)
+    return record if isinstance(record, ConfigRecord) else {}
 
 
 def read_round_request(site: Site, fields: Mapping[str, Any]) -> RoundRequest:

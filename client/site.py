@@ -159,10 +159,10 @@ class Site:
     def is_addressed_by(self, head: object) -> bool:
         """Whether a head that a coordinator sent is one of this ledger, not of another here."""
         try:
-            said = json.loads(head) if isinstance(head, str) else None
+            claim = json.loads(head) if isinstance(head, str) else None
         except ValueError:
             return False
-        return isinstance(said, dict) and said.get("ledger", "") == self.ledger_id
+        return isinstance(claim, dict) and claim.get("ledger", "") == self.ledger_id
 
     def follows(self, head: object) -> bool:
         """Whether the ledger extends a coordinator's last head, or a break was acknowledged."""
@@ -183,7 +183,7 @@ class Site:
         if not isinstance(head, str):
             return None
         try:
-            said = json.loads(head)
-            return Head(said["n"], said["digest"]) if self.check_head(said) else None
+            claim = json.loads(head)
+            return Head(claim["n"], claim["digest"]) if self.check_head(claim) else None
         except (ValueError, KeyError, TypeError):
             return None

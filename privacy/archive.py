@@ -162,7 +162,7 @@ def _age() -> Any:
 
 def _unpack(archive: Path, folder: Path, passphrase: str) -> dict[str, Any]:
     """Write the files into `folder` and check them against the manifest; ArchiveError."""
-    found: dict[str, tuple[str, int]] = {}
+    files: dict[str, tuple[str, int]] = {}
     manifest: dict[str, Any] | None = None
     try:
         with _opened(archive, passphrase) as plain, tarfile.open(fileobj=plain, mode="r:gz") as tar:
@@ -185,7 +185,7 @@ def _unpack(archive: Path, folder: Path, passphrase: str) -> dict[str, Any]:
                         size += file.write(block)
                     file.flush()
                     os.fsync(file.fileno())
-                found[entry.name] = digest.hexdigest(), size
+                files[entry.name] = digest.hexdigest(), size
         listed = _listed(manifest)
     except ArchiveError:
         raise
@@ -193,8 +193,8 @@ def _unpack(archive: Path, folder: Path, passphrase: str) -> dict[str, Any]:
         raise ArchiveError(f"{archive}: must be a whole backup ({error})") from None
     if manifest is None or listed is None:
         raise ArchiveError(f"{archive}: must hold a manifest of version {VERSION}")
-    if listed != found:
-        wrong = sorted(name for name in listed | found if listed.get(name) != found.get(name))
+    if listed != files:
+        wrong = sorted(name for name in listed | files if listed.get(name) != files.get(name))
         raise ArchiveError(f"{archive}: is damaged, {wrong[0]} is not what the manifest says")
     return manifest
 

@@ -135,7 +135,7 @@ def of_checkpoint(
         for name, line in _table(history, "sites").items()
         if isinstance(line, dict)
     }
-    known = [found["epsilon"] for found in sites.values() if found["epsilon"] is not None]
+    known = [figures["epsilon"] for figures in sites.values() if figures["epsilon"] is not None]
     epsilon = history.get("epsilon", max(known, default=None))
     unit = str(plan.get("unit", "none"))
     return Card(
@@ -164,10 +164,10 @@ def of_checkpoint(
 
 
 def _table(history: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = history.get(name) or {}
-    if not isinstance(found, dict):
+    table = history.get(name) or {}
+    if not isinstance(table, dict):
         raise CardError(f"history: expected a table of {name}")
-    return found
+    return table
 
 
 def _epsilon(line: Mapping[str, Any]) -> float | None:

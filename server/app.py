@@ -81,9 +81,9 @@ def coordinate(
     return outcome, summary
 
 
-def _fitting(first: Arrays, own: Arrays) -> Callable[[], Arrays]:
+def _fitting(first: Arrays, model_arrays: Arrays) -> Callable[[], Arrays]:
     """The weights of another run, if they are of this plan's model; FolderError."""
-    shapes = {name: array.shape for name, array in own.items()}
+    shapes = {name: array.shape for name, array in model_arrays.items()}
     if {name: array.shape for name, array in first.items()} != shapes:
         raise FolderError("--from: its model must have the layers and shapes of this plan's model")
     return lambda: first

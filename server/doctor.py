@@ -21,30 +21,32 @@ Check = dict[str, str]
 
 def examine(directory: Path, where: str) -> list[Check]:
     """All checks; those of the folder only where there is one."""
-    found = [_flower()]
+    checks = [_flower()]
     home = Home(directory)
     try:
         home.check()
-        found += _folder(home)
-        found += _names(home)
-        found.append(_trail(home))
+        checks += _folder(home)
+        checks += _names(home)
+        checks.append(_trail(home))
     except (MembersError, IdentityError, OSError, ValueError, KeyError) as error:
         there = home.present()
         derived = [p.name for p in (home.ca, home.certificate) if not p.is_file()]
         then = "tacit-server restore FILE --dir EMPTY_FOLDER" if there else "tacit-server init"
         if derived and home.federation.is_file():
             then = "tacit-server repair"
-        found.append(_check("folder", "FAULT", str(error), then))
+        checks.append(_check("folder", "FAULT", str(error), then))
     if where:
-        found.append(_port(where))
+        checks.append(_port(where))
     free = shutil.disk_usage(directory if directory.is_dir() else Path()).free
     state = "fine" if free > 1 << 28 else "FAULT"
-    found.append(_check("disk", state, f"{free >> 20} MiB free", "" if state == "fine" else "free"))
-    return found
+    checks.append(
+        _check("disk", state, f"{free >> 20} MiB free", "" if state == "fine" else "free")
+    )
+    return checks
 
 
-def _check(what: str, state: str, said: str, then: str = "") -> Check:
-    return {"what": what, "state": state, "said": said, "then": then}
+def _check(what: str, state: str, text: str, then: str = "") -> Check:
+    return {"what": what, "state": state, "said": text, "then": then}
 
 
 def _flower() -> Check:
@@ -82,15 +84,15 @@ def _trail(home: Home) -> Check:
     return _check("audit log", "fine", FILE)
 
 
-def _age(what: str, found: Certificate, now: datetime.datetime, then: str) -> Check:
-    age = found.age(now)
-    said = f"valid to {found.ends:%Y-%m-%d} ({age})"
+def _age(what: str, certificate: Certificate, now: datetime.datetime, then: str) -> Check:
+    age = certificate.age(now)
+    text = f"valid to {certificate.ends:%Y-%m-%d} ({age})"
     if age == "early":
-        return _check(what, "FAULT", said, "not valid yet: set this machine's clock")
+        return _check(what, "FAULT", text, "not valid yet: set this machine's clock")
     return _check(
         what,
         {"good": "fine", "soon": "warn"}.get(age, "FAULT"),
-        said,
+        text,
         "" if age == "good" else then,
     )
 

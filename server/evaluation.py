@@ -33,7 +33,7 @@ def provide_package(plan: Plan, tasks: Path) -> None:
     if package.code != plan.code:
         raise TaskError(f"{path}: must be the package of its name, it holds other bytes")
     learning = package_task(package, plan.task_options, name=plan.task)
-    provide(package.code, lambda asked: learning)
+    provide(package.code, lambda request: learning)
 
 
 def initial_weights(plan: Plan) -> Arrays:

@@ -135,16 +135,16 @@ def _serve(pipe: Connection, text: str, data: Path | None, tasks: Path | None) -
     with contextlib.suppress(EOFError, OSError):
         pipe.send(reply)
         while True:
-            asked = pipe.recv()
-            if asked is None:
+            request = pipe.recv()
+            if request is None:
                 _give(pipe, weights if weights is not None else initial_weights(plan))
                 weights = None
-            elif asked == _BASE:
+            elif request == _BASE:
                 pipe.send((True, frozen_base(plan)))
-            elif asked == _ROWS:
+            elif request == _ROWS:
                 pipe.send((True, embedded_rows(plan)))
             elif evaluate is not None:
-                pipe.send((True, dict(evaluate(_take(pipe, asked)))))
+                pipe.send((True, dict(evaluate(_take(pipe, request)))))
 
 
 def _give(pipe: Connection, arrays: Arrays) -> None:
@@ -154,11 +154,11 @@ def _give(pipe: Connection, arrays: Arrays) -> None:
 
 
 def _take(pipe: Connection, head: Any = None) -> Arrays:
-    found: Arrays = {}
+    arrays: Arrays = {}
     for name, shape in head if head is not None else pipe.recv():
-        found[name] = np.empty(shape, dtype=np.float32)
-        pipe.recv_bytes_into(_bytes(found[name]))
-    return found
+        arrays[name] = np.empty(shape, dtype=np.float32)
+        pipe.recv_bytes_into(_bytes(arrays[name]))
+    return arrays
 
 
 def _bytes(array: npt.NDArray[np.float32]) -> memoryview:

@@ -57,14 +57,14 @@ def track(
 
 def scalars(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of one round, by name."""
-    found = {f"metrics/{name}": value for name, value in line["metrics"].items()}
+    figures = {f"metrics/{name}": value for name, value in line["metrics"].items()}
     if line["epsilon"] is not None:
-        found["epsilon/most"] = line["epsilon"]
-    for site, said in line["sites"].items():
-        if said["epsilon"] is not None:
-            found[f"epsilon/{site}"] = said["epsilon"]
-    trained = sum(said["status"] == "trained" for said in line["sites"].values())
-    return found | {"round/seconds": line["seconds"], "round/sites_trained": float(trained)}
+        figures["epsilon/most"] = line["epsilon"]
+    for site, answer in line["sites"].items():
+        if answer["epsilon"] is not None:
+            figures[f"epsilon/{site}"] = answer["epsilon"]
+    trained = sum(answer["status"] == "trained" for answer in line["sites"].values())
+    return figures | {"round/seconds": line["seconds"], "round/sites_trained": float(trained)}
 
 
 def _lines(path: Path, until: Callable[[], bool]) -> Iterator[Mapping[str, Any]]:
@@ -136,11 +136,11 @@ def _mlflow(uri: str, path: Path, folder: RunFolder) -> Iterator[Write]:
 
 def _parameters(plan: Plan) -> dict[str, str]:
     """The plan's keys, but texts of many lines."""
-    found = {"plan": plan.digest}
+    parameters = {"plan": plan.digest}
     for key, value in plan.to_dict().items():
         if isinstance(value, str | int | float | bool) and "\n" not in str(value):
-            found[key] = str(value)
-    return found
+            parameters[key] = str(value)
+    return parameters
 
 
 def _library(name: str, extra: str) -> Any:

@@ -156,18 +156,20 @@ def simulate(
         from server.tracking import track
 
         track(result.folder, tensorboard=tensorboard, mlflow=mlflow)
-    told = sentence(result.summary)
-    found = _audited(chosen, runs / label, data, seed) if audit else None
+    result_text = sentence(result.summary)
+    audit_result = _audited(chosen, runs / label, data, seed) if audit else None
     if as_json:
-        said = {**result.summary, "run": str(result.folder), "sentence": told}
-        typer.echo(json.dumps(said | ({"audit": found} if found is not None else {})))
+        facts = {**result.summary, "run": str(result.folder), "sentence": result_text}
+        typer.echo(
+            json.dumps(facts | ({"audit": audit_result} if audit_result is not None else {}))
+        )
     else:
-        console.print(told, highlight=False, soft_wrap=True)
+        console.print(result_text, highlight=False, soft_wrap=True)
         console.print(f"The run is kept in {result.folder}", highlight=False, soft_wrap=True)
         console.print("Its ledgers began with this run: they say nothing of earlier ones.")
-        if found is not None:
-            console.print(f"audit: {found['verdict']} (audit.json)")
-    if found is not None and found["verdict"] != "no violation found":
+        if audit_result is not None:
+            console.print(f"audit: {audit_result['verdict']} (audit.json)")
+    if audit_result is not None and audit_result["verdict"] != "no violation found":
         raise typer.Exit(VIOLATION)
     raise typer.Exit(EXIT[result.outcome.reason])
 
@@ -192,18 +194,18 @@ def _chosen(
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
     """The first Ctrl-C asks to stop after the round that is under way; the second stops at once."""
-    asked = threading.Event()
+    stop_request = threading.Event()
 
     def interrupt(number: int, frame: object) -> None:
-        if asked.is_set():
+        if stop_request.is_set():
             raise KeyboardInterrupt
-        asked.set()
+        stop_request.set()
         text = "stopping after this round; press Ctrl-C again to stop at once"
         print(f"tacit-simulate: {text}", file=sys.stderr, flush=True)
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield asked
+        yield stop_request
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -229,7 +231,7 @@ def _swept(
     folder.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True), disable=as_json) as bar:
         shown = bar.add_task("runs", total=None)
-        found = sweep(
+        result = sweep(
             plan,
             seeds=repeat,
             folder=folder,
@@ -239,19 +241,19 @@ def _swept(
             data=data,
             **values,
         )
-    write_atomic(folder / "sweep.csv", found.csv().encode())
-    write_atomic(folder / "sweep.svg", found.plot().encode())
+    write_atomic(folder / "sweep.csv", result.csv().encode())
+    write_atomic(folder / "sweep.svg", result.plot().encode())
     if as_json:
-        facts = {"run": str(folder), "metric": found.metric, "cells": found.summary()}
+        facts = {"run": str(folder), "metric": result.metric, "cells": result.summary()}
         typer.echo(json.dumps(facts, allow_nan=False))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in (*found.keys, "runs", f"mean {found.metric}", "standard deviation"):
+    for name in (*result.keys, "runs", f"mean {result.metric}", "standard deviation"):
         table.add_column(name, justify="right")
-    for cell in found.summary():
+    for cell in result.summary():
         figures = (cell["mean"], cell["standard_deviation"])
         shown_figures = ["-" if value is None else f"{value:.4f}" for value in figures]
-        table.add_row(*(str(cell[key]) for key in found.keys), str(cell["runs"]), *shown_figures)
+        table.add_row(*(str(cell[key]) for key in result.keys), str(cell["runs"]), *shown_figures)
     console.print(table, highlight=False)
     console.print(f"sweep.csv and sweep.svg are in {folder}", highlight=False, soft_wrap=True)
     if plan.private:
@@ -263,9 +265,9 @@ def _audited(plan: "Plan", folder: Path, data: Path | None, seed: int | None) ->
     from client.commands.audit import keep
     from simulations.audit import audit_plan
 
-    found = audit_plan(plan, data=data, seed=seed)
-    keep(found, folder / "audit.json")
-    return found
+    result = audit_plan(plan, data=data, seed=seed)
+    keep(result, folder / "audit.json")
+    return result
 
 
 def _check_name(name: str) -> None:

@@ -69,14 +69,14 @@ def audit_plan(
             scored, event, more = _records(plan, data, left, device, coins)
     delta = plan.required_delta
     epsilon = spent([event], delta)
-    found = bounds(scored, event, epsilon, delta)
+    lower_bounds = bounds(scored, event, epsilon, delta)
     return result(
         what=f"plan {plan.task}",
         epsilon=epsilon,
         delta=delta,
         event=event,
-        checks=(*checks, *tested(found, on_check)),
-        bounds=found,
+        checks=(*checks, *tested(lower_bounds, on_check)),
+        bounds=lower_bounds,
         seconds=time.monotonic() - began,
         canaries=summary(scored),
         plan=plan.digest,
@@ -153,7 +153,7 @@ def _run(plan: Plan, directions: NDArray[np.float64], chosen: NDArray[np.bool_])
                 for (name, a), part in zip(first.weights.items(), sent, strict=True)
             }
             updates.append(Update(f"canary-{i}", arrays, below=0.5))
-        state = combine(state, updates, plan, asked=len(chosen))
+        state = combine(state, updates, plan, sites=len(chosen))
     moved = np.concatenate(
         [(state.weights[n] - a).astype(np.float64).reshape(-1) for n, a in first.weights.items()]
     )

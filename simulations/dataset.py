@@ -70,14 +70,14 @@ class Place:
         policy = Policy.simulated(self.plan, self.plan.limit_of(name))
         ledger = own_ledger(self.folder, name) if self.plan.noised_at_site else None
         part = self.parts[name]
-        kept = LastReply() if replies is None else replies
+        store = LastReply() if replies is None else replies
         return Site(
             name,
             policy,
             ledger,
             lambda _: self.train.take(part),
             check_head=lambda head: True,  # the coordinator is this process: nothing is signed
-            replies=kept,
+            replies=store,
             on_fault=self._fault,
         )
 
@@ -102,7 +102,7 @@ class Recent:
 
     most: int = _KEPT_BYTES
     _round: str = ""
-    _kept: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
+    _replies: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
     def of(self, site: str) -> Replies:
@@ -111,23 +111,23 @@ class Recent:
 
     def holds(self, site: str, run_and_round: str) -> bool:
         """Whether a reply of this round is kept."""
-        kept = self._kept if run_and_round == self._round else ()
-        return any(name == site for name, _ in kept)
+        replies = self._replies if run_and_round == self._round else ()
+        return any(name == site for name, _ in replies)
 
     def get(self, site: str, key: str) -> bytes | None:
         """The reply to this very request, if it is among the last."""
-        return self._kept.get((site, key))
+        return self._replies.get((site, key))
 
     def put(self, site: str, key: str, reply: bytes) -> None:
         """Keep a reply, and forget those of other rounds and the oldest beyond the bound."""
         run_and_round = key.rpartition("/")[0]
         if run_and_round != self._round:  # no round is asked again once the next has begun
-            self._kept.clear()
+            self._replies.clear()
             self._round, self._bytes = run_and_round, 0
-        self._bytes += len(reply) - len(self._kept.pop((site, key), b""))
-        self._kept[site, key] = reply
+        self._bytes += len(reply) - len(self._replies.pop((site, key), b""))
+        self._replies[site, key] = reply
         while self._bytes > self.most:
-            self._bytes -= len(self._kept.popitem(last=False)[1])
+            self._bytes -= len(self._replies.popitem(last=False)[1])
 
 
 def sites(place: Place) -> Callable[[str], Site]:

@@ -94,8 +94,8 @@ class RunView:
 
     def _row(self, line: Mapping[str, Any], metric: str | None) -> list[str]:
         sites = line["sites"]
-        trained = sum(said["status"] == "trained" for said in sites.values())
-        costs = [said["epsilon_round"] for said in sites.values()]
+        trained = sum(answer["status"] == "trained" for answer in sites.values())
+        costs = [answer["epsilon_round"] for answer in sites.values()]
         cost = max((c for c in costs if c is not None), default=None)
         return [
             str(line["round"]),
@@ -114,10 +114,10 @@ class RunView:
         if plan is None or not plan.private:
             return None
         left = []
-        for name, said in line["sites"].items():
+        for name, answer in line["sites"].items():
             limit = plan.limit_of(name)
-            if limit is not None and said["epsilon"] is not None:
-                left.append(limit.epsilon - said["epsilon"])
+            if limit is not None and answer["epsilon"] is not None:
+                left.append(limit.epsilon - answer["epsilon"])
         return max(0.0, min(left)) if left else None
 
 

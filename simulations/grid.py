@@ -43,7 +43,7 @@ class LocalGrid(SiteGrid):
         self._run = Run.create_empty(run_id=secrets.randbits(63))
         identify(self._run.run_id)
         self._names = {_FIRST_NODE + i: name for i, name in enumerate(sites)}
-        self._asked: dict[str, Message] = {}
+        self._requests: dict[str, Message] = {}
         self._silent: list[str] = []
         self._drops = drops
         self._late = late
@@ -68,7 +68,7 @@ class LocalGrid(SiteGrid):
         for message in messages:
             number = secrets.token_hex(8)
             message.metadata.__dict__["_message_id"] = number
-            self._asked[number] = message
+            self._requests[number] = message
             site = self._names[message.metadata.dst_node_id]
             if self._drops(site, message.metadata.group_id):
                 self._silent.append(number)
@@ -81,14 +81,14 @@ class LocalGrid(SiteGrid):
         """One reply, of whichever asked site answers next."""
         if self._silent:
             number = self._silent.pop()
-            return [Message(Error(code=0, reason="no answer"), reply_to=self._asked.pop(number))]
+            return [Message(Error(code=0, reason="no answer"), reply_to=self._requests.pop(number))]
         collected = self._engine.collect()
         if collected is None:
             return []
         number, reply = collected
-        asked = self._asked.pop(number)
-        if self._late(self._names[asked.metadata.dst_node_id], asked.metadata.group_id):
-            return [Message(Error(code=0, reason="too late"), reply_to=asked)]
+        request = self._requests.pop(number)
+        if self._late(self._names[request.metadata.dst_node_id], request.metadata.group_id):
+            return [Message(Error(code=0, reason="too late"), reply_to=request)]
         return [reply]
 
     def send_and_receive(

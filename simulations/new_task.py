@@ -91,8 +91,8 @@ def _texts(folder: Path, draw: np.random.Generator) -> None:
         for site in _SITES:
             for i in range(_EACH):
                 label = "yes" if i % 2 else "no"
-                said = [*draw.choice(plain, 5), *draw.choice(words[label], 3)]
-                lines.writerow([site, " ".join(draw.permutation(said)), label])
+                sentence = [*draw.choice(plain, 5), *draw.choice(words[label], 3)]
+                lines.writerow([site, " ".join(draw.permutation(sentence)), label])
 
 
 def _sounds(folder: Path, draw: np.random.Generator) -> None:

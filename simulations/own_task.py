@@ -162,11 +162,11 @@ def packaged(plan: Plan, path: Path) -> Iterator[Plan]:
     file = folder_file(path)
 
     @lru_cache(maxsize=4)
-    def made(options: str) -> Task:
+    def build(options: str) -> Task:
         return package_task(package, json.loads(options), file=file, tell=True)
 
     with provided_package(
-        package.code, lambda asked: made(canonical_json(dict(asked.task_options)))
+        package.code, lambda request: build(canonical_json(dict(request.task_options)))
     ):
         plan = replace(plan, code=package.code)
         learning = task_of(plan)
@@ -226,8 +226,8 @@ def _owners(data: OwnData, count: int) -> tuple[tuple[str, ...] | None, Tensor |
 
 
 def _copies(model: nn.Module) -> Callable[[int], nn.Module]:
-    kept = copy.deepcopy(model)
-    return lambda seed: copy.deepcopy(kept)
+    template = copy.deepcopy(model)
+    return lambda seed: copy.deepcopy(template)
 
 
 def _first(outputs: Tensor) -> Tensor:
@@ -260,8 +260,8 @@ def _try_out(learning: Task, rows: Rows, seed: int) -> None:
 def described(error: BaseException) -> str:
     """An error in own code as one line: its type, its message, its file and line."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not _is_library(f.filename)] or list(frames)
-    where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    user_frames = [f for f in frames if not _is_library(f.filename)] or list(frames)
+    where = f" ({user_frames[-1].filename}:{user_frames[-1].lineno})" if user_frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 

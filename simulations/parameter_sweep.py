@@ -60,14 +60,14 @@ class Sweep:
         for values, group in itertools.groupby(self.records, key=self._cell):
             reached = [record[name] for record in group if name in record]
             spread = statistics.stdev(reached) if len(reached) > 1 else None
-            found = {
+            figures = {
                 "runs": len(reached),
                 "mean": statistics.fmean(reached) if reached else None,
                 "standard_deviation": spread,
                 "least": min(reached, default=None),
                 "most": max(reached, default=None),
             }
-            cells.append(dict(zip(self.keys, values, strict=True)) | found)
+            cells.append(dict(zip(self.keys, values, strict=True)) | figures)
         return cells
 
     def _cell(self, record: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -227,8 +227,8 @@ def _record(cell: _Cell, options: Mapping[str, Any]) -> Mapping[str, Any]:
         summary = RunFolder.open(cell.folder).summary()
         if summary is not None and summary["reason"] != "stopped":
             return _row(cell, summary)
-    own = options["task"] is not None and not isinstance(options["task"], Path | str)
-    if resume and cell.folder is not None and own:
+    is_object = options["task"] is not None and not isinstance(options["task"], Path | str)
+    if resume and cell.folder is not None and is_object:
         shutil.rmtree(cell.folder)  # an own model's run cannot be resumed: it begins anew
         resume = False
     result = simulate(cell.plan, cell.folder, resume=resume, **options)

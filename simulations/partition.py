@@ -78,8 +78,8 @@ def _natural(natural: Sequence[str] | None, sites: int) -> dict[str, Indices]:
     names = sorted(set(natural))
     if sites != len(names):
         raise SplitError(f"sites must be {len(names)} ({', '.join(names)}), got {sites}")
-    own = np.asarray(natural)
-    return {name: np.flatnonzero(own == name).astype(np.int64) for name in names}
+    labels = np.asarray(natural)
+    return {name: np.flatnonzero(labels == name).astype(np.int64) for name in names}
 
 
 def _classes(spec: str, labels: NDArray[np.generic]) -> list[Indices]:

@@ -104,12 +104,12 @@ def simulate(
         if progress:
             view = stack.enter_context(RunView(Console()))
             on_start, on_round = view.start, view.round
-        kept = None if folder is None else Path(folder)
-        if kept is None:
-            kept = Path(stack.enter_context(TemporaryDirectory(prefix="tacit-"))) / "run"
+        run_path = None if folder is None else Path(folder)
+        if run_path is None:
+            run_path = Path(stack.enter_context(TemporaryDirectory(prefix="tacit-"))) / "run"
         plan, outcome, summary = _play(
             plan,
-            kept,
+            run_path,
             data,
             resume,
             insecure,
@@ -118,14 +118,14 @@ def simulate(
             on_round=on_round,
             stop=stop,
         )
-        fault = _fault(kept)
+        fault = _fault(run_path)
         if fault is not None and task is not None and outcome.reason == "failed":
             raise OwnCodeError(fault)
-        run = RunFolder.open(kept)
+        run = RunFolder.open(run_path)
         last = run.resume()
         return Result(
             outcome,
-            None if folder is None else kept,
+            None if folder is None else run_path,
             summary,
             plan,
             task_of(plan),
@@ -154,24 +154,28 @@ def _play(
     if plan.simulation.engine == "vector":
         stack_of(plan)  # refuses a model that it cannot train
     if resume:
-        kept = RunFolder.open(folder, plan)
-        ended = kept.summary()
+        run_folder = RunFolder.open(folder, plan)
+        ended = run_folder.summary()
         if ended is not None and ended.get("reason") == "done":
             return plan, Outcome("done", []), ended
-        if bool(kept.facts().get("insecure")) != insecure:
+        if bool(run_folder.facts().get("insecure")) != insecure:
             raise FolderError(f"{folder}: --insecure-reproducible must be as the run was begun")
     else:
-        kept = RunFolder.create(folder, plan, kind="simulation", insecure=insecure)
-    kept = replace(kept, durable=False, sign=signer(own_key(kept.path), durable=False))
+        run_folder = RunFolder.create(folder, plan, kind="simulation", insecure=insecure)
+    run_folder = replace(
+        run_folder, durable=False, sign=signer(own_key(run_folder.path), durable=False)
+    )
     place = Place(plan, world.train, world.parts, folder, insecure)
     ledger = own_ledger(folder, COORDINATOR) if plan.unit == "client" else None
-    on_start(plan, len(kept.history()))
+    on_start(plan, len(run_folder.history()))
     initial = initial_weights(plan)
     model, listener = Model(lambda: initial, _evaluator(plan, world)), Rounds(on_round, stop)
     outcomes: list[Outcome] = []
     with ExitStack() as stack:
         if insecure:
-            stack.enter_context(noise.insecure(f"{plan.seed}/{COORDINATOR}/{len(kept.history())}"))
+            stack.enter_context(
+                noise.insecure(f"{plan.seed}/{COORDINATOR}/{len(run_folder.history())}")
+            )
         engine = _engine(place)
         stack.callback(engine.close)
         grid = _grid(plan, engine, list(world.parts))
@@ -180,7 +184,7 @@ def _play(
         )
         job = Job(
             plan,
-            kept,
+            run_folder,
             grid,
             model,
             listener=listener,
@@ -193,10 +197,10 @@ def _play(
     if outcome.reason == "failed" and (fault := _fault(folder)) is not None:
         outcome = replace(outcome, detail=f"{outcome.detail}: {fault}")
     if plan.private and (resume or plan.simulation.slow or outcome.reason != "done"):
-        outcome = replace(outcome, epsilons=_ledger_epsilons(plan, kept, list(world.parts)))
+        outcome = replace(outcome, epsilons=_ledger_epsilons(plan, run_folder, list(world.parts)))
     summary = summarise(plan, outcome, time.perf_counter() - began, insecure=insecure)
     summary |= {"baseline": _baseline(plan, world)}
-    kept.write_summary(summary)
+    run_folder.write_summary(summary)
     return plan, outcome, summary
 
 
@@ -278,8 +282,8 @@ def _evaluator(plan: Plan, world: World) -> Callable[[Any], Mapping[str, float]]
     ]
 
     def evaluate(weights: Any) -> Mapping[str, float]:
-        found: Sequence[Mapping[str, float]] = [part(weights) for part in parts]
-        mean = {k: float(np.mean([one[k] for one in found if k in one])) for k in found[0]}
+        results: Sequence[Mapping[str, float]] = [part(weights) for part in parts]
+        mean = {k: float(np.mean([one[k] for one in results if k in one])) for k in results[0]}
         return mean | {f"pooled_{k}": v for k, v in pooled(weights).items() if k == "accuracy"}
 
     return evaluate

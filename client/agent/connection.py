@@ -190,8 +190,8 @@ class _NodeAuth:
             return call_next(context)
 
         def keep(signed: Any) -> httpx.Response:
-            found = {name: signed.request.headers[name] for name in _SIGNED}
-            self._signed = time.monotonic() + _SIGNATURE_SECONDS, found
+            signature_headers = {name: signed.request.headers[name] for name in _SIGNED}
+            self._signed = time.monotonic() + _SIGNATURE_SECONDS, signature_headers
             return call_next(signed)
 
         return self._real.intercept(context, keep)
@@ -273,12 +273,12 @@ class Agent:
             try:
                 if self._stop.is_set():
                     return
-                found = link.pull()
+                message = link.pull()
             finally:
                 self._idle = None
             yield
-            if found is not None:
-                head, tree = found
+            if message is not None:
+                head, tree = message
                 self._reply = self._answer(link.fetch(head, tree))
 
     def _renew(self, link: _Link) -> bool:

@@ -55,16 +55,16 @@ class Enrolled:
     def facts(self) -> dict[str, Any]:
         """What enrol and join wrote: `site`, and after join `hosts` and `verify`."""
         try:
-            found: dict[str, Any] = read_json(self.about)
+            facts: dict[str, Any] = read_json(self.about)
         except FileNotFoundError:
             raise EnrolmentError(
                 f"--dir {self.folder}: no site here (make one: tacit-client enroll --site NAME)"
             ) from None
         except ValueError:
             raise EnrolmentError(f"{self.about}: expected JSON, it is damaged") from None
-        if not isinstance(found, dict):
+        if not isinstance(facts, dict):
             raise EnrolmentError(f"{self.about}: expected a JSON object, it is damaged")
-        return found
+        return facts
 
     @property
     def name(self) -> str:
@@ -155,10 +155,10 @@ class Bundle:
 def read_bundle(content: bytes) -> Bundle:
     """Check a bundle's form, and that its authority issued its certificate; EnrolmentError."""
     try:
-        found = parse_json(content)
-        pem, ca = str(found["certificate"]).encode(), str(found["ca"]).encode()
-        hosts, verify = tuple(str(host) for host in found["hosts"]), str(found["verify"])
-        bundle = Bundle(str(found.get("site")), pem, ca, hosts, verify, Certificate.read(pem))
+        fields = parse_json(content)
+        pem, ca = str(fields["certificate"]).encode(), str(fields["ca"]).encode()
+        hosts, verify = tuple(str(host) for host in fields["hosts"]), str(fields["verify"])
+        bundle = Bundle(str(fields.get("site")), pem, ca, hosts, verify, Certificate.read(pem))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise EnrolmentError("expected a bundle of tacit-server sign") from None
     if not issued_by(pem, ca):
@@ -179,24 +179,24 @@ def join(
     here = Enrolled(folder)
     site = here.name
     try:
-        found = read_bundle(read_bounded(bundle, _LARGEST))
-        _check(here, found, site)
+        contents = read_bundle(read_bounded(bundle, _LARGEST))
+        _check(here, contents, site)
     except OSError as error:
         raise EnrolmentError(f"{bundle}: {error.strerror}, expected a bundle") from None
     except ValueError as error:
         raise EnrolmentError(f"{bundle}: {error}") from None
-    certificate = found.certificate
+    certificate = contents.certificate
     if certificate.age(now) == "expired":
         raise EnrolmentError(f"{bundle}: expired on {certificate.ends:%Y-%m-%d}")
-    shown = Certificate.read(found.ca).fingerprint
-    if expect is not None and _plain(expect) not in (shown, found.verify):
+    shown = Certificate.read(contents.ca).fingerprint
+    if expect is not None and _plain(expect) not in (shown, contents.verify):
         raise EnrolmentError(f"{bundle}: its authority is {shown}, expected {_plain(expect)}")
     for key, public in ((here.signing_key, _signing), (here.key, keys.public_of)):
         # A kill between the two leaves a pair that `join` completes when it is called again.
         if public(key.read_bytes()) not in (certificate.key, certificate.signing):
             _next(key).replace(key)
-    write_atomic(here.ca, found.ca, mode=PRIVATE)
-    _write(here, found)
+    write_atomic(here.ca, contents.ca, mode=PRIVATE)
+    _write(here, contents)
     for key in (here.signing_key, here.key):
         _next(key).unlink(missing_ok=True)
     return certificate
@@ -208,32 +208,32 @@ def take_renewed(folder: Path, content: bytes, now: datetime.datetime) -> bool:
     It must be of the same authority and verifying key, for the keys in use: EnrolmentError.
     """
     here = Enrolled(folder)
-    found = read_bundle(content)
-    certificate = found.certificate
-    if found.site != here.name or certificate.name != here.name:
+    bundle = read_bundle(content)
+    certificate = bundle.certificate
+    if bundle.site != here.name or certificate.name != here.name:
         raise EnrolmentError("it is for another site")
     if certificate.key != keys.public_of(here.key.read_bytes()):
         raise EnrolmentError("it is for another key")
     if certificate.signing != _signing(here.signing_key.read_bytes()):
         raise EnrolmentError("it is for another signing key")
-    if found.verify != here.verify or not issued_by(found.pem, here.ca.read_bytes()):
+    if bundle.verify != here.verify or not issued_by(bundle.pem, here.ca.read_bytes()):
         raise EnrolmentError("it is of another authority or verifying key")
     if certificate.age(now) in ("expired", "early"):
         raise EnrolmentError(f"it is valid from {certificate.begins} to {certificate.ends}")
-    if not 0 < len(found.hosts) <= _MOST_HOSTS:
+    if not 0 < len(bundle.hosts) <= _MOST_HOSTS:
         raise EnrolmentError(f"it must name 1 to {_MOST_HOSTS} addresses")
-    for host in found.hosts:
+    for host in bundle.hosts:
         split_address(host)
     before = here.certificate.read_bytes()
-    if (found.pem, list(found.hosts)) != (before, here.hosts):
-        _write(here, found)
-    return found.pem != before
+    if (bundle.pem, list(bundle.hosts)) != (before, here.hosts):
+        _write(here, bundle)
+    return bundle.pem != before
 
 
-def _check(here: Enrolled, found: Bundle, site: str) -> None:
+def _check(here: Enrolled, bundle: Bundle, site: str) -> None:
     """A bundle must be for this site and for its keys, those in use or those to come."""
-    certificate = found.certificate
-    if certificate.name != site or found.site != site:
+    certificate = bundle.certificate
+    if certificate.name != site or bundle.site != site:
         raise EnrolmentError(f"for the site {certificate.name}, expected {site}")
     if certificate.key not in _publics(here.key, keys.public_of):
         raise EnrolmentError(f"for another key, expected one for {site}.csr as it is now")
@@ -249,9 +249,9 @@ def _signing(key: bytes) -> str:
     return keys.signing_public(key)
 
 
-def _write(here: Enrolled, found: Bundle) -> None:
-    write_atomic(here.certificate, found.pem, mode=PRIVATE)
-    facts = {"v": 1, "site": found.site, "hosts": list(found.hosts), "verify": found.verify}
+def _write(here: Enrolled, bundle: Bundle) -> None:
+    write_atomic(here.certificate, bundle.pem, mode=PRIVATE)
+    facts = {"v": 1, "site": bundle.site, "hosts": list(bundle.hosts), "verify": bundle.verify}
     write_atomic(here.about, json.dumps(facts, indent=1).encode(), mode=PRIVATE)
 
 

@@ -53,9 +53,9 @@ def rehearse(directory: Path, name: str | None, policy: Path | None) -> dict[str
         request["clip"] = plan.clip
     content = RecordDict({ARRAYS: ArrayRecord({"weights": array}), REQUEST: ConfigRecord(request)})
     with tempfile.TemporaryDirectory() as folder:
-        own = Ledger.create(Path(folder) / "ledger.jsonl", population="nobody", durable=False)
+        ledger = Ledger.create(Path(folder) / "ledger.jsonl", population="nobody", durable=False)
         held = Site(
-            known, rules, own, lambda _: made_up(learning), check_head=_any_head, tasks=tasks
+            known, rules, ledger, lambda _: made_up(learning), check_head=_any_head, tasks=tasks
         )
         reply = answer(held, content)
     return _facts(plan, reply)
@@ -77,15 +77,15 @@ def made_up(learning: Task) -> Rows:
     return Rows(x, torch.randint(len(learning.classes), (_ROWS,)), subject=people)
 
 
-def show(found: dict[str, Any]) -> str:
+def show(facts: dict[str, Any]) -> str:
     """The list for a person."""
     lines = [
-        f"{found['task']} ({found['plan'][:16]}): {found['status']} {found['reason']}".rstrip()
+        f"{facts['task']} ({facts['plan'][:16]}): {facts['status']} {facts['reason']}".rstrip()
     ]
-    for one in found["fields"]:
+    for one in facts["fields"]:
         lines.append(f"  {one['name']:<8} {one['bytes']:>9} bytes  {one['why']}")
         lines.append(f"           {one['value']}")
-    lines.append(f"{found['bytes']} bytes would leave, and nothing else; the rows were made up")
+    lines.append(f"{facts['bytes']} bytes would leave, and nothing else; the rows were made up")
     lines.append("A real reply has these fields; its head grows by 67 bytes for each entry of the")
     lines.append("ledger that the coordinator has not seen.")
     return "\n".join(lines)

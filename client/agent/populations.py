@@ -75,24 +75,26 @@ def add(
     if data is not None and not data.exists():
         raise PopulationError(f"--data {data}: expected a file or folder, found none")
     path = ledger.absolute()
-    kept = {one.name: one for one in known(directory)}
-    if name in kept and Path(kept[name].ledger) != path:
-        raise PopulationError(f"{name}: is there already, with the ledger {kept[name].ledger}")
-    others = tuple(sorted(kept.keys() - {name})) if separate else ()
-    before = kept.get(name)
+    populations = {one.name: one for one in known(directory)}
+    if name in populations and Path(populations[name].ledger) != path:
+        raise PopulationError(
+            f"{name}: is there already, with the ledger {populations[name].ledger}"
+        )
+    others = tuple(sorted(populations.keys() - {name})) if separate else ()
+    before = populations.get(name)
     apart = tuple(sorted({*others, *(before.separate if before is not None else ())}))
     contents = None if data is None else fingerprint(data)
     if data is not None and contents is not None:
         check_separate(directory, name, data, contents, apart)
-    found = path.exists() or path.with_name(path.name + ".log").exists()
-    if found:
+    exists = path.exists() or path.with_name(path.name + ".log").exists()
+    if exists:
         opened = Ledger.open(path)
         if opened.population != name:
             raise PopulationError(f"{path}: is the ledger of {opened.population!r}, not of {name}")
     else:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         opened = Ledger.create(path, population=name)
-    digest = kept[name].schema if name in kept else None
+    digest = populations[name].schema if name in populations else None
     if schema is not None:
         digest = schema_digest(schema)
         copy = directory / "schemas" / f"{name}.toml"
@@ -104,12 +106,12 @@ def add(
         where, tasks = where or before.data, tasks or before.tasks
         number = before.id
     else:
-        number = secrets.token_hex(8) if kept else ""
-    kept[name] = Population(name, str(path), where, digest, tuple(tasks), number, apart)
-    _write(directory, kept.values())
+        number = secrets.token_hex(8) if populations else ""
+    populations[name] = Population(name, str(path), where, digest, tuple(tasks), number, apart)
+    _write(directory, populations.values())
     if contents is not None:
         log_contents(opened, contents)
-    return opened, found
+    return opened, exists
 
 
 def move(
@@ -119,14 +121,14 @@ def move(
 
     The ledger there must be this population's, and sound.
     """
-    kept = {one.name: one for one in known(directory)}
-    if name not in kept:
+    populations = {one.name: one for one in known(directory)}
+    if name not in populations:
         raise PopulationError(
-            f"expected one of the populations {', '.join(kept) or 'none'}, got {name}"
+            f"expected one of the populations {', '.join(populations) or 'none'}, got {name}"
         )
     if data is not None and not data.exists():
         raise PopulationError(f"--data {data}: expected a file or folder, found none")
-    one = kept[name]
+    one = populations[name]
     if ledger is not None:
         one = replace(one, ledger=str(ledger.absolute()))
         if not open_ledger(one).trusted():
@@ -136,8 +138,8 @@ def move(
     if data is not None:
         check_separate(directory, name, data, fingerprint(data), one.separate)
         one = replace(one, data=str(data.absolute()))
-    kept[name] = one
-    _write(directory, kept.values())
+    populations[name] = one
+    _write(directory, populations.values())
     return one
 
 
@@ -168,20 +170,22 @@ def _noted(population: Population) -> set[str]:
         notes = Ledger.open(Path(population.ledger)).notes()
     except LedgerError:
         return set()
-    found = {note.details.get("sha256") for note in notes if note.what == "contents"}
-    return {one for one in found if isinstance(one, str) and one != _NOTHING}
+    digests = {note.details.get("sha256") for note in notes if note.what == "contents"}
+    return {one for one in digests if isinstance(one, str) and one != _NOTHING}
 
 
 def tell_apart(directory: Path) -> None:
     """Give every population but the first its own id: lists of 0.1.0 have none."""
-    kept = known(directory)
-    if any(not one.id for one in kept[1:]):
-        named = [one if one.id else replace(one, id=secrets.token_hex(8)) for one in kept[1:]]
-        _write(directory, [*kept[:1], *named])
+    populations = known(directory)
+    if any(not one.id for one in populations[1:]):
+        named = [
+            one if one.id else replace(one, id=secrets.token_hex(8)) for one in populations[1:]
+        ]
+        _write(directory, [*populations[:1], *named])
 
 
-def _write(directory: Path, kept: Iterable[Population]) -> None:
-    text = json.dumps([asdict(one) for one in kept], indent=1) + "\n"
+def _write(directory: Path, populations: Iterable[Population]) -> None:
+    text = json.dumps([asdict(one) for one in populations], indent=1) + "\n"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomic(directory / FILE, text.encode())
 
@@ -214,13 +218,13 @@ def _population(facts: object) -> Population:
 
 def choose(directory: Path, data: Path | None = None, name: str | None = None) -> Population:
     """The population whose rows are asked for: by name, by where they lie, or the only one."""
-    kept = known(directory)
+    populations = known(directory)
     if name is not None:
-        kept = tuple(one for one in kept if one.name == name)
-    elif data is not None and len(kept) > 1:
-        kept = tuple(one for one in kept if one.data == str(data.absolute()))
-    if len(kept) == 1:
-        return kept[0]
+        populations = tuple(one for one in populations if one.name == name)
+    elif data is not None and len(populations) > 1:
+        populations = tuple(one for one in populations if one.data == str(data.absolute()))
+    if len(populations) == 1:
+        return populations[0]
     if not known(directory):
         raise PopulationError(
             f"{directory}: knows no data yet; expected `tacit-client data add NAME --ledger PATH` "
@@ -256,8 +260,8 @@ def cache_folder(directory: Path, name: str) -> Path:
 def forget_data(directory: Path, name: str) -> Population:
     """Forget where a population's rows lie; its name, its schema and its ledger stay for good."""
     one = choose(directory, name=name)
-    kept = [replace(each, data=None) if each == one else each for each in known(directory)]
-    _write(directory, kept)
+    populations = [replace(each, data=None) if each == one else each for each in known(directory)]
+    _write(directory, populations)
     return one
 
 

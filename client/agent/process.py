@@ -69,14 +69,14 @@ def device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(name)
+        torch_device = torch.device(name)
     except RuntimeError:
         raise SiteError(f"--device: expected auto, cpu or cuda:N, got {name!r:.40}") from None
-    if found.type not in ("cpu", "cuda"):
+    if torch_device.type not in ("cpu", "cuda"):
         raise SiteError(f"--device: expected auto, cpu or cuda:N, got {name!r:.40}")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    if torch_device.type == "cuda" and (torch_device.index or 0) >= torch.cuda.device_count():
         raise SiteError(f"--device: no {name} here ({torch.cuda.device_count()} CUDA devices)")
-    return found
+    return torch_device
 
 
 def resident(
@@ -98,13 +98,13 @@ def resident(
     """
     allowed = rules(site.folder, source, policy, log)
     file = None if allowed is builtin_policy() else policy or site.folder / "policy.toml"
-    own, people = ledger(site.folder, source, population)
+    site_ledger, people = ledger(site.folder, source, population)
     name, key, faulty = site.name, site.verify, threading.Event()
     followed = f"{name}@{people.id}" if people.id else name
     schema = None
     if source.path is not None:
         schema = populations.schema_of(site.folder, source.path, people.name)
-    copies = Cache(populations.cache_folder(site.folder, own.population))
+    copies = Cache(populations.cache_folder(site.folder, site_ledger.population))
     rows = SiteRows(source, schema, lambda: held.policy, log, copies, people.tasks)
 
     def fault(error: Exception) -> None:
@@ -122,31 +122,31 @@ def resident(
         except OSError as error:  # the plan is judged all the same
             log("plan_not_kept", error=error.strerror)
         if file is not None:
-            before, held.policy = held.policy, again(file, held.policy, own, log)
+            before, held.policy = held.policy, again(file, held.policy, site_ledger, log)
             if held.policy != before:
                 note_policy(site.folder, file, log)
 
-    def check_head(said: Any) -> bool:
+    def check_head(claim: Any) -> bool:
         try:
-            head = Head(said["n"], said["digest"])
-            return verify(key, payload(followed, head), bytes.fromhex(said["signature"]))
+            head = Head(claim["n"], claim["digest"])
+            return verify(key, payload(followed, head), bytes.fromhex(claim["signature"]))
         except (KeyError, TypeError, ValueError, HeadError):
             return False
 
     remember()  # the product as it is, before any package runs beside it
-    populations.log_policy(own, allowed)
+    populations.log_policy(site_ledger, allowed)
     if file is not None:
         note_policy(site.folder, file, log)
     _look_at_certificate(site, log)
     held = Site(
         name,
         allowed,
-        own,
+        site_ledger,
         rows,
         replies=KeptReplies(site.folder / "replies"),
         device=device(where),
         on_event=log,
-        on_model=keeper(site.folder, name, own),
+        on_model=keeper(site.folder, name, site_ledger),
         on_plan=on_plan,
         on_fault=fault,
         accepts=rows.accepts,
@@ -161,14 +161,14 @@ def resident(
     return held
 
 
-def again(file: Path, before: Policy, own: Ledger, log: EventLog) -> Policy:
+def again(file: Path, before: Policy, site_ledger: Ledger, log: EventLog) -> Policy:
     """The policy as its owner left it by now; one that cannot be read approves of nothing."""
     try:
         policy = load_policy(file)
     except PolicyError as error:
         log("policy_unreadable", problem=str(error))
         return replace(before, approve="list", plans=())
-    if populations.log_policy(own, policy):
+    if populations.log_policy(site_ledger, policy):
         log("policy_read", epsilon=policy.epsilon, delta=policy.delta)
     return policy
 

@@ -59,7 +59,7 @@ def _forget_oldest(folder: Path, answered: set[str]) -> None:
 
 def received(directory: Path) -> list[ReceivedPlan]:
     """The plans received so far, the latest last."""
-    found = []
+    plans = []
     for path in (directory / "plans").glob("*.json"):
         try:
             plan = from_json(path.read_text(encoding="utf-8"))
@@ -67,8 +67,8 @@ def received(directory: Path) -> list[ReceivedPlan]:
             raise PlanError(f"{path}: must be a plan as it was received ({error})") from None
         if plan.digest != path.stem:
             raise PlanError(f"{path}: holds another plan, {plan.digest}")
-        found.append(ReceivedPlan(plan, path.stat().st_mtime))
-    return sorted(found, key=lambda one: (one.since, one.plan.digest))
+        plans.append(ReceivedPlan(plan, path.stat().st_mtime))
+    return sorted(plans, key=lambda one: (one.since, one.plan.digest))
 
 
 def find(directory: Path, text: str) -> str:
@@ -134,10 +134,10 @@ def _rewrite(path: Path, policy: Policy) -> Policy:
         if not count and getattr(policy, key):
             text = f"{line}\n{text}"
     try:
-        kept = parse_policy(text) == policy
+        same = parse_policy(text) == policy
     except PolicyError:
-        kept = False
-    write_atomic(path, (text if kept else policy.to_toml()).encode())
+        same = False
+    write_atomic(path, (text if same else policy.to_toml()).encode())
     return policy
 
 

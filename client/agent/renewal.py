@@ -34,7 +34,7 @@ class Renewal:
     ) -> None:
         self._site, self._log, self._now = site, log, now
         self._next = 0.0
-        self._told: dict[str, float] = {}
+        self._last_logged: dict[str, float] = {}
 
     def connected(self) -> None:
         """A new connection: the coordinator may have other addresses by now."""
@@ -80,7 +80,7 @@ class Renewal:
 
     def _tell(self, event: str, **facts: str) -> None:
         """Once a day."""
-        last = self._told.get(event)
+        last = self._last_logged.get(event)
         if last is None or time.monotonic() - last >= _DAY:
-            self._told[event] = time.monotonic()
+            self._last_logged[event] = time.monotonic()
             self._log(event, **facts)

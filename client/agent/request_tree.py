@@ -25,7 +25,7 @@ def fields(contents: Mapping[str, bytes]) -> Mapping[str, Any]:
     """The fields of a request, before its arrays are fetched: its one record of settings."""
     for content in contents.values():
         if split(content)[0] == "ConfigRecord":
-            found = ConfigRecord.inflate(content)
-            if "plan" in found:
-                return found
+            record = ConfigRecord.inflate(content)
+            if "plan" in record:
+                return record
     return {}

@@ -31,7 +31,7 @@ class Residents:
 
     sites: Sequence[Site]
 
-    def asked(self, content: RecordDict) -> Site:
+    def site_for(self, content: RecordDict) -> Site:
         """Whom a request is for; the first, which refuses it, where it is for none."""
         record = content.get(REQUEST)
         return self.of(record if isinstance(record, ConfigRecord) else {})
@@ -71,23 +71,23 @@ def residents(
     SiteError where one plan could be for two of them.
     """
     sources = {population: source} if source is not None else _known(site, population)
-    found = [
+    sites = [
         process.resident(
             site, one, log, policy=policy, population=name, where=where, on_fault=on_fault
         )
         for name, one in sources.items()
     ]
-    for one, other in combinations(found, 2):
+    for one, other in combinations(sites, 2):
         if isinstance(one.rows, SiteRows) and isinstance(other.rows, SiteRows):
             _refuse_overlap(one, one.rows, other, other.rows)
-    return Residents(found)
+    return Residents(sites)
 
 
 def _known(site: Enrolled, population: str | None) -> dict[str | None, Source]:
     populations.tell_apart(site.folder)
-    kept = [one for one in populations.known(site.folder) if population in (None, one.name)]
+    chosen = [one for one in populations.known(site.folder) if population in (None, one.name)]
     sources: dict[str | None, Source] = {}
-    for one in kept:
+    for one in chosen:
         if one.data is None:
             continue
         try:

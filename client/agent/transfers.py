@@ -84,7 +84,7 @@ class Transfers:
         total: int | None = None,
     ) -> None:
         waiting, began, moved = list(items), time.monotonic(), 0
-        said = began
+        last_report = began
         width = 1
         while waiting:
             batch, waiting = waiting[:width], waiting[width:]
@@ -93,8 +93,8 @@ class Transfers:
             now = time.monotonic()
             rate = moved / max(now - began, 1e-6)
             width = 4 * PARALLEL if rate > _FAST else 1
-            if now - said >= self._say_every and waiting:
-                said = now
+            if now - last_report >= self._say_every and waiting:
+                last_report = now
                 self._say(event, done, count, moved, total, rate, now - began)
 
     def _say(

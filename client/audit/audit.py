@@ -64,8 +64,8 @@ def audit_installation(
     seed = secrets.randbelow(2**32) if seed is None else seed
     drawn = settings_of(seed, plan)
     with one_thread():
-        found = _audit(epsilon, seconds, device, drawn, on_check)
-    return found | {"seed": seed} | ({"plan": plan.digest} if plan is not None else {})
+        outcome = _audit(epsilon, seconds, device, drawn, on_check)
+    return outcome | {"seed": seed} | ({"plan": plan.digest} if plan is not None else {})
 
 
 def settings_of(seed: int, plan: Plan | None = None) -> tuple[Drawn, ...]:
@@ -119,11 +119,11 @@ def _audit(
     count = int(np.clip(left * _PER_SECOND, _LEAST, _MOST))
     task, rows = _made_up()
     event = Event("record", sigma, _RATE, _STEPS, _ROUNDS)
-    found: tuple[Bound, ...] = ()
+    lower_bounds: tuple[Bound, ...] = ()
     more: dict[str, Any] = {}
     try:
         scored, event = through_ledger(task, rows, plan, site="audit", count=count, device=device)
-        found = bounds(scored, event, epsilon, DELTA)
+        lower_bounds = bounds(scored, event, epsilon, DELTA)
         more["canaries"] = summary(scored)
         plain = attack(None, device=device)
         private = attack(replace(event, steps=_STEPS * _ROUNDS, count=1), device=device)
@@ -136,8 +136,8 @@ def _audit(
         epsilon=epsilon,
         delta=DELTA,
         event=event,
-        checks=(*checks, *tested(found, on_check)),
-        bounds=found,
+        checks=(*checks, *tested(lower_bounds, on_check)),
+        bounds=lower_bounds,
         seconds=time.monotonic() - began,
         **more,
     )
@@ -180,12 +180,12 @@ def through_ledger(
 
 
 def tested(
-    found: Sequence[Bound], on_check: Callable[[Check], None] = lambda check: None
+    lower_bounds: Sequence[Bound], on_check: Callable[[Check], None] = lambda check: None
 ) -> tuple[Check, ...]:
     """The canaries' bounds as checks: how likely the claim makes these scores."""
     checks = tuple(
         Check(f"canaries: {bound.name}", bound.epsilon, bound.p, "lower bound on epsilon")
-        for bound in found
+        for bound in lower_bounds
     )
     for check in checks:
         on_check(check)

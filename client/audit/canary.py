@@ -60,8 +60,8 @@ class WithCanaries(nn.Module):
         number = number % self.canary.num_embeddings  # the trainer tries a model on any numbers
         outputs = self.base(x[:, :-_COLUMNS].reshape(-1, *self.shape)).flatten(1)
         is_canary = (number > 0).to(outputs.dtype)[:, None]
-        own = self.canary(number[:, None]).flatten(1)
-        return torch.cat([outputs, own, is_canary], 1)
+        weight = self.canary(number[:, None]).flatten(1)
+        return torch.cat([outputs, weight, is_canary], 1)
 
 
 def with_canaries(task: Task, count: int, clip: float) -> Task:
@@ -143,10 +143,12 @@ def score(
 def bounds(scored: Scored, claimed: Event, epsilon: float, delta: float) -> tuple[Bound, Bound]:
     """The one-run and the f-DP lower bound; `claimed` is everything that was trained, in one."""
     scores, included = scored.scores, scored.included
-    found, tested = _errors(scored), scored.mean is None
+    error_counts, tested = _errors(scored), scored.mean is None
     one_run = one_run_bound(scores, included, epsilon=epsilon, delta=delta)
     steps = claimed.steps * claimed.count
-    by_curve = curve_bound(found, sigma=claimed.sigma, rate=claimed.rate, steps=steps, delta=delta)
+    by_curve = curve_bound(
+        error_counts, sigma=claimed.sigma, rate=claimed.rate, steps=steps, delta=delta
+    )
     return one_run, replace(by_curve, name=by_curve.name + (", half of the canaries" * tested))
 
 

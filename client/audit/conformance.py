@@ -80,27 +80,27 @@ def conform(device: str, drawn: Sequence[Drawn]) -> Iterator[Check]:
 
 def noise_without_records(device: str) -> Check:
     """Of an empty sample nothing but noise is released, at the claimed scale in every tensor."""
-    found: dict[str, list[NDArray[np.float64]]] = {}
+    samples: dict[str, list[NDArray[np.float64]]] = {}
     for probe in kinds():
         silent = probe.scaled(0.0)
         for _ in range(24):
             setting = Setting(sigma=1.3, rate=1e-4, nominal=10_000, device=device)
-            _gather(found, probe, release(silent, setting), setting.sum_std)
-    return _scale_check("noise of an empty sample", found)
+            _gather(samples, probe, release(silent, setting), setting.sum_std)
+    return _scale_check("noise of an empty sample", samples)
 
 
 def noise_beside_records(device: str) -> Check:
     """Beside a full sample the noise is the same: what remains after the exact sum is noise."""
     setting = Setting(sigma=0.8, device=device)
-    std, found, against = setting.sum_std, dict[str, list[NDArray[np.float64]]](), []
+    std, samples, against = setting.sum_std, dict[str, list[NDArray[np.float64]]](), []
     for probe in kinds():
         exact = clipped_sum(probe)
         for _ in range(24):
             released = release(probe, setting)
             rest = {name: released[name] - exact[name] for name in exact}
-            _gather(found, probe, rest, std)
+            _gather(samples, probe, rest, std)
             against.append(float(flat(rest) @ flat(exact)) / (std * _length(exact)))
-    scale = _scale_check("noise beside a full sample", found)
+    scale = _scale_check("noise beside a full sample", samples)
     along = float(np.sum(against) / math.sqrt(len(against)))  # noise along the sum: N(0, 1)
     p = min(1.0, 2 * min(scale.p, float(2 * stats.norm.sf(abs(along)))))
     return Check(scale.name, scale.statistic, p, f"{scale.detail}; along the sum z = {along:.2f}")
@@ -108,15 +108,15 @@ def noise_beside_records(device: str) -> Check:
 
 def noise_of_many_steps(device: str) -> Check:
     """The noise of T steps adds up like T independent draws: variances, not deviations, add."""
-    found: dict[str, list[NDArray[np.float64]]] = {}
+    samples: dict[str, list[NDArray[np.float64]]] = {}
     for probe in kinds():
         silent = probe.scaled(0.0)
         for steps in (2, 16):
             for _ in range(8):
                 setting = Setting(sigma=2.0, steps=steps, device=device)
                 released = release(silent, setting)
-                _gather(found, probe, released, setting.sum_std * math.sqrt(steps))
-    return _scale_check("noise of many steps", found)
+                _gather(samples, probe, released, setting.sum_std * math.sqrt(steps))
+    return _scale_check("noise of many steps", samples)
 
 
 def noise_is_normal(device: str) -> Check:
@@ -155,7 +155,7 @@ def noise_is_fresh(device: str) -> Check:
         for b in right
     ]
     pairs += [(d[a].reshape(-1), d[b].reshape(-1)) for d in draws for a, b in combinations(d, 2)]
-    r, p = min((correlation(a, b) for a, b in pairs), key=lambda found: found[1])
+    r, p = min((correlation(a, b) for a, b in pairs), key=lambda result: result[1])
     p = min(1.0, p * len(pairs))
     return Check("noise is fresh", r, p, f"worst correlation of {len(pairs)} pairs: {r:.4f}")
 
@@ -251,10 +251,10 @@ def samples_are_poisson(device: str) -> Check:
     for rate in _RATES:
         drawn, broken = _drawn(rate, device)
         n = drawn.shape[2]
-        found = drawn.sum(2).reshape(-1)
-        z = (found - n * rate) / math.sqrt(n * rate * (1 - rate))
-        sizes.append(f"rate {rate}: mean {found.mean():.1f}, sd {found.std():.1f}")
-        ps.append(float(stats.binomtest(int(found.sum()), n * len(found), rate).pvalue))
+        counts = drawn.sum(2).reshape(-1)
+        z = (counts - n * rate) / math.sqrt(n * rate * (1 - rate))
+        sizes.append(f"rate {rate}: mean {counts.mean():.1f}, sd {counts.std():.1f}")
+        ps.append(float(stats.binomtest(int(counts.sum()), n * len(counts), rate).pvalue))
         ps.append(chi_square(float(z @ z), len(z)))
         ps.append(0.0 if broken else 1.0)
         if broken:
@@ -340,25 +340,25 @@ def _drawn(rate: float, device: str, count: int = 1000, repeats: int = 8) -> Sam
 
 
 def _gather(
-    found: dict[str, list[NDArray[np.float64]]], probe: Probe, sums: Sums, std: float
+    samples: dict[str, list[NDArray[np.float64]]], probe: Probe, sums: Sums, std: float
 ) -> None:
     for name, value in sums.items():
-        found.setdefault(f"{probe.name} {name}", []).append(value.reshape(-1) / std)
+        samples.setdefault(f"{probe.name} {name}", []).append(value.reshape(-1) / std)
 
 
-def _scale_check(name: str, found: dict[str, list[NDArray[np.float64]]]) -> Check:
+def _scale_check(name: str, samples: dict[str, list[NDArray[np.float64]]]) -> Check:
     """Chi-square of each tensor's draws, both sides, the worst of them."""
     ratio, p, where = 1.0, 1.0, "every tensor"
-    for tensor, draws in found.items():
+    for tensor, draws in samples.items():
         z = np.concatenate(draws)
         square = float(z @ z)
         chance = chi_square(square, len(z))
         if chance < p:
             ratio, p, where = math.sqrt(square / len(z)), chance, tensor
     detail = (
-        f"standard deviation {ratio:.3f} of the claimed one in {where}, of {len(found)} tensors"
+        f"standard deviation {ratio:.3f} of the claimed one in {where}, of {len(samples)} tensors"
     )
-    return Check(name, ratio, min(1.0, p * len(found)), detail)
+    return Check(name, ratio, min(1.0, p * len(samples)), detail)
 
 
 def _length(sums: Sums) -> float:

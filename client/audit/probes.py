@@ -299,18 +299,18 @@ def in_a_fork(work: Callable[[], bytes]) -> bytes | None:
         finally:
             os._exit(status)
     os.close(writer)
-    found = bytearray()
+    output = bytearray()
     try:
         while select.select([reader], [], [], _DEADLINE)[0]:
             if not (part := os.read(reader, 1 << 16)):
                 break
-            found += part
+            output += part
         else:
             os.kill(child, signal.SIGKILL)
     finally:
         os.close(reader)
     _, status = os.waitpid(child, 0)
-    return bytes(found) if status == 0 else None
+    return bytes(output) if status == 0 else None
 
 
 def package_root() -> Path:

@@ -99,13 +99,13 @@ def noise_under_adam(drawn: Sequence[Drawn], device: str) -> Check:
         start = flat(_weights(probe))
         sums = np.full(len(start), -setting.clip / setting.plan.denominator(setting.site))
         for _ in range(8):
-            found = flat(updated(probe, setting))
+            update = flat(updated(probe, setting))
             means = sums + source.normal(0, setting.std, (setting.steps, len(start)))
             expected = change(setting, start, means)
             grain = 1e-4 * setting.lr  # a first step is the sign alone: float32 dust is no law
-            ks = stats.ks_2samp(np.rint(found / grain), np.rint(expected / grain))
+            ks = stats.ks_2samp(np.rint(update / grain), np.rint(expected / grain))
             worst = worst.and_(float(ks.pvalue), _where(one, setting))
-            distance, count = max(distance, float(ks.statistic)), count + len(found)
+            distance, count = max(distance, float(ks.statistic)), count + len(update)
     detail = f"{count} releases against as many draws"
     return worst.check("noise under Adam", distance, detail)
 

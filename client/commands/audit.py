@@ -72,19 +72,21 @@ def audit(
     if task is not None:
         from client.tasks.packages.review import audit_package
 
-        found = audit_package(_package(task, dir_), epsilon)
-        for one in found["checks"]:
+        result = audit_package(_package(task, dir_), epsilon)
+        for one in result["checks"]:
             show(Check(one["name"], one["statistic"] or 0.0, one["p"], one["detail"]))
     else:
-        asked = load_plan(plan) if plan is not None else None
-        found = audit_installation(epsilon, seconds=seconds, seed=seed, plan=asked, on_check=show)
-    _show(console, found)
+        audited_plan = load_plan(plan) if plan is not None else None
+        result = audit_installation(
+            epsilon, seconds=seconds, seed=seed, plan=audited_plan, on_check=show
+        )
+    _show(console, result)
     for path in (out, dir_ / "audit.json" if dir_ is not None else None):
         if path is not None:
-            keep(found, path)
+            keep(result, path)
     if as_json:
-        typer.echo(json.dumps(found))
-    if found["verdict"] != CLEAN:
+        typer.echo(json.dumps(result))
+    if result["verdict"] != CLEAN:
         raise typer.Exit(EXIT_VIOLATION)
 
 
@@ -108,14 +110,14 @@ def keep(audit: dict[str, Any], path: Path) -> None:
     path.with_suffix(".svg").write_text(bounds_svg(audit), encoding="utf-8")
 
 
-def _show(console: Console, found: dict[str, Any]) -> None:
-    console.print(f"\nclaimed: epsilon {found['claimed']:g} at delta {found['delta']:g}")
-    for bound in found["bounds"]:
+def _show(console: Console, result: dict[str, Any]) -> None:
+    console.print(f"\nclaimed: epsilon {result['claimed']:g} at delta {result['delta']:g}")
+    for bound in result["bounds"]:
         console.print(
             f"proved by {escape(bound['name'])}: epsilon at least {bound['epsilon']:.2f}"
             f" (confidence {bound['confidence']:g})"
         )
-    attacks = found.get("membership", {})
+    attacks = result.get("membership", {})
     for name, key in (("without privacy", "without_privacy"), ("with it", "private")):
         if (attack := attacks.get(key)) is None:
             continue
@@ -123,6 +125,6 @@ def _show(console: Console, found: dict[str, Any]) -> None:
             f"guessing who was in, {name}: AUC {attack['auc']:.3f}, finds {attack['tpr']:.1%}"
             f" of the members at {attack['fpr']:.1%} false alarms"
         )
-    colour = "green" if found["verdict"] == "no violation found" else "bold red"
-    console.print(f"[{colour}]{found['verdict']}[/] in {found['seconds']:.0f} s")
-    console.print(f"settings drawn by --seed {found['seed']}")
+    colour = "green" if result["verdict"] == "no violation found" else "bold red"
+    console.print(f"[{colour}]{result['verdict']}[/] in {result['seconds']:.0f} s")
+    console.print(f"settings drawn by --seed {result['seed']}")

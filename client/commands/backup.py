@@ -36,9 +36,9 @@ def backup(
     passphrase = passphrase_of(ask, passphrase_file, confirm=True)
     record(directory, "backup", str(file))
     without = (".running", populations.CACHE)
-    made = pack(directory, file, kind=KIND, without=without, passphrase=passphrase)
-    kept = "encrypted" if passphrase else "it holds private keys"
-    typer.echo(f"{file}: {name}, {len(made['files'])} files; {kept}")
+    manifest = pack(directory, file, kind=KIND, without=without, passphrase=passphrase)
+    protection = "encrypted" if passphrase else "it holds private keys"
+    typer.echo(f"{file}: {name}, {len(manifest['files'])} files; {protection}")
     for one in populations.known(directory):
         if not Path(one.ledger).is_relative_to(directory.absolute()):
             typer.echo(f"not in it: {one.ledger}, the ledger of {one.name}: back it up as well")
@@ -54,9 +54,9 @@ def restore(
     from privacy.archive import restore as unpack
 
     passphrase = passphrase_of(ask, passphrase_file, confirm=False)
-    made = unpack(file, directory, kind=KIND, passphrase=passphrase)
+    manifest = unpack(file, directory, kind=KIND, passphrase=passphrase)
     record(directory, "restore", str(file))
-    typer.echo(f"{directory}: {len(made['files'])} files restored")
+    typer.echo(f"{directory}: {len(manifest['files'])} files restored")
     typer.echo("a ledger that was spent from since then is declined: tacit-client ledger recover")
 
 

@@ -47,13 +47,13 @@ def check(
         if one.data is None:
             raise PopulationError(f"{one.name}: has no data registered, expected DATA")
         data = Path(one.data)
-    found = checked(_task(directory, data, plan, schema, population), data, shown=3 * show)
-    facts = found.to_dict() | ({"first": found.first} if show else {})
+    result = checked(_task(directory, data, plan, schema, population), data, shown=3 * show)
+    facts = result.to_dict() | ({"first": result.first} if show else {})
     if as_json:
         typer.echo(json.dumps(facts, default=str))
     else:
         _print(Console(), facts)
-    raise typer.Exit(int(found.worst() > 0))
+    raise typer.Exit(int(result.worst() > 0))
 
 
 def _task(

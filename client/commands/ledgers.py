@@ -74,10 +74,10 @@ def add(
     where = f"{name}: ledger {ledger}" + (f", data {data}" if data is not None else "")
     where += ", declared separate people" if separate else ""
     with recorded(directory, "data add", where):
-        opened, found = populations.add(
+        opened, existing = populations.add(
             directory, name, ledger, data, text, task or (), separate=separate
         )
-    what = f"found, with {opened.head.n} entries" if found else "made; nothing was spent yet"
+    what = f"found, with {opened.head.n} entries" if existing else "made; nothing was spent yet"
     typer.echo(f"{name}: ledger {opened.path} {what}")
 
 
@@ -133,7 +133,7 @@ def _schema(path: Path | None) -> str | None:
 
 def list_(directory: Dir = HERE, as_json: Json = False) -> None:
     """Show the populations of this site."""
-    kept = populations.known(directory)
+    entries = populations.known(directory)
     if as_json:
         facts = [
             {
@@ -143,11 +143,11 @@ def list_(directory: Dir = HERE, as_json: Json = False) -> None:
                 "schema": p.schema,
                 "tasks": list(p.tasks),
             }
-            for p in kept
+            for p in entries
         ]
         typer.echo(json.dumps({"populations": facts}))
         return
-    for one in kept:
+    for one in entries:
         typer.echo(f"{one.name}: ledger {one.ledger}, data {one.data or 'as given at run'}")
 
 
@@ -181,9 +181,9 @@ def recover_(
 ) -> None:
     """Rebuild a lost ledger from the coordinators' records, or open one marked fully spent."""
     population = choose(directory, name=name)
-    found = _known(directory, record or [], key or [])
+    known = _known(directory, record or [], key or [])
     with recorded(directory, "ledger recover", population.name):
-        ledger = recover(Path(population.ledger), population=population.name, known=found)
+        ledger = recover(Path(population.ledger), population=population.name, known=known)
     notes = [note for note in ledger.notes() if note.what == "recovered"]
     typer.echo(f"{ledger.path}: {notes[-1].details['result']}")
 
@@ -199,10 +199,10 @@ def budget(
     """What was spent of each population, what is left, how many more rounds of a plan fit."""
     rules = load_policy(policy or directory / "policy.toml")
     plans = [load_plan(plan)] if plan is not None else [one.plan for one in received(directory)]
-    kept = populations.known(directory)
-    if not kept:
+    entries = populations.known(directory)
+    if not entries:
         raise PopulationError(f"{directory}: knows no data yet; expected `tacit-client data add`")
-    facts = [_balance(one, rules, plans, directory) for one in kept]
+    facts = [_balance(one, rules, plans, directory) for one in entries]
     if as_json:
         shown = [one | {"spent": json_number(one["spent"])} for one in facts]
         typer.echo(json.dumps({"populations": shown}))
@@ -214,8 +214,8 @@ def _known(directory: Path, records: Sequence[Path], keys: Sequence[str]) -> Kno
     if not records:
         return None
     trusted = [_key(text) for text in keys]
-    if (directory / "site.json").is_file() and (own := Enrolled(directory).verify):
-        trusted.append(own)
+    if (directory / "site.json").is_file() and (verifying_key := Enrolled(directory).verify):
+        trusted.append(verifying_key)
     if not trusted:
         raise RecoveryError("expected --key with the coordinator's verifying key")
 

@@ -73,8 +73,8 @@ def predict(
         from client.inference import batch as predicting
         from client.inference.predictor import predictor
 
-    found = opened(model, directory, key, task, quiet=json_)
-    ready = predictor(found, device)
+    released_model = opened(model, directory, key, task, quiet=json_)
+    ready = predictor(released_model, device)
     with progress("predicting") as tell:
         tally = predicting.run(
             ready,
@@ -88,7 +88,7 @@ def predict(
             every=probabilities,
             tell=tell,
         )
-    lines = explained(found, tally, out) if explain else []
+    lines = explained(released_model, tally, out) if explain else []
     tell_faults(tally)
     facts = predicting.side_card(ready, data, tally) | {"out": str(out) if out else None}
     if explain:
@@ -134,25 +134,25 @@ def evaluate(
     ready, tally = predictor(of, device), Tally(name=f"{data}: ")
     with progress("evaluating") as tell:
         source = chunks(of.task, data, labels=True, group=group)
-        found = measured(
+        evaluation = measured(
             of.task, predicted(ready, tally.watch(source, skip_bad, tell)), smallest=smallest
         )
     if out is not None:
-        write_atomic(out, evaluation_page(of, found).encode())
+        write_atomic(out, evaluation_page(of, evaluation).encode())
     tell_faults(tally)
     if json_:
-        facts = {"model": of.digest, "origin": of.origin.words, **found.to_dict()}
+        facts = {"model": of.digest, "origin": of.origin.words, **evaluation.to_dict()}
         typer.echo(json.dumps(facts | {"page": str(out) if out else None}))
         return
-    typer.echo(f"{found.rows} rows ({found.skipped} skipped)")
-    for name, value in found.metrics.items():
+    typer.echo(f"{evaluation.rows} rows ({evaluation.skipped} skipped)")
+    for name, value in evaluation.metrics.items():
         typer.echo(f"  {name:<10} {value:.4f}")
-    for one in found.groups:
+    for one in evaluation.groups:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in one.metrics.items())
         mark = "  BEHIND the others" if one.behind else ""
         typer.echo(f"  {one.name} ({one.rows} rows): {figures}{mark}")
-    if found.suppressed:
-        typer.echo(f"  {found.suppressed} small groups are not shown")
+    if evaluation.suppressed:
+        typer.echo(f"  {evaluation.suppressed} small groups are not shown")
     if out is not None:
         typer.echo(f"page: {out} (for this site alone)")
 
@@ -178,24 +178,24 @@ def export(
 
     of = opened(model, directory, key, task, quiet=json_)
     private = None if data is None else rows(of, data)
-    found = exported(of, format_, private)
+    file = exported(of, format_, private)
     name = f"{of.task.name}-{of.card.round:06d}{'-int8' * (format_ == 'onnx-int8')}"
-    path = out or Path(name + found.suffix)
-    if path.suffix != found.suffix:
-        raise ModelError(f"out: expected a name that ends with {found.suffix}, got {path}")
-    write_atomic(path, found.content)
-    sign_beside(path, found.content, of.card.run, of.card.round, directory)
+    path = out or Path(name + file.suffix)
+    if path.suffix != file.suffix:
+        raise ModelError(f"out: expected a name that ends with {file.suffix}, got {path}")
+    write_atomic(path, file.content)
+    sign_beside(path, file.content, of.card.run, of.card.round, directory)
     facts: dict[str, Any] = {
         "out": str(path),
         "format": format_,
-        "bytes": len(found.content),
-        "agreement": [asdict(agreement) for agreement in found.agreements],
+        "bytes": len(file.content),
+        "agreement": [asdict(agreement) for agreement in file.agreements],
     }
     if json_:
         typer.echo(json.dumps(facts))
         return
-    typer.echo(f"{path}: {len(found.content)} bytes, signed beside it")
-    for agreement in found.agreements:
+    typer.echo(f"{path}: {len(file.content)} bytes, signed beside it")
+    for agreement in file.agreements:
         lost = "" if agreement.lost is None else f", {agreement.lost:.2f} points of accuracy lost"
         typer.echo(
             f"  {agreement.rows} {agreement.source}: probabilities within "
@@ -258,18 +258,18 @@ def adapt(
 
     of = opened(model, directory, key, task, quiet=json_)
     site = site_name(directory)
-    found = adapted(of, rows(of, data, skip_bad), site)
+    adaptation = adapted(of, rows(of, data, skip_bad), site)
     path = out or Path(f"{of.task.name}-{of.card.round:06d}-private.safetensors")
     if path.suffix != ".safetensors":
         raise ModelError(f"out: expected a name that ends with .safetensors, got {path}")
-    write_atomic(path, found.content)
-    sign_beside(path, found.content, of.card.run, of.card.round, directory)
+    write_atomic(path, adaptation.content)
+    sign_beside(path, adaptation.content, of.card.run, of.card.round, directory)
     if json_:
-        facts = {"out": str(path), "private_to": site, "rows": found.rows}
-        typer.echo(json.dumps(facts | {"before": found.before, "after": found.after}))
+        facts = {"out": str(path), "private_to": site, "rows": adaptation.rows}
+        typer.echo(json.dumps(facts | {"before": adaptation.before, "after": adaptation.after}))
         return
-    typer.echo(f"{path}: private to {site}, fitted to {found.rows} rows")
-    for name, value in found.after.items():
-        typer.echo(f"  {name:<10} {found.before[name]:.4f} -> {value:.4f} (held-out rows)")
-    if not found.better:
+    typer.echo(f"{path}: private to {site}, fitted to {adaptation.rows} rows")
+    for name, value in adaptation.after.items():
+        typer.echo(f"  {name:<10} {adaptation.before[name]:.4f} -> {value:.4f} (held-out rows)")
+    if not adaptation.better:
         typer.echo("  the held-out loss did not fall: the released model is the better one")

@@ -103,17 +103,17 @@ def new(
 def plans(directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = False) -> None:
     """The plans that were asked, what each would cost, and what was said to it."""
     rules = load_policy(policy or directory / "policy.toml")
-    found = [
+    rows = [
         _facts(directory, rules, one.plan) | {"since": one.since}
         for one in received_plans.received(directory)
     ]
     if as_json:
-        typer.echo(json.dumps({"plans": found}))
+        typer.echo(json.dumps({"plans": rows}))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("hash", "task", "unit", "first asked", "state", "asks", "left"):
         table.add_column(name)
-    for facts in found:
+    for facts in rows:
         since = datetime.fromtimestamp(facts["since"], UTC).strftime("%Y-%m-%d %H:%M")
         table.add_row(
             facts["plan"][:16],
@@ -125,7 +125,7 @@ def plans(directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = Fals
             _number(facts["left"]),
         )
     console = Console()
-    if found:
+    if rows:
         console.print(table, highlight=False)
     else:
         console.print("no coordinator has asked for a plan yet")
@@ -185,12 +185,12 @@ def _answer(
 def _facts(directory: Path, rules: Policy, plan: Plan) -> dict[str, Any]:
     """A plan, what it asks of each population's balance, and whether it may."""
     site, past = received_plans.site_of(directory), _past(directory)
-    found = forecast(plan, site, rules, past)
+    outlook = forecast(plan, site, rules, past)
     state = "denied" if plan.digest in rules.denied else "asked"
     if plan.digest in rules.plans:
         state = "approved"
     elif state == "asked" and rules.approve == "within-limits":
-        state = "within limits" if found.refusal is None else "asked"
+        state = "within limits" if outlook.refusal is None else "asked"
     used = spent(past, rules.delta, records=None)
     return {
         "plan": plan.digest,
@@ -199,22 +199,22 @@ def _facts(directory: Path, rules: Policy, plan: Plan) -> dict[str, Any]:
         "rounds": plan.rounds,
         "purpose": plan.purpose,
         "state": state,
-        "asks": _asks(plan, found, rules),
+        "asks": _asks(plan, outlook, rules),
         "epsilon_run": None
         if not plan.private
-        else next(iter(epsilons(found, plan.required_delta, [plan.rounds])))[1],
+        else next(iter(epsilons(outlook, plan.required_delta, [plan.rounds])))[1],
         "left": max(0.0, rules.epsilon - used),
-        "refused": None if found.refusal is None else found.refused,
-        "code": "" if found.refusal is None else found.refusal.code,
-        "message": "" if found.refusal is None else found.refusal.message,
+        "refused": None if outlook.refusal is None else outlook.refused,
+        "code": "" if outlook.refusal is None else outlook.refusal.code,
+        "message": "" if outlook.refusal is None else outlook.refusal.message,
     }
 
 
-def _asks(plan: Plan, found: Forecast, rules: Policy) -> float | None:
+def _asks(plan: Plan, outlook: Forecast, rules: Policy) -> float | None:
     """Epsilon of the whole run by itself at the policy's delta; None where the site spends none."""
     if not plan.noised_at_site:
         return None
-    whole = [replace(event, count=event.count * plan.rounds) for event in found.events]
+    whole = [replace(event, count=event.count * plan.rounds) for event in outlook.events]
     return spent(whole, rules.delta, records=None)
 
 
@@ -243,8 +243,8 @@ def _print(console: Console, facts: dict[str, Any]) -> None:
         console.print(escape(line), highlight=False, soft_wrap=True)
 
     if facts.get("asks") is not None:  # first, so that nothing from outside can hide it
-        asked, left = spent_text(facts["asks"]), left_text(facts["left"])
-        say(f"epsilon {asked} is asked, {left} is left")
+        cost, left = spent_text(facts["asks"]), left_text(facts["left"])
+        say(f"epsilon {cost} is asked, {left} is left")
     elif "task" in facts:
         say(f"no epsilon is spent here: unit {facts['unit']}")
     say(f"{facts['plan']}: {facts['state']}")

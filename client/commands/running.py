@@ -74,8 +74,8 @@ def run(
     if dry_run:
         from client.agent.dry_run import rehearse, show
 
-        found = rehearse(directory, plan, policy)
-        typer.echo(json.dumps(found) if as_json else show(found))
+        rehearsal = rehearse(directory, plan, policy)
+        typer.echo(json.dumps(rehearsal) if as_json else show(rehearsal))
         return
     with loading():
         from client.agent import process
@@ -109,8 +109,8 @@ def run(
                 facts = {"population": one.ledger.population, "spent_entries": one.ledger.head.n}
                 log("starting", site=site.name, device=str(one.device), **facts)
         way = route(site.hosts, server, proxy)
-        told = SiteMetrics(site, lambda: held.sites, log)
-        with exported(told, where=metrics, file=metrics_file) as page:
+        site_metrics = SiteMetrics(site, lambda: held.sites, log)
+        with exported(site_metrics, where=metrics, file=metrics_file) as page:
             if page is not None:
                 log("metrics_shown", where=page)
             code = _stay(site, way, held, log, fault)
@@ -127,7 +127,7 @@ def _stay(
 
     quiet()
     stop, code = threading.Event(), [0]
-    app = make_app(lambda context, content: held.asked(content))
+    app = make_app(lambda context, content: held.site_for(content))
     agent = Agent(app, site, way, log=log, stop=stop, limit=held.limit)
 
     def serve() -> None:
@@ -170,12 +170,12 @@ def doctor(
     """Check everything that `run` needs, one by one, each with the next step; exit 1 on a fault."""
     from client.doctor.doctor import examine
 
-    found = examine(directory, server, data, policy, proxy)
+    checks = examine(directory, server, data, policy, proxy)
     if as_json:
-        typer.echo(json.dumps({"checks": [one.to_dict() for one in found]}))
+        typer.echo(json.dumps({"checks": [one.to_dict() for one in checks]}))
     else:
-        for one in found:
+        for one in checks:
             typer.echo(f"{one.state:<5} {one.what}: {one.said}")
             if one.then:
                 typer.echo(f"      -> {one.then}")
-    raise typer.Exit(int(any(one.state == "FAULT" for one in found)))
+    raise typer.Exit(int(any(one.state == "FAULT" for one in checks)))

@@ -31,12 +31,12 @@ def tasks_of(directory: Path | None, package: Path | None = None) -> Callable[[P
     if package is not None:
         named = load_package(package)
 
-        def own(plan: Plan) -> Task:
+        def task_of_plan(plan: Plan) -> Task:
             if plan.code != named.code:
                 raise TaskError(f"--task {package}: is {named.code}, expected {plan.code}")
             return package_task(named, plan.task_options, name=plan.task)
 
-        return own
+        return task_of_plan
     where = Path() if directory is None else directory
 
     def approved() -> tuple[str, ...]:
@@ -55,8 +55,8 @@ def opened(
     quiet: bool,
 ) -> Model:
     """The model of that name, whose origin was asked about; it is said unless `quiet`."""
-    found = find(name, directory)
-    model = load(found, known_keys(directory, keys or ()), tasks_of(directory, package))
+    path = find(name, directory)
+    model = load(path, known_keys(directory, keys or ()), tasks_of(directory, package))
     if not quiet:
         say_origin(model)
     return model
@@ -75,10 +75,10 @@ def say_origin(model: Model) -> None:
 def rows(model: Model, data: Path, skip_bad: bool = False) -> Rows:
     """All labelled rows of a file at once."""
     tally = Tally(name=f"{data}: ")
-    found = list(tally.watch(chunks(model.task, data, labels=True), skip_bad, lambda done: None))
-    labels = [chunk.y for chunk in found if chunk.y is not None]
+    parts = list(tally.watch(chunks(model.task, data, labels=True), skip_bad, lambda done: None))
+    labels = [chunk.y for chunk in parts if chunk.y is not None]
     tell_faults(tally)
-    return Rows(torch.cat([chunk.x for chunk in found]), torch.cat(labels))
+    return Rows(torch.cat([chunk.x for chunk in parts]), torch.cat(labels))
 
 
 def explained(model: Model, tally: Tally, out: Path | None) -> list[dict[str, Any]]:
@@ -88,13 +88,14 @@ def explained(model: Model, tally: Tally, out: Path | None) -> list[dict[str, An
 
     if not tally.first:
         return []
-    found = explain(model, torch.cat(tally.first), tally.numbers)
-    lines = [one.to_dict() for one in found]
+    explanations = explain(model, torch.cat(tally.first), tally.numbers)
+    lines = [one.to_dict() for one in explanations]
     if out is not None:
         numbers = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomic(out.with_name(out.name + ".explained.jsonl"), numbers.encode())
         write_atomic(
-            out.with_name(out.name + ".explained.html"), explanation_page(model, found).encode()
+            out.with_name(out.name + ".explained.html"),
+            explanation_page(model, explanations).encode(),
         )
     return lines
 

@@ -47,7 +47,7 @@ def list_(directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = Fals
     from privacy.task_package.manifest import manifest_of
 
     approved = _approved(directory, policy)
-    found = []
+    rows = []
     for digest in store.known(directory):
         facts: dict[str, Any] = {"code": store.PREFIX + digest}
         try:
@@ -56,13 +56,13 @@ def list_(directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = Fals
             facts["state"] = "approved" if facts["code"] in approved else "not approved"
         except PackageError as error:
             facts |= {"name": "?", "version": "?", "state": f"unusable: {error}"}
-        found.append(facts)
+        rows.append(facts)
     if as_json:
-        typer.echo(json.dumps({"packages": found}))
+        typer.echo(json.dumps({"packages": rows}))
         return
-    for one in found:
+    for one in rows:
         typer.echo(f"{one['code'][7:23]}  {one['name']} {one['version']}: {one['state']}")
-    if not found:
+    if not rows:
         typer.echo("no package is here (tacit-client task add FILE)")
 
 

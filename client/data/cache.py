@@ -48,9 +48,9 @@ class Cache:
         """
         facts = json.dumps([FORMAT, version("tacit"), *key]).encode()
         name = hashlib.sha256(facts).hexdigest()[:32]
-        found = self._get(name)
-        if found is not None:
-            return found
+        cached_rows = self._get(name)
+        if cached_rows is not None:
+            return cached_rows
         rows = read()
         if not isinstance(rows.x, torch.Tensor) or rows.x.nbytes < self.least:
             return rows
@@ -89,10 +89,10 @@ class Cache:
 
     def _mapped(self, name: str, array: str, facts: dict[str, Any]) -> torch.Tensor:
         path = self.folder / f"{name}.{array}.npy"
-        found = np.load(path, mmap_mode="c", allow_pickle=False)
-        if [found.dtype.str, *found.shape] != facts[array]:
+        view = np.load(path, mmap_mode="c", allow_pickle=False)
+        if [view.dtype.str, *view.shape] != facts[array]:
             raise ValueError(f"{path}: expected another array")
-        return torch.from_numpy(mapped(found))
+        return torch.from_numpy(mapped(view))
 
     def _put(self, name: str, rows: Rows, size: int) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -122,15 +122,15 @@ class Cache:
         """Remove the entries used longest ago beyond the bounds, and files of no entry."""
         cards = [file for file in self._files() if file.suffix == ".json"]
         cards.sort(key=lambda file: file.stat().st_mtime, reverse=True)
-        kept: set[str] = set()
+        digests: set[str] = set()
         total = size
         for card in cards[: ENTRIES - 1]:
             total += sum(file.stat().st_size for file in self.folder.glob(f"{card.stem}.*.npy"))
             if total > self.most:
                 break
-            kept.add(card.stem)
+            digests.add(card.stem)
         for file in self._files():
-            if file.name.split(".")[0] not in kept:
+            if file.name.split(".")[0] not in digests:
                 file.unlink(missing_ok=True)
 
 

@@ -41,7 +41,7 @@ class Column:
 
     def to_dict(self) -> dict[str, Any]:
         """The column as JSON values."""
-        told = {value: n for value, n in self.sentinels.items() if self.share(n) >= SUSPICIOUS}
+        sentinels = {value: n for value, n in self.sentinels.items() if self.share(n) >= SUSPICIOUS}
         return {
             "column": self.name,
             "type": self.kind,
@@ -49,7 +49,7 @@ class Column:
             "outside": self.share(self.outside),
             "unknown": self.share(self.unknown),
             "left_out": self.misfit,
-            "sentinels": [f"{value:g}" for value in sorted(told)],
+            "sentinels": [f"{value:g}" for value in sorted(sentinels)],
         }
 
 
@@ -90,39 +90,39 @@ def check(task: Task, path: Path, *, shown: int = 0) -> Checked:
     columns = task.columns
     if columns is None or task.embedded:
         raise TaskError(f"{task.name}: has no columns of a file to check")
-    found = Checked()
+    result = Checked()
     for column in (*columns.inputs, columns.label):
         kind = "category" if isinstance(column, Category) else "date" if column.date else "number"
-        found.columns[column.name] = Column(column.name, kind)
+        result.columns[column.name] = Column(column.name, kind)
     wanted = task.wanted
     for batch in read(path, wanted, options=options_of(path)):
-        found.rows += batch.table.num_rows
-        found.lines += batch.lines
+        result.rows += batch.table.num_rows
+        result.lines += batch.lines
         names = set(batch.table.column_names)
         for column in (*columns.inputs, columns.label):
             if column.name not in names:
                 raise TaskError(f"{path}: expected a column named {column.name!r}, found none")
             try:
-                _look(found.columns[column.name], column, batch.table.column(column.name))
+                _look(result.columns[column.name], column, batch.table.column(column.name))
             except TaskError as error:
                 raise TaskError(f"{path}: column {column.name}: {error}") from None
         try:
             encoded = task.encode(batch.table)
         except TaskError as error:
             raise TaskError(f"{path}: {error}") from None
-        found.left_out += batch.table.num_rows - len(encoded.kept)
+        result.left_out += batch.table.num_rows - len(encoded.index)
         for misfit in encoded.misfits:
-            found.columns[misfit.column].misfit += 1
-            if len(found.places) < 5:
+            result.columns[misfit.column].misfit += 1
+            if len(result.places) < 5:
                 where = batch.place(int(batch.numbers[misfit.row]))
-                found.places.append(f"{where}, column {misfit.column}: expected {misfit.expected}")
+                result.places.append(f"{where}, column {misfit.column}: expected {misfit.expected}")
         if encoded.y is not None and task.classes:
             counts = np.bincount(encoded.y.numpy(), minlength=len(task.classes))
             for name, count in zip(task.classes, counts.tolist(), strict=True):
-                found.classes[name] += count
-        if len(found.first) < shown:
-            found.first += batch.table.slice(0, shown - len(found.first)).to_pylist()
-    return found
+                result.classes[name] += count
+        if len(result.first) < shown:
+            result.first += batch.table.slice(0, shown - len(result.first)).to_pylist()
+    return result
 
 
 def _look(counts: Column, column: Number | Category, values: Any) -> None:

@@ -105,14 +105,14 @@ def _own(parts: Iterator[tuple[Rows, Any]], ident: str | None) -> Iterator[Chunk
         )
 
 
-def _own_fault(found: Mapping[str, Any]) -> Fault:
-    row = int(found.get("row", 0)) + 1
-    expected = f"a row that encode takes ({str(found.get('kind', 'Error'))[:60]})"
+def _own_fault(fault: Mapping[str, Any]) -> Fault:
+    row = int(fault.get("row", 0)) + 1
+    expected = f"a row that encode takes ({str(fault.get('kind', 'Error'))[:60]})"
     return Fault(
         row,
-        str(found.get("place", f"row {row}")),
-        str(found.get("column", "task.py")),
-        str(found.get("expected", expected)),
+        str(fault.get("place", f"row {row}")),
+        str(fault.get("column", "task.py")),
+        str(fault.get("expected", expected)),
     )
 
 
@@ -153,12 +153,12 @@ def _encoded(task: Task, batch: Batch, labels: bool, group: str | None, ids: str
     encoded = task.encode(table)
     if labels and encoded.y is None:
         raise TaskError(f"expected a column of labels named {task.label!r}, found none")
-    kept = pa.array(encoded.kept)
+    indices = pa.array(encoded.index)
     groups = None
     if group is not None:
         if group not in table.column_names:
             raise TaskError(f"expected a column named {group!r} to group by, found none")
-        values = table.column(group).take(kept).to_pylist()
+        values = table.column(group).take(indices).to_pylist()
         groups = ["" if value is None else str(value).strip() for value in values]
     faults = [
         Fault(number, batch.place(number), "the line", expected)
@@ -168,12 +168,12 @@ def _encoded(task: Task, batch: Batch, labels: bool, group: str | None, ids: str
         number = int(batch.numbers[misfit.row])
         faults.append(Fault(number, batch.place(number), misfit.column, misfit.expected))
     faults.sort(key=lambda fault: fault.row)
-    rows = batch.numbers[encoded.kept]
+    rows = batch.numbers[encoded.index]
     carried = None
     if ids:
         carried = table.column(ids)
-        if len(kept) < table.num_rows:
-            carried = carried.take(kept)
+        if len(indices) < table.num_rows:
+            carried = carried.take(indices)
     return Chunk(
         encoded.x, encoded.y, rows, groups, tuple(faults), batch.done, encoded.raw, carried, ids
     )

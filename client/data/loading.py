@@ -83,25 +83,25 @@ def _loaded(
     key: "Growing",
 ) -> Loaded:
     sites: list[str] = []
-    told: Told = {}
+    reasons: Told = {}
     rows = lines = left_out = 0
     for batch in read(path, wanted, options=options):
-        encoded, found, lost = _encoded(path, batch, encode, roles, told)
+        encoded, texts, lost = _encoded(path, batch, encode, roles, reasons)
         x.add(encoded.x.numpy())
         if encoded.y is None:
             raise TaskError(f"{path}: expected a column of labels, found none")
         y.add(encoded.y.numpy())
         for name, column in ((roles.subject, subject), (roles.key, key)):
             if name:
-                column.add(_numbers(*found[name])[encoded.kept])
-        if roles.site in found:
-            values, index = found[roles.site]
-            sites += [values[i] for i in index[encoded.kept].tolist()]
+                column.add(_numbers(*texts[name])[encoded.index])
+        if roles.site in texts:
+            values, index = texts[roles.site]
+            sites += [values[i] for i in index[encoded.index].tolist()]
         rows, lines = rows + batch.table.num_rows, lines + batch.lines
         left_out += lost
     omissions = tuple(
         Omission(*why, count, first)
-        for why, (count, first) in sorted(told.items(), key=lambda item: -item[1][0])
+        for why, (count, first) in sorted(reasons.items(), key=lambda item: -item[1][0])
     )
     reading = Reading(rows, lines, left_out, omissions)
     if left_out == rows:
@@ -121,18 +121,18 @@ def _encoded(
     batch: Batch,
     encode: Callable[[Any], Encoded],
     roles: Roles,
-    told: Told,
+    reasons: Told,
 ) -> tuple[Encoded, dict[str, tuple[list[str], NDArray[np.integer[Any]]]], int]:
     """A batch's rows that fit, its roles' values, and how many rows do not fit."""
-    found = {}
+    texts = {}
     present = np.ones(batch.table.num_rows, dtype=bool)
     for name in roles.names:
         if name in batch.table.column_names:
             values, index = _texts(name, batch.table.column(name))
             gone = np.array([not value for value in values], dtype=bool)[index]
-            _tell(told, batch, (name, "a value"), np.flatnonzero(gone & present))
+            _tell(reasons, batch, (name, "a value"), np.flatnonzero(gone & present))
             present &= ~gone
-            found[name] = (values, index)
+            texts[name] = (values, index)
     try:
         encoded = encode(batch.table)
     except TaskError as error:
@@ -143,20 +143,20 @@ def _encoded(
             wrong.setdefault((misfit.column, misfit.expected), []).append(misfit.row)
         last = misfit.row
     for why, rows in wrong.items():
-        _tell(told, batch, why, rows)
-    kept = present[encoded.kept]
-    if not kept.all():
-        y = None if encoded.y is None else encoded.y[torch.from_numpy(kept)]
-        x = encoded.x[torch.from_numpy(kept)]
-        encoded = Encoded(x, y, encoded.kept[kept], encoded.misfits)
-    return encoded, found, batch.table.num_rows - len(encoded.kept)
+        _tell(reasons, batch, why, rows)
+    mask = present[encoded.index]
+    if not mask.all():
+        y = None if encoded.y is None else encoded.y[torch.from_numpy(mask)]
+        x = encoded.x[torch.from_numpy(mask)]
+        encoded = Encoded(x, y, encoded.index[mask], encoded.misfits)
+    return encoded, texts, batch.table.num_rows - len(encoded.index)
 
 
-def _tell(told: Told, batch: Batch, why: tuple[str, str], rows: Sequence[int] | Any) -> None:
+def _tell(reasons: Told, batch: Batch, why: tuple[str, str], rows: Sequence[int] | Any) -> None:
     """Count rows that are left out, and remember where the first of them stands."""
     if len(rows):
-        count, first = told.get(why, (0, ""))
-        told[why] = count + len(rows), first or batch.place(int(batch.numbers[rows[0]]))
+        count, first = reasons.get(why, (0, ""))
+        reasons[why] = count + len(rows), first or batch.place(int(batch.numbers[rows[0]]))
 
 
 def _texts(name: str, column: Any) -> tuple[list[str], NDArray[np.integer[Any]]]:

@@ -82,7 +82,7 @@ def sources(path: Path, options: Options) -> list[Path]:
     if not path.exists():
         raise TaskError(f"{path}: expected a file or a folder, found none")
     if options.files:
-        return [found for name in options.files for found in _named(name)]
+        return [source for name in options.files for source in _named(name)]
     if not path.is_dir():
         return [path]
     tables = sorted(file for file in path.iterdir() if is_table(file))
@@ -106,10 +106,10 @@ def _named(path: Path) -> list[Path]:
     """The file of a name in `files`, or those of a pattern."""
     if "*" not in path.name:
         return [path]
-    found = sorted(path.parent.glob(path.name))
-    if not found:
+    files = sorted(path.parent.glob(path.name))
+    if not files:
         raise TaskError(f"{path}: expected files of this name, found none")
-    return found
+    return files
 
 
 def _pieces(path: Path, wanted: Wanted, options: Options, lenient: bool) -> Iterator[Piece]:
@@ -145,7 +145,7 @@ def _ahead(pieces: Iterator[Piece]) -> Generator[Piece, None, None]:
 
 def _words(place: Callable[[int], str], first: int, file: Path | None) -> Callable[[int], str]:
     def words(number: int) -> str:
-        said = place(number - first)
-        return said if file is None else f"{file.name}, {said}"
+        text = place(number - first)
+        return text if file is None else f"{file.name}, {text}"
 
     return words

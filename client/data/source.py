@@ -188,14 +188,14 @@ def _names(key: str, given: object) -> Mapping[str, str]:
 def _spellings(given: object) -> Mapping[str, Spelling]:
     if not isinstance(given, dict):
         raise TaskError("columns: expected a table [columns.NAME] for each column")
-    found = {}
-    for name, said in given.items():
-        if not isinstance(said, dict) or set(said) - {"missing", "values"}:
+    spellings = {}
+    for name, entry in given.items():
+        if not isinstance(entry, dict) or set(entry) - {"missing", "values"}:
             raise TaskError(f"columns.{name}: expected a table with missing or values")
-        values = said.get("values", {})
+        values = entry.get("values", {})
         if not isinstance(values, dict):
             raise TaskError(f"columns.{name}.values: expected a table: the file's = the schema's")
-        missing = _codes(f"columns.{name}.missing", said.get("missing", []))
+        missing = _codes(f"columns.{name}.missing", entry.get("missing", []))
         mapped = {key.strip(): text_of(value) for key, value in values.items()}
-        found[name] = Spelling(missing, MappingProxyType(mapped))
-    return MappingProxyType(found)
+        spellings[name] = Spelling(missing, MappingProxyType(mapped))
+    return MappingProxyType(spellings)

@@ -55,20 +55,20 @@ def _mapped(
     except TaskError as error:
         raise TaskError(f"column {name}: {error}") from None
     values = options.spelled(name).values
-    found: list[str | None] = []
+    cells: list[str | None] = []
     for text in texts:
         value = None if text is None else text.strip()
         if value is None or value in codes or same_number(value) in codes:
-            found.append(None)
+            cells.append(None)
         elif value in values:
-            found.append(values[value])
+            cells.append(values[value])
         elif same_number(value) in values:
-            found.append(values[same_number(value)])
+            cells.append(values[same_number(value)])
         elif number:
-            found.append(_date(value, options) if dated else _number(value, options))
+            cells.append(_date(value, options) if dated else _number(value, options))
         else:
-            found.append(text)
-    return pa.array(found, pa.string()).take(pa.array(np.asarray(index)))
+            cells.append(text)
+    return pa.array(cells, pa.string()).take(pa.array(np.asarray(index)))
 
 
 def same_number(text: str) -> str:

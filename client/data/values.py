@@ -108,11 +108,11 @@ class Coded:
 def coded(column: Any, position: Callable[[str], int | None], unknown: int) -> Coded:
     """A column's values by `position`, which is asked once for each distinct text."""
     texts, index = distinct(column)
-    found = [None if text is None else position(text.strip()) for text in texts]
-    codes = np.array([unknown if code is None else code for code in found], dtype=np.int64)
+    positions = [None if text is None else position(text.strip()) for text in texts]
+    codes = np.array([unknown if code is None else code for code in positions], dtype=np.int64)
     gone = [
         code is None and (text is None or text.strip() in ABSENT)
-        for text, code in zip(texts, found, strict=True)
+        for text, code in zip(texts, positions, strict=True)
     ]
     return Coded(codes, np.array(gone, dtype=bool), index)
 
@@ -144,5 +144,5 @@ def distinct(column: Any) -> tuple[Sequence[str | None], NDArray[np.integer[Any]
             column = pc.cast(column, pa.string())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise TaskError(f"expected text or numbers, got {column.type}") from error
-    found = pc.dictionary_encode(column, null_encoding="encode")
-    return found.dictionary.to_pylist(), found.indices.to_numpy()
+    encoding = pc.dictionary_encode(column, null_encoding="encode")
+    return encoding.dictionary.to_pylist(), encoding.indices.to_numpy()

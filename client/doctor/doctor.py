@@ -26,18 +26,18 @@ def examine(
 ) -> list[Check]:
     """All checks in the order in which they build on each other."""
     site = Enrolled(directory)
-    found = [_flower(), *_identity(site)]
-    if not any(one.state == "FAULT" for one in found[1:]):
+    checks = [_flower(), *_identity(site)]
+    if not any(one.state == "FAULT" for one in checks[1:]):
         try:
-            found += connection(site, route(site.hosts, server, proxy))
+            checks += connection(site, route(site.hosts, server, proxy))
         except RouteError as error:
-            found.append(Check("name", "FAULT", str(error), "check --server and --proxy"))
-    found += participation(directory, policy, data)
-    found.append(_closed())
+            checks.append(Check("name", "FAULT", str(error), "check --server and --proxy"))
+    checks += participation(directory, policy, data)
+    checks.append(_closed())
     if directory.is_dir():
-        found.append(_audit_log(directory))
-    found += folder(directory)
-    return found
+        checks.append(_audit_log(directory))
+    checks += folder(directory)
+    return checks
 
 
 def _flower() -> Check:
@@ -63,12 +63,12 @@ def _identity(site: Enrolled) -> Iterator[Check]:
     age = certificate.age(datetime.datetime.now(datetime.UTC))
     ends = f"{name}, valid to {certificate.ends:%Y-%m-%d}"
     renew = f"the coordinator: tacit-server renew {name}; then tacit-client join {where}"
-    said = {
+    outcomes = {
         "good": ("fine", ""),
         "soon": ("warn", f"nothing while it connects: it renews itself; else {renew}"),
         "expired": ("FAULT", renew),
     }
-    state, then = said.get(age, ("FAULT", "not valid yet: set this machine's clock"))
+    state, then = outcomes.get(age, ("FAULT", "not valid yet: set this machine's clock"))
     yield Check("certificate", state, f"{ends} ({age})", then)
 
 
@@ -86,5 +86,5 @@ def _closed() -> Check:
     missing = [name for name, there in protections().items() if not there]
     if not missing:
         return Check("closed processes", "fine", "namespaces, Landlock, seccomp")
-    said = f"this machine has no {', '.join(missing)}: task packages are closed less tightly"
-    return Check("closed processes", "warn", said, "a Linux kernel that allows them")
+    text = f"this machine has no {', '.join(missing)}: task packages are closed less tightly"
+    return Check("closed processes", "warn", text, "a Linux kernel that allows them")

@@ -41,9 +41,9 @@ def _owners(directory: Path) -> Iterator[Check]:
         return
     names = ", ".join(str(path.relative_to(directory)) for path in foreign[:_SHOWN])
     more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
-    said = f"{names}{more}: not of {_name(owner)}, whose folder it is and as whom the service runs"
+    text = f"{names}{more}: not of {_name(owner)}, whose folder it is and as whom the service runs"
     command = f"chown -R {_name(owner)} {shlex.quote(str(directory.absolute()))}"
-    yield Check("owner", "FAULT", said, command)
+    yield Check("owner", "FAULT", text, command)
 
 
 def _name(number: int) -> str:

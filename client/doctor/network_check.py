@@ -23,13 +23,13 @@ def connection(site: Enrolled, route: Route) -> Iterator[Check]:
     """The checks of the first address that serves; of all of them where none does."""
     failed: list[Check] = []
     for server in route.servers:
-        found = list(_one(site, server, proxy_for(server, route.proxy)))
-        if not any(check.state == "FAULT" for check in found):
+        checks = list(_one(site, server, proxy_for(server, route.proxy)))
+        if not any(check.state == "FAULT" for check in checks):
             for check in failed:  # another address serves
                 yield Check(check.what, "warn", check.said, check.then)
-            yield from found
+            yield from checks
             return
-        failed += found
+        failed += checks
     yield from failed
 
 

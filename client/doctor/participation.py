@@ -31,24 +31,24 @@ _PLANS: Final = 5
 def participation(directory: Path, policy: Path | None, data: str) -> Iterator[Check]:
     """Everything that stands between a connected site and its next round."""
     path = policy or directory / "policy.toml"
-    rules, found = _policy(directory, path, data)
-    yield found
+    rules, policy_check = _policy(directory, path, data)
+    yield policy_check
     paused = Enrolled(directory).paused
     if paused.exists():
         since = datetime.fromtimestamp(paused.stat().st_mtime, UTC)
         command = f"tacit-client pause --off {_dir(directory)}"
         yield Check("paused", "warn", f"since {since:%Y-%m-%d %H:%M} UTC", command)
-    kept = _populations(directory)
-    if isinstance(kept, Check):
-        yield kept
+    all_populations = _populations(directory)
+    if isinstance(all_populations, Check):
+        yield all_populations
         return
-    sources = dict(_sources(directory, kept, data))
+    sources = dict(_sources(directory, all_populations, data))
     yield from (one for one in sources.values() if isinstance(one, Check))
     rows = {n: s for n, s in sources.items() if isinstance(s, Source)}
-    yield from _registered(directory, kept, rows)
-    yield from _ledgers(directory, kept)
+    yield from _registered(directory, all_populations, rows)
+    yield from _ledgers(directory, all_populations)
     if rules is not None:
-        yield from _plans(directory, rules, kept, rows)
+        yield from _plans(directory, rules, all_populations, rows)
 
 
 def _dir(directory: Path) -> str:
@@ -82,7 +82,7 @@ def _populations(directory: Path) -> tuple[Population, ...] | Check:
 
 
 def _sources(
-    directory: Path, kept: Sequence[Population], data: str
+    directory: Path, all_populations: Sequence[Population], data: str
 ) -> Iterator[tuple[str, Source | Check]]:
     """Each population's rows, or what is wrong with their place."""
     if data:
@@ -94,10 +94,12 @@ def _sources(
         if source.path is not None and not os.access(source.path, os.R_OK):
             yield "", _unreadable(directory, source.path)
             return
-        name = next((one.name for one in kept if one.data == str(Path(data).absolute())), "")
-        yield (name or (kept[0].name if len(kept) == 1 else "")), source
+        name = next(
+            (one.name for one in all_populations if one.data == str(Path(data).absolute())), ""
+        )
+        yield (name or (all_populations[0].name if len(all_populations) == 1 else "")), source
         return
-    for one in kept:
+    for one in all_populations:
         if one.data is None:
             continue
         path = Path(one.data)
@@ -116,12 +118,12 @@ def _unreadable(directory: Path, path: Path) -> Check:
 
 
 def _registered(
-    directory: Path, kept: Sequence[Population], rows: dict[str, Source]
+    directory: Path, all_populations: Sequence[Population], rows: dict[str, Source]
 ) -> Iterator[Check]:
     """Each population's rows under the schema that its owner registered."""
     for name, source in rows.items():
         yield Check("data", "fine", str(source.path or "embedded"))
-        if source.path is None or not any(one.name == name for one in kept):
+        if source.path is None or not any(one.name == name for one in all_populations):
             continue
         try:
             schema = populations.schema_of(directory, name=name)
@@ -137,15 +139,17 @@ def _read(what: str, directory: Path, name: str, learning: Task, path: Path) -> 
     """What a file is under a schema; nothing of it is said but counts."""
     then = f"tacit-client data check --population {name} {_dir(directory)}"
     try:
-        found = check(learning, path)
+        result = check(learning, path)
     except (ValueError, OSError) as error:
         return Check(what, "FAULT", f"{name}: {error}", then)
-    said = f"{name}: {found.rows} rows on {found.lines} lines, {found.left_out} would be left out"
-    return Check(what, "warn", said, then) if found.worst() else Check(what, "fine", said)
+    text = (
+        f"{name}: {result.rows} rows on {result.lines} lines, {result.left_out} would be left out"
+    )
+    return Check(what, "warn", text, then) if result.worst() else Check(what, "fine", text)
 
 
-def _ledgers(directory: Path, kept: Sequence[Population]) -> Iterator[Check]:
-    for one in kept:
+def _ledgers(directory: Path, all_populations: Sequence[Population]) -> Iterator[Check]:
+    for one in all_populations:
         name = f"--population {one.name} {_dir(directory)}"
         try:
             trusted = populations.open_ledger(one).trusted()
@@ -164,27 +168,27 @@ def _ledgers(directory: Path, kept: Sequence[Population]) -> Iterator[Check]:
             f"bring back the newest copy; else tacit-client ledger recover --record FILE {name}, "
             "or ledger acknowledge (docs/ledger.md)"
         )
-        said = f"{one.ledger}: an older copy: its log remembers more than it holds"
-        yield Check("ledger", "FAULT", said, then)
+        text = f"{one.ledger}: an older copy: its log remembers more than it holds"
+        yield Check("ledger", "FAULT", text, then)
 
 
 def _plans(
-    directory: Path, rules: Policy, kept: Sequence[Population], rows: dict[str, Source]
+    directory: Path, rules: Policy, all_populations: Sequence[Population], rows: dict[str, Source]
 ) -> Iterator[Check]:
     """The plans asked last: whose they are, whether they were answered, and what is left."""
     try:
-        asked = [one.plan for one in received(directory)][-_PLANS:]
+        plans = [one.plan for one in received(directory)][-_PLANS:]
     except ValueError as error:
         yield Check("plans", "FAULT", str(error), "delete this file: the coordinator asks again")
         return
-    for plan in asked:
+    for plan in plans:
         if plan.digest in rules.denied:
             continue
         short = plan.digest[:16]
         if rules.approve == "list" and plan.digest not in rules.plans:
             then = f"tacit-client approve {short} {_dir(directory)}, or deny"
             yield Check("plan", "warn", f"{short} ({plan.task}) waits for your answer", then)
-        people = [one for one in kept if _suits(one, plan, rows.get(one.name))]
+        people = [one for one in all_populations if _suits(one, plan, rows.get(one.name))]
         if not people and rows:
             then = (
                 "tacit-client data add NAME --ledger PATH --schema FILE, if its schema is right "
@@ -228,17 +232,17 @@ def _fits(
         past, left = ledger.merged(), plan.rounds - _played(ledger, plan)
     except (LedgerError, OSError):
         return
-    found = forecast(plan, site_of(directory), rules, past)
-    fit = rounds_that_fit(past, found.events, rules.budget, most=left)
-    said = f"{one.name}: {fit} of {left} rounds of {short} fit"
+    outlook = forecast(plan, site_of(directory), rules, past)
+    fit = rounds_that_fit(past, outlook.events, rules.budget, most=left)
+    text = f"{one.name}: {fit} of {left} rounds of {short} fit"
     if fit >= left:
-        yield Check("budget", "fine", said)
+        yield Check("budget", "fine", text)
         return
     then = (
         f"nothing, if you accept that it ends early; tacit-client deny {short} {_dir(directory)}; "
         "or raise epsilon in the policy, which is a decision about these people"
     )
-    yield Check("budget", "warn" if fit else "FAULT", said, then)
+    yield Check("budget", "warn" if fit else "FAULT", text, then)
 
 
 def _played(ledger: Ledger, plan: Plan) -> int:

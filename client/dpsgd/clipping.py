@@ -102,9 +102,11 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
     def _attach(self, module: nn.Module, paths: dict[nn.Module, str]) -> None:
         if not any(p.requires_grad for p in module.parameters()):
             return
-        own = any(p.requires_grad for p in module.parameters(recurse=False))
-        own = own or is_parametrized(module)  # weight_norm and its like: one layer with its parts
-        if not own or isinstance(module, DPRNNBase):  # which shows its cells' parameters as its own
+        has_parameters = any(p.requires_grad for p in module.parameters(recurse=False))
+        # weight_norm and its like: one layer with its parts
+        has_parameters = has_parameters or is_parametrized(module)
+        # which shows its cells' parameters as its own
+        if not has_parameters or isinstance(module, DPRNNBase):
             for child in module.children():
                 self._attach(child, paths)
             return
@@ -261,8 +263,8 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         flat = iter(
             torch.autograd.grad(losses, outs, each, allow_unused=True, retain_graph=keep or None)
         )
-        found = [[next(flat) for _ in call.outs] for call in self.tape]
-        return [call.gradient(g, len(losses)) for call, g in zip(self.tape, found, strict=True)]
+        gradients = [[next(flat) for _ in call.outs] for call in self.tape]
+        return [call.gradient(g, len(losses)) for call, g in zip(self.tape, gradients, strict=True)]
 
     @contextmanager
     def passive(self) -> Iterator[None]:

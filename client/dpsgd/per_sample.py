@@ -317,11 +317,13 @@ class Functional(Layer):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop")
-                made = vmap(grad(product), in_dims=(None, dims, 0))(values, a.values, g.values)
+                per_example = vmap(grad(product), in_dims=(None, dims, 0))(
+                    values, a.values, g.values
+                )
         finally:
             self.direct = False
         for p, name in names.items():
-            yield p, made[name]
+            yield p, per_example[name]
 
 
 def _floating(out: Any) -> list[Tensor]:

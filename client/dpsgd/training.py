@@ -178,11 +178,11 @@ def optimizer_of(trained: Sequence[Tensor], plan: Plan) -> torch.optim.Optimizer
 @cache
 def _eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """`kind` that never meets torch.compile: its guards against it load torch's whole compiler."""
-    own = {
+    methods = {
         "add_param_group": inspect.unwrap(kind.add_param_group),
         "step": torch.no_grad()(inspect.unwrap(kind.step)),
     }
-    return type(kind.__name__, (kind,), own)
+    return type(kind.__name__, (kind,), methods)
 
 
 def proximal(trained: Sequence[Tensor], mu: float) -> Callable[[], None]:

@@ -34,13 +34,13 @@ def read(learning: Task, seed: int, blob: bytes) -> tuple[Arrays, str]:
 def filled(learning: Task, seed: int, weights: Arrays) -> nn.Module:
     """A model of the task with these weights."""
     template = _template(learning, seed)
-    made = {
+    parameters = {
         id(old): nn.Parameter(torch.from_numpy(weights[name].copy()))
         for name, old in template.named_parameters()
         if old.requires_grad
     }
     hooks = {id(empty): OrderedDict[Any, Any]() for empty in _empty(learning, seed)}
-    return copy.deepcopy(template, made | hooks)  # which finds these made already
+    return copy.deepcopy(template, parameters | hooks)  # which finds these made already
 
 
 def _read(learning: Task, seed: int, blob: bytes) -> tuple[Arrays, str]:

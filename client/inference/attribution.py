@@ -79,15 +79,15 @@ def explain(model: Model, x: Tensor, rows: Sequence[int]) -> list[Explanation]:
     target = scores.argmax(1) if scores.shape[1] > 1 else None
     baseline = -1.0 if pictured(model.task) else 0.0
     ask = _integrated if model.task.front is None else _sampled
-    found, missed = ask(network, x, target, baseline)
+    attributions, missed = ask(network, x, target, baseline)
     names = _names(model.task, tuple(x.shape[1:]))
     return [
         Explanation(
             row,
             prediction[i],
             None if probability is None else round(float(probability[i]), 6),
-            found[i].numpy(),
-            _by_column(names, found[i]),
+            attributions[i].numpy(),
+            _by_column(names, attributions[i]),
             float(missed[i]),
             x[i].numpy(),
         )
@@ -113,8 +113,8 @@ class _Fronted(nn.Module):
         self.front, self.network = front, network
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.network(self.front(x))
-        return found
+        outputs: Tensor = self.network(self.front(x))
+        return outputs
 
 
 def _names(task: Task, shape: tuple[int, ...]) -> Sequence[str]:
@@ -131,7 +131,7 @@ def _integrated(
         warnings.simplefilter("ignore")
         from captum.attr import IntegratedGradients  # costs seconds: loaded where it is asked for
     method = IntegratedGradients(network)
-    found, missed = method.attribute(
+    attributions, missed = method.attribute(
         x,
         baselines=torch.full_like(x, baseline),
         target=target,
@@ -139,7 +139,7 @@ def _integrated(
         internal_batch_size=max(len(x), 1024),
         return_convergence_delta=True,
     )
-    return found.detach().float(), missed.detach().float()
+    return attributions.detach().float(), missed.detach().float()
 
 
 def _sampled(
@@ -151,7 +151,7 @@ def _sampled(
     cells = _cells(x.shape[1])
     sizes = torch.bincount(cells)[cells].float()
     method = ShapleyValueSampling(network)
-    found = []
+    attributions = []
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for i in range(len(x)):
@@ -163,8 +163,8 @@ def _sampled(
                 n_samples=PERMUTATIONS,
                 perturbations_per_eval=64,
             )
-            found.append(values / sizes)
-    return torch.cat(found).float(), torch.zeros(len(x))
+            attributions.append(values / sizes)
+    return torch.cat(attributions).float(), torch.zeros(len(x))
 
 
 def _cells(columns: int) -> Tensor:
@@ -176,8 +176,8 @@ def _cells(columns: int) -> Tensor:
     return (place[:, None] * CELLS + place[None]).reshape(-1)
 
 
-def _by_column(names: Sequence[str], found: Tensor) -> dict[str, float]:
+def _by_column(names: Sequence[str], attributions: Tensor) -> dict[str, float]:
     sums: dict[str, float] = {}
-    for name, value in zip(names, found.reshape(-1).tolist(), strict=True):
+    for name, value in zip(names, attributions.reshape(-1).tolist(), strict=True):
         sums[name] = sums.get(name, 0.0) + value
     return sums

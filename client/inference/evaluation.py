@@ -114,7 +114,7 @@ def measure(
     skipped: int = 0,
 ) -> Evaluation:
     """The figures of scores [rows, outputs] against labels [rows], by group where given."""
-    found = Evaluation(
+    evaluation = Evaluation(
         rows=len(labels),
         metrics=metrics(task, scores, labels),
         confusion=confusion(scores, labels, len(task.classes)),
@@ -123,17 +123,17 @@ def measure(
         classes=task.classes,
     )
     if not groups:
-        return found
+        return evaluation
     names = np.array(groups, dtype=object)
     errors = _errors(task, scores, labels)
     shown, hidden = _large_enough(names, smallest)
     figures = []
     for name in shown:
-        own = names == name
-        behind = _behind(errors[own], errors[~own], task.kind)
-        of_own = metrics(task, scores[own], labels[own])
-        figures.append(Group(name or "(none)", int(own.sum()), of_own, behind))
-    return replace(found, groups=tuple(figures), suppressed=hidden)
+        members = names == name
+        behind = _behind(errors[members], errors[~members], task.kind)
+        of_own = metrics(task, scores[members], labels[members])
+        figures.append(Group(name or "(none)", int(members.sum()), of_own, behind))
+    return replace(evaluation, groups=tuple(figures), suppressed=hidden)
 
 
 def _large_enough(names: NDArray[Any], smallest: int) -> tuple[list[str], int]:
@@ -200,10 +200,10 @@ def reliability(task: Task, scores: Scores, labels: NDArray[Any]) -> tuple[Bin, 
     place = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
     bins = []
     for i in range(BINS):
-        own = place == i
-        if own.any():
-            mean, accuracy = float(confidence[own].mean()), float(right[own].mean())
-            bins.append(Bin(i / BINS, (i + 1) / BINS, int(own.sum()), mean, accuracy))
+        members = place == i
+        if members.any():
+            mean, accuracy = float(confidence[members].mean()), float(right[members].mean())
+            bins.append(Bin(i / BINS, (i + 1) / BINS, int(members.sum()), mean, accuracy))
     return tuple(bins)
 
 
@@ -220,10 +220,10 @@ def _errors(task: Task, scores: Scores, labels: NDArray[Any]) -> NDArray[np.floa
     return np.asarray(scores.argmax(1) != labels, np.float64)
 
 
-def _behind(own: NDArray[np.float64], others: NDArray[np.float64], kind: str) -> bool:
+def _behind(members: NDArray[np.float64], others: NDArray[np.float64], kind: str) -> bool:
     if not len(others):
         return False
-    worse = float(own.mean() - others.mean())
-    chance = 2 * float(np.sqrt(own.var() / len(own) + others.var() / len(others)))
+    worse = float(members.mean() - others.mean())
+    chance = 2 * float(np.sqrt(members.var() / len(members) + others.var() / len(others)))
     least = 0.05 if kind == "classification" else 0.1 * float(others.mean())
     return worse > max(chance, least)

@@ -202,15 +202,15 @@ def compare(
     """Run both on the same rows."""
     with torch.inference_mode():
         expected: Scores = network(rows.x).numpy()
-    found = session(graph.SerializeToString())(rows.x.numpy())
-    values = [task.decode(torch.from_numpy(s)).numpy() for s in (expected, found)]
+    scores = session(graph.SerializeToString())(rows.x.numpy())
+    values = [task.decode(torch.from_numpy(s)).numpy() for s in (expected, scores)]
     difference = float(np.abs(values[0] - values[1]).max())
     if task.kind == "regression":
         return Agreement(source, len(rows), difference, float(difference <= CLOSEST), None)
-    same = float((expected.argmax(1) == found.argmax(1)).mean())
+    same = float((expected.argmax(1) == scores.argmax(1)).mean())
     if source.startswith("synthetic"):
         return Agreement(source, len(rows), difference, same, None)
-    before, after = (s.argmax(1) == rows.y.numpy() for s in (expected, found))
+    before, after = (s.argmax(1) == rows.y.numpy() for s in (expected, scores))
     worse, better = int((before & ~after).sum()), int((after & ~before).sum())
     lost, surely = points_lost(worse, better, len(rows))
     return Agreement(source, len(rows), difference, same, lost, surely)
@@ -227,16 +227,16 @@ def points_lost(worse: int, better: int, rows: int) -> tuple[float, float]:
     return 100 * lost / rows, max(0.0, 100 * surely / rows)
 
 
-def _refuse_disagreeing(model: Model, kind: str, found: Agreement) -> None:
-    if kind == "onnx" and found.difference > CLOSEST:
+def _refuse_disagreeing(model: Model, kind: str, match: Agreement) -> None:
+    if kind == "onnx" and match.difference > CLOSEST:
         raise ModelError(
-            f"{model.path}: expected scores within {CLOSEST:g} of the model's on {found.source}, "
-            f"got {found.difference:.2g}"
+            f"{model.path}: expected scores within {CLOSEST:g} of the model's on {match.source}, "
+            f"got {match.difference:.2g}"
         )
-    if kind == "onnx-int8" and found.lost_surely is not None and found.lost_surely > MOST_LOST:
+    if kind == "onnx-int8" and match.lost_surely is not None and match.lost_surely > MOST_LOST:
         raise ModelError(
             f"{model.path}: int8 must lose at most {MOST_LOST} points of accuracy beyond chance on "
-            f"{found.rows} {found.source}, got {found.lost:.2f} ({found.lost_surely:.2f} beyond "
+            f"{match.rows} {match.source}, got {match.lost:.2f} ({match.lost_surely:.2f} beyond "
             "chance); export as onnx"
         )
 
@@ -252,14 +252,14 @@ def _safetensors(model: Model) -> bytes:
 def _describe(
     graph: onnx.ModelProto, model: Model, kind: str, agreements: tuple[Agreement, ...]
 ) -> None:
-    found = json.dumps([asdict(agreement) for agreement in agreements])
+    comparison = json.dumps([asdict(agreement) for agreement in agreements])
     what = "converted to ONNX" if kind == "onnx" else "converted to ONNX and quantised to int8"
     card = model.card.changed(f"{what}; {POST_PROCESSING}", format=kind)
-    card = card.changed(f"compared with the released model: {found}")
+    card = card.changed(f"compared with the released model: {comparison}")
     onnx.helper.set_model_props(graph, _metadata(model, card.to_json()))
 
 
 def _metadata(model: Model, card: str) -> dict[str, str]:
     """What every command needs to know a model again."""
-    kept = ("run", "round", "plan", "task", "plan_json", "history", "insecure")
-    return {k: v for k, v in model.metadata.items() if k in kept} | {"card": card}
+    names = ("run", "round", "plan", "task", "plan_json", "history", "insecure")
+    return {k: v for k, v in model.metadata.items() if k in names} | {"card": card}

@@ -55,21 +55,21 @@ docs/explanations.md.
 _PAGES: Final = {"base": _BASE, "evaluation": _EVALUATION, "explanations": _EXPLANATIONS}
 
 
-def evaluation_page(model: Model, found: Evaluation) -> str:
+def evaluation_page(model: Model, evaluation: Evaluation) -> str:
     """An evaluation as one page: metrics, groups, confusion matrix and reliability plot."""
     return _render(
         "evaluation",
         model,
         title=f"Evaluation: {model.task.name}",
-        found=found,
-        confusion=_drawn(confusion_svg(found.confusion, found.classes)),
-        reliability=_drawn(reliability_svg(found.bins)),
+        found=evaluation,
+        confusion=_drawn(confusion_svg(evaluation.confusion, evaluation.classes)),
+        reliability=_drawn(reliability_svg(evaluation.bins)),
     )
 
 
-def explanation_page(model: Model, found: Sequence[Explanation]) -> str:
+def explanation_page(model: Model, explanations: Sequence[Explanation]) -> str:
     """Explanations as one page: heat maps for images, bars for the columns of tables."""
-    pictures = [(one, _drawn(picture(one))) for one in found]
+    pictures = [(one, _drawn(picture(one))) for one in explanations]
     return _render("explanations", model, title=f"Explanations: {model.task.name}", found=pictures)
 
 

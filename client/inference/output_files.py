@@ -59,14 +59,14 @@ def table(part: Predictions) -> Any:
 
 def records(part: Predictions) -> list[dict[str, Any]]:
     """Each row as a JSON object's content."""
-    found = table(part)
-    for index, name in enumerate(found.column_names):
-        if not pa.types.is_primitive(found.column(index).type):
-            text = pc.cast(found.column(index), pa.string())
-            found = found.set_column(index, name, text)
-        elif pa.types.is_temporal(found.column(index).type):
-            found = found.set_column(index, name, pc.cast(found.column(index), pa.string()))
-    rows: list[dict[str, Any]] = found.to_pylist()
+    batch = table(part)
+    for index, name in enumerate(batch.column_names):
+        if not pa.types.is_primitive(batch.column(index).type):
+            text = pc.cast(batch.column(index), pa.string())
+            batch = batch.set_column(index, name, text)
+        elif pa.types.is_temporal(batch.column(index).type):
+            batch = batch.set_column(index, name, pc.cast(batch.column(index), pa.string()))
+    rows: list[dict[str, Any]] = batch.to_pylist()
     return rows
 
 
@@ -126,13 +126,13 @@ def _lines(file: IO[bytes], *, as_csv: bool) -> Write:
 
     def csv_lines(part: Predictions) -> None:
         nonlocal begun
-        found = _without_formulas(table(part))
+        batch = _without_formulas(table(part))
         if not begun:
-            file.write(_header(found.column_names))
+            file.write(_header(batch.column_names))
         begun = True
         options = pacsv.WriteOptions(include_header=False, quoting_style="needed")
         sink = pa.BufferOutputStream()
-        pacsv.write_csv(found, sink, options)
+        pacsv.write_csv(batch, sink, options)
         file.write(sink.getvalue())
 
     def objects(part: Predictions) -> None:
@@ -168,9 +168,9 @@ def _parquet(opened: ExitStack, file: IO[bytes]) -> Write:
 
     def write(part: Predictions) -> None:
         nonlocal writer
-        found = table(part)
+        batch = table(part)
         if writer is None:
-            writer = opened.enter_context(parquet.ParquetWriter(file, found.schema))
-        writer.write_table(found.cast(writer.schema))
+            writer = opened.enter_context(parquet.ParquetWriter(file, batch.schema))
+        writer.write_table(batch.cast(writer.schema))
 
     return write

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, deserialize
 from torch import nn
 
 from client.dpsgd.weights import base_digest, trained_of
-from client.models.provenance import Origin, OriginError, Trust, signature_path, told, vouch
+from client.models.provenance import Origin, OriginError, Trust, origin_of, signature_path, vouch
 from client.models.store import latest
 from client.tasks.registry import task_of
 from client.tasks.rows import TaskError
@@ -149,7 +149,7 @@ def tensors(content: bytes) -> dict[str, torch.Tensor]:
         entries = deserialize(content)
     except (SafetensorError, OverflowError) as error:
         raise ModelError("expected a whole safetensors file, got a damaged one") from error
-    found: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
     for name, entry in entries:
         if name.startswith("server/"):
             continue
@@ -157,15 +157,15 @@ def tensors(content: bytes) -> dict[str, torch.Tensor]:
         if kind is None:
             raise ModelError(f"tensor {name}: expected plain numbers, got {entry['dtype']}")
         values = np.frombuffer(entry["data"], dtype=kind).reshape(entry["shape"])
-        found[name] = torch.from_numpy(values.copy())
-    return found
+        weights[name] = torch.from_numpy(values.copy())
+    return weights
 
 
 def _from_safetensors(
     path: Path, content: bytes, digest: str, origin: Origin, tasks: Tasks
 ) -> Model:
     metadata = header(content)
-    origin = told(origin, metadata)
+    origin = origin_of(origin, metadata)
     task = _task(metadata, tasks)
     network = task.model(from_json(metadata["plan_json"]).seed)
     if metadata.get("base", "") not in ("", base_digest(network)):
@@ -195,21 +195,21 @@ def _from_onnx(path: Path, content: bytes, digest: str, origin: Origin, tasks: T
         if type(error).__module__ != "google.protobuf.message":
             raise
         raise ModelError("expected a whole ONNX file, got a damaged one") from error
-    if any(kept.data_location == onnx.TensorProto.EXTERNAL for kept in graph.graph.initializer):
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.graph.initializer):
         raise ModelError("expected all weights inside the ONNX file, got some outside it")
     metadata = {item.key: item.value for item in graph.metadata_props}
-    origin = told(origin, metadata)
+    origin = origin_of(origin, metadata)
     task = _task(metadata, tasks)
     if "card" not in metadata:
         raise ModelError("expected an ONNX file with a model card, found none")
     card = _agreeing(Card.from_json(metadata["card"]), task, metadata)
     wanted = ("x", *task.shape)
     values = [*graph.graph.input]
-    found = [
+    inputs = [
         (value.name, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:]))
         for value in values
     ]
-    if found != [wanted] or [value.name for value in graph.graph.output] != ["scores"]:
+    if inputs != [wanted] or [value.name for value in graph.graph.output] != ["scores"]:
         raise ModelError(f"expected one input x of shape {task.shape} and one output scores")
     return Model(task, card, digest, origin, path, metadata, graph=content)
 
@@ -238,27 +238,27 @@ def _task(metadata: dict[str, str], tasks: Tasks) -> Task:
 def _agreeing(card: Card, task: Task, metadata: dict[str, str]) -> Card:
     """The card of an exported file, if it speaks of the file's own run."""
     stated = (card.task, card.run, str(card.round), card.plan, card.shape, card.classes)
-    found = (task.name, *(metadata[name] for name in ("run", "round", "plan")))
-    if stated != (*found, task.shape, task.classes):
+    actual = (task.name, *(metadata[name] for name in ("run", "round", "plan")))
+    if stated != (*actual, task.shape, task.classes):
         raise ModelError("expected the card of this model, got another one's")
     return card
 
 
-def _fill(network: nn.Module, found: dict[str, torch.Tensor]) -> None:
+def _fill(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Put the tensors into the network, if they are exactly its own and finite."""
     every = network.state_dict()
     trained = trained_of(network)
-    wanted = every if set(found) - set(trained) else {n: every[n] for n in trained}
-    if set(wanted) != set(found):
-        name = sorted(set(wanted) ^ set(found))[0]
+    wanted = every if set(weights) - set(trained) else {n: every[n] for n in trained}
+    if set(wanted) != set(weights):
+        name = sorted(set(wanted) ^ set(weights))[0]
         raise ModelError(f"tensor {name}: expected the {len(wanted)} tensors of the task's model")
-    for name, value in found.items():
+    for name, value in weights.items():
         if value.shape != wanted[name].shape:
             shapes = f"{tuple(wanted[name].shape)}, got {tuple(value.shape)}"
             raise ModelError(f"tensor {name}: expected the shape {shapes}")
         if not torch.isfinite(value).all():
             raise ModelError(f"tensor {name}: expected finite numbers")
-    network.load_state_dict(found, strict=False)  # what is frozen is the task's own
+    network.load_state_dict(weights, strict=False)  # what is frozen is the task's own
 
 
 def _mapping(text: str) -> dict[str, Any]:

@@ -45,15 +45,15 @@ class Origin:
     signature: Signature | None = None
 
 
-def told(origin: Origin, metadata: Mapping[str, str]) -> Origin:
+def origin_of(origin: Origin, metadata: Mapping[str, str]) -> Origin:
     """What a site's own signature means: it made the file, or only received its weights.
 
     The site writes both kinds itself; one that it made says what was changed, or carries its card.
     """
     if origin.words != OWN:
         return origin
-    made = "card" in metadata or "changes" in metadata
-    return replace(origin, words=MADE_HERE if made else RECEIVED)
+    is_made_here = "card" in metadata or "changes" in metadata
+    return replace(origin, words=MADE_HERE if is_made_here else RECEIVED)
 
 
 def signature_path(path: Path) -> Path:
@@ -65,9 +65,9 @@ def vouch(path: Path, digest: str, trust: Trust) -> Origin:
     """The origin of a file with that SHA-256; OriginError, one line, if it may not be used."""
     beside = signature_path(path)
     run = _run_folder(path)
-    own = _own_key(run)
+    run_key = _own_key(run)
     if not beside.is_file():
-        if trust.strict or run is None or own is not None:
+        if trust.strict or run is None or run_key is not None:
             raise OriginError(f"{path}: expected its signature ({beside.name}), found none")
         return Origin(UNSIGNED, known=False)
     try:
@@ -80,9 +80,9 @@ def vouch(path: Path, digest: str, trust: Trust) -> Origin:
         raise OriginError(f"{beside}: expected a valid signature, got a false one")
     if signature.key in trust.keys:
         return Origin(trust.keys[signature.key], known=True, signature=signature)
-    if own is not None and own != signature.key:
+    if run_key is not None and run_key != signature.key:
         raise OriginError(f"{path}: expected the run folder's own signature, got another key's")
-    if trust.strict and own is None:
+    if trust.strict and run_key is None:
         raise OriginError(
             f"{path}: expected a signature by this site's coordinator, got one by an unknown "
             f"key ({signature.key[:16]})"

@@ -48,17 +48,17 @@ def keep(directory: Path, content: bytes, signature: bytes | None, *, run: str, 
 
 def _forget_oldest(directory: Path) -> None:
     """Keep the last `MODELS_MAX` models, and of them as many as `BYTES_MAX` holds."""
-    kept, size = set[str](), 0
+    names, size = set[str](), 0
     for entry in reversed(_entries(folder(directory) / "index.jsonl")):
         path = folder(directory) / f"{entry['model']}.safetensors"
-        if path.name in kept or not path.is_file():
+        if path.name in names or not path.is_file():
             continue
         size += path.stat().st_size
-        if kept and (len(kept) >= MODELS_MAX or size > BYTES_MAX):
+        if names and (len(names) >= MODELS_MAX or size > BYTES_MAX):
             path.unlink(missing_ok=True)
             path.with_name(f"{path.name}.sig").unlink(missing_ok=True)
         else:
-            kept.add(path.name)
+            names.add(path.name)
 
 
 def pack(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> bytes:

@@ -29,9 +29,9 @@ def known_keys(directory: Path | None, further: Iterable[str] = ()) -> Trust:
         return Trust(keys, strict=bool(keys))
     if not directory.is_dir():
         raise ModelError(f"{directory}: expected the folder of a site, found none")
-    own = _own_path(directory)
-    if own.is_file():
-        keys[_signing_public(own)] = OWN
+    key_path = _own_path(directory)
+    if key_path.is_file():
+        keys[_signing_public(key_path)] = OWN
     site = Enrolled(directory)
     if site.about.is_file() and site.verify:
         keys[site.verify] = COORDINATOR

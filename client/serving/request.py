@@ -48,14 +48,14 @@ def encoder(task: Task, most: int) -> Encode:
 def _rows(body: bytes, most: int) -> tuple[Sequence[Any], bool]:
     """The rows of `{"row": ..}` or `{"rows": [..]}`."""
     try:
-        asked = json.loads(body, parse_constant=_no_constant)
+        request = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise RequestError(400, "expected JSON") from None
-    if not isinstance(asked, dict) or len(asked) != 1 or not {"row", "rows"} & set(asked):
+    if not isinstance(request, dict) or len(request) != 1 or not {"row", "rows"} & set(request):
         raise RequestError(400, 'expected {"row": ..} or {"rows": [..]}')
-    if "row" in asked:
-        return [asked["row"]], True
-    rows = asked["rows"]
+    if "row" in request:
+        return [request["row"]], True
+    rows = request["rows"]
     if not isinstance(rows, list) or not rows:
         raise RequestError(400, "rows: expected a list of at least one row")
     if len(rows) > most:
@@ -70,7 +70,7 @@ def _no_constant(name: str) -> float:
 def _values(rows: Sequence[Any], names: Sequence[str]) -> list[Sequence[Any]]:
     """Each row as a list in the order of the columns: lists as they are, objects by name."""
     width = len(names)
-    found: list[Sequence[Any]] = []
+    values: list[Sequence[Any]] = []
     for number, row in enumerate(rows):
         if isinstance(row, dict):
             missing = next((name for name in names if name not in row), None)
@@ -81,8 +81,8 @@ def _values(rows: Sequence[Any], names: Sequence[str]) -> list[Sequence[Any]]:
             raise RequestError(422, f"row {number}: expected an object or a list of values")
         if len(row) != width:
             raise RequestError(422, f"row {number}: expected {width} values, got {len(row)}")
-        found.append(row)
-    return found
+        values.append(row)
+    return values
 
 
 def _short_way(task: Task) -> Callable[[list[Sequence[Any]]], NDArray[Any] | None] | None:

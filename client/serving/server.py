@@ -62,13 +62,13 @@ async def _watch(
     service: Service, newest: Callable[[], Path], trust: Trust, refresh: float
 ) -> None:
     """Look for a newer model now and then; what stands in its way is told once."""
-    told = ""
+    last_error = ""
     while True:
         await asyncio.sleep(refresh)
         try:
             await asyncio.to_thread(service.renew, newest, trust)
-            told = ""
+            last_error = ""
         except (ModelError, OSError) as error:
-            if str(error) != told:
-                told = str(error)
-                say(f"keeping round {service.current.model.card.round}: {told}")
+            if str(error) != last_error:
+                last_error = str(error)
+                say(f"keeping round {service.current.model.card.round}: {last_error}")

@@ -51,13 +51,15 @@ class Ready:
     @classmethod
     def of(cls, model: Model, limits: Limits) -> "Ready":
         """Load, warm up once, and describe."""
-        found = predictor(model, threads=1)
+        model_predictor = predictor(model, threads=1)
         quick = 0
         for rows in (1, 8, 64, 512):
             x = np.zeros((rows, *model.task.shape), _kind(model))
-            began = min(_seconds(found, x) for _ in range(4))
+            began = min(_seconds(model_predictor, x) for _ in range(4))
             quick = rows if began < QUICK else quick
-        return cls(found, encoder(model.task, limits.rows), model, _stamp(model.path), quick)
+        return cls(
+            model_predictor, encoder(model.task, limits.rows), model, _stamp(model.path), quick
+        )
 
     def card(self) -> dict[str, Any]:
         """What `/model` says."""
@@ -69,9 +71,9 @@ def _kind(model: Model) -> str:
     return str(input_type(model.task)).removeprefix("torch.")
 
 
-def _seconds(found: Predictor, x: NDArray[Any]) -> float:
+def _seconds(model_predictor: Predictor, x: NDArray[Any]) -> float:
     began = time.perf_counter()
-    found.outputs(x)
+    model_predictor.outputs(x)
     return time.perf_counter() - began
 
 
@@ -148,7 +150,7 @@ class Service:
             x, single = encode(body)
         scores, ready = await self._scores(x)
         names, probability = decode(ready.model.task, scores)
-        said = [
+        predictions = [
             {"prediction": name, "probability": None if p is None else round(p, 6)}
             for name, p in zip(
                 names,
@@ -157,7 +159,9 @@ class Service:
             )
         ]
         answer = {"model": ready.model.digest}
-        return json.dumps(answer | (said[0] if single else {"predictions": said})).encode()
+        return json.dumps(
+            answer | (predictions[0] if single else {"predictions": predictions})
+        ).encode()
 
     async def _scores(self, x: NDArray[Any]) -> tuple[Scores, Ready]:
         """The scores of these rows, from the next run of the model."""
@@ -176,24 +180,24 @@ class Service:
             if taken and rows + len(x) > MOST_ROWS:
                 break
             rows, taken = rows + len(x), taken + 1
-        own, self.waiting = self.waiting[:taken], self.waiting[taken:]
+        batch, self.waiting = self.waiting[:taken], self.waiting[taken:]
         ready = self.current
-        joined = own[0][0] if taken == 1 else np.concatenate([x for x, _ in own])
+        joined = batch[0][0] if taken == 1 else np.concatenate([x for x, _ in batch])
         if len(joined) <= ready.quick:
-            self._finish(loop, own, ready, _at_once(loop, ready.ready.outputs, joined))
+            self._finish(loop, batch, ready, _at_once(loop, ready.ready.outputs, joined))
             return
         running = loop.run_in_executor(self.thread, ready.ready.outputs, joined)
-        running.add_done_callback(lambda done: self._finish(loop, own, ready, done))
+        running.add_done_callback(lambda done: self._finish(loop, batch, ready, done))
 
     def _finish(
         self,
         loop: asyncio.AbstractEventLoop,
-        own: list[tuple[NDArray[Any], asyncio.Future[tuple[Scores, Ready]]]],
+        batch: list[tuple[NDArray[Any], asyncio.Future[tuple[Scores, Ready]]]],
         ready: Ready,
         done: "asyncio.Future[Scores]",
     ) -> None:
         error, start = done.exception(), 0
-        for x, future in own:
+        for x, future in batch:
             if future.cancelled():
                 pass
             elif error is not None:

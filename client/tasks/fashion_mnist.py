@@ -59,7 +59,7 @@ def encode(table: object) -> Encoded:
     """Pixel columns to features, by the same filters."""
     pixels = COLUMNS.encode(table)
     seen = front(pixels.x) if len(pixels.x) else torch.zeros(0, scattering.WIDTH)
-    return Encoded(seen, pixels.y, pixels.kept, pixels.misfits, pixels.x)
+    return Encoded(seen, pixels.y, pixels.index, pixels.misfits, pixels.x)
 
 
 def front(pixels: torch.Tensor) -> torch.Tensor:

@@ -85,10 +85,10 @@ def _files(path: Path | None) -> list[tuple[str, Path]]:
         known = [name for name in HOSPITALS if name in path.name]
         return [(known[0] if known else path.stem, path)]
     files = [(name, path / f"processed.{name}.data") for name in HOSPITALS]
-    found = [(name, file) for name, file in files if file.is_file()]
-    if len(found) in (1, len(files)):
-        return found
-    missing = next(file for name, file in files if (name, file) not in found)
+    present = [(name, file) for name, file in files if file.is_file()]
+    if len(present) in (1, len(files)):
+        return present
+    missing = next(file for name, file in files if (name, file) not in present)
     raise TaskError(
         f"{missing}: expected the files of all four hospitals, or of one alone; found none"
     )

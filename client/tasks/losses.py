@@ -56,34 +56,34 @@ def classification_metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:
     if not len(y):
         return {}
     count = outputs.shape[1]
-    found = outputs.detach().argmax(1)
-    pairs = torch.bincount(y * count + found, minlength=count * count)
+    predictions = outputs.detach().argmax(1)
+    pairs = torch.bincount(y * count + predictions, minlength=count * count)
     table = pairs.reshape(count, count).to(torch.float64)
-    hits, said, true = table.diagonal(), table.sum(0), table.sum(1)
-    kept = said + true > 0 if count > 2 else torch.arange(2) == 1
+    hits, predicted, true = table.diagonal(), table.sum(0), table.sum(1)
+    classes = predicted + true > 0 if count > 2 else torch.arange(2) == 1
     return {
         "accuracy": float(hits.sum() / len(y)),
         "balanced_accuracy": _mean(hits / true, true > 0),
-        "precision": _mean(hits / said, kept),
-        "recall": _mean(hits / true, kept),
-        "f1": _mean(2 * hits / (said + true), kept),
+        "precision": _mean(hits / predicted, classes),
+        "recall": _mean(hits / true, classes),
+        "f1": _mean(2 * hits / (predicted + true), classes),
         "loss": float(cross_entropy(outputs.detach(), y).mean()),
     }
 
 
-def _mean(shares: Tensor, kept: Tensor) -> float:
+def _mean(shares: Tensor, classes: Tensor) -> float:
     """The mean over the classes kept; a share of nothing counts as zero."""
-    return float(shares.nan_to_num(0.0)[kept].mean())
+    return float(shares.nan_to_num(0.0)[classes].mean())
 
 
 def regression_metrics(unit: float) -> Callable[[Tensor, Tensor], dict[str, float]]:
     """Metrics of a label mapped to -1..1 whose unit 1 is `unit` of the label: mse is unmapped."""
 
     def metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:
-        found = outputs.detach().reshape(len(y))
+        predictions = outputs.detach().reshape(len(y))
         if not len(y):
             return {}
-        off = (found - y).to(torch.float64).square().sum()
+        off = (predictions - y).to(torch.float64).square().sum()
         result = {"mse": float(off / len(y)) * unit * unit}
         if len(y) > 1:
             spread = (y - y.mean(dtype=torch.float64)).square().sum()

@@ -121,8 +121,8 @@ class Category:
 
     def codes(self, column: Any) -> tuple[NDArray[np.int64], Mask]:
         """The position of every value in `values`, else len(values); and which are missing."""
-        found = self._coded(column)
-        return found.codes[found.index], found.gone[found.index]
+        coding = self._coded(column)
+        return coding.codes[coding.index], coding.gone[coding.index]
 
     def _coded(self, column: Any) -> Coded:
         known = {self._same(value): code for code, value in enumerate(self.values)}
@@ -144,16 +144,16 @@ class Category:
 
     def encode(self, column: Any) -> tuple[NDArray[np.float32], Mask, Mask]:
         """Features [n, width], which values do not fit, and which are missing and may not be."""
-        found = self._coded(column)
-        unknown = found.codes == len(self.values)
-        each = np.eye(len(self.values) + 1, dtype=np.float32)[found.codes, : self.width]
+        coding = self._coded(column)
+        unknown = coding.codes == len(self.values)
+        each = np.eye(len(self.values) + 1, dtype=np.float32)[coding.codes, : self.width]
         if self.signed:
             each = 2 * each - 1
-        features = each.take(found.index, 0)
+        features = each.take(coding.index, 0)
         if self.other or not unknown.any():
             none = np.zeros(len(features), dtype=bool)
             return features, none, none
-        return features, (unknown & ~found.gone)[found.index], found.gone[found.index]
+        return features, (unknown & ~coding.gone)[coding.index], coding.gone[coding.index]
 
     @property
     def expected(self) -> str:
@@ -229,10 +229,10 @@ class Columns:
                 values, *labels = self._labels(table.column(self.label.name))
             note(len(self.inputs), self.label, *labels)
             y = torch.from_numpy(values if fits.all() else values[fits])
-        kept = np.flatnonzero(fits).astype(np.int64)
-        misfits.sort(key=lambda found: found[:2])
-        x = x if len(kept) == rows else x[fits]
-        return Encoded(torch.from_numpy(x), y, kept, tuple(found[2] for found in misfits))
+        indices = np.flatnonzero(fits).astype(np.int64)
+        misfits.sort(key=lambda entry: entry[:2])
+        x = x if len(indices) == rows else x[fits]
+        return Encoded(torch.from_numpy(x), y, indices, tuple(entry[2] for entry in misfits))
 
     def _labels(self, column: Any) -> tuple[NDArray[Any], Mask, Mask]:
         if isinstance(self.label, Number):
@@ -251,9 +251,9 @@ def _yes_or_no(known: Mapping[str, int], count: int) -> dict[str, int]:
     """The spellings of no and yes, where these are the two values; in a name space of their own."""
     if count != 2:
         return {}
-    said = {text.casefold(): code for text, code in known.items()}
-    no = {code for text, code in said.items() if text in _NO}
-    yes = {code for text, code in said.items() if text in _YES}
+    codes = {text.casefold(): code for text, code in known.items()}
+    no = {code for text, code in codes.items() if text in _NO}
+    yes = {code for text, code in codes.items() if text in _YES}
     if len(no) != 1 or len(yes) != 1 or no == yes:
         return {}
     return {f"\0{text}": min(no) for text in _NO} | {f"\0{text}": min(yes) for text in _YES}

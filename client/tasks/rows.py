@@ -49,12 +49,12 @@ class Reading:
     omissions: tuple[Omission, ...] = ()
 
     def __str__(self) -> str:
-        said = f"{self.rows} rows on {self.lines} lines"
+        text = f"{self.rows} rows on {self.lines} lines"
         if self.left_out:
             why = "; ".join(str(one) for one in self.omissions[:5])
             more = f"; and {len(self.omissions) - 5} more reasons" if self.omissions[5:] else ""
-            said += f", {self.left_out} left out ({why}{more})"
-        return said
+            text += f", {self.left_out} left out ({why}{more})"
+        return text
 
     def __add__(self, other: "Reading") -> "Reading":
         omissions: dict[tuple[str, str], tuple[int, str]] = {}
@@ -134,13 +134,13 @@ class Misfit:
 class Encoded:
     """Raw columns encoded: `x` and `y` (None without a label column) of the rows that fit.
 
-    `kept` are the positions of these rows in the raw table; `misfits` says why others are absent;
+    `index` are the positions of these rows in the raw table; `misfits` says why others are absent;
     `raw` are the scaled columns (-1..1) that a task's `front` turns into x.
     """
 
     x: Tensor
     y: Tensor | None
-    kept: NDArray[np.int64]
+    index: NDArray[np.int64]
     misfits: tuple[Misfit, ...] = ()
     raw: Tensor | None = None
 

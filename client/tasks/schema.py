@@ -93,13 +93,13 @@ def _columns(described: Mapping[str, object]) -> dict[str, Number | Category]:
     """Every column by name, those of a pattern one by one."""
     columns: dict[str, Number | Category] = {}
     for name, given in described.items():
-        own: object = given
+        settings: object = given
         if "*" in name and isinstance(given, dict):
-            own = {key: value for key, value in given.items() if key not in PATTERN}
+            settings = {key: value for key, value in given.items() if key not in PATTERN}
         for each in _matched(name, given):
             if each in columns:
                 raise _refused(f"columns.{name}", "columns that are not there yet", each)
-            columns[each] = _column(each, own, f"columns.{name}")
+            columns[each] = _column(each, settings, f"columns.{name}")
             if len(columns) > MOST_COLUMNS:
                 raise _refused("columns", f"at most {MOST_COLUMNS}", "more")
     return columns

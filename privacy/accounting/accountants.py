@@ -173,8 +173,8 @@ class _Forgetful:
     def __ua_function__(method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if method is scipy.fft.fft and not np.iscomplexobj(args[0]):
             return _mirrored(*args, **kwargs)
-        own = getattr(np.fft, method.__name__, None)
-        return NotImplemented if own is None else own(*args, **kwargs)
+        function = getattr(np.fft, method.__name__, None)
+        return NotImplemented if function is None else function(*args, **kwargs)
 
 
 def _mirrored(x: npt.ArrayLike, n: int) -> npt.NDArray[np.complex128]:

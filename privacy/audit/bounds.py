@@ -131,7 +131,7 @@ def errors(scores: Vector, included: Mask, thresholds: Sequence[float]) -> tuple
     )
 
 
-def contradicted(claim: Curve, found: Sequence[Errors], alpha: float) -> bool:
+def contradicted(claim: Curve, error_counts: Sequence[Errors], alpha: float) -> bool:
     """Whether both error rates of some test lie below the claimed curve beyond doubt `alpha`.
 
     The f-DP test: a mechanism with trade-off curve f has fnr >= f(fpr) for every test (Dong, Roth
@@ -139,8 +139,8 @@ def contradicted(claim: Curve, found: Sequence[Errors], alpha: float) -> bool:
     the curve contradict it. Holds where the canaries' scores are independent given the coins, as
     for canaries on coordinates of their own.
     """
-    level = alpha / (2 * len(found))
-    for e in found:
+    level = alpha / (2 * len(error_counts))
+    for e in error_counts:
         fpr = clopper_pearson(e.false_in, e.out, level)[1]
         fnr = clopper_pearson(e.false_out, e.inside, level)[1]
         if fnr < claim.fnr(fpr):
@@ -149,7 +149,7 @@ def contradicted(claim: Curve, found: Sequence[Errors], alpha: float) -> bool:
 
 
 def curve_bound(
-    found: Sequence[Errors],
+    error_counts: Sequence[Errors],
     *,
     sigma: float,
     rate: float,
@@ -164,11 +164,11 @@ def curve_bound(
     """
     alpha = 1 - confidence
     low, high = max(sigma / 64, LEAST_SIGMA), sigma * 64  # contradicted from some noise upwards
-    if not contradicted(curve(high, rate, steps), found, alpha):
+    if not contradicted(curve(high, rate, steps), error_counts, alpha):
         return Bound("f-DP (claimed trade-off curve)", 0.0, confidence, 1.0)
     while high / low > 1.002:
         middle = math.sqrt(low * high)
-        if contradicted(curve(middle, rate, steps), found, alpha):
+        if contradicted(curve(middle, rate, steps), error_counts, alpha):
             high = middle
         else:
             low = middle
@@ -177,17 +177,19 @@ def curve_bound(
         "f-DP (claimed trade-off curve)",
         epsilon,
         confidence,
-        _least_level(curve(sigma, rate, steps), found),
+        _least_level(curve(sigma, rate, steps), error_counts),
     )
 
 
-def _least_level(claim: Curve, found: Sequence[Errors]) -> float:
+def _least_level(claim: Curve, error_counts: Sequence[Errors]) -> float:
     low, high = -30.0, 0.0  # powers of ten
-    if not contradicted(claim, found, 0.5):
+    if not contradicted(claim, error_counts, 0.5):
         return 1.0
     while high - low > 0.01:
         middle = (low + high) / 2
-        low, high = (low, middle) if contradicted(claim, found, 10**middle) else (middle, high)
+        low, high = (
+            (low, middle) if contradicted(claim, error_counts, 10**middle) else (middle, high)
+        )
     return float(10**high)
 
 

@@ -34,13 +34,13 @@ def epsilon(
 ) -> None:
     """Epsilon at DELTA of one or more segments of training together."""
     events = [_event(text) for text in segment or []]
-    found = spent(events, delta, accountant=accountant)
+    value = spent(events, delta, accountant=accountant)
     if as_json:
         typer.echo(
-            json.dumps({"epsilon": json_number(found), "delta": delta, "accountant": accountant})
+            json.dumps({"epsilon": json_number(value), "delta": delta, "accountant": accountant})
         )
     else:
-        typer.echo(f"epsilon {spent_text(found)} at delta {delta:g} ({accountant.upper()})")
+        typer.echo(f"epsilon {spent_text(value)} at delta {delta:g} ({accountant.upper()})")
 
 
 def sigma(
@@ -51,11 +51,11 @@ def sigma(
     as_json: Json = False,
 ) -> None:
     """The least noise multiplier that keeps STEPS steps inside EPSILON at DELTA."""
-    found = calibrate(Budget(epsilon, delta), rate=rate, steps=steps)
+    value = calibrate(Budget(epsilon, delta), rate=rate, steps=steps)
     if as_json:
-        typer.echo(json.dumps({"sigma": found}))
+        typer.echo(json.dumps({"sigma": value}))
     else:
-        typer.echo(f"sigma {spent_text(found)} for {steps} steps at rate {rate:g}")
+        typer.echo(f"sigma {spent_text(value)} for {steps} steps at rate {rate:g}")
 
 
 def _event(text: str) -> Event:

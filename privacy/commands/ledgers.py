@@ -31,17 +31,17 @@ def register(app: typer.Typer) -> None:
 def check(ledger: File, as_json: Json = False) -> None:
     """Verify the chain: exit 0 where the ledger is sound, 4 with the line and field where not."""
     try:
-        found = verify(ledger)
+        contents = verify(ledger)
     except LedgerError as error:
         if as_json and ledger.exists():
             facts = {"sound": False, "line": error.line, "error": str(error)}
             typer.echo(json.dumps({"ledger": str(ledger), **facts}))
         raise
     if as_json:
-        facts = {"sound": True, "entries": len(found.entries), "digest": found.digest}
+        facts = {"sound": True, "entries": len(contents.entries), "digest": contents.digest}
         typer.echo(json.dumps({"ledger": str(ledger), **facts}))
     else:
-        typer.echo(f"sound: {len(found.entries)} entries, ending in {found.digest}")
+        typer.echo(f"sound: {len(contents.entries)} entries, ending in {contents.digest}")
 
 
 def show(
@@ -52,25 +52,25 @@ def show(
     """Show what was spent, run by run, and other events of the ledger."""
     if delta is not None:
         check_delta(delta)
-    found = verify(ledger)
-    epsilon = None if delta is None else spent(found.events, delta)
+    contents = verify(ledger)
+    epsilon = None if delta is None else spent(contents.events, delta)
     if as_json:
-        typer.echo(json.dumps({"ledger": str(ledger), **_facts(found, delta, epsilon)}))
+        typer.echo(json.dumps({"ledger": str(ledger), **_facts(contents, delta, epsilon)}))
         return
     console = Console()
-    console.print(_table(found.entries, delta), highlight=False)
+    console.print(_table(contents.entries, delta), highlight=False)
     if epsilon is not None:
         console.print(
             f"epsilon {spent_text(epsilon)} at delta {delta:g} over the life of the ledger"
         )
-    console.print(f"{len(found.entries)} entries, ending in {found.digest}", soft_wrap=True)
-    for note in found.log or ():
+    console.print(f"{len(contents.entries)} entries, ending in {contents.digest}", soft_wrap=True)
+    for note in contents.log or ():
         details = ", ".join(f"{key} {value}" for key, value in note.details.items())
         line = f"{note.at}  {note.what} at {note.entries} entries  {details}"
         console.print(escape(line), highlight=False, soft_wrap=True)
 
 
-def _facts(found: Verified, delta: float | None, epsilon: float | None) -> dict[str, Any]:
+def _facts(contents: Verified, delta: float | None, epsilon: float | None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "entries": [
             {
@@ -80,16 +80,16 @@ def _facts(found: Verified, delta: float | None, epsilon: float | None) -> dict[
                 "plan": entry.plan,
                 "event": entry.event.to_dict(),
             }
-            for entry in found.entries
+            for entry in contents.entries
         ],
-        "digest": found.digest,
+        "digest": contents.digest,
         "segments": [
             {"sigma": sigma, "rate": rate, "steps": steps, "records": records}
-            for sigma, rate, records, steps in merge(found.events, None)
+            for sigma, rate, records, steps in merge(contents.events, None)
         ],
         "log": [
             {"what": note.what, "at": note.at, "entries": note.entries, **note.details}
-            for note in found.log or ()
+            for note in contents.log or ()
         ],
     }
     return facts if delta is None else {**facts, "delta": delta, "epsilon": json_number(epsilon)}

@@ -50,50 +50,52 @@ def show(
     rules = load_policy(policy) if policy is not None else None
     past = verify(ledger).events if ledger is not None else ()
     groups = _groups(chosen)
-    found = {own: forecast(chosen, sites[0], rules, past) for own, sites in groups.items()}
-    rounds = _rounds(chosen, _COUNTED if as_json else _SHOWN, list(found.values()))
-    work = [(own, number) for own in found for number in rounds] if chosen.private else []
+    outlooks = {terms: forecast(chosen, sites[0], rules, past) for terms, sites in groups.items()}
+    rounds = _rounds(chosen, _COUNTED if as_json else _SHOWN, list(outlooks.values()))
+    work = [(terms, number) for terms in outlooks for number in rounds] if chosen.private else []
     counted: dict[SitePlan, list[tuple[int, float]]] = defaultdict(list)
-    for own, number in track(
+    for terms, number in track(
         work, "counting", console=Console(stderr=True), disable=not sys.stderr.isatty()
     ):
-        counted[own] += epsilons(found[own], chosen.required_delta, [number])
+        counted[terms] += epsilons(outlooks[terms], chosen.required_delta, [number])
     records = rules.records_per_subject if rules is not None else 1
     persons: dict[SitePlan, list[tuple[int, float]]] = {}
     if records > 1 and chosen.unit == "record":
         persons = {
-            own: list(epsilons(one, chosen.required_delta, [chosen.rounds], records=records))
-            for own, one in found.items()
+            terms: list(epsilons(one, chosen.required_delta, [chosen.rounds], records=records))
+            for terms, one in outlooks.items()
         }
     for text in warnings(chosen):
         typer.echo(f"tacit-privacy: warning: {text}", err=True)
     if as_json:
         sites = {
-            name: _facts(chosen, found[own], counted[own], rules, past)
-            | ({"epsilon_person": _finite(persons[own][0][1])} if own in persons else {})
-            for own, names in groups.items()
+            name: _facts(chosen, outlooks[terms], counted[terms], rules, past)
+            | ({"epsilon_person": _finite(persons[terms][0][1])} if terms in persons else {})
+            for terms, names in groups.items()
             for name in names
         }
-        typer.echo(json.dumps(_about(chosen) | {"sites": sites, "leaves": _leaves(found)}))
+        typer.echo(json.dumps(_about(chosen) | {"sites": sites, "leaves": _leaves(outlooks)}))
     else:
-        people = {own: (records, persons[own][0][1]) if own in persons else None for own in groups}
-        _print(Console(), chosen, groups, found, counted, rules, people)
+        people = {
+            terms: (records, persons[terms][0][1]) if terms in persons else None for terms in groups
+        }
+        _print(Console(), chosen, groups, outlooks, counted, rules, people)
 
 
 def _groups(plan: Plan) -> dict[SitePlan, tuple[str, ...]]:
     """Sites of the same terms share one account."""
     groups: dict[SitePlan, tuple[str, ...]] = {}
     for name in sites_of(plan):
-        own = SitePlan(None, plan.site_overrides(name).epsilon, plan.site_overrides(name).limit)
-        groups[own] = (*groups.get(own, ()), name)
+        terms = SitePlan(None, plan.site_overrides(name).epsilon, plan.site_overrides(name).limit)
+        groups[terms] = (*groups.get(terms, ()), name)
     return groups
 
 
-def _rounds(plan: Plan, most: int, found: list[Forecast]) -> list[int]:
+def _rounds(plan: Plan, most: int, outlooks: list[Forecast]) -> list[int]:
     """Every round, or, of a long run, so many of them with the last and those before a refusal."""
     step = max(1, -(-plan.rounds // most))
     chosen = set(range(step, plan.rounds + 1, step)) | {1, plan.rounds}
-    return sorted(chosen | {f.fits for f in found if f.fits})
+    return sorted(chosen | {f.fits for f in outlooks if f.fits})
 
 
 def _about(plan: Plan) -> dict[str, Any]:
@@ -108,24 +110,24 @@ def _about(plan: Plan) -> dict[str, Any]:
 
 def _facts(
     plan: Plan,
-    found: Forecast,
+    outlook: Forecast,
     counted: list[tuple[int, float]],
     rules: Policy | None,
     past: tuple[Event, ...],
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        "sigma": found.events[0].sigma if found.events else None,
-        "events": [event.to_dict() for event in found.events],
+        "sigma": outlook.events[0].sigma if outlook.events else None,
+        "events": [event.to_dict() for event in outlook.events],
         "rounds": [{"round": number, "epsilon": value} for number, value in counted],
         "epsilon": counted[-1][1] if counted else None,
-        "limit": _limit(plan.limit_of(found.site)),
+        "limit": _limit(plan.limit_of(outlook.site)),
         "refused": None,
     }
-    if found.refusal is not None:
+    if outlook.refusal is not None:
         facts["refused"] = {
-            "round": found.refused,
-            "code": found.refusal.code,
-            "message": found.refusal.message,
+            "round": outlook.refused,
+            "code": outlook.refusal.code,
+            "message": outlook.refusal.message,
         }
     if rules is not None and rules.budget is not None:
         before = json_number(spent(past, rules.delta, records=None))
@@ -137,8 +139,8 @@ def _limit(budget: Budget | None) -> Any:
     return None if budget is None else {"epsilon": budget.epsilon, "delta": budget.delta}
 
 
-def _leaves(found: dict[SitePlan, Forecast]) -> list[dict[str, Any]]:
-    first = next(iter(found.values()))
+def _leaves(outlooks: dict[SitePlan, Forecast]) -> list[dict[str, Any]]:
+    first = next(iter(outlooks.values()))
     return [
         {
             "field": one.name,
@@ -172,14 +174,14 @@ def _print(
     console: Console,
     plan: Plan,
     groups: dict[SitePlan, tuple[str, ...]],
-    found: dict[SitePlan, Forecast],
+    outlooks: dict[SitePlan, Forecast],
     counted: dict[SitePlan, list[tuple[int, float]]],
     rules: Policy | None,
     people: dict[SitePlan, tuple[int, float] | None],
 ) -> None:
     console.print(f"plan {plan.digest}", highlight=False, soft_wrap=True)
-    for own, names in groups.items():
-        one = found[own]
+    for terms, names in groups.items():
+        one = outlooks[terms]
         label = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} like it"
         if plan.private:
             title = f"{escape(label)}: sigma {one.events[0].sigma:.4g}"
@@ -187,11 +189,11 @@ def _print(
             table = Table(box=None, header_style="bold", pad_edge=False)
             table.add_column("round", justify="right")
             table.add_column(f"epsilon at delta {plan.delta:g}", justify="right")
-            for number, value in counted[own]:
+            for number, value in counted[terms]:
                 if number <= one.fits:
                     table.add_row(str(number), spent_text(value))
             console.print(table, highlight=False)
-            if (text := _person(plan, people[own])) is not None:
+            if (text := _person(plan, people[terms])) is not None:
                 console.print(text, highlight=False, soft_wrap=True)
         else:
             console.print(f"{escape(label)}: no privacy is claimed; epsilon has no value")
@@ -208,7 +210,7 @@ def _print(
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("field", "paid by", "what it is"):
         table.add_column(name, overflow="fold")
-    for output in next(iter(found.values())).leaves:
+    for output in next(iter(outlooks.values())).leaves:
         event = output.event
         paid = "data-independent" if output.protected else "NOT PROTECTED from the coordinator"
         if event is not None:

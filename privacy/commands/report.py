@@ -35,12 +35,12 @@ def report(
     """Compute what was spent on whom and file it; exit 4 if it does not fit together."""
     from privacy.report.bundle.write import file_report
 
-    made, where, names = file_report(folders, out)
+    document, where, names = file_report(folders, out)
     if as_json:
-        typer.echo(json.dumps(_facts(made, where), allow_nan=False))
+        typer.echo(json.dumps(_facts(document, where), allow_nan=False))
     else:
-        _show(made, where, names)
-    if not made.sound:
+        _show(document, where, names)
+    if not document.sound:
         raise typer.Exit(4)
 
 
@@ -65,40 +65,40 @@ def verify(
         authority = ca.read_bytes() if ca is not None else None
     except OSError as error:
         raise ReportError(f"--ca must be a certificate, got {ca} ({error.strerror})") from None
-    found = check(folder, name_ledgers(folder, ledger or []), authority)
+    verification = check(folder, name_ledgers(folder, ledger or []), authority)
     if as_json:
         facts = {
-            "sound": found.sound,
-            "origin": found.origin,
-            "figures": found.figures,
-            "differences": [one.to_dict() for one in found.differences],
+            "sound": verification.sound,
+            "origin": verification.origin,
+            "figures": verification.figures,
+            "differences": [one.to_dict() for one in verification.differences],
         }
         typer.echo(json.dumps(facts))
     else:
-        _tell(found)
-    if not found.sound:
+        _tell(verification)
+    if not verification.sound:
         raise typer.Exit(4)
 
 
-def _facts(made: "Report", where: Path) -> dict[str, Any]:
-    plain = made.content["plain"]
+def _facts(document: "Report", where: Path) -> dict[str, Any]:
+    plain = document.content["plain"]
     return {
-        "sound": made.sound,
+        "sound": document.sound,
         "report": str(where),
-        "view": made.content["view"],
+        "view": document.content["view"],
         "epsilon": plain["epsilon"],
         "delta": plain["delta"],
         "attacker_at_most": plain["at_most"],
-        "problems": [one.to_dict() for one in made.problems],
+        "problems": [one.to_dict() for one in document.problems],
     }
 
 
-def _show(made: "Report", where: Path, names: dict[str, str]) -> None:
+def _show(document: "Report", where: Path, names: dict[str, str]) -> None:
     from privacy.report.html import figure, percent
 
     console = Console(soft_wrap=True, highlight=False)
-    plain = made.content["plain"]
-    for problem in made.problems:
+    plain = document.content["plain"]
+    for problem in document.problems:
         console.print(f"[bold red]not sound[/] {escape(problem.where)}: {escape(problem.message)}")
     for name in plain["without_any_guarantee"]:
         console.print(f"[bold red]no privacy[/] {escape(name)} was trained without noise")
@@ -114,10 +114,10 @@ def _show(made: "Report", where: Path, names: dict[str, str]) -> None:
     console.print(f"filed in {escape(str(where))}")
 
 
-def _tell(found: "Verification") -> None:
+def _tell(verification: "Verification") -> None:
     console = Console(soft_wrap=True, highlight=False)
-    for one in found.differences:
+    for one in verification.differences:
         console.print(f"[bold red]differs[/] {escape(one.where)}: {escape(one.message)}")
-    console.print(escape(found.origin))
-    if found.sound:
-        console.print(f"sound: {found.figures} figures computed again, all agree")
+    console.print(escape(verification.origin))
+    if verification.sound:
+        console.print(f"sound: {verification.figures} figures computed again, all agree")

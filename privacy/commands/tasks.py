@@ -31,17 +31,17 @@ def check(path: Where, as_json: Json = False) -> None:
     """
     package = load_package(path)
     manifest = manifest_of(package)
-    found = findings(package, manifest)
+    remarks = findings(package, manifest)
     missing = manifest.missing()
     if as_json:
-        typer.echo(json.dumps(facts(package, manifest, found) | {"missing": missing}))
+        typer.echo(json.dumps(facts(package, manifest, remarks) | {"missing": missing}))
     else:
         typer.echo(f"{manifest.name} {printable(manifest.version)}: {package.code}")
-        for one in found:
+        for one in remarks:
             typer.echo(f"{'REFUSED' if one.refused else 'judge'}: {one}")
         for text in missing:
             typer.echo(f"missing here: {text}")
-    _refuse(found)
+    _refuse(remarks)
     if not as_json:
         typer.echo("read: nothing is refused; no line of it was run")
 
@@ -67,7 +67,7 @@ def pack(
     typer.echo(f'task = "{manifest.name}"\ncode = "{package.code}"')
 
 
-def facts(package: Package, manifest: Manifest, found: tuple[Finding, ...]) -> dict[str, Any]:
+def facts(package: Package, manifest: Manifest, remarks: tuple[Finding, ...]) -> dict[str, Any]:
     """A package as JSON values."""
     return {
         "name": manifest.name,
@@ -76,13 +76,13 @@ def facts(package: Package, manifest: Manifest, found: tuple[Finding, ...]) -> d
         "kind": manifest.kind,
         "code": package.code,
         "files": {name: len(content) for name, content in sorted(package.files.items())},
-        "refused": [str(one) for one in found if one.refused],
-        "judge": [str(one) for one in found if not one.refused],
+        "refused": [str(one) for one in remarks if one.refused],
+        "judge": [str(one) for one in remarks if not one.refused],
     }
 
 
-def _refuse(found: tuple[Finding, ...]) -> None:
-    refused = [one for one in found if one.refused]
+def _refuse(remarks: tuple[Finding, ...]) -> None:
+    refused = [one for one in remarks if one.refused]
     if refused:
         more = f" (and {len(refused) - 1} more)" if refused[1:] else ""
         raise PackageError(f"{refused[0]}{more}")

@@ -77,14 +77,14 @@ def forecast(
 
 
 def epsilons(
-    found: Forecast, delta: float, rounds: Sequence[int], *, records: int = 1
+    outlook: Forecast, delta: float, rounds: Sequence[int], *, records: int = 1
 ) -> Iterator[tuple[int, float]]:
     """Epsilon of the site in this run after each of `rounds`, as far as it takes part.
 
     It is that of a person with so many `records`.
     """
     for number in rounds:
-        taken = [replace(e, count=min(number, found.fits)) for e in found.events]
+        taken = [replace(e, count=min(number, outlook.fits)) for e in outlook.events]
         yield number, spent(taken, delta, records=records)
 
 

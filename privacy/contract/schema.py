@@ -99,8 +99,8 @@ def expected(hint: Any) -> str:
     """What an annotation allows, in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        said = [one.text for one in arguments[1:] if isinstance(one, Expected) and one.text]
-        return said[-1] if said else expected(arguments[0]) + _bounds(arguments[1:])
+        texts = [one.text for one in arguments[1:] if isinstance(one, Expected) and one.text]
+        return texts[-1] if texts else expected(arguments[0]) + _bounds(arguments[1:])
     if origin in (Union, types.UnionType):
         return " or ".join(expected(one) for one in arguments if one is not type(None))
     if origin is Literal:

@@ -98,20 +98,20 @@ class Certificate:
         """Read PEM or DER; IdentityError for anything else."""
         try:
             pem = data.lstrip().startswith(b"-----")
-            found = (x509.load_pem_x509_certificate if pem else x509.load_der_x509_certificate)(
-                data
-            )
-            public = found.public_key()
-            value = _extension(found.extensions)
+            certificate = (
+                x509.load_pem_x509_certificate if pem else x509.load_der_x509_certificate
+            )(data)
+            public = certificate.public_key()
+            value = _extension(certificate.extensions)
             return cls(
-                name=_common_name(found.subject),
+                name=_common_name(certificate.subject),
                 key=public.public_bytes(
                     serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
                 ),
                 signing=value.hex(),
-                begins=found.not_valid_before_utc,
-                ends=found.not_valid_after_utc,
-                hosts=_hosts(found),
+                begins=certificate.not_valid_before_utc,
+                ends=certificate.not_valid_after_utc,
+                hosts=_hosts(certificate),
             )
         except (ValueError, TypeError, UnsupportedAlgorithm):
             raise IdentityError("certificate: expected a certificate in PEM or DER") from None
@@ -199,9 +199,9 @@ class Authority:
     def _builder(
         self, name: str, public: ec.EllipticCurvePublicKey, now: datetime.datetime, days: float
     ) -> x509.CertificateBuilder:
-        own = x509.load_pem_x509_certificate(self.certificate)
-        builder = _builder(_name(name), own.subject, public, now, days)
-        identifier = own.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        authority = x509.load_pem_x509_certificate(self.certificate)
+        builder = _builder(_name(name), authority.subject, public, now, days)
+        identifier = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
         builder = builder.add_extension(_usage(authority=False), True)
         return builder.add_extension(
@@ -224,8 +224,8 @@ def issuer_of(certificate: bytes) -> str:
 def issued_by(certificate: bytes, authority: bytes) -> bool:
     """Whether the authority (PEM) signed this certificate (PEM)."""
     try:
-        found = x509.load_pem_x509_certificate(certificate)
-        found.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+        leaf = x509.load_pem_x509_certificate(certificate)
+        leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
     except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
         return False
     return True
@@ -236,10 +236,10 @@ def _name(common: str) -> x509.Name:
 
 
 def _common_name(name: x509.Name) -> str:
-    found = name.get_attributes_for_oid(NameOID.COMMON_NAME)
-    if len(found) != 1 or not isinstance(found[0].value, str):
+    attributes = name.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if len(attributes) != 1 or not isinstance(attributes[0].value, str):
         raise IdentityError("name: expected exactly one common name")
-    return found[0].value
+    return attributes[0].value
 
 
 @lru_cache(maxsize=4096)

@@ -106,13 +106,13 @@ def verify(path: Path | str, *, log: bool = True) -> Verified:
         raise LedgerError(path, lost, line=len(chain.rows) + 1)
     if log and anchored and (lost := anchor.lost(last, path, chain.rows)):
         raise LedgerError(path, lost, line=len(chain.rows) + 1)
-    return Verified(tuple(chain.rows), chain.head, told(notes) or None)
+    return Verified(tuple(chain.rows), chain.head, without_salt(notes) or None)
 
 
-def told(log: list[Note]) -> tuple[Note, ...]:
+def without_salt(log: list[Note]) -> tuple[Note, ...]:
     """The log without the salt, which guards what the entries' leaves tell outside."""
     shown = [{k: v for k, v in note.details.items() if k != "salt"} for note in log]
-    return tuple(replace(note, details=kept) for note, kept in zip(log, shown, strict=True))
+    return tuple(replace(note, details=details) for note, details in zip(log, shown, strict=True))
 
 
 def check_anchors(path: Path, entries: list[Entry], log: list[Note]) -> str | None:

@@ -39,8 +39,8 @@ from privacy.ledger.entries import (
     log_path,
     note_body,
     now,
-    told,
     verify,
+    without_salt,
 )
 from privacy.ledger.heads import GENESIS, Head, Proof, extends, fold, leaf
 from privacy.ledger.totals import SpendingState, Totals
@@ -145,7 +145,7 @@ class Ledger:
     def notes(self) -> tuple[Note, ...]:
         """The log: every note, of the kinds of `NOTES`."""
         with self._reading():
-            return told(self._log.rows)
+            return without_salt(self._log.rows)
 
     def merged(self, run: str | None = None, *, coordinator: str = "") -> tuple[Event, ...]:
         """All events, or those of a coordinator's run, equal ones counted together."""

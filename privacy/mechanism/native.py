@@ -165,8 +165,8 @@ def private_cache() -> Iterator[int]:
 
 
 def _private(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
-    own = status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o022
-    return own and kind(status.st_mode)
+    is_ours = status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o022
+    return is_ours and kind(status.st_mode)
 
 
 def _processor() -> str:

@@ -86,9 +86,9 @@ def poisson(n: int, rate: float) -> NDArray[np.int64]:
     tied = drawn < 0
     if not tied.any():
         return drawn
-    kept = ~tied
-    kept[tied] = _bits(int(tied.sum()), np.uint64) < np.uint64((scaled - threshold) * 2**64)
-    chosen: NDArray[np.int64] = np.where(tied, ~drawn, drawn)[kept]
+    mask = ~tied
+    mask[tied] = _bits(int(tied.sum()), np.uint64) < np.uint64((scaled - threshold) * 2**64)
+    chosen: NDArray[np.int64] = np.where(tied, ~drawn, drawn)[mask]
     return chosen
 
 

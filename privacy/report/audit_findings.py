@@ -70,9 +70,9 @@ def _membership(value: object) -> list[dict[str, Any]]:
     if not isinstance(value, dict):
         return []
     return [
-        {"trained": name.replace("_", " "), **{k: _number(v) for k, v in sorted(said.items())}}
-        for name, said in sorted(value.items())
-        if isinstance(said, dict)
+        {"trained": name.replace("_", " "), **{k: _number(v) for k, v in sorted(figures.items())}}
+        for name, figures in sorted(value.items())
+        if isinstance(figures, dict)
     ]
 
 

@@ -52,11 +52,11 @@ def grouped(series: Sequence[Series], most: int = 6) -> list[Series]:
     for one in series:
         if one.points:
             same.setdefault(one.points, []).append(one.name)
-    found = [Series(_names(names), points) for points, names in same.items()]
-    if len(found) <= most:
-        return found
-    found.sort(key=lambda s: s.points[-1][1], reverse=True)
-    return found[:most]
+    groups = [Series(_names(names), points) for points, names in same.items()]
+    if len(groups) <= most:
+        return groups
+    groups.sort(key=lambda s: s.points[-1][1], reverse=True)
+    return groups[:most]
 
 
 def _names(names: Sequence[str]) -> str:

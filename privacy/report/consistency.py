@@ -11,12 +11,12 @@ from privacy.report.accounts import TOLERANCE, Account, Row
 from privacy.report.sources import Problem, Source
 
 
-def said_of(line: Mapping[str, Any], covers: Sequence[str]) -> Mapping[str, Any]:
+def answer_of(line: Mapping[str, Any], covers: Sequence[str]) -> Mapping[str, Any]:
     """What the history says of an account in a round; of several sites, trained if any was."""
-    found = [line["sites"][site] for site in covers if site in line["sites"]]
-    if not found:
+    answers = [line["sites"][site] for site in covers if site in line["sites"]]
+    if not answers:
         return {"status": "absent", "reason": None}
-    return next((one for one in found if one["status"] == "trained"), found[0])
+    return next((one for one in answers if one["status"] == "trained"), answers[0])
 
 
 def against_history(
@@ -25,7 +25,7 @@ def against_history(
     """Every epsilon that the history states, against the one recounted for that round."""
     if account.name in source.books and source.books[account.name].error is not None:
         return []  # said already, and nothing to compare with
-    found: list[Problem] = []
+    problems: list[Problem] = []
     recounted = {row.round: row for row in account.rows}
     once: tuple[Event, ...] = ()
     latest = 0.0
@@ -36,18 +36,18 @@ def against_history(
         if row.status == "trained":
             once += row.events[: len(plan.events_of_round(account.name))]
         for site in account.covers:
-            said = line["sites"].get(site)
-            if said is None:
+            answer = line["sites"].get(site)
+            if answer is None:
                 continue
             place = f"{source.name}/history.jsonl line {index}, {site}"
-            stated = said.get("epsilon")
+            stated = answer.get("epsilon")
             if stated is None:
-                if said["status"] == "trained":
-                    found.append(Problem("epsilon-differs", place, "no epsilon is stated"))
+                if answer["status"] == "trained":
+                    problems.append(Problem("epsilon-differs", place, "no epsilon is stated"))
                 continue
             if abs(stated - row.epsilon) <= TOLERANCE:
                 latest = row.epsilon
-            elif said["status"] != "trained" and abs(stated - latest) <= TOLERANCE:
+            elif answer["status"] != "trained" and abs(stated - latest) <= TOLERANCE:
                 pass  # what was spent on a reply that never came shows with the next one
             elif abs(stated - spent(once, plan.required_delta)) <= TOLERANCE:
                 notes.append(
@@ -56,17 +56,19 @@ def against_history(
                 )
             else:
                 message = f"epsilon {stated:.6g} is stated, recomputed is {row.epsilon:.6g}"
-                found.append(Problem("epsilon-differs", place, message))
-            found += _stated(said, row, plan, account.name, place)
-    return found
+                problems.append(Problem("epsilon-differs", place, message))
+            problems += _stated(answer, row, plan, account.name, place)
+    return problems
 
 
-def _stated(said: Mapping[str, Any], row: Row, plan: Plan, name: str, place: str) -> list[Problem]:
+def _stated(
+    answer: Mapping[str, Any], row: Row, plan: Plan, name: str, place: str
+) -> list[Problem]:
     """The other figures of a trained site's line: cost of the round, delta, and the mechanism."""
     if row.status != "trained" or not row.events:
         return []
-    found: list[Problem] = []
-    marginal = said.get("epsilon_round")
+    problems: list[Problem] = []
+    marginal = answer.get("epsilon_round")
     once = row.events[: len(plan.events_of_round(name))]
     alone = spent(once, plan.required_delta)
     if marginal is None or (
@@ -74,19 +76,19 @@ def _stated(said: Mapping[str, Any], row: Row, plan: Plan, name: str, place: str
         and not 0 <= marginal <= spent(row.events, plan.required_delta) + TOLERANCE
     ):
         message = f"epsilon_round {marginal} is stated, the round by itself costs {alone:.6g}"
-        found.append(Problem("epsilon-differs", place, message))
-    if said.get("delta") is not None and said["delta"] != plan.required_delta:
-        message = f"delta {said['delta']:g} is stated, the plan's is {plan.required_delta:g}"
-        found.append(Problem("epsilon-differs", place, message))
+        problems.append(Problem("epsilon-differs", place, message))
+    if answer.get("delta") is not None and answer["delta"] != plan.required_delta:
+        message = f"delta {answer['delta']:g} is stated, the plan's is {plan.required_delta:g}"
+        problems.append(Problem("epsilon-differs", place, message))
     for key in ("sigma", "rate", "steps"):
-        stated = said.get(key)
+        stated = answer.get(key)
         if stated is None or any(
             math.isclose(stated, getattr(event, key), rel_tol=1e-9) for event in row.events
         ):
             continue
         message = f"{key} {stated:g} is stated, paid for was {getattr(row.events[0], key):g}"
-        found.append(Problem("event-differs", place, message))
-    return found
+        problems.append(Problem("event-differs", place, message))
+    return problems
 
 
 def two_accountants(source: Source, account: Account, delta: float) -> list[Problem]:
@@ -116,7 +118,7 @@ def within_limit(source: Source, plan: Plan, account: Account) -> list[Problem]:
 
 def federation(source: Source, accounts: Sequence[Account]) -> list[Problem]:
     """The history's federation total is the largest over the sites, never an average."""
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for index, line in enumerate(source.history, start=1):
         stated = [s["epsilon"] for s in line["sites"].values() if s.get("epsilon") is not None]
         total = line.get("epsilon")
@@ -131,5 +133,5 @@ def federation(source: Source, accounts: Sequence[Account]) -> list[Problem]:
         ):
             message = f"epsilon {total} is stated, the largest over the sites is {most:.6g}"
             place = f"{source.name}/history.jsonl line {index}"
-            found.append(Problem("epsilon-differs", place, message))
-    return found
+            problems.append(Problem("epsilon-differs", place, message))
+    return problems

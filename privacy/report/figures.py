@@ -9,18 +9,18 @@ from privacy.report.charts import COLOURS, LIMIT, Series, bars, lines
 
 def pictures(run: Mapping[str, Any]) -> dict[str, str]:
     """A run's charts by name; one without figures is left out, and the page says so in words."""
-    found: dict[str, str] = {}
+    images: dict[str, str] = {}
     promise = run.get("guarantee")
     if promise:
         if spending := spending_picture(run):
-            found["spending"] = spending
+            images["spending"] = spending
         if budget := budget_picture(promise["accounts"]):
-            found["budget"] = budget
+            images["budget"] = budget
         if curve := curve_picture(promise["accounts"]):
-            found["curve"] = curve
+            images["curve"] = curve
     if quality := quality_picture(run.get("utility") or {"lead": None}):
-        found["quality"] = quality
-    return found
+        images["quality"] = quality
+    return images
 
 
 def spending_picture(run: Mapping[str, Any]) -> str | None:
@@ -101,12 +101,12 @@ def curve_picture(accounts: Sequence[Mapping[str, Any]]) -> str | None:
     worst = max(known, key=lambda a: a["epsilon"])
     guessing = Series("guessing", ((0.0, 1.0), (1.0, 0.0)))
     best = Series(f"best attacker ({worst['name']})", tuple(map(tuple, worst["attack"]["curve"])))
-    found = worst["attack"]["found_at_1_percent_false_alarms"]
+    share = worst["attack"]["found_at_1_percent_false_alarms"]
     return lines(
         [best, guessing],
         title="What the best attacker could achieve",
         description="For each share of false alarms the least share of misses that the best "
-        f"attacker can have; at 1 % false alarms he finds at most {100 * found:.1f} % of the "
+        f"attacker can have; at 1 % false alarms he finds at most {100 * share:.1f} % of the "
         "records that were used",
         x_label="false alarms (accused though not used)",
         y_label="misses (used, not noticed)",
@@ -190,13 +190,13 @@ def gauge(plain: Mapping[str, Any]) -> str:
 
 def _distinct(accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Accounts of equal budget under one name."""
-    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for a in accounts:
         limit = a["limit"]["epsilon"] if a["limit"] else None
-        found.setdefault((a["earlier"], a["life"], limit), []).append(dict(a))
+        groups.setdefault((a["earlier"], a["life"], limit), []).append(dict(a))
     return [
         same[0] | {"name": same[0]["name"] if len(same) == 1 else _all(same)}
-        for same in found.values()
+        for same in groups.values()
     ]
 
 

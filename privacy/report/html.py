@@ -33,15 +33,15 @@ def to_html(content: Mapping[str, Any]) -> str:
 
 def across(content: Mapping[str, Any]) -> dict[str, str]:
     """The pictures of the report as a whole."""
-    found: dict[str, str] = {}
+    images: dict[str, str] = {}
     if content["plain"]["at_most"] is not None:
-        found["gauge"] = gauge(content["plain"])
+        images["gauge"] = gauge(content["plain"])
     if any(len(book["runs"]) > 1 for book in content["life"]):
-        found["life"] = life_picture(content["life"])
+        images["life"] = life_picture(content["life"])
     for check in content["checks"]:
         if check["audit"] is not None and check["audit"]["bounds"]:
-            found["audit"] = audit_picture(check["audit"])
-    return found
+            images["audit"] = audit_picture(check["audit"])
+    return images
 
 
 def tables(run: Mapping[str, Any]) -> list[dict[str, Any]]:

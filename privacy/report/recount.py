@@ -16,8 +16,8 @@ from privacy.contract.plan import Plan, PlanError
 from privacy.report.accounts import TOLERANCE, Account, Row
 from privacy.report.consistency import (
     against_history,
+    answer_of,
     federation,
-    said_of,
     two_accountants,
     within_limit,
 )
@@ -65,31 +65,31 @@ def reckon(source: Source) -> Reckoning:
 
 
 def _chains(source: Source) -> list[Problem]:
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for site, book in sorted(source.books.items()):
         where = f"{source.name}/ledgers/{site}.jsonl"
         if book.error is not None:
-            found.append(Problem("ledger-broken", where, book.error))
+            problems.append(Problem("ledger-broken", where, book.error))
         for note in book.notes:
             if note["what"] == "untrusted":
-                found.append(Problem("ledger-untrusted", where, str(note.get("lost"))))
-    return found
+                problems.append(Problem("ledger-untrusted", where, str(note.get("lost"))))
+    return problems
 
 
 def _digests(source: Source) -> list[Problem]:
     """The plan that was read must be the one that the run and its ledgers name."""
-    found: list[Problem] = []
+    problems: list[Problem] = []
     claimed = source.run.get("plan")
     if isinstance(claimed, str) and claimed != source.plan_digest:
         message = f"its digest is not {claimed[:16]}, which run.json names"
-        found.append(Problem("plan-changed", f"{source.name}/plan.toml", message))
+        problems.append(Problem("plan-changed", f"{source.name}/plan.toml", message))
     for site, book in sorted(source.books.items()):
         other = {e.plan for e in book.entries if e.run == source.run_id} - {source.plan_digest}
         if other:
             names = ", ".join(sorted(digest[:16] for digest in other))
             message = f"spent under a plan of digest {names}, not under this run's plan.toml"
-            found.append(Problem("plan-changed", f"{source.name}/ledgers/{site}.jsonl", message))
-    return found
+            problems.append(Problem("plan-changed", f"{source.name}/ledgers/{site}.jsonl", message))
+    return problems
 
 
 def _sites(source: Source) -> list[str]:
@@ -107,8 +107,8 @@ def _payers(source: Source, plan: Plan) -> list[tuple[str, tuple[str, ...]]]:
     if plan.noised_at_site:
         return [(site, (site,)) for site in sites]
     named = {site for row in source.history for site in row["sites"]}
-    own = [name for name in source.books if name not in named] or ["coordinator"]
-    return [(name, tuple(s for s in sites if s in named)) for name in own[:1]]
+    unnamed = [name for name in source.books if name not in named] or ["coordinator"]
+    return [(name, tuple(s for s in sites if s in named)) for name in unnamed[:1]]
 
 
 def _from_book(
@@ -118,8 +118,8 @@ def _from_book(
     where = f"{source.name}/ledgers/{name}.jsonl"
     entries = book.entries if book is not None else ()
     mine = [e for e in entries if e.run == source.run_id]
-    said = {r["round"]: said_of(r, covers) for r in source.history}
-    trained = {number for number, status in said.items() if status["status"] == "trained"}
+    answers = {r["round"]: answer_of(r, covers) for r in source.history}
+    trained = {number for number, status in answers.items() if status["status"] == "trained"}
     if book is None and trained:
         problems.append(Problem("ledger-missing", where, "there is no such ledger"))
     if book is None or book.error is None:
@@ -129,10 +129,10 @@ def _from_book(
     planned = plan.events_of_round(name)
     rows: list[Row] = []
     before: tuple[Event, ...] = ()
-    for number in sorted({*said, *(e.round for e in mine)}):
+    for number in sorted({*answers, *(e.round for e in mine)}):
         paid = tuple(e.event for e in mine if e.round == number)
         alone = "spent" if source.kind == SITE else "unfinished"
-        status = said.get(number, {"status": alone, "reason": None})
+        status = answers.get(number, {"status": alone, "reason": None})
         if status["status"] == "trained" and paid:
             problems += _weaker(paid, planned, f"{where} round {number}")
         rows.append(_row(number, status, before, paid, plan.required_delta))
@@ -151,7 +151,7 @@ def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) 
     for line in source.history:
         if site not in line["sites"]:
             continue
-        status, number = said_of(line, (site,)), line["round"]
+        status, number = answer_of(line, (site,)), line["round"]
         paid: tuple[Event, ...] = ()
         if status["status"] == "trained":
             head = next((h for h in reversed(heads) if h.get("round") == number), None)
@@ -186,25 +186,25 @@ def _told(
 ) -> tuple[Event, ...]:
     """The run's events that a head adds to those before; a head tells all of the run so far."""
     try:
-        told = counted(Event.from_dict(event) for event in head["events"])
+        totals = counted(Event.from_dict(event) for event in head["events"])
     except (EventError, KeyError, TypeError):
         problems.append(Problem("event-unknown", where, "expected the run's events in the head"))
         return ()
     known = counted(before)
-    if any(told.get(event, 0) < count for event, count in known.items()):
+    if any(totals.get(event, 0) < count for event, count in known.items()):
         message = "the events told no longer hold those told before"
         problems.append(Problem("event-differs", where, message))
-    more = ((event, told[event] - known.get(event, 0)) for event in sorted(told, key=repr))
+    more = ((event, totals[event] - known.get(event, 0)) for event in sorted(totals, key=repr))
     return tuple(replace(event, count=count) for event, count in more if count > 0)
 
 
 def counted(events: Iterable[Event]) -> dict[Event, int]:
     """How often each release was made, however the repetitions were grouped."""
-    found: dict[Event, int] = {}
+    totals: dict[Event, int] = {}
     for event in events:
         one = replace(event, count=1)
-        found[one] = found.get(one, 0) + event.count
-    return found
+        totals[one] = totals.get(one, 0) + event.count
+    return totals
 
 
 def _weaker(paid: Sequence[Event], planned: Sequence[Event], where: str) -> list[Problem]:

@@ -196,15 +196,17 @@ def _policy(source: Source, plan: Plan) -> dict[str, Any]:
     """H: who limited the spending, to what, and what was refused."""
     refused: dict[tuple[str, str], list[int]] = {}
     for line in source.history:
-        for site, said in line["sites"].items():
-            if said["status"] != "trained":
-                reason = f"{said['status']}: {said.get('reason') or 'no reason given'}"
+        for site, answer in line["sites"].items():
+            if answer["status"] != "trained":
+                reason = f"{answer['status']}: {answer.get('reason') or 'no reason given'}"
                 refused.setdefault((site, reason), []).append(line["round"])
-    own = source.policy or {}
+    policy = source.policy or {}
     return {
         "limit": tables.budget(plan.nominal_limit()),
         "set_by": "the site's own policy" if source.policy else "the plan of the run",
-        "policy": {k: v for k, v in sorted(own.items()) if isinstance(v, str | int | float | bool)},
+        "policy": {
+            k: v for k, v in sorted(policy.items()) if isinstance(v, str | int | float | bool)
+        },
         "refusals": [
             {"site": site, "reason": reason, "rounds": rounds}
             for (site, reason), rounds in sorted(refused.items())
@@ -248,7 +250,7 @@ def _epsilon(account: Mapping[str, Any]) -> float:
 
 def _life(sources: Sequence[Source]) -> list[dict[str, Any]]:
     """Each ledger's whole life; several runs on one data set add up here."""
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for name, entries in sorted(lives(sources).items()):
         plans = [p for s in sources for p in (s.plan, *s.plans.values()) if p is not None]
         deltas = [plan.delta for plan in plans if plan.delta]
@@ -258,5 +260,5 @@ def _life(sources: Sequence[Source]) -> list[dict[str, Any]]:
             limit = min((b for b in limits if b is not None), key=lambda b: b.epsilon, default=None)
         if entries:
             delta = min(deltas, default=limit.delta if limit is not None else 1e-5)
-            found.append(tables.life(name, entries, delta, limit, [name]))
-    return found
+            rows.append(tables.life(name, entries, delta, limit, [name]))
+    return rows

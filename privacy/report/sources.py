@@ -144,32 +144,32 @@ def read_book(path: Path) -> Book:
         return Book(error=str(error).removeprefix(f"{path}: "))
     notes = path.with_name(path.name + NOTES)
     try:
-        said = read_json(notes, LIMITS) if notes.is_file() else []
+        records = read_json(notes, LIMITS) if notes.is_file() else []
     except DocumentError:
-        said = None
-    if not isinstance(said, list) or not all(
-        isinstance(note, dict) and isinstance(note.get("what"), str) for note in said
+        records = None
+    if not isinstance(records, list) or not all(
+        isinstance(note, dict) and isinstance(note.get("what"), str) for note in records
     ):
         return Book(error=f"{notes.name}: expected a JSON list of notes")
-    return Book(sound.entries, sound.digest, None, tuple(said))
+    return Book(sound.entries, sound.digest, None, tuple(records))
 
 
 def _acts(path: Path, where: Callable[[str], str], damage: list[Problem]) -> Mapping[str, Any]:
     """The acts as the evidence holds them; a trail that is not sound is damage."""
-    found = _json(path, where, damage)
-    if found and not found.get("sound"):
-        damage.append(Problem("audit-log-unsound", where(path.name), str(found.get("problem"))))
-    return found
+    acts = _json(path, where, damage)
+    if acts and not acts.get("sound"):
+        damage.append(Problem("audit-log-unsound", where(path.name), str(acts.get("problem"))))
+    return acts
 
 
 def _plans(folder: Path) -> dict[str, Plan]:
     """The plans that a site keeps, by digest; a text that is no plan is no plan of a run either."""
-    found: dict[str, Plan] = {}
+    plans: dict[str, Plan] = {}
     for path in sorted(folder.glob("*.json")):
         with suppress(PlanError, OSError, UnicodeDecodeError):
             plan = from_json(path.read_text("utf-8"))
-            found[plan.digest] = plan
-    return found
+            plans[plan.digest] = plan
+    return plans
 
 
 def _json(path: Path, where: Callable[[str], str], damage: list[Problem]) -> Mapping[str, Any]:
@@ -244,12 +244,12 @@ def _shape(row: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> str |
     sites = row.get("sites")
     if not isinstance(sites, dict) or not all(isinstance(s, dict) for s in sites.values()):
         return "an object of sites"
-    for site, said in sites.items():
-        if said.get("status") not in ("trained", "declined", "failed"):
-            return f"a status trained, declined or failed of {site}, got {said.get('status')!r}"
+    for site, answer in sites.items():
+        if answer.get("status") not in ("trained", "declined", "failed"):
+            return f"a status trained, declined or failed of {site}, got {answer.get('status')!r}"
         for key in ("epsilon", "epsilon_round", "sigma", "rate", "steps", "delta"):
-            if not _number_or_none(said.get(key)):
-                return f"a number or null as {key} of {site}, got {said.get(key)!r}"
+            if not _number_or_none(answer.get(key)):
+                return f"a number or null as {key} of {site}, got {answer.get(key)!r}"
     if not _number_or_none(row.get("epsilon")):
         return f"a number or null as epsilon, got {row.get('epsilon')!r}"
     metrics = row.get("metrics", {})

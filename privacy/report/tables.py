@@ -100,8 +100,10 @@ def planned(plan: Plan, site: str) -> float | None:
     """The epsilon that the plan aims at for a site, all rounds done."""
     if not plan.private:
         return None
-    own = plan.site_overrides(site).epsilon
-    return own if own is not None else plan.epsilon or plan.epsilon_after(site, plan.rounds)
+    override = plan.site_overrides(site).epsilon
+    return (
+        override if override is not None else plan.epsilon or plan.epsilon_after(site, plan.rounds)
+    )
 
 
 def budget(limit: Budget | None) -> dict[str, float] | None:

@@ -130,7 +130,7 @@ def trust(plan: Plan, kind: str) -> dict[str, str]:
 
 def unprotected(plan: Plan, kind: str) -> list[Item]:
     """E: what the guarantee does not cover, and what becomes of it."""
-    said = "not sent"
+    status = "not sent"
     items: list[Item] = []
     if plan.unit == "client":
         items.append(
@@ -150,7 +150,7 @@ def unprotected(plan: Plan, kind: str) -> list[Item]:
         paid = f"noise of {plan.metrics_sigma:g} times the bound; charged to the same budget"
         items.append(_item("Loss, accuracy, counts on training records", "noised", paid))
     else:
-        items.append(_item("Loss, accuracy, counts on training records", said, "off by default"))
+        items.append(_item("Loss, accuracy, counts on training records", status, "off by default"))
     if kind == SIMULATION:
         items.append(
             _item(

@@ -193,17 +193,17 @@ class Manifest:
 
     def missing(self) -> list[str]:
         """The needed packages that are not installed here, each in one line."""
-        found = []
+        problems = []
         for text in self.needs:
             wanted = Requirement(text)
             try:
                 have = version(wanted.name)
             except PackageNotFoundError:
-                found.append(f"{wanted.name}: must be {text}, is not installed")
+                problems.append(f"{wanted.name}: must be {text}, is not installed")
                 continue
             if not wanted.specifier.contains(have, prereleases=True):
-                found.append(f"{wanted.name}: must be {text}, got {have}")
-        return found
+                problems.append(f"{wanted.name}: must be {text}, got {have}")
+        return problems
 
 
 def manifest_of(package: Package) -> Manifest:

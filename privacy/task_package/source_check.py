@@ -87,20 +87,20 @@ def findings(package: Package, manifest: Manifest) -> tuple[Finding, ...]:
         line = getattr(error, "lineno", 1) or 1
         return (Finding(True, line, f"must be Python, got {printable(error)}"),)
     needed = {need.partition(";")[0].strip().split("[")[0] for need in manifest.needs}
-    found = list(_reader(tree, {_module_of(name) for name in needed}))
+    remarks = list(_reader(tree, {_module_of(name) for name in needed}))
     defined = {node.name: node.lineno for node in tree.body if isinstance(node, ast.FunctionDef)}
-    found += [
+    remarks += [
         Finding(True, 1, f"must define the function {name}")
         for name in REQUIRED
         if name not in defined
     ]
     if manifest.kind == "values":
-        found += [
+        remarks += [
             Finding(True, 1, f'must define the function {name} where kind = "values"')
             for name in ("loss", "metrics")
             if name not in defined
         ]
-    return tuple(sorted(found, key=lambda one: (one.line, one.text)))
+    return tuple(sorted(remarks, key=lambda one: (one.line, one.text)))
 
 
 def imports(package: Package) -> tuple[str, ...]:

@@ -37,9 +37,9 @@ def backup(
     passphrase = passphrase_of(ask, passphrase_file, confirm=True)
     record(directory, "backup", str(file))
     without = (".coordinator", ".lock", "status.json")
-    made = pack(directory, file, kind=KIND, without=without, passphrase=passphrase)
-    kept = "encrypted" if passphrase else "it holds the authority's key"
-    typer.echo(f"{file}: {len(made['files'])} files; {kept}")
+    manifest = pack(directory, file, kind=KIND, without=without, passphrase=passphrase)
+    protection = "encrypted" if passphrase else "it holds the authority's key"
+    typer.echo(f"{file}: {len(manifest['files'])} files; {protection}")
 
 
 def restore(
@@ -52,10 +52,10 @@ def restore(
     from privacy.archive import restore as unpack
 
     passphrase = passphrase_of(ask, passphrase_file, confirm=False)
-    made = unpack(file, directory, kind=KIND, passphrase=passphrase)
+    manifest = unpack(file, directory, kind=KIND, passphrase=passphrase)
     Home(directory).check()
     record(directory, "restore", str(file))
-    typer.echo(f"{directory}: {len(made['files'])} files restored; next: tacit-server doctor")
+    typer.echo(f"{directory}: {len(manifest['files'])} files restored; next: tacit-server doctor")
 
 
 def repair(directory: Dir = HERE) -> None:
@@ -64,8 +64,8 @@ def repair(directory: Dir = HERE) -> None:
 
     Home(directory).check()
     with recorded(directory, "repair"):
-        made = make_again(directory, datetime.datetime.now(datetime.UTC))
-    result = f"made {', '.join(made)} again" if made else "nothing is missing"
+        names = make_again(directory, datetime.datetime.now(datetime.UTC))
+    result = f"made {', '.join(names)} again" if names else "nothing is missing"
     typer.echo(f"{directory}: {result}")
 
 

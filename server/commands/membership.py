@@ -35,22 +35,22 @@ def register(app: typer.Typer) -> None:
 
 def init(host: Hosts = None, directory: Dir = HERE, as_json: Json = False) -> None:
     """Make the authority, the coordinator's certificate and its signing key; once."""
-    made = members.create(directory, host or [], _now())
+    is_new = members.create(directory, host or [], _now())
     home = Home(directory)
     facts = {
-        "made": made,
+        "made": is_new,
         "hosts": home.hosts(),
         "authority": Certificate.read(home.ca.read_bytes()).fingerprint,
         "verify": signing_public(home.signing_key.read_bytes()),
     }
-    if made:
+    if is_new:
         hosts = ", ".join(home.hosts())
         record(directory, "init", hosts, fingerprint=str(facts["authority"]))
     if as_json:
         typer.echo(json.dumps(facts))
         return
     typer.echo(
-        f"{directory}: coordinator for {', '.join(home.hosts())}" + ("" if made else " (was)")
+        f"{directory}: coordinator for {', '.join(home.hosts())}" + ("" if is_new else " (was)")
     )
     typer.echo(f"authority {facts['authority']}")
     typer.echo(f"verifying key {facts['verify']}")
@@ -72,7 +72,7 @@ def sign(
     wanted = [plain(one) for one in expect or []]
     if wanted and len(wanted) != len(requests):
         raise MembersError(f"--expect: expected one for each of {len(requests)} requests")
-    told = []
+    rows = []
     for number, path in enumerate(requests):
         expected = wanted[number] if wanted else None
         wish, bundle = members.sign(
@@ -85,21 +85,21 @@ def sign(
         )
         compared = "fingerprint compared" if expected else "fingerprint not compared"
         record(directory, "sign", wish.site, fingerprint=wish.fingerprint, reason=compared)
-        told.append({"site": wish.site, "fingerprint": wish.fingerprint, "bundle": str(bundle)})
+        rows.append({"site": wish.site, "fingerprint": wish.fingerprint, "bundle": str(bundle)})
         if not as_json:
             typer.echo(f"{wish.site}: key {spaced(wish.fingerprint)}")
             typer.echo(f"  compare it with the site by telephone, then send {bundle}")
     if as_json:
-        typer.echo(json.dumps({"signed": told}))
+        typer.echo(json.dumps({"signed": rows}))
 
 
 def sites(directory: Dir = HERE, as_json: Json = False) -> None:
     """The enrolled sites, their keys, and how long their certificates hold."""
-    found = [facts(one) for one in Home(directory).check().members().sites.values()]
+    rows = [facts(one) for one in Home(directory).check().members().sites.values()]
     if as_json:
-        typer.echo(json.dumps({"sites": found}))
+        typer.echo(json.dumps({"sites": rows}))
         return
-    for one in found:
+    for one in rows:
         typer.echo(
             f"{one['site']:<20} {one['state']:<8} to {one['ends'][:10]}  {one['fingerprint']}"
         )

@@ -103,11 +103,11 @@ def submit(
 def runs(directory: Dir = HERE, as_json: Json = False) -> None:
     """Every run and proposal: its state, its rounds, and what it waits for."""
     home = Home(directory).check()
-    found = described(home)
+    rows = described(home)
     if as_json:
-        typer.echo(json.dumps({"runs": found}))
+        typer.echo(json.dumps({"runs": rows}))
         return
-    for one in found:
+    for one in rows:
         epsilon = "" if one["epsilon"] is None else f"  epsilon {one['epsilon']:.3f}"
         detail = f"  {one['detail']}" if one["detail"] else ""
         rounds = f"{one['rounds']} of {one['planned']} rounds"
@@ -118,16 +118,16 @@ def described(home: Home) -> list[dict[str, Any]]:
     """What is known of every run, those of before there was a queue first."""
     from server.service.queue import Queue
 
-    found = [_facts(home, one) for one in Queue(home.folder).runs()]
-    known = {one["run"] for one in found}
-    return [one for one in _older(home) if one["run"] not in known] + found
+    rows = [_facts(home, one) for one in Queue(home.folder).runs()]
+    known = {one["run"] for one in rows}
+    return [one for one in _older(home) if one["run"] not in known] + rows
 
 
 def show(run: Run, directory: Dir = HERE, as_json: Json = False) -> None:
     """One run: its state, each site's answer, and how many rounds each can pay for."""
     home, queue = _opened(directory)
-    found = queue.find(run)
-    answers = queue.answers(found.plan.digest)
+    submission = queue.find(run)
+    answers = queue.answers(submission.plan.digest)
     sites = []
     for site, member in sorted(home.members().sites.items()):
         answer = answers.get(site)
@@ -136,18 +136,22 @@ def show(run: Run, directory: Dir = HERE, as_json: Json = False) -> None:
             facts["answer"] = "revoked"
         elif answer is not None:
             facts |= {"answer": answer.reason or answer.status, "asked": answer.time}
-            facts |= {"rounds": answer.rounds, "of": found.plan.rounds - answer.round + 1}
+            facts |= {"rounds": answer.rounds, "of": submission.plan.rounds - answer.round + 1}
         sites.append(facts)
     if as_json:
-        plan = {"plan": found.plan.digest, "task": found.plan.task, "unit": found.plan.unit}
-        typer.echo(json.dumps(_facts(home, found) | plan | {"sites": sites}))
+        plan = {
+            "plan": submission.plan.digest,
+            "task": submission.plan.task,
+            "unit": submission.plan.unit,
+        }
+        typer.echo(json.dumps(_facts(home, submission) | plan | {"sites": sites}))
         return
-    one = _facts(home, found)
+    one = _facts(home, submission)
     typer.echo(f"{run}: {one['state']}, {one['rounds']} of {one['planned']} rounds")
     if one["detail"]:
         typer.echo(one["detail"])
-    typer.echo(f"{found.plan.task}, plan {found.plan.digest}")
-    typer.echo(f"a round needs {found.plan.operation.min_sites} sites")
+    typer.echo(f"{submission.plan.task}, plan {submission.plan.digest}")
+    typer.echo(f"a round needs {submission.plan.operation.min_sites} sites")
     for facts in sites:
         pays = ""
         if facts["rounds"] is not None:
@@ -174,12 +178,12 @@ def resume(
     from server.rounds.run_folder import with_operation
 
     _, queue = _opened(directory)
-    found = queue.find(run)
+    submission = queue.find(run)
     changes = list(set_ or [])
     if min_sites is not None:
         changes.append(f"operation.min_sites={min_sites}")
     if changes:
-        queue.operate(run, with_operation(found.plan, changes))
+        queue.operate(run, with_operation(submission.plan, changes))
     _ask(directory, run, "resume", " ".join([*changes, reason]).strip())
 
 
@@ -291,7 +295,7 @@ def _older(home: Home) -> list[dict[str, Any]]:
     from server.rounds.history import last_line
     from server.rounds.run_folder import FolderError, RunFolder
 
-    found = []
+    rows = []
     for path in sorted(home.runs.glob("*/run.json")):
         last = last_line(path.parent)
         try:
@@ -299,7 +303,7 @@ def _older(home: Home) -> list[dict[str, Any]]:
             planned, summary = folder.plan().rounds, folder.summary() or {}
         except (FolderError, OSError):
             continue
-        found.append(
+        rows.append(
             {
                 "run": path.parent.name,
                 "state": summary.get("reason", "open"),
@@ -310,7 +314,7 @@ def _older(home: Home) -> list[dict[str, Any]]:
                 "epsilon": last.get("epsilon"),
             }
         )
-    return found
+    return rows
 
 
 def _ask(directory: Path, run: str, request: str, reason: str) -> None:
@@ -319,8 +323,8 @@ def _ask(directory: Path, run: str, request: str, reason: str) -> None:
     home, queue = _opened(directory)
     queue.find(run)
     with recorded(directory, request, run, reason=reason):
-        found = queue.ask(run, request)
-    later = f"; {request} is asked for" if found.request else ""
-    typer.echo(f"{run}: {found.state}{later}")
-    if found.state in ("queued", "running") and not running(home.folder):
+        submission = queue.ask(run, request)
+    later = f"; {request} is asked for" if submission.request else ""
+    typer.echo(f"{run}: {submission.state}{later}")
+    if submission.state in ("queued", "running") and not running(home.folder):
         typer.echo("no coordinator runs here: tacit-server serve --listen HOST:PORT")

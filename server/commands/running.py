@@ -72,11 +72,11 @@ def serve(
         queue, address = Queue(home.folder), "{}:{}".format(*grid.address)
         record(home.folder, "serve", address)
         board = StatusBoard(home.folder, listen=address, presence=grid.presence)
-        told = CoordinatorMetrics(home, queue, board.snapshot, view.log)
-        with exported(told, where=metrics, file=metrics_file) as page, board:
+        coordinator_metrics = CoordinatorMetrics(home, queue, board.snapshot, view.log)
+        with exported(coordinator_metrics, where=metrics, file=metrics_file) as page, board:
             view.log("listening", where=address, **({"metrics": page} if page else {}))
             service = Service(home, grid, queue, board, view.log, stop.event, ask_every)
-            service.on_round = told.on_round
+            service.on_round = coordinator_metrics.on_round
             service.serve()
             going = next((one.name for one in queue.runs() if one.state == "running"), None)
             board.stop(stop.signal, going)
@@ -113,16 +113,16 @@ def run(
         raise MembersError(f"--data must be a file or folder of public rows, got {data}")
     if task is not None:
         add_package(home, task)
-    asked = planned(home, plan, list(set_ or []), min_sites, name if resume else None)
+    draft = planned(home, plan, list(set_ or []), min_sites, name if resume else None)
     if round_timeout is not None:
-        asked = replace(asked, operation=replace(asked.operation, round_timeout=round_timeout))
-    label = labelled(name, asked)
+        draft = replace(draft, operation=replace(draft.operation, round_timeout=round_timeout))
+    label = labelled(name, draft)
     _check_certificate(home)
     from server.model_process import Child
 
     view = View(as_json=as_json)
-    with Child(asked, data, home.tasks) as child:
-        chosen = asked if resume else resolved(asked, child)
+    with Child(draft, data, home.tasks) as child:
+        chosen = draft if resume else resolved(draft, child)
         with _link(home, where, view) as (grid, stop):
             listening = "{}:{}".format(*grid.address)
             record(home.folder, "run", label, fingerprint=chosen.digest)
@@ -268,12 +268,14 @@ def _check_certificate(home: Home) -> None:
     from privacy.identity.certificates import Certificate
 
     for path in (home.ca, home.certificate):
-        found = Certificate.read(path.read_bytes())
-        age = found.age(datetime.datetime.now(datetime.UTC))
+        certificate = Certificate.read(path.read_bytes())
+        age = certificate.age(datetime.datetime.now(datetime.UTC))
         if age == "expired":
-            raise MembersError(f"{path}: expired on {found.ends:%Y-%m-%d} (tacit-server renew)")
+            raise MembersError(
+                f"{path}: expired on {certificate.ends:%Y-%m-%d} (tacit-server renew)"
+            )
         if age == "soon":
-            print(f"tacit-server: {path} expires on {found.ends:%Y-%m-%d}", file=sys.stderr)
+            print(f"tacit-server: {path} expires on {certificate.ends:%Y-%m-%d}", file=sys.stderr)
 
 
 def doctor(
@@ -284,12 +286,12 @@ def doctor(
     """Check everything that `serve` needs, each with its next step; exit 1 on a fault."""
     from server.doctor import examine
 
-    found = examine(directory, listen)
+    checks = examine(directory, listen)
     if as_json:
-        typer.echo(json.dumps({"checks": found}))
+        typer.echo(json.dumps({"checks": checks}))
     else:
-        for one in found:
+        for one in checks:
             typer.echo(f"{one['state']:<5} {one['what']}: {one['said']}")
             if one["then"]:
                 typer.echo(f"      -> {one['then']}")
-    raise typer.Exit(int(any(one["state"] == "FAULT" for one in found)))
+    raise typer.Exit(int(any(one["state"] == "FAULT" for one in checks)))

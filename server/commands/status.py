@@ -32,9 +32,9 @@ def status(directory: Dir = HERE, as_json: Json = False) -> None:
             facts(member) | {"connected": connected, "seen": seen.get("seen") if alive else None}
         )
     runs = described(home)
-    found = {"hosts": home.hosts(), "now": now, "sites": sites, "runs": runs}
+    report = {"hosts": home.hosts(), "now": now, "sites": sites, "runs": runs}
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(report))
         return
     typer.echo(f"coordinator for {', '.join(home.hosts())}: {_state(now)}")
     for one in sites:

@@ -49,13 +49,13 @@ def runs_in(folder: Path) -> list[Path]:
     """The run folders that a folder is or holds, the one written last first."""
     if (folder / "plan.toml").is_file():
         return [folder]
-    found = [
+    folders = [
         path.parent
         for pattern in ("*/plan.toml", "runs/*/plan.toml")
         for path in folder.glob(pattern)
         if not path.parent.name.startswith(".")
     ]
-    return sorted(found, key=_written, reverse=True)
+    return sorted(folders, key=_written, reverse=True)
 
 
 def _written(run: Path) -> float:
@@ -136,15 +136,15 @@ def _site(plan: Plan, name: str, history: list[dict[str, Any]]) -> dict[str, Any
         "planned": planned,
     }
     for line in history:
-        said = line["sites"].get(name)
-        if said is None:
+        answer = line["sites"].get(name)
+        if answer is None:
             continue
-        one |= {**said, "last": line["round"]}
-        one["epsilons"].append([line["round"], said["epsilon"]])
-        if said["status"] == "trained":
+        one |= {**answer, "last": line["round"]}
+        one["epsilons"].append([line["round"], answer["epsilon"]])
+        if answer["status"] == "trained":
             one["trained"] += 1
         else:
-            _count(one["refusals"], said["status"], said["reason"], line["round"])
+            _count(one["refusals"], answer["status"], answer["reason"], line["round"])
     return one
 
 
@@ -192,7 +192,7 @@ def _line(text: str) -> dict[str, Any] | None:
     sites, metrics = row.get("sites"), row.get("metrics")
     if not isinstance(sites, dict) or not isinstance(metrics, dict):
         return None
-    if not all(isinstance(said, dict) for said in sites.values()):
+    if not all(isinstance(answer, dict) for answer in sites.values()):
         return None
     figures = ("epsilon", "seconds", "bytes_up", "bytes_down")
     return {
@@ -200,11 +200,11 @@ def _line(text: str) -> dict[str, Any] | None:
         "metrics": {name: _figure(value) for name, value in metrics.items()},
         "sites": {
             name: {
-                "status": str(said.get("status")),
-                "reason": None if said.get("reason") is None else str(said["reason"]),
-                "epsilon": _figure(said.get("epsilon")),
+                "status": str(answer.get("status")),
+                "reason": None if answer.get("reason") is None else str(answer["reason"]),
+                "epsilon": _figure(answer.get("epsilon")),
             }
-            for name, said in sites.items()
+            for name, answer in sites.items()
         },
     } | {name: _figure(row.get(name)) for name in figures}
 

@@ -118,15 +118,15 @@ class LinkGrid(SiteGrid):
     ) -> Iterable[Message]:
         pending = set(self.push_messages(messages))
         end = time.monotonic() + timeout if timeout is not None else None
-        found = []
+        replies = []
         while pending and (end is None or time.monotonic() < end):
             for reply in self.pull_messages(list(pending)):
                 pending.discard(reply.metadata.reply_to_message_id)
-                found.append(reply)
+                replies.append(reply)
             self.wait(0.2)
         for number in pending:
             self._fleet.forget(number)
-        return found
+        return replies
 
 
 @contextmanager

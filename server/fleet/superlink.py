@@ -140,13 +140,13 @@ class Fleet:
 
     async def _in_thread(self, call: Callable[[], Any]) -> Answer:
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._pool, lambda: call().SerializeToString())
-        return 200, found
+        content = await loop.run_in_executor(self._pool, lambda: call().SerializeToString())
+        return 200, content
 
     def _node(self, member: Member, request: Any) -> int:
-        said = request.node.node_id if hasattr(request, "node") else request.node_id
+        node_id = request.node.node_id if hasattr(request, "node") else request.node_id
         node = self.nodes.get(member.name)
-        if node is None or said != node:
+        if node is None or node_id != node:
             raise Denied(401, "another node's id, or one of before a restart")
         if member.name not in self.active:
             raise Denied(401, "not activated")
@@ -200,12 +200,12 @@ class Fleet:
         take = partial(self._take, member.name, node, generation, request)
         while True:
             event.clear()
-            found = await loop.run_in_executor(self._polls, take)  # it waits for a lock
-            if found is None:
+            response = await loop.run_in_executor(self._polls, take)  # it waits for a lock
+            if response is None:
                 return b""
             left = end - time.monotonic()
-            if found.messages_list or left <= 0:
-                answer: bytes = found.SerializeToString()
+            if response.messages_list or left <= 0:
+                answer: bytes = response.SerializeToString()
                 return answer
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(event.wait(), left)
@@ -229,12 +229,12 @@ class Fleet:
         return answer
 
     def _pull_object(self, member: Member, node: int, request: Any) -> Any:
-        own = any(
+        is_pending = any(
             request.object_id in item.objects
             for item in list(self.pending.values())
             if item.node == node
         )
-        if not own or request.run_id != self.run_id:
+        if not is_pending or request.run_id != self.run_id:
             return message_pb2.PullObjectResponse(object_found=False, object_available=False)
         return fleet_handlers.pull_object(request, self.state)
 
@@ -369,12 +369,12 @@ class Fleet:
         self._delete(root)
         decoded = decode_arrays(objects, item.limit).items()
         arrays: Any = {name: Array(*astuple(one)) for name, one in decoded}
-        found = inflate_object_from_contents(root, objects, objects=arrays)
-        if not isinstance(found, Message):
+        reply = inflate_object_from_contents(root, objects, objects=arrays)
+        if not isinstance(reply, Message):
             raise TypeError("the reply is no message")
-        if found.has_error():
-            return Message(Error(found.error.code, "the client failed"), reply_to=item.message)
-        return Message(RecordDict(dict(found.content)), reply_to=item.message)
+        if reply.has_error():
+            return Message(Error(reply.error.code, "the client failed"), reply_to=item.message)
+        return Message(RecordDict(dict(reply.content)), reply_to=item.message)
 
 
 def _confirm(member: Member, node: int, request: Any) -> Any:

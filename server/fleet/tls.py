@@ -41,13 +41,13 @@ class Refusals:
 
 def server_context(home: Home) -> ssl.SSLContext:
     """TLS 1.3 alone, with a certificate of the federation's authority on both sides."""
-    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    found.minimum_version = ssl.TLSVersion.TLSv1_3
-    found.verify_mode = ssl.CERT_REQUIRED
-    found.load_verify_locations(home.ca)
-    found.load_cert_chain(home.certificate, home.key)
-    found.num_tickets = 0  # no resumption: every connection shows its certificate
-    return found
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(home.ca)
+    context.load_cert_chain(home.certificate, home.key)
+    context.num_tickets = 0  # no resumption: every connection shows its certificate
+    return context
 
 
 def handshake_failure(error: ssl.SSLError) -> str:

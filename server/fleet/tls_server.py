@@ -202,12 +202,12 @@ class TlsServer(HttpListener):
         connection.transport.abort()
 
     def _file_stamp(self) -> tuple[int, ...]:
-        found: list[int] = []
+        stamp: list[int] = []
         for path in (self._home.sites, self._home.certificate):
             with contextlib.suppress(OSError):
                 stat = path.stat()
-                found += [stat.st_ino, stat.st_mtime_ns]
-        return tuple(found)
+                stamp += [stat.st_ino, stat.st_mtime_ns]
+        return tuple(stamp)
 
     # requests
 

@@ -40,11 +40,11 @@ def main(grid: Grid, context: Context) -> None:
     data, timeout, resume = _data(options), _seconds(options), bool(options.get("resume"))
     if resume and name is None:
         raise MembersError("resume: expected a name beside it")
-    asked = planned(home, source, overrides, least, name if resume else None)
-    label = labelled(name, asked)
+    draft = planned(home, source, overrides, least, name if resume else None)
+    label = labelled(name, draft)
     view = View(as_json=False)
     if timeout is not None:
-        asked = replace(asked, operation=replace(asked.operation, round_timeout=timeout))
+        draft = replace(draft, operation=replace(draft.operation, round_timeout=timeout))
     view.log("stock_flower", bundle=Path(__file__).parents[2], protection="docs/stock-flower.md")
 
     def sites() -> dict[bytes, str]:
@@ -53,8 +53,8 @@ def main(grid: Grid, context: Context) -> None:
 
     known = RegisteredGrid(grid, sites, view.log)
     where = "stock flower"
-    with exclusive(home.folder), Child(asked, data, home.tasks) as child:
-        plan = asked if resume else resolved(asked, child)
+    with exclusive(home.folder), Child(draft, data, home.tasks) as child:
+        plan = draft if resume else resolved(draft, child)
         state = play(
             known,
             where,

@@ -44,15 +44,15 @@ class RegisteredGrid(SiteGrid):
 
     def names(self) -> Mapping[int, str]:
         """Which site each connected node is; a node that is none is told of once."""
-        sites, found = self._sites(), dict[int, str]()
+        sites, names = self._sites(), dict[int, str]()
         for node in self._grid.get_nodes():
             site = sites.get(node.public_key)
             if site is not None:
-                found[node.node_id] = site
+                names[node.node_id] = site
             elif node.node_id not in self._strangers:
                 self._strangers.add(node.node_id)
                 self._log("node_not_asked", node=node.node_id, why="its key is not that of a site")
-        return found
+        return names
 
     def wait(self, seconds: float) -> None:
         """Nothing tells of news here: the SuperLink is asked again, not too often."""
@@ -80,14 +80,14 @@ class RegisteredGrid(SiteGrid):
                 self._unsent.discard(number)
                 return [Message(Error(_NO_REPLY, "away"), reply_to=self._sent[number])]
             try:
-                found = list(self._grid.pull_messages([number]))
+                messages = list(self._grid.pull_messages([number]))
             except httpx.HTTPError:  # the SuperLink's, no site's
                 raise
             except Exception as error:  # noqa: BLE001 - hostile bytes: that site's reply failed, no more
                 self._log("reply_malformed", why=type(error).__name__)
                 return [Message(Error(_NO_REPLY, "unreadable"), reply_to=self._sent[number])]
-            if found:
-                return found
+            if messages:
+                return messages
         return []
 
     def send_and_receive(

@@ -44,9 +44,9 @@ class HeadBook:
     def accept(self, site: str, number: int, answer: Answer) -> None:
         """Check the chain from the last head to the new one and counter-sign it, or HeadError."""
         self._load(site)
-        said = self._last[site]
+        record = self._last[site]
         proof = Proof.from_dict(answer.proof)
-        last = Head(said["n"], said["digest"])
+        last = Head(record["n"], record["digest"])
         head = accept(last, proof, self._used[site])
         if proof.acknowledged and proof.base != last:
             self._used[site].add(proof.base.digest)

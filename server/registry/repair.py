@@ -27,14 +27,14 @@ def repair(folder: Path, now: datetime.datetime) -> list[str]:
             f"--dir {folder}: {', '.join(lost)} cannot be made again, nothing was changed "
             "(restore a whole backup into an empty folder: tacit-server restore FILE)"
         )
-    made = []
+    names = []
     if not home.ca.is_file():
         write_atomic(home.ca, _authority(home, now), mode=PRIVATE)
-        made.append(home.ca.name)
+        names.append(home.ca.name)
     if not home.certificate.is_file():
         renew_server(folder, [], now)
-        made.append(home.certificate.name)
-    return made
+        names.append(home.certificate.name)
+    return names
 
 
 def _authority(home: Home, now: datetime.datetime) -> bytes:

@@ -132,14 +132,14 @@ class Home:
     def members(self) -> Members:
         """Read the list of sites."""
         try:
-            found = json.loads(self.sites.read_text())
+            content = json.loads(self.sites.read_text())
             sites = {
                 name: Member(
-                    name, said["certificate"], said["revoked"], _parse(said["certificate"])
+                    name, entry["certificate"], entry["revoked"], _parse(entry["certificate"])
                 )
-                for name, said in found["sites"].items()
+                for name, entry in content["sites"].items()
             }
-            return Members(sites, frozenset(found["revoked_keys"]))
+            return Members(sites, frozenset(content["revoked_keys"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"{type(error).__name__}: {error}"[:120]
             raise MembersError(f"{self.sites}: must be a list of sites ({problem})") from None
@@ -220,7 +220,7 @@ def sign(
         raise MembersError(
             f"{csr}: its key is {spaced(wish.fingerprint)}, expected {spaced(plain(expect))}"
         )
-    with _changing(home) as found:
+    with _changing(home) as content:
         members = home.members()
         before = members.sites.get(wish.site)
         if wish.fingerprint in members.revoked_keys:
@@ -230,9 +230,9 @@ def sign(
                 raise MembersError(
                     f"{csr}: {wish.site} is enrolled with another key (--replace strikes it off)"
                 )
-            found["revoked_keys"] = sorted({*found["revoked_keys"], before.fingerprint})
+            content["revoked_keys"] = sorted({*content["revoked_keys"], before.fingerprint})
         pem = _authority(home).issue(wish, now, days).decode()
-        found["sites"][wish.site] = {"certificate": pem, "revoked": None}
+        content["sites"][wish.site] = {"certificate": pem, "revoked": None}
     bundle = csr.with_name(f"{wish.site}.bundle")
     write_atomic(bundle, _bundle(home, wish.site, pem), mode=PRIVATE)
     return wish, bundle
@@ -241,11 +241,11 @@ def sign(
 def revoke(folder: Path, site: str, now: datetime.datetime) -> Member:
     """Strike a site's key off, for good."""
     home = Home(folder).check()
-    with _changing(home) as found:
+    with _changing(home) as content:
         member = known(home, site)
         when = member.revoked or now.isoformat(timespec="seconds")
-        found["sites"][site]["revoked"] = when
-        found["revoked_keys"] = sorted({*found["revoked_keys"], member.fingerprint})
+        content["sites"][site]["revoked"] = when
+        content["revoked_keys"] = sorted({*content["revoked_keys"], member.fingerprint})
     return replace(member, revoked=when)
 
 
@@ -257,8 +257,8 @@ def renew(
     It holds `days`, or as long as the one before.
     """
     home = Home(folder).check()
-    with _changing(home) as found:
-        pem = _renewed(home, found, site, now, days)
+    with _changing(home) as content:
+        pem = _renewed(home, content, site, now, days)
     bundle = where / f"{site}.bundle"
     write_atomic(bundle, _bundle(home, site, pem), mode=PRIVATE)
     return bundle
@@ -272,20 +272,20 @@ def bundle_now(folder: Path, site: str, now: datetime.datetime) -> tuple[bytes, 
     home, renewed = Home(folder).check(), False
     pem = known(home, site).pem
     if now >= Certificate.read(pem.encode()).renewal:
-        with _changing(home) as found:
-            pem, renewed = _renewed(home, found, site, now, None), True
+        with _changing(home) as content:
+            pem, renewed = _renewed(home, content, site, now, None), True
     return _bundle(home, site, pem), renewed
 
 
 def _renewed(
-    home: Home, found: dict[str, Any], site: str, now: datetime.datetime, days: float | None
+    home: Home, content: dict[str, Any], site: str, now: datetime.datetime, days: float | None
 ) -> str:
     member = known(home, site)
     if member.revoked is not None:
         raise MembersError(f"{site}: revoked {member.revoked}, expected a new request")
     wish = Request(site, member.certificate.key, member.certificate.signing)
     pem = _authority(home).issue(wish, now, days or member.certificate.days).decode()
-    found["sites"][site]["certificate"] = pem
+    content["sites"][site]["certificate"] = pem
     return pem
 
 
@@ -355,11 +355,11 @@ def _changing(home: Home) -> Iterator[dict[str, Any]]:
     """The list of sites, to be changed: under a lock, written in one step if nothing failed."""
     with (home.folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = json.loads(home.sites.read_text())
-        before = json.dumps(found)
-        yield found
-        if json.dumps(found) != before:
-            write_atomic(home.sites, _json(found), mode=PRIVATE)
+        content = json.loads(home.sites.read_text())
+        before = json.dumps(content)
+        yield content
+        if json.dumps(content) != before:
+            write_atomic(home.sites, _json(content), mode=PRIVATE)
 
 
 def _parse(pem: str) -> Certificate:

@@ -26,7 +26,7 @@ class CertificateUpkeep:
     log: Log
     now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
     _next: float = 0.0
-    _told: dict[str, float] = field(default_factory=dict)
+    _last_logged: dict[str, float] = field(default_factory=dict)
 
     def __call__(self) -> None:
         """Renew what is due, and warn of what ends soon, each once a day."""
@@ -61,9 +61,9 @@ class CertificateUpkeep:
 
     def _tell(self, event: str, whose: str, **facts: Any) -> None:
         """Once a day for each."""
-        last = self._told.get(f"{event} {whose}")
+        last = self._last_logged.get(f"{event} {whose}")
         if last is None or time.monotonic() - last >= _DAY:
-            self._told[f"{event} {whose}"] = time.monotonic()
+            self._last_logged[f"{event} {whose}"] = time.monotonic()
             self.log(event, whose=whose, **facts)
 
 

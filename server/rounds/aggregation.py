@@ -52,8 +52,8 @@ class State:
         """Read what `to_arrays` wrote."""
 
         def under(prefix: str) -> Arrays | None:
-            found = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-            return found or None
+            part = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+            return part or None
 
         released = {n: a for n, a in arrays.items() if not n.startswith("server/")}
         weights = under("server/weights/")
@@ -104,12 +104,12 @@ def _marks(names: tuple[str, ...]) -> NDArray[np.uint64]:
     return np.frombuffer(digests, np.uint64)
 
 
-def combine(state: State, updates: Iterable[Update], plan: Plan, *, asked: int = 1) -> State:
+def combine(state: State, updates: Iterable[Update], plan: Plan, *, sites: int = 1) -> State:
     """The next state; `updates` is consumed one by one, so that one is in memory at a time.
 
     FedAvg (McMahan et al. 2017) over equal or public weights, with momentum at the server (Hsu et
     al. 2019): v = m v + mean(updates); w = w + server_lr v. Unit "client" is DP-FedAvg (McMahan et
-    al. 2018): a sum of `asked` updates clipped to `clip`, noised here, over the number `asked`,
+    al. 2018): a sum of `sites` updates clipped to `clip`, noised here, over the number `sites`,
     which is public and does not depend on who answered.
     """
     total: Totals = {}
@@ -119,7 +119,7 @@ def combine(state: State, updates: Iterable[Update], plan: Plan, *, asked: int =
         below += update.below or 0.0
         del update  # else it would stay in memory while the next one unfolds
     if plan.unit == "client":
-        mean = _noisy_mean(total, state, plan, asked)
+        mean = _noisy_mean(total, state, plan, sites)
     elif weight == 0:
         raise ValueError("updates: must be at least one, got none")
     else:
@@ -128,7 +128,7 @@ def combine(state: State, updates: Iterable[Update], plan: Plan, *, asked: int =
             mean[name] /= np.float32(weight)
     moved = _moved(state, mean, plan)
     if plan.unit == "client" and plan.clip_quantile is not None:
-        return replace(moved, clip=_adapted(state, below, asked, plan))
+        return replace(moved, clip=_adapted(state, below, sites, plan))
     return moved
 
 
@@ -181,7 +181,7 @@ def _clip(state: State) -> float:
     return state.clip
 
 
-def _noisy_mean(total: Totals, state: State, plan: Plan, asked: int) -> Arrays:
+def _noisy_mean(total: Totals, state: State, plan: Plan, sites: int) -> Arrays:
     """The noised sum of clipped updates (float64; empty if none came) over the sites asked."""
     sigma, clip = plan.nominal_sigma(), _clip(state)
     if sigma is None:
@@ -191,12 +191,12 @@ def _noisy_mean(total: Totals, state: State, plan: Plan, asked: int) -> Arrays:
     std = noise_std(sigma, clip, sum(a.size for a in total.values()), _ADDED)
     mean: Arrays = {}
     for name, array in total.items():
-        noise.privatise(array, std, over=float(asked))
+        noise.privatise(array, std, over=float(sites))
         mean[name] = array.astype(np.float32)
     return mean
 
 
-def _adapted(state: State, below: float, asked: int, plan: Plan) -> float:
+def _adapted(state: State, below: float, sites: int, plan: Plan) -> float:
     """The clip moves towards the quantile of update norms (Andrew et al. 2021, Alg. 1).
 
     `below` counts the updates whose norm was at most the clip, each as +-1/2, so that its
@@ -206,5 +206,5 @@ def _adapted(state: State, below: float, asked: int, plan: Plan) -> float:
         return _clip(state)
     count = np.array([below], dtype=np.float64)
     noise.privatise(count, noise_std(plan.clip_sigma, 0.5, 1))
-    share = float(count[0]) / asked + 0.5
+    share = float(count[0]) / sites + 0.5
     return float(_clip(state) * np.exp(-plan.clip_lr * (share - plan.clip_quantile)))

@@ -45,8 +45,8 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
 
 def numbers(folder: Path) -> list[int]:
     """The rounds whose checkpoints are there, in order."""
-    found = (p.name.split(".")[0] for p in folder.glob("*.safetensors"))
-    return sorted(int(name) for name in found if name.isdigit())
+    names = (p.name.split(".")[0] for p in folder.glob("*.safetensors"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def latest(folder: Path) -> Path | None:

@@ -144,10 +144,10 @@ def last_line(run: Path) -> dict[str, Any]:
     """The last complete line of a run's history; {} before the first."""
     try:
         text = (run / "history.jsonl").read_bytes()
-        found: dict[str, Any] = json.loads(text[: text.rindex(b"\n")].splitlines()[-1])
+        line: dict[str, Any] = json.loads(text[: text.rindex(b"\n")].splitlines()[-1])
     except (OSError, ValueError, IndexError):
         return {}
-    return found
+    return line
 
 
 def paid_metrics(plan: Plan, answers: Sequence[Answer]) -> dict[str, float]:

@@ -133,7 +133,7 @@ def _train(job: Job, state: State, sites: Collection[str], record: RoundRecord) 
         job.ledger.spend_all(events, limit, run=job.folder.id, round=number, plan=job.plan.digest)
     updates = itertools.chain(iter([first]), updates)
     del first
-    following = aggregation.combine(state, updates, job.plan, asked=len(record.answers) or 1)
+    following = aggregation.combine(state, updates, job.plan, sites=len(record.answers) or 1)
     return following if len(record.trained()) >= job.plan.operation.min_sites else None
 
 

@@ -196,8 +196,8 @@ def _metrics(text: object, plan: Plan, site: str) -> dict[str, float] | None:
     if not isinstance(values, dict) or not plan.metrics or sigma is None or plan.unit != "record":
         raise ReplyError("bad-reply")
     classes = {name for name in values if name.startswith("class ")}
-    names, asked = set(values) - classes, set(plan.metrics) - {"classes"}
-    if names not in (asked, asked - {"accuracy"}):  # a number as label has no accuracy
+    names, expected = set(values) - classes, set(plan.metrics) - {"classes"}
+    if names not in (expected, expected - {"accuracy"}):  # a number as label has no accuracy
         raise ReplyError("bad-reply")
     if classes and ("classes" not in plan.metrics or len(classes) > _CLASSES_MAX):
         raise ReplyError("bad-reply")

@@ -207,10 +207,10 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         """The summary of a run that has ended, else None."""
         try:
-            found: dict[str, Any] = json.loads((self.path / "summary.json").read_text("utf-8"))
+            summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        return found
+        return summary
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json in one step."""

@@ -15,10 +15,10 @@ def summarise(
     epsilons: dict[str, float | None] = {}
     by_site: dict[str, tuple[int, float | None]] = {}  # what each site's last answer said
     for line in outcome.history:
-        epsilons |= {name: said["epsilon"] for name, said in line["sites"].items()}
-        for name, said in line["sites"].items():
-            if "records_per_person" in said:
-                by_site[name] = said["records_per_person"], said["epsilon_person"]
+        epsilons |= {name: answer["epsilon"] for name, answer in line["sites"].items()}
+        for name, answer in line["sites"].items():
+            if "records_per_person" in answer:
+                by_site[name] = answer["records_per_person"], answer["epsilon_person"]
     persons = list(by_site.values())
     epsilons |= outcome.epsilons
     private = plan.private and not insecure
@@ -49,10 +49,10 @@ def summarise(
 
 def versions() -> dict[str, str]:
     """The versions of what took part, for the record."""
-    found = {}
+    packages = {}
     for name in ("tacit", "flwr", "torch", "opacus", "dp-accounting", "numpy", "cryptography"):
         try:
-            found[name] = version(name)
+            packages[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            packages[name] = "absent"
+    return packages

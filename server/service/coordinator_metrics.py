@@ -39,8 +39,8 @@ class CoordinatorMetrics(Collector):
         with self._lock:
             self._rounds[""] += 1
             self._seconds[""] += line["seconds"]
-            for site, said in line["sites"].items():
-                self._answers[site, said["reason"] or said["status"]] += 1
+            for site, answer in line["sites"].items():
+                self._answers[site, answer["reason"] or answer["status"]] += 1
 
     def collect(self) -> Iterator[Metric]:
         yield gauge("tacit_info", "The version.", {(version("tacit"),): 1}, "version")
@@ -73,9 +73,9 @@ class CoordinatorMetrics(Collector):
             planned[run.name,] = run.plan.rounds
             if line:
                 last[run.name,] = line["seconds"]
-            for site, said in line.get("sites", {}).items():
-                if said["epsilon"] is not None:
-                    epsilon[run.name, site] = said["epsilon"]
+            for site, answer in line.get("sites", {}).items():
+                if answer["epsilon"] is not None:
+                    epsilon[run.name, site] = answer["epsilon"]
         yield gauge("tacit_run_state", "1 for the run's state.", states, "run", "state")
         yield gauge("tacit_run_rounds", "Complete rounds of a run.", done, "run")
         yield gauge("tacit_run_rounds_planned", "Rounds of its plan.", planned, "run")
@@ -95,10 +95,10 @@ class CoordinatorMetrics(Collector):
             if member.revoked is not None:
                 continue
             certificates[f"site {member.name}"] = member.certificate
-            said = here["sites"].get(member.name, {"connected": False, "seen": None})
-            connected[member.name,] = float(said["connected"])
-            if said["seen"] is not None:
-                seen[member.name,] = said["seen"]
+            presence = here["sites"].get(member.name, {"connected": False, "seen": None})
+            connected[member.name,] = float(presence["connected"])
+            if presence["seen"] is not None:
+                seen[member.name,] = presence["seen"]
         days: Samples = {
             (whose,): (one.ends - now).total_seconds() / 86_400
             for whose, one in certificates.items()

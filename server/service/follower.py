@@ -41,7 +41,7 @@ class Follower:
     give_way: Callable[[], bool] = lambda: False
     between_rounds: Callable[[], object] = lambda: None
     on_line: Callable[[Mapping[str, Any]], None] = lambda line: None
-    _said: dict[str, str] = field(default_factory=dict)
+    _outcomes: dict[str, str] = field(default_factory=dict)
     _absent: dict[str, Answer] = field(default_factory=dict)
     _next_look: float = 0.0
 
@@ -55,15 +55,15 @@ class Follower:
         while True:
             self._serve(pause_too=True)
             self.proposals.refresh(grid, plan, run=self.run_id, number=number, waiting=self.waiting)
-            found = self.attendance(grid, number)
-            if len(found.able) >= least:
+            turnout = self.attendance(grid, number)
+            if len(turnout.able) >= least:
                 self.board.set(run_state="running", waiting=None)
-                self._absent = self._explained(found)
-                return found.able
-            if not found.reachable(least):
-                raise Interrupted(*found.unreachable(least))
-            if str(found) != logged:
-                logged = str(found)
+                self._absent = self._explained(turnout)
+                return turnout.able
+            if not turnout.reachable(least):
+                raise Interrupted(*turnout.unreachable(least))
+            if str(turnout) != logged:
+                logged = str(turnout)
                 self.log("run_waiting", run=self.submission.name, needed=least, sites=logged)
                 self.board.set(run_state="waiting", waiting=logged)
             if self.give_way():
@@ -76,10 +76,10 @@ class Follower:
         answers = self.queue.answers(self.submission.plan.digest)
         return attendance(self.enrolled(), set(grid.names().values()), answers, number)
 
-    def _explained(self, found: Attendance) -> dict[str, Answer]:
+    def _explained(self, turnout: Attendance) -> dict[str, Answer]:
         """Why the sites that gave an answer cannot take part."""
         answers = self.queue.answers(self.submission.plan.digest)
-        absent = {**found.waiting, **found.refused}
+        absent = {**turnout.waiting, **turnout.refused}
         return {
             site: Answer(site, "failed" if answers[site].status == "failed" else "declined", reason)
             for site, reason in absent.items()
@@ -107,19 +107,19 @@ class Follower:
 
     def on_answer(self, number: int, answer: Answer) -> None:
         """Store a refusal; log an answer that is not the site's last one."""
-        said = answer.reason or answer.status
+        outcome = answer.reason or answer.status
         plan = self.submission.plan
         if answer.status == "declined":
             before = self.queue.answers(plan.digest).get(answer.site)
             ledger = "" if before is None else before.ledger
             reason, now = answer.reason or "", time.time()
-            found = SiteAnswer(answer.site, "declined", reason, number, 0, now, ledger)
-            self.proposals.refused(plan, answer.site, found)
+            refusal = SiteAnswer(answer.site, "declined", reason, number, 0, now, ledger)
+            self.proposals.refused(plan, answer.site, refusal)
         elif answer.status == "trained":
             self.proposals.trained(plan, answer.site)
-        if answer.status != "trained" and self._said.get(answer.site) != said:
-            self.log("site_answer", round=number, site=answer.site, answer=said)
-        self._said[answer.site] = said
+        if answer.status != "trained" and self._outcomes.get(answer.site) != outcome:
+            self.log("site_answer", round=number, site=answer.site, answer=outcome)
+        self._outcomes[answer.site] = outcome
 
     def on_round(self, line: Mapping[str, Any]) -> None:
         """A complete round."""

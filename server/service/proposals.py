@@ -38,7 +38,7 @@ class Proposals:
     ) -> None:
         self._queue, self._log, self._interval, self._seconds = queue, log, interval, seconds
         self._head = head
-        self._asked: dict[tuple[str, str], float] = {}
+        self._times: dict[tuple[str, str], float] = {}
         self._refusals: dict[tuple[str, str], int] = {}
 
     def refresh(
@@ -62,18 +62,18 @@ class Proposals:
 
     def _due(self, digest: str, site: str, answer: SiteAnswer | None, number: int) -> float:
         """When, by the monotonic clock, the site is to be asked again."""
-        asked = self._asked.get((digest, site))
-        if asked is None or answer is None:
-            return 0.0 if asked is None else asked + self._interval
+        last_request = self._times.get((digest, site))
+        if last_request is None or answer is None:
+            return 0.0 if last_request is None else last_request + self._interval
         if answer.status == "approved":
             spent = number >= answer.round + answer.rounds
-            return asked + self._interval * _FINAL_FACTOR if spent else float("inf")
+            return last_request + self._interval * _FINAL_FACTOR if spent else float("inf")
         if answer.reason in FINAL_REFUSALS:
-            return asked + self._interval * _FINAL_FACTOR
+            return last_request + self._interval * _FINAL_FACTOR
         patience: float = 2.0 ** self._refusals.get((digest, site), 0)
         if answer.status == "failed":
             patience *= _FAILED_FACTOR
-        return asked + self._interval * min(patience, float(_FINAL_FACTOR))
+        return last_request + self._interval * min(patience, float(_FINAL_FACTOR))
 
     def trained(self, plan: Plan, site: str) -> None:
         """The site took part in a round."""
@@ -82,7 +82,7 @@ class Proposals:
     def refused(self, plan: Plan, site: str, answer: SiteAnswer) -> None:
         """The site refused a round: it is asked again later, each time after twice as long."""
         key = (plan.digest, site)
-        self._asked[key], self._refusals[key] = time.monotonic(), self._refusals.get(key, -1) + 1
+        self._times[key], self._refusals[key] = time.monotonic(), self._refusals.get(key, -1) + 1
         self._queue.answer(plan.digest, answer)
 
     def _ask(
@@ -103,7 +103,7 @@ class Proposals:
                 request = Request(run, number, site, text, head=self._head(site, ledger))
                 requests.append(request)
                 messages.append(propose(grid, node, request))
-                self._asked[plan.digest, site] = time.monotonic()
+                self._times[plan.digest, site] = time.monotonic()
         pending = dict(zip(grid.push_messages(messages), requests, strict=True))
         unanswered = set(sites)
         for request, message in replies(grid, pending, self._seconds, waiting):
@@ -116,7 +116,7 @@ class Proposals:
             self._store(plan, SiteAnswer(site, status, reason, number, rounds, now, ledger))
         for site in unanswered:
             self._store(plan, SiteAnswer(site, "failed", "no-answer", number, 0, time.time()))
-            self._asked[plan.digest, site] = time.monotonic()
+            self._times[plan.digest, site] = time.monotonic()
 
     def _store(self, plan: Plan, answer: SiteAnswer) -> None:
         if self._queue.answer(plan.digest, answer):

@@ -277,20 +277,20 @@ class Queue:
             ).fetchall()
         return {row[0]: SiteAnswer(*row) for row in rows}
 
-    def answer(self, digest: str, found: SiteAnswer) -> bool:
+    def answer(self, digest: str, answer: SiteAnswer) -> bool:
         """Store a site's answer; True where it says something else than the last one."""
-        row = (digest, found.site, found.status, found.reason, found.round, found.rounds)
+        row = (digest, answer.site, answer.status, answer.reason, answer.round, answer.rounds)
         with self._transaction() as database:
             before = database.execute(
                 "SELECT status, reason, round + rounds FROM answers WHERE digest = ? AND site = ?",
-                (digest, found.site),
+                (digest, answer.site),
             ).fetchone()
             database.execute(
                 "INSERT OR REPLACE INTO answers (digest, site, status, reason, round, rounds, time,"
                 " ledger) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*row, found.time, found.ledger),
+                (*row, answer.time, answer.ledger),
             )
-        return bool(before != (found.status, found.reason, found.round + found.rounds))
+        return bool(before != (answer.status, answer.reason, answer.round + answer.rounds))
 
     def note(self, run: str, event: str, facts: Mapping[str, Any]) -> None:
         """Append a line to a run's log."""

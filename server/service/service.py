@@ -104,17 +104,17 @@ class Service:
         if done >= run.plan.rounds:
             return True  # only its end is left to be written
         self.proposals.refresh(self.grid, run.plan, run=run_id, number=done + 1)
-        found = self.attendance(run.plan, done + 1)
+        turnout = self.attendance(run.plan, done + 1)
         least = run.plan.operation.min_sites
-        if len(found.able) >= least:
+        if len(turnout.able) >= least:
             return True
-        if not found.reachable(least):
-            state, detail = found.unreachable(least)
+        if not turnout.reachable(least):
+            state, detail = turnout.unreachable(least)
             self.queue.move(run.name, state, detail)
             self._log("run_ended", run.name, state=state, detail=detail)
-        elif (run.state, run.detail) != (WAITING, str(found)):
-            self.queue.move(run.name, WAITING, str(found))
-            self._log("run_waiting", run.name, needed=least, sites=str(found))
+        elif (run.state, run.detail) != (WAITING, str(turnout)):
+            self.queue.move(run.name, WAITING, str(turnout))
+            self._log("run_waiting", run.name, needed=least, sites=str(turnout))
         return False
 
     def attendance(self, plan: Plan, number: int) -> Attendance:
@@ -184,8 +184,8 @@ class Service:
         if child is not None:
             return self._with_child(run, child)
         data = Path(run.data) if run.data else None
-        with Child(run.plan, data, self.home.tasks) as own:
-            return self._with_child(run, own)
+        with Child(run.plan, data, self.home.tasks) as model_process:
+            return self._with_child(run, model_process)
 
     def _with_child(self, run: Submission, child: Child) -> Outcome:
         plan, path = run.plan, self.home.runs / run.name

@@ -84,9 +84,9 @@ class Waiting(Generic[W]):
         queue = self._again.get(worker) or self._new
         if not queue:
             return None
-        asked = queue.popleft()
-        self._had[asked[1]] = worker
-        return asked
+        request = queue.popleft()
+        self._had[request[1]] = worker
+        return request
 
 
 class Processes:
@@ -109,12 +109,12 @@ class Processes:
         self._workers = []
         starting: Any = processes.get_context("fork" if forks else "spawn")
         room = _room(place.plan) if forks else 0
-        self._asked = Shared(room) if room else None
+        self._requests = Shared(room) if room else None
         for _ in range(workers):
             here, there = starting.Pipe()
             others = (*self._idle, here) if forks else ()
             replies = Shared(room) if room else None
-            args = (there, place, others, self._asked, replies)
+            args = (there, place, others, self._requests, replies)
             worker = starting.Process(target=_work, args=args, daemon=True)
             worker.start()
             there.close()
@@ -156,10 +156,10 @@ class Processes:
 
     def _feed(self) -> None:
         for pipe in reversed(self._idle):
-            asked = self._waiting.take(pipe)
-            if asked is not None:
-                number, *what = asked
-                send(pipe, what, self._asked, over=not self._busy)
+            request = self._waiting.take(pipe)
+            if request is not None:
+                number, *what = request
+                send(pipe, what, self._requests, over=not self._busy)
                 self._busy[pipe] = number
         self._idle = [pipe for pipe in self._idle if pipe not in self._busy]
 
@@ -167,7 +167,7 @@ class Processes:
 def simulated_app(place: Place) -> ClientApp:
     """The shipped ClientApp over simulated sites, each made when it is first asked."""
     site = sites(place)
-    return make_app(lambda asked, content: site(str(asked.node_config["site"])))
+    return make_app(lambda flower_context, content: site(str(flower_context.node_config["site"])))
 
 
 def _room(plan: Plan) -> int:
@@ -180,7 +180,7 @@ def _work(
     pipe: Connection,
     place: Place,
     others: Iterable[Connection],
-    asked: Shared | None,
+    requests: Shared | None,
     replies: Shared | None,
 ) -> None:
     """A worker's loop: a site and a message in, its reply out, until the pipe closes.
@@ -193,7 +193,7 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for who owns the pool
     torch.set_num_threads(1)
     app = simulated_app(place)
-    get = None if asked is None else lru_cache(maxsize=1)(asked.get)  # once a round
+    get = None if requests is None else lru_cache(maxsize=1)(requests.get)  # once a round
     while True:
         try:
             site, message = receive(pipe, get)

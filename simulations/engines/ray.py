@@ -60,9 +60,9 @@ class RayActors:
 
     def _feed(self) -> None:
         for actor in list(self._idle):
-            asked = self._waiting.take(actor)
-            if asked is not None:
-                number, site, message = asked
+            request = self._waiting.take(actor)
+            if request is not None:
+                number, site, message = request
                 self._busy[actor.answer.remote(site, message)] = (number, actor)
                 self._idle.remove(actor)
 

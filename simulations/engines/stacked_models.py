@@ -88,8 +88,8 @@ class Stack:
         losses = loss(a.flatten(0, 1), y.flatten(0, 1))
         if losses.shape != (a.shape[0] * a.shape[1],):
             raise ModelError(f"loss: expected one an example, got shape {tuple(losses.shape)}")
-        made = torch.autograd.grad(losses.sum(), [out for _, _, out in tape])
-        pairs = [(layer, a, g) for (layer, a, _), g in zip(tape, made, strict=True)]
+        output_gradients = torch.autograd.grad(losses.sum(), [out for _, _, out in tape])
+        pairs = [(layer, a, g) for (layer, a, _), g in zip(tape, output_gradients, strict=True)]
         return Gradients(pairs, self._norms)
 
 

@@ -97,20 +97,20 @@ def _summed(
     if not batch.real.numel():
         return torch.zeros_like(flat)
     with torch.enable_grad():
-        made = stack.gradients(flat, batch.x, batch.y, task.loss)
+        gradients = stack.gradients(flat, batch.x, batch.y, task.loss)
     if clip is None:
         dead = ~batch.real
-        return made.summed(batch.real.to(flat.dtype), dead if bool(dead.any()) else None)
-    factors, broken = clip_factors(made.squares(), clip)
+        return gradients.summed(batch.real.to(flat.dtype), dead if bool(dead.any()) else None)
+    factors, broken = clip_factors(gradients.squares(), clip)
     factors.masked_fill_(~batch.real, 0)
     rows = factors.shape[1]
     block = rows_per_block(rows, allowed)
     if block >= rows:
-        return made.summed(factors, broken)
+        return gradients.summed(factors, broken)
     total = torch.zeros_like(flat, dtype=torch.float64)
     kind, size = (torch.float32, block) if block else (torch.float64, _DOUBLE_ROWS)
     for at in range(0, rows, size):
-        total += made.summed(factors, broken, slice(at, at + size), kind)
+        total += gradients.summed(factors, broken, slice(at, at + size), kind)
     return total
 
 

@@ -64,7 +64,9 @@ class Vector:
         self._place = place
         self._stack = stack_of(place.plan)
         self._site = sites(place)
-        self._app = make_app(lambda asked, content: self._site(str(asked.node_config["site"])))
+        self._app = make_app(
+            lambda flower_context, content: self._site(str(flower_context.node_config["site"]))
+        )
         self._waiting: deque[Asked] = deque()
         self._replies = self._answers(())
 

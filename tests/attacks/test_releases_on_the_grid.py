@@ -104,7 +104,7 @@ def test_the_noise_of_the_client_unit(present: int) -> None:
         Update(f"s{i}", {"w": np.full(500, 0.02, np.float32), "b": np.ones(3, np.float32)})
         for i in range(present)
     ]
-    released = combine(start(zero, plan), updates, plan, asked=10).weights
+    released = combine(start(zero, plan), updates, plan, sites=10).weights
     std = noise_std(1.3, 1.0, 503)
     for array in released.values():
         steps_of(array, noise.grid(std) / 10)
@@ -118,7 +118,7 @@ def test_the_adaptive_clip(strength: float) -> None:
     found = []
     for _ in range(100):
         updates = [Update(f"s{i}", zero, 0.5 if i < 3 else -0.5) for i in range(10)]
-        clip = combine(start(zero, plan), updates, plan, asked=10).clip
+        clip = combine(start(zero, plan), updates, plan, sites=10).clip
         assert clip is not None
         count = ((plan.clip_quantile or 0) - np.log(clip) / plan.clip_lr - 0.5) * 10
         part = count / noise.grid(noise_std(strength, 0.5, 1))

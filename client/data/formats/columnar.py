@@ -50,30 +50,30 @@ def read(path: Path, form: str, wanted: Wanted, options: Options) -> Iterator[Pi
 
 def _parquet(path: Path, wanted: Wanted, options: Options) -> Iterator[Piece]:
     with parquet.ParquetFile(path) as file:
-        kept = chosen(file.schema_arrow.names, wanted, options)
-        check_types(file.schema_arrow, kept)
+        columns = chosen(file.schema_arrow.names, wanted, options)
+        check_types(file.schema_arrow, columns)
         total = max(file.metadata.num_rows, 1)
-        batches = file.iter_batches(ROWS, columns=list(kept))
-        yield from numbered((pa.Table.from_batches([batch]) for batch in batches), kept, total)
+        batches = file.iter_batches(ROWS, columns=list(columns))
+        yield from numbered((pa.Table.from_batches([batch]) for batch in batches), columns, total)
 
 
 def _arrow(path: Path, form: str, wanted: Wanted, options: Options) -> Iterator[Piece]:
     if form == "Arrow stream":
         with pa.input_stream(str(path)) as stream, pa.ipc.open_stream(stream) as reader:
-            kept = chosen(reader.schema.names, wanted, options)
-            check_types(reader.schema, kept)
-            tables = (pa.Table.from_batches([batch]).select(list(kept)) for batch in reader)
-            yield from numbered(tables, kept, 0)
+            columns = chosen(reader.schema.names, wanted, options)
+            check_types(reader.schema, columns)
+            tables = (pa.Table.from_batches([batch]).select(list(columns)) for batch in reader)
+            yield from numbered(tables, columns, 0)
         return
     with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
-        kept = chosen(reader.schema.names, wanted, options)
-        check_types(reader.schema, kept)
+        columns = chosen(reader.schema.names, wanted, options)
+        check_types(reader.schema, columns)
         count = reader.num_record_batches
         total = sum(reader.get_batch(i).num_rows for i in range(count))
         tables = (
-            pa.Table.from_batches([reader.get_batch(i)]).select(list(kept)) for i in range(count)
+            pa.Table.from_batches([reader.get_batch(i)]).select(list(columns)) for i in range(count)
         )
-        yield from numbered(tables, kept, max(total, 1))
+        yield from numbered(tables, columns, max(total, 1))
 
 
 def chosen(names: Sequence[str], wanted: Wanted, options: Options) -> dict[str, str]:
@@ -85,36 +85,36 @@ def chosen(names: Sequence[str], wanted: Wanted, options: Options) -> dict[str, 
     doubled = next((name for name in every if name in columns and counts[name] > 1), None)
     if doubled is not None:
         raise TaskError(f"expected distinct column names, got {doubled!r} twice")
-    kept = {name: own for name, own in known.items() if own in columns}
-    require(set(kept.values()), wanted)
-    return kept
+    selection = {name: column for name, column in known.items() if column in columns}
+    require(set(selection.values()), wanted)
+    return selection
 
 
-def require(found: set[str], wanted: Wanted) -> None:
+def require(columns: set[str], wanted: Wanted) -> None:
     """Refuse a file that lacks a column."""
-    missing = [name for name in wanted.required if name not in found]
+    missing = [name for name in wanted.required if name not in columns]
     if missing:
         more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
         raise TaskError(f"expected a column named {missing[0]!r}{more}, found none")
 
 
-def check_types(schema: Any, kept: dict[str, str]) -> None:
+def check_types(schema: Any, columns: dict[str, str]) -> None:
     """Refuse columns that are neither text, numbers nor dates, by name."""
-    for name, own in kept.items():
+    for name, column in columns.items():
         kind = schema.field(name).type
         inner = kind.value_type if pa.types.is_dictionary(kind) else kind
         if pa.types.is_nested(inner) or "binary" in str(inner):
             what = "nested values" if pa.types.is_nested(inner) else "binary ones"
-            raise TaskError(f"column {own}: expected text, numbers or dates, got {what}")
+            raise TaskError(f"column {column}: expected text, numbers or dates, got {what}")
 
 
-def numbered(tables: Iterator[Any], kept: dict[str, str], total: int) -> Iterator[Piece]:
+def numbered(tables: Iterator[Any], columns: dict[str, str], total: int) -> Iterator[Piece]:
     """Pieces of at most so many rows, known by number."""
     done = 0
     for whole in tables:
         for start in range(0, whole.num_rows, ROWS):
             table = whole.slice(start, ROWS)
-            table = table.rename_columns([kept.get(name, name) for name in table.column_names])
+            table = table.rename_columns([columns.get(name, name) for name in table.column_names])
             before = done
             done += table.num_rows
 

@@ -30,22 +30,22 @@ def columns_of(path: Path, options: Options) -> tuple[list[tuple[str, str]], str
     form = columnar.form(path)
     try:
         if form is None:
-            found, delimiter = _of_text(path, options)
+            columns, delimiter = _of_text(path, options)
         else:
-            found, delimiter = (
+            columns, delimiter = (
                 [(field.name, _kind(field.type)) for field in _schema(path, form)],
                 "",
             )
     except (pa.ArrowException, OSError):
         raise TaskError("expected a whole file that can be read, got a damaged one") from None
-    found = [(options.rename.get(name.strip(), name.strip()), kind) for name, kind in found]
-    for at, (name, _) in enumerate(found):
+    columns = [(options.rename.get(name.strip(), name.strip()), kind) for name, kind in columns]
+    for at, (name, _) in enumerate(columns):
         if not name or not name.isprintable() or len(name) > 200:
             raise TaskError(f"column {at + 1}: expected a printable name of at most 200 characters")
-    twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
+    twice = [name for name, count in Counter(name for name, _ in columns).items() if count > 1]
     if twice:
         raise TaskError(f"expected distinct column names, got {twice[0]!r} twice")
-    return found, delimiter
+    return columns, delimiter
 
 
 def _schema(path: Path, form: str) -> Any:
@@ -79,8 +79,8 @@ def _of_text(path: Path, options: Options) -> tuple[list[tuple[str, str]], str]:
             "(header = [..] in source.toml)"
         )
     part = rest[: rest.rfind(b"\n", 0, LOOKED_AT) + 1] or rest[:LOOKED_AT]
-    own = Dialect(delimiter, dialect.quote, dialect.escape, "utf-8", dialect.decimal)
-    return _typed(names, part, own), "" if delimiter in (",", dialect.delimiter) else delimiter
+    style = Dialect(delimiter, dialect.quote, dialect.escape, "utf-8", dialect.decimal)
+    return _typed(names, part, style), "" if delimiter in (",", dialect.delimiter) else delimiter
 
 
 def _typed(names: list[str], part: bytes, dialect: Dialect) -> list[tuple[str, str]]:

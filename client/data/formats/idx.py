@@ -32,12 +32,12 @@ def images(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray[Any, np
     head = 4 + 4 * len(shape)
     if len(content) < head or int.from_bytes(content[:4], "big") != magic:
         raise TaskError(f"{path}: expected an idx file with magic number {magic}, got another")
-    found = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, head, 4))
-    if any(want not in (0, got) for want, got in zip(shape, found, strict=True)):
-        raise TaskError(f"{path}: expected the shape {shape} (0: any), got {found}")
-    size = int(np.prod(found))
+    dimensions = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, head, 4))
+    if any(want not in (0, got) for want, got in zip(shape, dimensions, strict=True)):
+        raise TaskError(f"{path}: expected the shape {shape} (0: any), got {dimensions}")
+    size = int(np.prod(dimensions))
     if len(content) - head != size or not size:
         raise TaskError(
             f"{path}: expected {size} bytes after its header, got {len(content) - head}"
         )
-    return np.frombuffer(content, dtype=np.uint8, offset=head).reshape(found)
+    return np.frombuffer(content, dtype=np.uint8, offset=head).reshape(dimensions)

@@ -116,13 +116,13 @@ def _npy_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.d
     length = int.from_bytes(file.read(2 if head[6:7] == b"\x01" else 4), "little")
     text = file.read(min(length, _HEADER)).decode("latin-1")
     try:
-        found = ast.literal_eval(text.strip())
-        shape, fortran = tuple(found["shape"]), bool(found["fortran_order"])
-        if head[:6] != b"\x93NUMPY" or not isinstance(found["descr"], str):
+        header = ast.literal_eval(text.strip())
+        shape, fortran = tuple(header["shape"]), bool(header["fortran_order"])
+        if head[:6] != b"\x93NUMPY" or not isinstance(header["descr"], str):
             raise ValueError
         if any(type(size) is not int or not 0 <= size < 2**40 for size in shape):
             raise ValueError
-        return shape, fortran, np.dtype(found["descr"])
+        return shape, fortran, np.dtype(header["descr"])
     except (ValueError, TypeError, KeyError, SyntaxError, MemoryError, RecursionError) as error:
         raise ArraysError(f"{name}: expected an array of numbers, got another") from error
 
@@ -188,13 +188,13 @@ def _images(task: Task, path: Path, rows: int) -> Iterator[Piece] | None:
 
     def pieces() -> Iterator[Piece]:
         for start in range(0, len(files), rows):
-            own = files[start : start + rows]
-            pixels = np.stack([_image(file, side) for file in own])
-            names = [file.parent.name for file in own]
+            batch = files[start : start + rows]
+            pixels = np.stack([_image(file, side) for file in batch])
+            names = [file.parent.name for file in batch]
             known = all(name in task.classes for name in names)
             labels = np.array(names, dtype=object) if known else None
-            places = [str(file.relative_to(path)) for file in own]
-            yield table(task, pixels, labels), (start + len(own)) / len(files), places
+            places = [str(file.relative_to(path)) for file in batch]
+            yield table(task, pixels, labels), (start + len(batch)) / len(files), places
 
     return pieces()
 

@@ -32,8 +32,8 @@ class Spans:
 
     def before(self, end: int) -> "Spans":
         """Those that begin before a position."""
-        kept = self.starts < end
-        return Spans(self.starts[kept], self.ends[kept])
+        mask = self.starts < end
+        return Spans(self.starts[mask], self.ends[mask])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,14 +76,14 @@ class Quotes:
 def quotes(content: bytes, quote: str, delimiter: str) -> Quotes | None:
     """The quotes of a text, if all but doubled ones stand at an end of a value; else None."""
     count = -(-len(content) // 64)
-    found, edges, breaks = (np.zeros(count, np.uint64) for _ in range(3))
+    quote_bits, edges, breaks = (np.zeros(count, np.uint64) for _ in range(3))
     whole = np.frombuffer(content, np.uint8)
     returns = b"\r" in content
     for start in range(0, len(content), SLICE):
         part = whole[start : start + SLICE]
         words = slice(start // 64, start // 64 + -(-len(part) // 64))
         lines = part == 10
-        _pack(part == ord(quote), found[words])
+        _pack(part == ord(quote), quote_bits[words])
         _pack(lines, breaks[words])
         edge = lines | (part == ord(delimiter))
         if returns:
@@ -91,8 +91,8 @@ def quotes(content: bytes, quote: str, delimiter: str) -> Quotes | None:
         _pack(edge, edges[words])
     if len(content) % 64:
         edges[-1] |= np.uint64((2**64 - 1) << len(content) % 64 & (2**64 - 1))
-    inside = _running(found)
-    opening, closing = found & inside, found & ~inside
+    inside = _running(quote_bits)
+    opening, closing = quote_bits & inside, quote_bits & ~inside
     before = _later(edges | closing)
     before[:1] |= np.uint64(1)
     after = _sooner(edges | opening)

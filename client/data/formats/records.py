@@ -115,11 +115,11 @@ class Block:
     def without(self, records: Sequence[int]) -> bytes:
         """The content less some records."""
         starts, ends = self.records
-        kept, last = [], 0
+        parts, last = [], 0
         for record in sorted(records):
-            kept.append(self.content[last : starts[record]])
+            parts.append(self.content[last : starts[record]])
             last = int(ends[record]) + 1
-        return b"".join([*kept, self.content[last:]])
+        return b"".join([*parts, self.content[last:]])
 
 
 def utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
@@ -193,13 +193,13 @@ def _scanned(
     """Where the last whole record ends, the quoted parts before it, and if one has line breaks."""
     if not dialect.quote or rest.find(dialect.quote.encode()) < 0:
         return (len(rest) if final else rest.rfind(b"\n") + 1), None, False
-    found = None if dialect.escape else quotes(rest, dialect.quote, dialect.delimiter)
-    if found is None:
+    quoted = None if dialect.escape else quotes(rest, dialect.quote, dialect.delimiter)
+    if quoted is None:
         return _scanned_by_value(rest, dialect, line, final)
-    if found.unclosed is not None and final:
-        raise _open_quote(rest, line, found.unclosed)
-    end = len(rest) if final else found.end()
-    return end, found, found.multiline(end)
+    if quoted.unclosed is not None and final:
+        raise _open_quote(rest, line, quoted.unclosed)
+    end = len(rest) if final else quoted.end()
+    return end, quoted, quoted.multiline(end)
 
 
 def _scanned_by_value(
@@ -234,18 +234,18 @@ def _scan(rest: bytes, dialect: Dialect, line: int) -> tuple[Spans, int | None]:
         inner = rb"(?:[^" + quote + escape + rb"]|" + escape + rb".|" + quote * 2 + rb")*+"
     begin = rb"(?:(?<=[" + delimiter + rb"\n\r])|\A)"
     starts, ends, unclosed = [], [], None
-    for found in re.finditer(begin + quote + inner + rb"(" + quote + rb"?)", rest, re.DOTALL):
-        if not found[1]:
-            unclosed = found.start()
+    for match in re.finditer(begin + quote + inner + rb"(" + quote + rb"?)", rest, re.DOTALL):
+        if not match[1]:
+            unclosed = match.start()
             break
-        after = rest[found.end() : found.end() + 1]
+        after = rest[match.end() : match.end() + 1]
         if after not in (b"", b"\n", b"\r", dialect.delimiter.encode()):
-            at = line + rest.count(b"\n", 0, found.start())
+            at = line + rest.count(b"\n", 0, match.start())
             raise Malformed(
                 at, "expected a delimiter or a line's end after a closing quote, got more text"
             )
-        starts.append(found.start())
-        ends.append(found.end() - 1)
+        starts.append(match.start())
+        ends.append(match.end() - 1)
     spans = Spans(np.array(starts, np.int64), np.array(ends, np.int64))
     for blank in re.finditer(begin + rb"[ \t]+" + quote, rest):
         if len(spans.outside(np.array([blank.end() - 1]))) and dialect.delimiter not in " \t":

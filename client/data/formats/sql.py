@@ -25,10 +25,12 @@ def answer(path: Path, wanted: Wanted, options: Options) -> Iterator[Piece]:
     """The wanted columns of the query's answer, under the schema's names."""
     with ExitStack() as opened:
         reader = _asked(opened, options)
-        kept = chosen(reader.schema.names, wanted, options)
-        check_types(reader.schema, kept)
-        tables = (pa.Table.from_batches([batch]).select(list(kept)) for batch in _batches(reader))
-        yield from numbered(tables, kept, 0)
+        columns = chosen(reader.schema.names, wanted, options)
+        check_types(reader.schema, columns)
+        tables = (
+            pa.Table.from_batches([batch]).select(list(columns)) for batch in _batches(reader)
+        )
+        yield from numbered(tables, columns, 0)
 
 
 def _batches(reader: Any) -> Iterator[Any]:

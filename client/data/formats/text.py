@@ -35,8 +35,8 @@ def read_text(path: Path, wanted: Wanted, options: Options, *, lenient: bool) ->
         chunks = utf8(stream, dialect.encoding)
         header, rest, line = first_record(chunks, dialect, wanted.comment)
         names, headed = _names(header, dialect, wanted, options)
-        asked = set(wanted.columns)
-        columns = [name for name in names if name in asked]
+        wanted_names = set(wanted.columns)
+        columns = [name for name in names if name in wanted_names]
         more = chain(filter(None, [rest if headed else header + rest]), chunks)
         first = line if headed else line - header.count(b"\n")
         parser = Parser(
@@ -133,8 +133,8 @@ def _names(
     columns = set(wanted.columns)
 
     def split(delimiter: str) -> list[str]:
-        found = [name.strip() for name in split_header(header, dialect, delimiter)]
-        known = [options.rename.get(name, name) for name in found]
+        titles = [name.strip() for name in split_header(header, dialect, delimiter)]
+        known = [options.rename.get(name, name) for name in titles]
         return [name if name in columns else unicodedata.normalize("NFC", name) for name in known]
 
     names = split(dialect.delimiter)

@@ -106,28 +106,28 @@ class MadeUp:
     def _made(self, like: Tensor, count: int, scale: float, draw: torch.Generator) -> Tensor:
         shape = (count, *like.shape[1:])
         if like.dtype == torch.bool:
-            made = torch.rand(shape, generator=draw) < 0.5
-            made.view(count, -1)[:, :1] = True  # a mask leaves something
+            values = torch.rand(shape, generator=draw) < 0.5
+            values.view(count, -1)[:, :1] = True  # a mask leaves something
         elif like.is_floating_point() and self.kind == "wide":
-            made = torch.randn(shape, generator=draw) * scale
+            values = torch.randn(shape, generator=draw) * scale
         elif like.is_floating_point() and self.kind == "unit":
-            made = torch.rand(shape, generator=draw) * min(scale, 1.0)
+            values = torch.rand(shape, generator=draw) * min(scale, 1.0)
         else:
             high = 2 if self.kind == "bits" else self.vocabulary
-            made = torch.randint(high, shape, generator=draw)
-            if made.dim() > 1 and scale != 1.0:  # as if padded: of several lengths
+            values = torch.randint(high, shape, generator=draw)
+            if values.dim() > 1 and scale != 1.0:  # as if padded: of several lengths
                 lengths = torch.randint(1, shape[-1] + 1, (count, 1), generator=draw)
-                flat = made.view(count, -1, shape[-1])
+                flat = values.view(count, -1, shape[-1])
                 flat *= (torch.arange(shape[-1]) < lengths)[:, None]
-        return made.to(like.device, like.dtype)
+        return values.to(like.device, like.dtype)
 
     def _labels(self, count: int, draw: torch.Generator) -> Tensor:
         like = self.domain.y
         shape = (count, *like.shape[1:])
         if like.is_floating_point():
-            made = torch.rand(shape, generator=draw)
-            made = made * 2 - 1 if self.labels == "wide" else made
-            made = made.round() if self.labels == "bits" else made
+            labels = torch.rand(shape, generator=draw)
+            labels = labels * 2 - 1 if self.labels == "wide" else labels
+            labels = labels.round() if self.labels == "bits" else labels
         else:
-            made = torch.randint(self.domain.classes, shape, generator=draw)
-        return made.to(like.device, like.dtype)
+            labels = torch.randint(self.domain.classes, shape, generator=draw)
+        return labels.to(like.device, like.dtype)

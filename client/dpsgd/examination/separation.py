@@ -63,22 +63,22 @@ def examine(book: BookKeeping, domain: Domain, loss: Loss) -> None:
     """
     _check_modules(book.model)
     key = _key(book, domain, loss)
-    found = _found.get(key) if key is not None else None
-    if found is None:
+    examination = _found.get(key) if key is not None else None
+    if examination is None:
         precision, book.precision = book.precision, "float32"
         try:
             with as_in_training(book.model):
-                found = _examined(book, domain, loss)
+                examination = _examined(book, domain, loss)
         finally:
             book.precision = precision
         if key is not None:
-            _found[key] = found
+            _found[key] = examination
             while len(_found) > _KEPT:
                 _confirmed.discard(_found.popitem(last=False)[0])
     if key is None or key not in _confirmed:
         book.watch(lambda: _confirmed.add(key))
-    for layer, (layout, copied) in zip(book.layers, found.layers, strict=True):
-        layer.channels_last, layer.layout, layer.copied = found.channels_last, layout, copied
+    for layer, (layout, copied) in zip(book.layers, examination.layers, strict=True):
+        layer.channels_last, layer.layout, layer.copied = examination.channels_last, layout, copied
 
 
 def forget() -> None:
@@ -88,23 +88,23 @@ def forget() -> None:
 
 
 def _examined(book: BookKeeping, domain: Domain, loss: Loss) -> _Found:
-    made = _runs(book, MadeUp.of(domain, book.model), loss)
+    source = _runs(book, MadeUp.of(domain, book.model), loss)
     for layer in book.layers:
         layer.channels_last = True
     try:
-        _learn(book, made, loss)
+        _learn(book, source, loss)
     except RuntimeError:  # perhaps a view that channels_last does not have
         for layer in book.layers:
             layer.channels_last = False
         with _told(book.model):
-            _learn(book, made, loss)
+            _learn(book, source, loss)
     with _told(book.model):
-        _check_recorded(book, made, loss)
-        _check_outside(book, made, loss)
-        alive = _check_apart(book, made, loss)
+        _check_recorded(book, source, loss)
+        _check_outside(book, source, loss)
+        alive = _check_apart(book, source, loss)
         with other_weights(book.model):
-            alive = _check_apart(book, made, loss) or alive
-            _check_sums(book, made, loss)
+            alive = _check_apart(book, source, loss) or alive
+            _check_sums(book, source, loss)
     if not alive:
         raise ModelError(
             "model: expected finite losses with gradients on made-up rows, got none (give the task "
@@ -136,10 +136,10 @@ def _check_modules(model: nn.Module) -> None:
             )
 
 
-def _runs(book: BookKeeping, made: MadeUp, loss: Loss) -> MadeUp:
+def _runs(book: BookKeeping, source: MadeUp, loss: Loss) -> MadeUp:
     """Made-up rows of a kind that the model takes at every scale."""
     fault: ModelError | None = None
-    for kind in made.kinds():
+    for kind in source.kinds():
         try:
             with _told(book.model), book.passive():
                 for scale in _SCALES:
@@ -157,13 +157,13 @@ def _runs(book: BookKeeping, made: MadeUp, loss: Loss) -> MadeUp:
     raise fault or ModelError("model: expected rows of some kind to be taken, got none")
 
 
-def _learn(book: BookKeeping, made: MadeUp, loss: Loss) -> None:
+def _learn(book: BookKeeping, source: MadeUp, loss: Loss) -> None:
     """In which dimension each layer's examples lie, and whose outputs are written into."""
     for layer in book.layers:
         layer.layout, layer.copied = None, True
     tapes: list[list[Call]] = []
     for count in (_FEW, _MORE):
-        rows = made.rows(count, 1.0)
+        rows = source.rows(count, 1.0)
         with book.recording(count), seeded():
             book.losses(rows.x, rows.y, loss)
             tapes.append(list(book.tape))
@@ -202,9 +202,9 @@ def _dim(one: Tensor, other: Tensor) -> int | None:
     return EXPANDED if pairs and pairs[0] == (1, 1) else None
 
 
-def _check_recorded(book: BookKeeping, made: MadeUp, loss: Loss) -> None:
+def _check_recorded(book: BookKeeping, source: MadeUp, loss: Loss) -> None:
     """The model computes the same with its layers recorded as without."""
-    rows = made.rows(_MORE, 1.0)
+    rows = source.rows(_MORE, 1.0)
     with book.passive(), seeded():
         plain = loss(book(rows.x), rows.y).detach()
     with book.recording(_MORE), seeded():
@@ -213,9 +213,9 @@ def _check_recorded(book: BookKeeping, made: MadeUp, loss: Loss) -> None:
         raise ModelError("model: expected the same losses with its layers recorded, got others")
 
 
-def _check_outside(book: BookKeeping, made: MadeUp, loss: Loss) -> None:
+def _check_outside(book: BookKeeping, source: MadeUp, loss: Loss) -> None:
     """Refuse a parameter that autograd reaches past its module: that use would not be trained."""
-    rows = made.rows(_FEW, 1.0)
+    rows = source.rows(_FEW, 1.0)
     named = {n: p for n, p in book.model.named_parameters() if p.requires_grad}
     with book.outside(_FEW), seeded():
         total = book.losses(rows.x, rows.y, loss).sum()
@@ -230,9 +230,9 @@ def _check_outside(book: BookKeeping, made: MadeUp, loss: Loss) -> None:
             )
 
 
-def _check_sums(book: BookKeeping, made: MadeUp, loss: Loss) -> None:
+def _check_sums(book: BookKeeping, source: MadeUp, loss: Loss) -> None:
     """The examples' gradients add up to what autograd says of the sum of their losses."""
-    rows = made.rows(_FEW, 1.0)
+    rows = source.rows(_FEW, 1.0)
     trained = [p for p in book.model.parameters() if p.requires_grad]
     before = [p.grad for p in trained]
     try:
@@ -259,7 +259,7 @@ def _check_sums(book: BookKeeping, made: MadeUp, loss: Loss) -> None:
         raise ModelError("model: expected gradients that add up to autograd's, got others")
 
 
-def _check_apart(book: BookKeeping, made: MadeUp, loss: Loss) -> bool:
+def _check_apart(book: BookKeeping, source: MadeUp, loss: Loss) -> bool:
     """Replace examples one at a time: nothing of the others may change, nor any state.
 
     Returns whether any gradient was seen at all.
@@ -267,13 +267,13 @@ def _check_apart(book: BookKeeping, made: MadeUp, loss: Loss) -> bool:
     alive = False
     for turn, scale in enumerate((*_SCALES, 1.0)):
         count = _MANY if turn == len(_SCALES) else _MORE
-        base = made.rows(count, scale)
+        base = source.rows(count, scale)
         before = Trace.of(book, base, loss)
         alive |= before.alive()
         for k, other in ((turn % count, _SCALES[-1]), ((turn + 3) % count, 1e-2)):
-            after = Trace.of(book, made.with_another(base, k, other), loss)
-            kept = torch.arange(count) != k
-            if mixed := before.differs(after, kept):
+            after = Trace.of(book, source.with_another(base, k, other), loss)
+            mask = torch.arange(count) != k
+            if mixed := before.differs(after, mask):
                 raise ModelError(
                     f"{mixed} changes for an example when another example is replaced; expected "
                     "examples that are kept apart, got a model or a loss that mixes them"

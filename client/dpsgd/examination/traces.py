@@ -68,12 +68,12 @@ class Trace:
                 return name
         return ""
 
-    def differs(self, other: "Trace", kept: Tensor) -> str:
-        """The name of the first value that is another one in the rows `kept`; "" if none."""
+    def differs(self, other: "Trace", mask: Tensor) -> str:
+        """The name of the first value that is another one in the rows `mask`; "" if none."""
         if self.names != other.names:
             return "model: which layers are called"
         for name, one, two in zip(self.names, self.values, other.values, strict=True):
-            rows = kept.to(one.device)
+            rows = mask.to(one.device)
             if not close(one[rows], two[rows], _CLOSE):
                 return name
         return ""

@@ -115,12 +115,12 @@ class _Source:
             raise TaskError(f"data: expected the path of the {self.about.reader}, got none")
         parts = list(self._parts(path, labels=True))
         reading = _reading(parts)
-        kept = [one for one in parts if one.arrays]
-        if not kept:
+        filled = [one for one in parts if one.arrays]
+        if not filled:
             raise TaskError(f"{path}: expected records that fit, got none among {reading}")
         whole = _Part(
-            {n: np.concatenate([one.arrays[n] for one in kept]) for n in kept[0].arrays},
-            {n: [text for one in kept for text in one.texts[n]] for n in kept[0].texts},
+            {n: np.concatenate([one.arrays[n] for one in filled]) for n in filled[0].arrays},
+            {n: [text for one in filled for text in one.texts[n]] for n in filled[0].texts},
         )
         rows = replace(self._rows(whole), reading=reading)
         if part == "all":
@@ -139,7 +139,7 @@ class _Source:
             yield self._part(some, labels)
 
     def _part(self, some: list[tuple[int, Record]], labels: bool) -> _Part:
-        part, kept = _Part(), list[tuple[int, Record, dict[str, Any], Any]]()
+        part, entries = _Part(), list[tuple[int, Record, dict[str, Any], Any]]()
         for number, record in some:
             try:
                 arrays = record.arrays()
@@ -151,18 +151,18 @@ class _Source:
             except (ValueError, TypeError, LookupError):
                 part.faults.append(_fault(number, record, self.about.label, _wanted(self.about)))
                 continue
-            kept.append((number, record, arrays, y))
-        if not kept:
+            entries.append((number, record, arrays, y))
+        if not entries:
             return part
         part.arrays = {
-            f"x/{n}": np.stack([arrays[n] for _, _, arrays, _ in kept]) for n in self.inputs
+            f"x/{n}": np.stack([arrays[n] for _, _, arrays, _ in entries]) for n in self.inputs
         }
-        part.arrays["number"] = np.array([number for number, _, _, _ in kept], np.int64)
+        part.arrays["number"] = np.array([number for number, _, _, _ in entries], np.int64)
         if labels:
-            part.arrays["y"] = np.stack([y for _, _, _, y in kept])
-        part.texts = {"id": [record.place for _, record, _, _ in kept]}
+            part.arrays["y"] = np.stack([y for _, _, _, y in entries])
+        part.texts = {"id": [record.place for _, record, _, _ in entries]}
         for name in ("site", "subject"):
-            texts = [getattr(record, name) for _, record, _, _ in kept]
+            texts = [getattr(record, name) for _, record, _, _ in entries]
             if any(texts):
                 part.texts[name] = texts
         return part
@@ -247,6 +247,6 @@ def _reading(parts: list[_Part]) -> Reading:
             counts[key] += 1
             first.setdefault(key, fault["place"])
     lost = sum(counts.values())
-    kept = sum(len(part.arrays["number"]) for part in parts if part.arrays)
+    fitting = sum(len(part.arrays["number"]) for part in parts if part.arrays)
     omissions = tuple(Omission(*key, count, first[key]) for key, count in counts.most_common(50))
-    return Reading(kept + lost, kept + lost, lost, omissions)
+    return Reading(fitting + lost, fitting + lost, lost, omissions)

@@ -116,12 +116,12 @@ def described(text: str) -> Description:
 def reader_of(text: str) -> str:
     """The reader that a schema names; "table" where it names none."""
     try:
-        found = parse_toml(text).get("reader", "table")
+        reader = parse_toml(text).get("reader", "table")
     except DocumentError as error:
         raise TaskError(f"schema: {error}") from None
-    if found not in (*READERS, "table"):
+    if reader not in (*READERS, "table"):
         raise TaskError(f"schema: reader must be one of table, {', '.join(READERS)}")
-    return str(found)
+    return str(reader)
 
 
 def _floats(table: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -26,10 +26,10 @@ def units(rows: Rows) -> NDArray[np.uint64]:
     arrays = [t.numpy() for t in (*tensors(rows.x), rows.y)]
     sites = rows.site if rows.site is not None else ("",) * len(rows)
     seen: Counter[bytes] = Counter()
-    found = np.empty(len(rows), np.int64)
+    numbers = np.empty(len(rows), np.int64)
     for i, site in enumerate(sites):
         content = b"".join(np.ascontiguousarray(a[i]).tobytes() for a in arrays) + site.encode()
         row = hashlib.sha256(content).digest()
-        found[i] = number_of(row + seen[row].to_bytes(8, "little"))
+        numbers[i] = number_of(row + seen[row].to_bytes(8, "little"))
         seen[row] += 1
-    return found.view(np.uint64)
+    return numbers.view(np.uint64)

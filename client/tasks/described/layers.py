@@ -54,7 +54,7 @@ def built(layers: Sequence[str], shape: Sequence[int], *, words: int, outputs: i
 
     `words` is how many ids there are, 0 where the rows are numbers. TaskError names the layer.
     """
-    made: list[nn.Module] = []
+    modules: list[nn.Module] = []
     x = torch.zeros((2, *shape), dtype=torch.int64 if words else torch.float32)
     for number, text in enumerate(layers):
         name, *given = text.split()
@@ -70,15 +70,15 @@ def built(layers: Sequence[str], shape: Sequence[int], *, words: int, outputs: i
             raise TaskError(
                 f"{where}: must fit rows of shape {list(x.shape[1:])} ({why})"
             ) from None
-        made.append(layer)
+        modules.append(layer)
     if tuple(x.shape[1:]) != (outputs,):
         raise TaskError(
             f"model.layers: must end in {outputs} numbers a row, got {list(x.shape[1:])}"
         )
-    if made and isinstance(made[-1], nn.Linear):  # its first gradient is the data's
-        nn.init.zeros_(made[-1].weight)
-        nn.init.zeros_(made[-1].bias)
-    return nn.Sequential(*made)
+    if modules and isinstance(modules[-1], nn.Linear):  # its first gradient is the data's
+        nn.init.zeros_(modules[-1].weight)
+        nn.init.zeros_(modules[-1].bias)
+    return nn.Sequential(*modules)
 
 
 def _whole(value: float, most: int = MOST) -> int:

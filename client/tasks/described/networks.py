@@ -169,8 +169,8 @@ class TextCnn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.words(x).transpose(1, 2)
-        found = [torch.relu(view(h)).amax(2) for view in self.views]
-        out: Tensor = self.head(torch.cat(found, 1))
+        features = [torch.relu(view(h)).amax(2) for view in self.views]
+        out: Tensor = self.head(torch.cat(features, 1))
         return out
 
 
@@ -244,8 +244,8 @@ class Encoder(nn.Module):
         if hidden is None:
             h = h.mean(1)
         else:
-            kept = (~hidden).to(h.dtype)[..., None]
-            h = (h * kept).sum(1) / kept.sum(1).clamp(min=1)
+            mask = (~hidden).to(h.dtype)[..., None]
+            h = (h * mask).sum(1) / mask.sum(1).clamp(min=1)
         out: Tensor = self.head(h)
         return out
 

@@ -93,13 +93,15 @@ def _binary(outputs: Tensor, y: Tensor) -> Tensor:
 def _several_metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:
     if not len(y):
         return {}
-    found, true = outputs.detach() > 0, y > 0.5
-    hits, said, there = (t.double().sum(0) for t in (found & true, found, true))
-    f1 = (2 * hits / (said + there)).nan_to_num(0.0)
+    predictions, true = outputs.detach() > 0, y > 0.5
+    hits, predicted, there = (t.double().sum(0) for t in (predictions & true, predictions, true))
+    f1 = (2 * hits / (predicted + there)).nan_to_num(0.0)
     return {
-        "accuracy": float((found == true).double().mean()),
-        "exact": float((found == true).all(1).double().mean()),
-        "f1": float(f1[said + there > 0].mean()) if bool((said + there > 0).any()) else 0.0,
+        "accuracy": float((predictions == true).double().mean()),
+        "exact": float((predictions == true).all(1).double().mean()),
+        "f1": float(f1[predicted + there > 0].mean())
+        if bool((predicted + there > 0).any())
+        else 0.0,
         "loss": float(_binary(outputs.detach(), y).mean()),
     }
 
@@ -121,10 +123,10 @@ def _ordered(outputs: Tensor) -> Tensor:
 def _ordinal_metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:
     if not len(y):
         return {}
-    found = (outputs.detach() > 0).sum(1)
+    predictions = (outputs.detach() > 0).sum(1)
     return {
-        "accuracy": float((found == y).double().mean()),
-        "mae": float((found - y).abs().double().mean()),
+        "accuracy": float((predictions == y).double().mean()),
+        "mae": float((predictions - y).abs().double().mean()),
         "loss": float(_ordinal(outputs.detach(), y).mean()),
     }
 
@@ -156,11 +158,11 @@ def _tokens(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def _token_metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:
-    asked = y != IGNORED
-    if not bool(asked.any()):
+    mask = y != IGNORED
+    if not bool(mask.any()):
         return {}
-    total = float(_tokens(outputs.detach(), y).double().sum()) / float(asked.sum())
-    hits = (outputs.detach().argmax(2) == y)[asked]
+    total = float(_tokens(outputs.detach(), y).double().sum()) / float(mask.sum())
+    hits = (outputs.detach().argmax(2) == y)[mask]
     return {
         "accuracy": float(hits.double().mean()),
         "perplexity": math.exp(min(total, 700.0)),
@@ -211,9 +213,9 @@ def _survival_metrics(
         return {}
     risk = -survival_curve(outputs.detach(), hazard=hazard).double().sum(1)
     lost = survival_loss(outputs.detach(), y, times=times, hazard=hazard)
-    found = {"loss": float(lost.mean())}
+    metrics = {"loss": float(lost.mean())}
     index = concordance(risk.numpy(), y[:, 0].numpy(), y[:, 1].numpy() > 0.5)
-    return found if index is None else found | {"c_index": index}
+    return metrics if index is None else metrics | {"c_index": index}
 
 
 def concordance(

@@ -142,10 +142,10 @@ def _spectrum(about: Description, file: Path) -> Arrays:
 def _texts(about: Description, path: Path) -> Iterator[Record]:
     """Lines of a CSV file; words become ids by a public hash, so that no vocabulary is learnt."""
     for place, row in _lines(about, _only(path, ".csv", ".tsv")):
-        said = row.get(about.text)
+        text = row.get(about.text)
         yield Record(
             place,
-            _fails("a text") if said is None else lambda said=said: _words(about, said),  # type: ignore[misc]
+            _fails("a text") if text is None else lambda text=text: _words(about, text),  # type: ignore[misc]
             row.get(about.label),
             row.get(about.site) or "" if about.site else "",
             row.get(about.subject) or "" if about.subject else "",
@@ -153,9 +153,9 @@ def _texts(about: Description, path: Path) -> Iterator[Record]:
 
 
 def _words(about: Description, text: str) -> Arrays:
-    found = _WORD.findall(text.casefold())[: about.length]
+    words = _WORD.findall(text.casefold())[: about.length]
     places = np.zeros(about.length, np.int64)
-    for i, word in enumerate(found):
+    for i, word in enumerate(words):
         number = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
         places[i] = 1 + number % (about.words - 1)
     return {"words": places}
@@ -208,10 +208,10 @@ def _series(about: Description, path: Path) -> Iterator[Record]:
     windows: name the series' owner as `subject` where that must be protected.
     """
     stride = about.stride or about.length
-    kept: dict[str, list[tuple[str, Mapping[str, str]]]] = {}
+    windows: dict[str, list[tuple[str, Mapping[str, str]]]] = {}
     for place, row in _lines(about, _only(path, ".csv", ".tsv")):
         name = row.get(about.series) or ""
-        held = kept.setdefault(name, [])
+        held = windows.setdefault(name, [])
         held.append((place, row))
         if len(held) < about.length:
             continue
@@ -223,7 +223,7 @@ def _series(about: Description, path: Path) -> Iterator[Record]:
             last.get(about.site) or "" if about.site else "",
             last.get(about.subject) or "" if about.subject else "",
         )
-        kept[name] = held[stride:]
+        windows[name] = held[stride:]
 
 
 def _window(about: Description, rows: list[Mapping[str, str]]) -> Arrays:
@@ -257,11 +257,11 @@ def _lines(about: Description, file: Path) -> Iterator[tuple[str, dict[str, str]
 def _only(path: Path, *endings: str) -> Path:
     if not path.is_dir():
         return path
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in endings and p.is_file())
-    if len(found) != 1:
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in endings and p.is_file())
+    if len(files) != 1:
         kinds = " or ".join(endings)
-        raise TaskError(f"{path}: expected one {kinds} file in the folder, found {len(found)}")
-    return found[0]
+        raise TaskError(f"{path}: expected one {kinds} file in the folder, found {len(files)}")
+    return files[0]
 
 
 def _fails(expected: str) -> Callable[[], Arrays]:

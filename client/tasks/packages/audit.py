@@ -44,7 +44,7 @@ def audited(package: Package, request: Mapping[str, Any]) -> dict[str, Any]:
     with one_thread():
         refusal = model_refusal(learning, 0)
         examined = Check("the model keeps examples apart", 0.0, 0.0 if refusal else 1.0, refusal)
-        checks, found, more = [examined], (), dict[str, Any]()
+        checks, lower_bounds, more = [examined], (), dict[str, Any]()
         if not refusal:
             rows = made_up_rows(learning, _ROWS)
             for check in (_bounded, _noise_alone):
@@ -53,7 +53,7 @@ def audited(package: Package, request: Mapping[str, Any]) -> dict[str, Any]:
                 except BROKEN as error:
                     checks.append(broken(check.__name__.strip("_").replace("_", " "), error))
             if not learning.x_shapes and learning.model(0)(rows.x).dim() == 2:
-                found, event, more = _canaries(learning, rows, epsilon)
+                lower_bounds, event, more = _canaries(learning, rows, epsilon)
         changed = learning.changed() or product_changed()
         checks.append(Check("the package changes nothing", 0.0, 0.0 if changed else 1.0, changed))
     return result(
@@ -61,8 +61,8 @@ def audited(package: Package, request: Mapping[str, Any]) -> dict[str, Any]:
         epsilon=epsilon,
         delta=DELTA,
         event=event,
-        checks=(*checks, *tested(found)),
-        bounds=found,
+        checks=(*checks, *tested(lower_bounds)),
+        bounds=lower_bounds,
         seconds=time.monotonic() - began,
         seed=0,
         **more,

@@ -196,9 +196,9 @@ def _array(source: _Source, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDA
     return array
 
 
-def _failure(found: object, tell: bool) -> str:
+def _failure(reply: object, tell: bool) -> str:
     """A child's error as one line: its kind and place; its text only for whom the rows belong."""
-    facts = found if isinstance(found, dict) else {}
+    facts = reply if isinstance(reply, dict) else {}
     kind, line = str(facts.get("kind", "Error"))[:60], facts.get("line")
     where = f" (line {line})" if type(line) is int else ""
     text = " ".join(str(facts.get("text", "")).split())[:300] if tell else ""

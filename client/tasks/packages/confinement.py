@@ -76,9 +76,9 @@ def confine(readable: Sequence[Path], bounds: Bounds) -> list[str]:
 
 def protections() -> dict[str, bool]:
     """What this machine has to close a process with, tried in a process that then ends."""
-    found = {"namespaces": False, "landlock": landlock_version() > 0, "seccomp": False}
+    facts = {"namespaces": False, "landlock": landlock_version() > 0, "seccomp": False}
     if sys.platform != "linux":
-        return found
+        return facts
     tried = subprocess.run(
         [sys.executable, "-I", "-c", _TRY.format(root=str(Path(__file__).resolve().parents[3]))],
         capture_output=True,
@@ -86,7 +86,7 @@ def protections() -> dict[str, bool]:
         check=False,
     )
     words = tried.stdout.decode("ascii", "replace").split()
-    return found | {name: name in words for name in ("namespaces", "seccomp")}
+    return facts | {name: name in words for name in ("namespaces", "seccomp")}
 
 
 _TRY: Final = """
@@ -129,8 +129,8 @@ def landlock_version() -> int:
     """Landlock's version on this kernel; 0 where there is none."""
     if sys.platform != "linux":
         return 0
-    found: int = ctypes.CDLL(None, use_errno=True).syscall(_CREATE, None, 0, 1)
-    return max(found, 0)
+    version: int = ctypes.CDLL(None, use_errno=True).syscall(_CREATE, None, 0, 1)
+    return max(version, 0)
 
 
 def _landlock(readable: Sequence[Path]) -> None:

@@ -26,18 +26,18 @@ _ROUNDS: Final = 6
 
 def report(package: Package, request: Mapping[str, Any]) -> dict[str, Any]:
     """What was found, as JSON values: `refused` is "" where the model can be trained."""
-    found: dict[str, Any] = {"refused": ""}
+    facts: dict[str, Any] = {"refused": ""}
     try:
         learning = package_task(package, request["options"])
-        found |= _looked_at(learning)
+        facts |= _looked_at(learning)
     except TaskError as error:
-        found["refused"] = str(error)
+        facts["refused"] = str(error)
     except Exception as error:  # noqa: BLE001 - a stranger's code raises what it likes
         place = _line(error)
-        found["refused"] = f"task.py: {type(error).__name__}: {str(error)[:200]}{place}"
+        facts["refused"] = f"task.py: {type(error).__name__}: {str(error)[:200]}{place}"
     if changed := product_changed():
-        found["refused"] = f"task.py: changes {changed}"
-    return found
+        facts["refused"] = f"task.py: changes {changed}"
+    return facts
 
 
 def _line(error: BaseException) -> str:
@@ -94,8 +94,8 @@ def made_up_rows(learning: Task, count: int) -> Rows:
 
     domain = domain_of(learning, none_of(learning))
     last: Exception | None = None
-    for made in MadeUp.of(domain, learning.model(0)).kinds():
-        rows = made.rows(count, 1.0)
+    for source in MadeUp.of(domain, learning.model(0)).kinds():
+        rows = source.rows(count, 1.0)
         try:
             with torch.no_grad():
                 lost = learning.loss(learning.model(0)(rows.x), rows.y)

@@ -149,11 +149,11 @@ def _numbers(
     """Metrics that are numbers under printable names, and nothing else."""
 
     def checked(outputs: Tensor, y: Tensor) -> dict[str, float]:
-        found = metrics(outputs, y)
-        if not isinstance(found, Mapping) or len(found) > _MOST_METRICS:
+        values = metrics(outputs, y)
+        if not isinstance(values, Mapping) or len(values) > _MOST_METRICS:
             raise TaskError(f"{SOURCE}: metrics must give at most {_MOST_METRICS} numbers by name")
         numbers: dict[str, float] = {}
-        for name, value in found.items():
+        for name, value in values.items():
             plain = isinstance(name, str) and name.isidentifier() and len(name) <= 40
             if (
                 not plain
@@ -170,12 +170,12 @@ def _numbers(
 def _sample(
     module: Any, values: Mapping[str, Any]
 ) -> Callable[[int, torch.Generator], Rows] | None:
-    made = getattr(module, "sample", None)
-    if made is None:
+    function = getattr(module, "sample", None)
+    if function is None:
         return None
 
     def sample(n: int, generator: torch.Generator) -> Rows:
-        return Rows(*made(n, generator, values))
+        return Rows(*function(n, generator, values))
 
     return sample
 

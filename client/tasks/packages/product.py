@@ -34,7 +34,7 @@ def product_changed() -> str:
 
 @lru_cache(maxsize=1)
 def _originals() -> dict[tuple[str, str, str], types.CodeType]:
-    found = {}
+    codes = {}
     for module, owners in _GUARDED.items():
         loaded = importlib.import_module(module)
         for owner in ("", *owners):
@@ -42,8 +42,8 @@ def _originals() -> dict[tuple[str, str, str], types.CodeType]:
             for name, value in place.items():
                 code = _code(value)
                 if code is not None:
-                    found[module, owner, name] = code
-    return found
+                    codes[module, owner, name] = code
+    return codes
 
 
 def remember() -> None:

@@ -89,13 +89,13 @@ class Reader:
 
     def _expected(self, labels: bool) -> dict[str, tuple[tuple[int, ...], str]]:
         shapes = self.manifest.shapes(self.options)
-        found: dict[str, tuple[tuple[int, ...], str]] = {
+        arrays: dict[str, tuple[tuple[int, ...], str]] = {
             f"x/{n}": (shapes[n], one.dtype) for n, one in self.manifest.x.items()
         }
-        found |= {"test": ((), "uint8"), "number": ((), "int64")}
+        arrays |= {"test": ((), "uint8"), "number": ((), "int64")}
         if labels:
-            found["y"] = self.manifest.label_of(self.options)
-        return found
+            arrays["y"] = self.manifest.label_of(self.options)
+        return arrays
 
     def _part(self, frame: Frame) -> Part:
         rows, facts = int(frame.facts.get("rows", 0)), frame.facts
@@ -124,20 +124,20 @@ class Reader:
 
     def _read(self, path: Path, closed: Closed) -> tuple[Rows, NDArray[np.bool_]]:
         parts = list(self.parts(closed))
-        kept = [part for part in parts if part.arrays]
+        filled = [part for part in parts if part.arrays]
         reading = _reading(parts, self.tell)
-        if not kept:
+        if not filled:
             raise TaskError(f"{path}: expected rows that fit, got none among {reading}")
-        arrays = {n: np.concatenate([p.arrays[n] for p in kept]) for n in kept[0].arrays}
+        arrays = {n: np.concatenate([p.arrays[n] for p in filled]) for n in filled[0].arrays}
         self._encode_again(closed, arrays)
         texts: dict[str, list[str]] = {}
-        if self.manifest.subjects and not any("subject" in part.texts for part in kept):
+        if self.manifest.subjects and not any("subject" in part.texts for part in filled):
             raise TaskError(f"{SOURCE}: subject must be given for every row: task.toml says so")
         for name in ("site", "subject"):
-            if any(name in part.texts for part in kept):
-                if not all(name in part.texts for part in kept):
+            if any(name in part.texts for part in filled):
+                if not all(name in part.texts for part in filled):
                     raise TaskError(f"{SOURCE}: {name} must be given for every row or for none")
-                texts[name] = [text for part in kept for text in part.texts[name]]
+                texts[name] = [text for part in filled for text in part.texts[name]]
                 if not all(texts[name]):
                     raise TaskError(f"{SOURCE}: {name} must be given for every row or for none")
         whole = Part(arrays, texts, (), 0)

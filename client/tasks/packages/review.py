@@ -48,17 +48,17 @@ def audit_package(package: Package, epsilon: float) -> dict[str, Any]:
         raise TaskError(refused[0])
     with Closed(package, bounds=AUDITING) as closed:
         frames = list(closed.ask(request, {}))
-    found = frames[-1].facts.get("report")
-    if not isinstance(found, dict) or not isinstance(found.get("verdict"), str):
+    report = frames[-1].facts.get("report")
+    if not isinstance(report, dict) or not isinstance(report.get("verdict"), str):
         raise TaskError(f"{SOURCE}: gave no audit")
-    return found
+    return report
 
 
 def shown(package: Package, report: Mapping[str, Any] | None = None) -> list[str]:
     """A package for a person, line by line; nothing in it can hide what stands here."""
     manifest = manifest_of(package)
-    found = findings(package, manifest)
-    refused = [one for one in found if one.refused]
+    remarks = findings(package, manifest)
+    refused = [one for one in remarks if one.refused]
     lines = [
         f"{manifest.name} {printable(manifest.version)}  {package.code}",
         f"licence: {printable(manifest.licence)}",
@@ -74,7 +74,7 @@ def shown(package: Package, report: Mapping[str, Any] | None = None) -> list[str
         lines.append(f"option {name}: {printable(rule.expected, 200)}, {rule.default} if not set")
     lines.append(f"refused: {len(refused) or 'nothing'}")
     lines += [f"  {one}" for one in refused]
-    judged = [one for one in found if not one.refused]
+    judged = [one for one in remarks if not one.refused]
     lines.append(f"for you to judge: {len(judged) or 'nothing'}")
     lines += [f"  {one}" for one in judged]
     lines += [

@@ -35,8 +35,8 @@ def fingerprint(module: Any) -> str:
     What is called between two equal fingerprints has left nothing behind in the module.
     """
     total = hashlib.sha256()
-    own = {k: v for k, v in vars(module).items() if k not in ("__builtins__", "FILES")}
-    _add(total, own, _DEEPEST, {})
+    names = {k: v for k, v in vars(module).items() if k not in ("__builtins__", "FILES")}
+    _add(total, names, _DEEPEST, {})
     return total.hexdigest()
 
 
@@ -69,8 +69,8 @@ def _add(total: Any, value: Any, depth: int, seen: dict[int, object]) -> None:
         _add(total, vars(value), depth - 1, seen)
     elif isinstance(value, type):
         if value.__module__.startswith("task_"):
-            own = {k: v for k, v in vars(value).items() if k not in ("__dict__", "__weakref__")}
-            _add(total, own, depth - 1, seen)
+            members = {k: v for k, v in vars(value).items() if k not in ("__dict__", "__weakref__")}
+            _add(total, members, depth - 1, seen)
         total.update(value.__qualname__.encode())
     elif hasattr(value, "detach") and hasattr(value, "numpy"):
         _add(total, value.detach().cpu().numpy(), depth - 1, seen)

@@ -119,12 +119,12 @@ def described(error: BaseException, request: Mapping[str, Any]) -> dict[str, Any
         if trace.tb_frame.f_code.co_filename == file:
             line = trace.tb_lineno
         trace = trace.tb_next
-    found = {"kind": type(error).__name__, "file": file}
+    facts = {"kind": type(error).__name__, "file": file}
     if line is not None:
-        found["line"] = line
+        facts["line"] = line
     if request.get("tell"):
-        found["text"] = str(error)[:300]
-    return found
+        facts["text"] = str(error)[:300]
+    return facts
 
 
 def _serve(

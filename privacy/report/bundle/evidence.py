@@ -93,21 +93,21 @@ def _acts(folder: Path, kind: str, names: Mapping[str, str]) -> dict[str, Any]:
 def ledgers(folder: Path, kind: str) -> dict[str, Path]:
     """The ledgers of a folder by name: a coordinator's lies in its home, a site's where it said."""
     home = folder.parent.parent if kind == FEDERATION else folder
-    found = {path.stem: path for path in sorted((home / "ledgers").glob("*.jsonl"))}
+    paths = {path.stem: path for path in sorted((home / "ledgers").glob("*.jsonl"))}
     if kind == SITE and (folder / "populations.json").is_file():
         try:
             known = read_json(folder / "populations.json")
             named = {str(one["name"]): Path(one["ledger"]) for one in known}
         except (ValueError, KeyError, TypeError):
             raise ReportError(f"{folder / 'populations.json'}: expected populations") from None
-        found = {n: p for n, p in found.items() if p.absolute() not in named.values()} | named
-    return found
+        paths = {n: p for n, p in paths.items() if p.absolute() not in named.values()} | named
+    return paths
 
 
 def pseudonyms(sites: Iterable[str], run: str) -> dict[str, str]:
     """A letter a site, in an order that nobody can tell from the names."""
-    found = sorted(set(sites), key=lambda s: hashlib.sha256(f"{run}\n{s}".encode()).digest())
-    return {site: f"site-{_letters(index)}" for index, site in enumerate(found)}
+    order = sorted(set(sites), key=lambda s: hashlib.sha256(f"{run}\n{s}".encode()).digest())
+    return {site: f"site-{_letters(index)}" for index, site in enumerate(order)}
 
 
 def _letters(index: int) -> str:
@@ -146,12 +146,12 @@ def _ledger(path: Path, into: Path) -> None:
 
 def _model(folder: Path) -> dict[str, str] | None:
     """Name and digest of the last released model."""
-    found = sorted((folder / "checkpoints").glob("*.safetensors"))
-    if not found:
+    checkpoints = sorted((folder / "checkpoints").glob("*.safetensors"))
+    if not checkpoints:
         return None
-    with found[-1].open("rb") as file:
+    with checkpoints[-1].open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": found[-1].name, "sha256": digest}
+    return {"file": checkpoints[-1].name, "sha256": digest}
 
 
 def _disguised(
@@ -168,38 +168,38 @@ def _disguised(
     named = {path.stem for path in heads} | set(plan.site)
     named |= {site for line in lines.splitlines() for site in _object(line).get("sites", {})}
     names = pseudonyms(named, str(run.get("id", "")))
-    own = {
-        names[site]: SitePlan(epsilon=said.epsilon, limit=said.limit)
-        for site, said in plan.site.items()
+    overrides = {
+        names[site]: SitePlan(epsilon=terms.epsilon, limit=terms.limit)
+        for site, terms in plan.site.items()
     }
-    (into / "plan.toml").write_text(replace(plan, site=own).to_toml(), "utf-8")
+    (into / "plan.toml").write_text(replace(plan, site=overrides).to_toml(), "utf-8")
     _write(into / "run.json", {k: v for k, v in run.items() if k in _RUN})
     summary = _object(data.get("summary.json", b"{}"))
     _write(into / "summary.json", {k: v for k, v in summary.items() if k in _SUMMARY})
     (into / "history.jsonl").write_text(_renamed(lines, names), "utf-8")
     (into / "heads").mkdir()
     for path in heads:
-        kept = [
+        records = [
             canonical_json({k: v for k, v in _object(line).items() if k in _HEAD})
             for line in path.read_text("utf-8", errors="replace").splitlines()
         ]
-        text = "".join(line + "\n" for line in kept)
+        text = "".join(line + "\n" for line in records)
         (into / "heads" / f"{names[path.stem]}.jsonl").write_text(text, "utf-8")
     return names, plan.digest
 
 
 def _renamed(lines: str, names: Mapping[str, str]) -> str:
     """The history with its sites renamed; a line that cannot be read stays a line that cannot."""
-    found: list[str] = []
+    rows: list[str] = []
     for line in lines.splitlines():
         row = _object(line)
         sites = row.get("sites")
         if isinstance(sites, dict):
-            row["sites"] = {names[site]: said for site, said in sites.items()}
-            found.append(canonical_json(row))
+            row["sites"] = {names[site]: answer for site, answer in sites.items()}
+            rows.append(canonical_json(row))
         else:
-            found.append(re.sub(r"[^ -~]|[a-zA-Z-]{3,}", "?", line))
-    return "".join(line + "\n" for line in found)
+            rows.append(re.sub(r"[^ -~]|[a-zA-Z-]{3,}", "?", line))
+    return "".join(line + "\n" for line in rows)
 
 
 def _object(text: str | bytes) -> dict[str, Any]:

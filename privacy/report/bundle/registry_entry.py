@@ -98,8 +98,8 @@ def _loss(content: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str
 
 
 def _groups(promise: Mapping[str, Any]) -> str:
-    said = [f"{_short(g['epsilon'])} for {g['records']} records" for g in promise["groups"]]
-    return f" A person with several records: {', '.join(said)}." if said else ""
+    texts = [f"{_short(g['epsilon'])} for {g['records']} records" for g in promise["groups"]]
+    return f" A person with several records: {', '.join(texts)}." if texts else ""
 
 
 def _short(value: object) -> str:

@@ -96,17 +96,17 @@ def read_seal(path: Path) -> Seal:
 def changed(folder: Path, sealed: Seal) -> list[Problem]:
     """Every file that is not what was signed, with its line where lines were signed."""
     files, lines = digests(folder)
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for name in sorted({*files, *sealed.files}):
         if name not in files:
-            found.append(Problem("file-missing", name, "was signed and is not there"))
+            problems.append(Problem("file-missing", name, "was signed and is not there"))
         elif name not in sealed.files:
-            found.append(Problem("file-added", name, "was not there when the report was signed"))
+            problems.append(Problem("file-added", name, "was not there when the report was signed"))
         elif files[name] != sealed.files[name]:
             where = _line(lines.get(name, []), list(sealed.lines.get(name, [])))
             message = "is not what was signed"
-            found.append(Problem("file-changed", f"{name}{where}", message))
-    return found
+            problems.append(Problem("file-changed", f"{name}{where}", message))
+    return problems
 
 
 def _line(now: list[str], then: list[str]) -> str:

@@ -69,17 +69,17 @@ def _recomputed(
         stated = read_json(folder / "report.json", LIMITS)
     except (OSError, DocumentError) as error:
         return [Problem("report-unreadable", "report.json", str(error))], 0
-    found: list[Problem] = []
+    problems: list[Problem] = []
     try:
         places = sorted(p for p in (folder / "evidence").iterdir() if p.is_dir())
         order = {name: index for index, name in enumerate(sealed.filing.get("sources", ()))}
         places.sort(key=lambda place: order.get(place.name, len(order)))
-        sources = [_with(read(place), ledgers, found) for place in places]
+        sources = [_with(read(place), ledgers, problems) for place in places]
         again = build(sources, sealed.filing).content
     except (OSError, ReportError) as error:
-        return [*found, Problem("evidence-unreadable", "evidence", str(error))], 0
+        return [*problems, Problem("evidence-unreadable", "evidence", str(error))], 0
     count = 0
-    found += [Problem(**problem) for problem in again["verdict"]["problems"]]
+    problems += [Problem(**problem) for problem in again["verdict"]["problems"]]
     different: list[Problem] = []
     for path, one, other in _leaves(stated, json.loads(json.dumps(again)), "report.json"):
         count += isinstance(one, int | float)
@@ -89,49 +89,49 @@ def _recomputed(
     if len(different) > _SHOWN:
         more = f"and {len(different) - _SHOWN} more values differ"
         different[_SHOWN:] = [Problem("figure-differs", "report.json", more)]
-    return found + different, count
+    return problems + different, count
 
 
-def _with(source: Source, ledgers: Mapping[str, Path], found: list[Problem]) -> Source:
+def _with(source: Source, ledgers: Mapping[str, Path], problems: list[Problem]) -> Source:
     """The source with the given ledgers, each as long as it was when it was reported."""
     books = dict(source.books)
     for name, path in ledgers.items():
         if name in books:
-            books[name] = _cut(read_book(path), books[name], f"{path}", found)
+            books[name] = _cut(read_book(path), books[name], f"{path}", problems)
         elif source.kind == FEDERATION and name in source.heads:
-            _own_ledger(source, name, path, found)
+            _own_ledger(source, name, path, problems)
     return replace(source, books=books)
 
 
-def _cut(given: Book, copy: Book, where: str, found: list[Problem]) -> Book:
+def _cut(given: Book, copy: Book, where: str, problems: list[Problem]) -> Book:
     if given.error is not None or copy.error is not None:
         return replace(given, notes=copy.notes)
     length = len(copy.entries)
-    kept = given.entries[:length]
-    if kept != copy.entries:
+    prefix = given.entries[:length]
+    if prefix != copy.entries:
         first = next(
-            (n for n, (a, b) in enumerate(zip(kept, copy.entries, strict=False), 1) if a != b),
-            len(kept) + 1,
+            (n for n, (a, b) in enumerate(zip(prefix, copy.entries, strict=False), 1) if a != b),
+            len(prefix) + 1,
         )
         message = f"entry {first} is not the one that was reported"
-        found.append(Problem("ledger-differs", where, message))
+        problems.append(Problem("ledger-differs", where, message))
         return replace(given, notes=copy.notes)
     return copy
 
 
-def _own_ledger(source: Source, name: str, path: Path, found: list[Problem]) -> None:
+def _own_ledger(source: Source, name: str, path: Path, problems: list[Problem]) -> None:
     """A federation's report against a site's own ledger: the run's events must be the same."""
     book = read_book(path)
     if book.error is not None:
-        found.append(Problem("ledger-broken", str(path), book.error))
+        problems.append(Problem("ledger-broken", str(path), book.error))
         return
     heads = [head for head in source.heads[name] if head.get("run") == source.run_id]
     last: Mapping[str, Any] = heads[-1] if heads else {"n": 0, "events": []}
-    told = counted(Event.from_dict(event) for event in last["events"])
+    totals = counted(Event.from_dict(event) for event in last["events"])
     reached = book.entries[: last["n"]]
-    if counted(e.event for e in reached if e.run == source.run_id) != told:
+    if counted(e.event for e in reached if e.run == source.run_id) != totals:
         message = f"its entries of this run are not what the heads of {name} were said to hold"
-        found.append(Problem("ledger-differs", str(path), message))
+        problems.append(Problem("ledger-differs", str(path), message))
 
 
 def name_ledgers(folder: Path, given: Sequence[str]) -> dict[str, Path]:
@@ -139,7 +139,7 @@ def name_ledgers(folder: Path, given: Sequence[str]) -> dict[str, Path]:
     evidence = folder / "evidence"
     names = {p.stem for p in evidence.glob("*/ledgers/*.jsonl")}
     names |= {p.stem for p in evidence.glob("*/heads/*.jsonl")}
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for text in given:
         name, equals, rest = text.partition("=")
         path = Path(rest if equals and name in names else text)
@@ -150,8 +150,8 @@ def name_ledgers(folder: Path, given: Sequence[str]) -> dict[str, Path]:
         if name not in names:
             expected = ", ".join(sorted(names)) or "none"
             raise ReportError(f"--ledger: expected NAME=FILE with a name of {expected}, got {text}")
-        found[name] = path
-    return found
+        paths[name] = path
+    return paths
 
 
 def _leaves(one: Any, other: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

@@ -89,20 +89,20 @@ def _check_free(out: Path) -> None:
 def _signer(folder: Path, kind: str, now: datetime) -> tuple[bytes, bytes | None, str]:
     """The key that signs, the certificate that names it, and the signer in words."""
     home = folder.resolve().parent.parent if kind == FEDERATION else folder
-    own = home / "signing.key"
+    key_path = home / "signing.key"
     try:
-        if kind == FEDERATION and own.is_file():
-            key = own.read_bytes()
+        if kind == FEDERATION and key_path.is_file():
+            key = key_path.read_bytes()
             named = _coordinator(home, key, now)
             return key, named, f"the coordinator, key {signing_public(key)[:16]}"
-        if kind == SITE and own.is_file():
-            key = own.read_bytes()
+        if kind == SITE and key_path.is_file():
+            key = key_path.read_bytes()
             pem = home / "site.pem"
             named = pem.read_bytes() if pem.is_file() else None
             return key, named, f"the site, key {signing_public(key)[:16]}"
         key = _made(folder / ("report.key" if kind == SITE else "signing.key"))
     except IdentityError as error:
-        raise ReportError(f"{own}: {error}") from None
+        raise ReportError(f"{key_path}: {error}") from None
     return key, None, f"a key made in this folder, {signing_public(key)[:16]}"
 
 
@@ -129,10 +129,10 @@ def _made(path: Path) -> bytes:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            versions[name] = "absent"
+    return versions

@@ -95,13 +95,13 @@ def asked(schema: str, head: object = None, **changes: Any) -> RecordDict:
 def test_a_plan_goes_to_the_population_whose_schema_it_has(hospital: tuple[Path, Path]) -> None:
     here = served(hospital[1])
     for name, schema in SCHEMAS.items():
-        site = here.asked(asked(schema))
+        site = here.site_for(asked(schema))
         assert site.ledger is not None
         assert site.ledger.population == name
         assert site.accepts(plan(schema))
-    stranger = here.asked(asked(SCHEMAS["heart"].replace("max = 100", "max = 99")))
+    stranger = here.site_for(asked(SCHEMAS["heart"].replace("max = 100", "max = 99")))
     assert not stranger.accepts(plan(SCHEMAS["heart"].replace("max = 100", "max = 99")))
-    assert here.asked(RecordDict()) is here.sites[0]
+    assert here.site_for(RecordDict()) is here.sites[0]
 
 
 def test_the_named_population_alone_is_served(hospital: tuple[Path, Path]) -> None:

@@ -183,7 +183,7 @@ def test_a_value_that_does_not_fit_is_named_by_row_and_column_and_never_shown() 
     encoded = COLUMNS.encode(table)
     assert [(m.row, m.column) for m in encoded.misfits] == [(1, "age"), (2, "age"), (2, "ill")]
     assert not re.search("secret|inf|hush", repr(encoded.misfits))
-    assert encoded.kept.tolist() == [0]
+    assert encoded.index.tolist() == [0]
     assert len(encoded.x) == 1
 
 
@@ -370,7 +370,7 @@ def test_columns_scaled_together_are_those_scaled_alone(
     fits = ~np.any([wrong | refused for _, wrong, refused in alone], axis=0)
     expected = np.concatenate([features for features, _, _ in alone], axis=1)[fits]
     assert found.x.numpy().tobytes() == np.ascontiguousarray(expected).tobytes()
-    assert found.kept.tolist() == np.flatnonzero(fits).tolist()
+    assert found.index.tolist() == np.flatnonzero(fits).tolist()
     assert [(one.row, one.column) for one in found.misfits] == [
         (row, column.name)
         for row in range(len(rows))

@@ -78,7 +78,7 @@ def test_the_client_unit_divides_by_who_was_asked_and_clips_again() -> None:
     plan = load_plan("digits", ["unit=client", "sigma=1e-6", "clip=1.0"])
     state = start(arrays(0, 0), plan)
     after = combine(
-        state, [Update("a", arrays(30, 40)), Update("b", arrays(0, 0.5))], plan, asked=4
+        state, [Update("a", arrays(30, 40)), Update("b", arrays(0, 0.5))], plan, sites=4
     )
     np.testing.assert_allclose(after.weights["w"], [0.6 / 4, 1.3 / 4], atol=1e-4)
 
@@ -94,7 +94,7 @@ def test_the_adaptive_clip_moves_towards_the_quantile(below: float, grows: bool)
     """All norms above the clip: it is too small and grows; all below: it shrinks."""
     plan = load_plan("digits", ["unit=client", "sigma=1", "clip_quantile=0.5", "clip_sigma=1e-6"])
     updates = [Update(str(i), arrays(1), below) for i in range(10)]
-    after = combine(start(arrays(0), plan), updates, plan, asked=10)
+    after = combine(start(arrays(0), plan), updates, plan, sites=10)
     assert after.clip is not None
     assert (after.clip > 1.0) == grows
     assert after.clip == pytest.approx(np.exp(0.2 * (0.5 if grows else -0.5)), rel=1e-4)

@@ -22,7 +22,7 @@ def noise_after(clip: float) -> float:
     plan = plan_of("clip_quantile=0.5", "clip_sigma=1.0", "server_lr=1")
     silent = {"w": np.zeros(40_000, np.float32)}
     state = State(3, silent, None, None, clip)
-    after = combine(state, [Update(s, silent, 0.5) for s in "abcd"], plan, asked=4)
+    after = combine(state, [Update(s, silent, 0.5) for s in "abcd"], plan, sites=4)
     return float(after.weights["w"].std()) * 4
 
 
@@ -37,7 +37,7 @@ def test_no_update_moves_the_sum_by_more_than_the_clip_of_the_moment() -> None:
     plan = plan_of("clip_quantile=0.5", "clip_sigma=1.0", "sigma=1e-5", "server_lr=1")
     state = State(1, {"w": np.zeros(9, np.float32)}, None, None, 0.25)
     loud = Update("a", {"w": np.full(9, 1e6, np.float32)}, -0.5)
-    after = combine(state, [loud], plan, asked=1)
+    after = combine(state, [loud], plan, sites=1)
     assert np.linalg.norm(after.weights["w"]) == pytest.approx(0.25, rel=1e-3)
 
 
