@@ -15,7 +15,7 @@ from privacy.identity.keys import IdentityError
 from privacy.ledger.chain import LedgerError
 from server.registry.sites import Home, MembersError, split_host
 
-FLOWER: Final = "1.41.0"
+FLOWER: Final = "1.42.0"
 Check = dict[str, str]
 
 

@@ -18,7 +18,7 @@ from privacy.audit_trail import FILE, read
 from privacy.identity.keys import IdentityError
 from privacy.ledger.chain import LedgerError
 
-FLOWER: Final = "1.41.0"
+FLOWER: Final = "1.42.0"
 
 
 def examine(
