@@ -326,8 +326,8 @@ def release(tensor: torch.Tensor) -> None:
     Without it a pass over an array longer than memory would fill the memory.
     """
     array = _MAPPED.get(tensor.data_ptr())
-    if array is not None:
-        array._mmap.madvise(mmap.MADV_DONTNEED)
+    if array is not None and isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def part(rows: Rows, mask: NDArray[np.bool_]) -> Rows:

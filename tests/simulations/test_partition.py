@@ -83,7 +83,7 @@ def test_an_impossible_split_is_one_line(spec: str, sites: int, said: str) -> No
 
 
 def test_a_regression_has_no_classes_to_split_by() -> None:
-    with pytest.raises(SplitError, match="regression"):
+    with pytest.raises(SplitError, match="labels are classes"):
         split("labels:1", np.linspace(0, 1, 10), None, 2, 0)
 
 

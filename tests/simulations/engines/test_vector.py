@@ -174,7 +174,7 @@ def test_a_model_that_cannot_be_stacked_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conv = replace(digits(), model=lambda seed: nn.Conv1d(1, 1, 1))
-    monkeypatch.setattr(simulations.engines.vector, "task", lambda name, schema: conv)
+    monkeypatch.setattr(simulations.engines.vector, "task_of", lambda plan: conv)
     with pytest.raises(PlanError, match=r'simulation.engine: .* use "serial" .*Conv1d'):
         simulate(load_plan("digits", ["simulation.engine=vector"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
