@@ -105,7 +105,7 @@ def test_a_failed_run_says_what_the_ledgers_paid(tmp_path: Path) -> None:
 
 
 def test_a_run_that_diverges_is_called_so_and_keeps_the_rest_of_its_budget(tmp_path: Path) -> None:
-    result = simulate(small("lr=30000", "average=false", "rounds=9"), tmp_path / "run")
+    result = simulate(small("lr=100000", "average=false", "rounds=9"), tmp_path / "run")
     assert result.outcome.reason == "failed"
     assert "the model diverged in round" in result.summary["detail"]
     assert result.summary["rounds"] < 9
