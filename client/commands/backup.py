@@ -7,7 +7,7 @@ import typer
 
 from client.commands.options import HERE, Dir, Json
 from privacy.audit_trail import record
-from privacy.commands.options import Ask, PassphraseFile, passphrase_of
+from privacy.commands.options import Ask, PassphraseFile
 
 KIND = "site"
 
@@ -28,17 +28,19 @@ def backup(
     """Write this site's folder (keys, policy, ledgers) into one private archive with a manifest."""
     from client.agent import populations
     from client.agent.credentials import Enrolled
-    from privacy.archive import backup as pack
-    from privacy.archive import check_target
+    from privacy.commands.backups import packed
 
     name = Enrolled(directory).name
-    check_target(directory, file)
-    passphrase = passphrase_of(ask, passphrase_file, confirm=True)
-    record(directory, "backup", str(file))
-    without = (".running", populations.CACHE)
-    manifest = pack(directory, file, kind=KIND, without=without, passphrase=passphrase)
-    protection = "encrypted" if passphrase else "it holds private keys"
-    typer.echo(f"{file}: {name}, {len(manifest['files'])} files; {protection}")
+    content = packed(
+        directory,
+        file,
+        kind=KIND,
+        without=(".running", populations.CACHE),
+        ask=ask,
+        passphrase_file=passphrase_file,
+        unencrypted="it holds private keys",
+    )
+    typer.echo(f"{file}: {name}, {content}")
     for one in populations.known(directory):
         if not Path(one.ledger).is_relative_to(directory.absolute()):
             typer.echo(f"not in it: {one.ledger}, the ledger of {one.name}: back it up as well")
@@ -51,12 +53,11 @@ def restore(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Unpack a whole backup into an empty folder."""
-    from privacy.archive import restore as unpack
+    from privacy.commands.backups import unpacked
 
-    passphrase = passphrase_of(ask, passphrase_file, confirm=False)
-    manifest = unpack(file, directory, kind=KIND, passphrase=passphrase)
+    files = unpacked(file, directory, kind=KIND, ask=ask, passphrase_file=passphrase_file)
     record(directory, "restore", str(file))
-    typer.echo(f"{directory}: {len(manifest['files'])} files restored")
+    typer.echo(f"{directory}: {files} files restored")
     typer.echo("a ledger that was spent from since then is declined: tacit-client ledger recover")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from privacy.audit_trail import record, recorded
-from privacy.commands.options import Ask, PassphraseFile, passphrase_of
+from privacy.commands.options import Ask, PassphraseFile
 from server.commands.options import HERE, Dir, Json
 from server.registry.sites import Home
 
@@ -29,17 +29,19 @@ def backup(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Write everything (keys, sites, heads, runs, queue) into one private archive."""
-    from privacy.archive import backup as pack
-    from privacy.archive import check_target
+    from privacy.commands.backups import packed
 
     Home(directory).check()
-    check_target(directory, file)
-    passphrase = passphrase_of(ask, passphrase_file, confirm=True)
-    record(directory, "backup", str(file))
-    without = (".coordinator", ".lock", "status.json")
-    manifest = pack(directory, file, kind=KIND, without=without, passphrase=passphrase)
-    protection = "encrypted" if passphrase else "it holds the authority's key"
-    typer.echo(f"{file}: {len(manifest['files'])} files; {protection}")
+    content = packed(
+        directory,
+        file,
+        kind=KIND,
+        without=(".coordinator", ".lock", "status.json"),
+        ask=ask,
+        passphrase_file=passphrase_file,
+        unencrypted="it holds the authority's key",
+    )
+    typer.echo(f"{file}: {content}")
 
 
 def restore(
@@ -49,13 +51,12 @@ def restore(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Unpack a whole backup into an empty folder; sites need no new bundle."""
-    from privacy.archive import restore as unpack
+    from privacy.commands.backups import unpacked
 
-    passphrase = passphrase_of(ask, passphrase_file, confirm=False)
-    manifest = unpack(file, directory, kind=KIND, passphrase=passphrase)
+    files = unpacked(file, directory, kind=KIND, ask=ask, passphrase_file=passphrase_file)
     Home(directory).check()
     record(directory, "restore", str(file))
-    typer.echo(f"{directory}: {len(manifest['files'])} files restored; next: tacit-server doctor")
+    typer.echo(f"{directory}: {files} files restored; next: tacit-server doctor")
 
 
 def repair(directory: Dir = HERE) -> None:
