@@ -7,7 +7,7 @@ import typer
 
 from client.commands import audit, backup, enrolment, ledgers, models, plans, running, tasks
 from privacy.commands.exit_codes import run
-from privacy.runtime import prepare
+from privacy.runtime import defer, prepare
 
 app = typer.Typer(
     help="Train and predict with the rows of this site, inside its own limits.",
@@ -23,6 +23,7 @@ def main() -> NoReturn:
     """Run a command: bad input is one line and exit 2, a ledger that is not sound exit 4."""
     os.umask(0o077)
     prepare()
+    defer("opacus")
     run(app, "tacit-client", bad_input=(ValueError,), failed=(OSError,))
 
 

@@ -1,10 +1,14 @@
 """What every process sets before Flower or Ray is imported, and how it imports what is heavy."""
 
 import gc
+import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
+from typing import Any
 
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -40,9 +44,10 @@ def loading() -> Iterator[None]:
     """Import large libraries in this block: the garbage collector looks at nothing of them.
 
     It would go through all that was loaded again and again, a fifth of the time, and once more in
-    every full collection afterwards; but modules stay. Only commands and their child processes may
-    use it: it changes the collector of the whole process.
+    every full collection afterwards; but modules stay. Opacus' engine stays out (see `defer`). Only
+    commands and their child processes may use it: it changes the collector of the whole process.
     """
+    defer("opacus")
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -51,3 +56,27 @@ def loading() -> Iterator[None]:
         gc.freeze()
         if enabled:
             gc.enable()
+
+
+def defer(name: str) -> None:
+    """Let submodules of the package `name` be imported, and its own `__init__` when it is needed.
+
+    Opacus' imports its engine, and with it three accountants and half of SciPy, of which we use
+    nothing: 2 s of CPU in every process. The first attribute that somebody asks the package itself
+    for runs its `__init__` (PEP 562), so that it is whole for whoever uses it.
+    """
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is None or spec.loader is None:
+        return
+    package, loader, lock = importlib.util.module_from_spec(spec), spec.loader, RLock()
+
+    def load(attribute: str) -> Any:
+        with lock:
+            if vars(package).pop("__getattr__", None) is not None:
+                loader.exec_module(package)
+        if attribute not in vars(package):
+            raise AttributeError(f"module {name!r} has no attribute {attribute!r}")
+        return vars(package)[attribute]
+
+    vars(package)["__getattr__"] = load
+    sys.modules[name] = package

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from privacy.commands.exit_codes import run
-from privacy.runtime import loading, prepare
+from privacy.runtime import defer, loading, prepare
 
 if TYPE_CHECKING:
     from privacy.contract.plan import Plan
@@ -318,6 +318,7 @@ def new(
 def main() -> None:
     """Run the command: bad input is one line and exit 2, a file that fails one line and exit 1."""
     prepare()
+    defer("opacus")
     from privacy.ledger.ledger import LedgerError
     from server.rounds.checkpoint import CheckpointError
 

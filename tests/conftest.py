@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 from privacy.mechanism.native import compiled
-from privacy.runtime import prepare
+from privacy.runtime import defer, prepare
 from tests.support.patience import slowness
 
 os.environ.update(
@@ -24,6 +24,7 @@ os.environ.update(
     FLWR_HOME=tempfile.mkdtemp(prefix="tacit-test-flwr-"),
 )
 prepare()
+defer("opacus")
 
 settings.register_profile("ci", deadline=None, print_blob=True)
 settings.register_profile("dev", deadline=None)

@@ -109,7 +109,9 @@ def paid_metrics_are_noised(device: str) -> Check:
     repeated = len(np.unique(np.round(numbers, 9))) < 0.5 * len(numbers)  # some share a grid point
     p = 0.0 if repeated or not paid else min(1.0, len(z) * chance)
     ratio = math.sqrt(square[worst] / _ANSWERS)
-    detail = f"{ratio:.3f} of the paid noise in {_ANSWERS} numbers of {worst}, the worst of {len(z)}"
+    detail = (
+        f"{ratio:.3f} of the paid noise in {_ANSWERS} numbers of {worst}, the worst of {len(z)}"
+    )
     return Check("paid metrics are noised", ratio, p, detail)
 
 

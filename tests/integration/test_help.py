@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "opacus", "flwr", "onnx", "ray", "sklearn", "scipy")
+HEAVY = ("torch", "opacus.layers", "flwr", "onnx", "ray", "sklearn", "scipy")
 ASK = """
 import json, sys
 import click, typer

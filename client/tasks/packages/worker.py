@@ -74,6 +74,9 @@ def _import_libraries(mode: str, content: bytes, loaded: set[str]) -> None:
     if mode in loaded:
         return
     loaded.add(mode)
+    from privacy.runtime import defer
+
+    defer("opacus")
     modules = ["numpy", "client.tasks.packages.source", "privacy.task_package.manifest"]
     modules += ["torch"] if b"torch" in content or mode != "rows" else []
     modules += {"rows": [], "examine": ["client.tasks.packages.examine"]}.get(
