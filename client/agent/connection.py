@@ -103,11 +103,6 @@ class _Link:
             contents |= take(number, chunks, limit=limit + _CHUNK_HEADS)
         message = _decoded(number, contents, limit)
         message.metadata.__dict__["_message_id"] = number
-        self.client.ConfirmMessageReceived(
-            message_pb2.ConfirmMessageReceivedRequest(
-                node=self.node, run_id=run, message_object_id=number
-            )
-        )
         return message
 
     def _object(self, run: int, name: str) -> bytes:

@@ -1,5 +1,6 @@
 """The one run of Flower's state in memory: what messages, nodes and objects belong to."""
 
+import datetime
 import time
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 
 _HEARTBEAT_SECONDS: Final = 10.0
+_NEVER: Final = datetime.datetime.max.replace(tzinfo=datetime.UTC)
 
 
 class FlowerRun:
@@ -46,6 +48,21 @@ class FlowerRun:
         message.metadata.__dict__.update(
             _run_id=self.run_id, _src_node_id=SUPERLINK_NODE_ID, _src_task_id=self._task
         )
+
+    def keep_upload(self, session: str) -> None:
+        """An upload lasts as long as its message is waited for.
+
+        Flower drops one, with all that has arrived, where no chunk was completed for 180 s: on a
+        slow line a chunk takes longer, and a cut may.
+        """
+        with self.state._lock_object_push_sessions:
+            upload = self.state._object_push_sessions.get(session)
+            if upload is not None:
+                upload.expires_at = _NEVER
+
+    def end_upload(self, session: str) -> None:
+        """Forget an upload; what has arrived stays in the store."""
+        self.state._cleanup_push_session(session, cleanup_messages=False)
 
     def tick(self) -> None:
         """Keep the run alive."""

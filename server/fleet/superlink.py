@@ -266,6 +266,7 @@ class Fleet:
                 raise Denied(400, "a reply that Flower's state refuses")
             item.reply, item.missing = tree.object_id, set(answer.objects_to_push)
             self._sessions[answer.session_id] = item
+            self.flower.keep_upload(answer.session_id)
             if not item.missing:
                 self._complete(item)
             return answer
@@ -280,6 +281,7 @@ class Fleet:
                 self.fail(item, "oversized")
                 raise Denied(413, f"a reply of more than {item.limit} bytes")
         answer = fleet_handlers.push_object(request, self.state)
+        self.flower.keep_upload(request.session_id)  # each chunk sets Flower's time anew
         if answer.stored:
             with self.news:
                 item.missing.discard(request.object_id)
@@ -291,7 +293,7 @@ class Fleet:
         item.ready = True
         self._delete(item.message.metadata.message_id)  # nobody asks for the request any more
         self.arrivals += 1
-        self._sessions = {s: one for s, one in self._sessions.items() if one is not item}
+        self._end_uploads(item)
         self.news.notify_all()
 
     def fail(self, item: PendingMessage, why: str) -> None:
@@ -308,8 +310,13 @@ class Fleet:
             self.state.message_ins_id_to_message_res_id.pop(number, None)
             self.state.message_res_store.pop(item.reply, None)
             self._delete(item.reply)
-        self._sessions = {s: one for s, one in self._sessions.items() if one is not item}
+        self._end_uploads(item)
         item.reply, item.missing, item.size, item.ready = None, set(), 0, False
+
+    def _end_uploads(self, item: PendingMessage) -> None:
+        for session in [s for s, one in self._sessions.items() if one is item]:
+            del self._sessions[session]
+            self.flower.end_upload(session)
 
     def _delete(self, root: str) -> None:
         # Under the lock of the uploads: equal objects of another site's upload must not vanish.

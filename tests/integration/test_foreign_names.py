@@ -4,6 +4,7 @@ Libraries may change these without a word. Each name is listed with the shape in
 a name that the code uses and this table lacks, or the other way round, fails.
 """
 
+import datetime
 import inspect
 import threading
 from collections.abc import Callable
@@ -97,7 +98,6 @@ SHAPES: dict[str, Shape] = {
     },
     "flwr.supernode.fleet_http_client.FleetHttpClient": {
         "ActivateNode",
-        "ConfirmMessageReceived",
         "DeactivateNode",
         "PullMessages",
         "PullObject",
@@ -177,6 +177,18 @@ def _the_lock_of_the_uploads() -> None:
     more = ("start_session", "store_message_and_object_tree", "store_object", "delete_messages")
     last = ("get_run_info", "finish_task", "acknowledge_task_heartbeat")
     assert all(callable(getattr(state, one)) for one in (*calls, *more, *last))
+
+
+@contract("._cleanup_push_session")
+@contract("._object_push_sessions")
+def _the_uploads_have_an_end_that_can_be_moved() -> None:
+    name = FLWR_IN_MEMORY_DB_NAME
+    state: Any = LinkStateFactory(name, NoOpFederationManager(), ObjectStoreFactory(name)).state()
+    session = state.start_session(1)
+    assert state._object_push_sessions[session].expires_at.tzinfo is not None
+    state._object_push_sessions[session].expires_at = datetime.datetime.max
+    state._cleanup_push_session(session, cleanup_messages=False)
+    assert state._object_push_sessions == {}
 
 
 @contract("._rdp")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.supercore.corestate import in_memory_corestate
 
 from client.agent import connection, transfers
 from client.agent.transfers import Transfers
@@ -123,6 +124,35 @@ def test_a_reply_whose_line_broke_goes_on_with_the_chunks_that_are_missing(
     chunks = [name for name in stored if name != "broken"]
     assert len(chunks) == len(set(chunks)) >= 5
     assert log.said("disconnected")
+
+
+def test_an_upload_outlasts_flowers_patience_with_a_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower drops an upload whose chunk takes over 180 s; here that time is over at once."""
+    monkeypatch.setattr(transfers, "_FAST", float("inf"))
+    store, stored = connection._Link._store, list[str]()
+
+    def counting(link: object, run: int, session: str, name: str, content: bytes) -> None:
+        stored.append(name)
+        store(link, run, session, name, content)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(connection._Link, "_store", counting)
+    home, sites = coordinator(tmp_path, "north")
+    sent = np.random.default_rng(0).standard_normal(1_000_000).astype(np.float32)
+    log = Events()
+
+    def trained(weights: np.ndarray) -> np.ndarray:
+        monkeypatch.setattr(in_memory_corestate, "OBJECT_PUSH_SESSION_TTL_SECONDS", -1)
+        return sent
+
+    with linked(home) as grid, running(sites["north"], grid.address, app(trained), log):
+        assert wait_for(lambda: grid.names())
+        found = answers(grid, ask(grid, np.zeros(2, np.float32)), 5)
+        assert np.array_equal(weights_in(found["north"]), sent)
+        assert not grid._fleet.state._object_push_sessions, "no upload is left behind"
+    assert len(stored) == len(set(stored)) >= 4, "no chunk was sent twice"
+    assert not log.said("disconnected")
 
 
 def void(value: object) -> None:
