@@ -36,6 +36,7 @@ ONLY_IN = {
         "privacy/identity/keys.py",
         "privacy/identity/certificates.py",
         "privacy/mechanism/noise.py",
+        "privacy/secagg/masks.py",
     },
 }
 PRIVATE_FLOWER = ("flwr.supercore", "flwr.superlink", "flwr.supernode", "flwr.common", "flwr.proto")
