@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from server.rounds.site_grid import SiteGrid
+from server.rounds.site_grid import LATE, SiteGrid
 
 _FIRST_NODE = 1000
 
@@ -28,7 +28,7 @@ class LocalGrid(SiteGrid):
     """The Grid of a simulation: whatever the engine, one reply at a time is handed on.
 
     `drops(site, round)` says whether a site stays silent (it is never asked), `late(site, round)`
-    whether its reply comes too late to count: then it has trained and spent.
+    whether its reply comes a round late: then it has trained and spent, and can be pulled later.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class LocalGrid(SiteGrid):
         self._names = {_FIRST_NODE + i: name for i, name in enumerate(sites)}
         self._requests: dict[str, Message] = {}
         self._silent: list[str] = []
+        self._held: dict[str, tuple[int, Message]] = {}  # by message: the node, and its late reply
         self._drops = drops
         self._late = late
 
@@ -64,8 +65,10 @@ class LocalGrid(SiteGrid):
         time.sleep(0)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids = []
-        for message in messages:
+        ids, posted = [], list(messages)
+        nodes = {message.metadata.dst_node_id for message in posted}
+        self._held = {n: h for n, h in self._held.items() if h[0] not in nodes}  # overtaken
+        for message in posted:
             number = secrets.token_hex(8)
             message.metadata.__dict__["_message_id"] = number
             self._requests[number] = message
@@ -79,6 +82,9 @@ class LocalGrid(SiteGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """One reply, of whichever asked site answers next."""
+        for number in message_ids:
+            if number in self._held:
+                return [self._held.pop(number)[1]]
         if self._silent:
             number = self._silent.pop()
             return [Message(Error(code=0, reason="no answer"), reply_to=self._requests.pop(number))]
@@ -88,7 +94,8 @@ class LocalGrid(SiteGrid):
         number, reply = collected
         request = self._requests.pop(number)
         if self._late(self._names[request.metadata.dst_node_id], request.metadata.group_id):
-            return [Message(Error(code=0, reason="too late"), reply_to=request)]
+            self._held[number] = request.metadata.dst_node_id, reply
+            return [Message(Error(code=LATE, reason="late"), reply_to=request)]
         return [reply]
 
     def send_and_receive(

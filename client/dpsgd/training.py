@@ -7,7 +7,6 @@ with the noisy mean (weight decay, FedProx, momentum, Adam) depends on no row.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,7 +143,7 @@ def train(
     with _summed(model, Rows(x, y), task, plan, event, optimizer.sums) as add:
         for step, drawn in enumerate(noise.batches(units, rate, steps)):
             for group in optimizer.param_groups:
-                group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
+                group["lr"] = plan.lr_at((round - 1) * steps + step, plan.rounds * steps)
             optimizer.begin(0 if event is None else len(drawn))  # plain sums need no bound
             batch = torch.from_numpy(drawn).to(device)
             for part in torch.split(batch, plan.micro_batch) if plan.micro_batch else (batch,):
@@ -158,13 +157,6 @@ def train(
                 on_step(step, drawn, optimizer)
     update = {name: (p.detach() - old[name]).cpu().numpy() for name, p in named.items()}
     return Trained(update, steps)
-
-
-def rate_of(plan: Plan, step: int, steps: int) -> float:
-    """The learning rate of the run's global `step` (from 0) of `steps`."""
-    if plan.schedule == "cosine":
-        return plan.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-    return plan.lr
 
 
 def optimizer_of(trained: Sequence[Tensor], plan: Plan) -> torch.optim.Optimizer:

@@ -102,12 +102,16 @@ class Operation:
 
     `min_sites` trained sites make a round; `round_timeout` is in seconds; `keep` is how many
     checkpoints stay; the run stops after `stop_after` rounds, though the contract allows more.
+    `check_noise` leaves out updates that are too quiet or too loud for the plan; a reply that comes
+    at most `late_rounds` rounds late still counts.
     """
 
     min_sites: Sites = 1
     round_timeout: Annotated[float, Interval(ge=0.1, le=1e7)] | None = None
     keep: Annotated[int, Interval(ge=1, le=1_000_000)] | None = None
     stop_after: Rounds | None = None
+    check_noise: bool = True
+    late_rounds: Annotated[int, Interval(ge=0, le=1000)] = 2
 
     def __post_init__(self) -> None:
         check(self, PlanError, "operation.")
@@ -179,6 +183,8 @@ class Contract:
     l2: Weight = 0.0
     aggregation: Literal["fedavg", "fedprox"] = "fedavg"
     mu: Weight = 0.0
+    combine: Literal["mean", "median", "trimmed-mean"] = "mean"
+    trim: Annotated[float, Interval(gt=0, lt=0.5)] = 0.1
     server_lr: Positive = 1.0
     server_momentum: Share = 0.0
     average: bool = False

@@ -33,8 +33,8 @@ from privacy.files import canonical_json
 __all__ = ["ModelPlan", "Operation", "Plan", "PlanError", "Simulation", "SitePlan"]
 
 
-_SINCE: Final = frozenset({"task_options"})
-"""Tables that older plans do not have: left out where empty, so that these keep their digests."""
+_SINCE: Final = frozenset({"task_options", "combine", "trim"})
+"""Keys that older plans do not have: left out at their defaults, so that digests stay."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ class Plan(Contract):
     def denominator(self, site: str) -> float:
         """What the noisy sum of a step is divided by: rate * units, never a true count."""
         return self.rate * self.units_of(site)
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """The sites' learning rate in the run's global `step` (from 0) of `steps`."""
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        return self.lr
 
     def sigma_of(self, site: str) -> float | None:
         """The noise multiplier of a site's training: given, or calibrated for the whole run."""
@@ -189,7 +195,7 @@ class Plan(Contract):
             value = getattr(self, item.name)
             if value is None or item.name in ("site", "operation", "simulation"):
                 continue
-            if item.name in _SINCE and not value:
+            if item.name in _SINCE and value in (item.default, {}):
                 continue
             value = dict(value) if isinstance(value, Mapping) else value
             value = _set(value) if isinstance(value, ModelPlan) else value

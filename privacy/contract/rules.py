@@ -156,6 +156,17 @@ def clients_count_the_same(plan: Contract) -> str | None:
     return None
 
 
+def medians_count_sites_alike(plan: Contract) -> str | None:
+    """A median over sites has no weights, and its noise at the coordinator no bound."""
+    if plan.combine == "mean":
+        return None
+    if plan.unit == "client":
+        return f'combine must be "mean" where unit = "client", got "{plan.combine}"'
+    if plan.weights != "equal":
+        return f'weights must be "equal" where combine = "{plan.combine}", got "{plan.weights}"'
+    return None
+
+
 def a_package_describes_its_own_rows(plan: Contract) -> str | None:
     """A task package has its own reader, and nothing else has options."""
     if plan.code is None and plan.task_options:
@@ -184,6 +195,7 @@ RULES: Final[tuple[Rule, ...]] = (
     people_are_not_stacked,
     rows_of_a_person,
     clients_count_the_same,
+    medians_count_sites_alike,
     a_package_describes_its_own_rows,
 )
 
@@ -216,10 +228,18 @@ def metrics_noise_without_metrics(plan: Contract) -> str | None:
     return "metrics_sigma has no effect: the plan asks for no metrics"
 
 
+def nothing_is_trimmed(plan: Contract) -> str | None:
+    """A share of few sites may be less than one of them."""
+    if plan.combine != "trimmed-mean" or plan.sites is None or plan.trim * plan.sites >= 1:
+        return None
+    return f"trim = {plan.trim:g} of {plan.sites} sites leaves out none of them"
+
+
 WARNINGS: Final[tuple[Rule, ...]] = (
     optimizer_without_memory,
     limit_never_binds,
     metrics_noise_without_metrics,
+    nothing_is_trimmed,
 )
 
 

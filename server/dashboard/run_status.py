@@ -37,6 +37,8 @@ REASONS: Mapping[str, str] = {
     "unpaid": "its update was not paid for in its ledger",
     "bad-reply": "its reply is not what was asked for",
     "bad-update": "its update is of another shape, or not of finite numbers",
+    "too-quiet": "its update has less noise than the plan asks for",
+    "too-loud": "its update is more than clipped sums and their noise can be",
     "old-reply": "it answered another round or run",
     "ledger-not-written": "its ledger cannot be written: its disk is full or broken",
     "paused": "its owner has paused it",

@@ -1,6 +1,7 @@
 """A round as mathematics: state and updates in, state out. No messages, no files, no clock."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -69,11 +70,16 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One site's new minus old weights of one round; `below` is the client unit's clip bit."""
+    """One site's new minus old weights of one round; `below` is the client unit's clip bit.
+
+    `age` counts the rounds since its own: a late update counts 1 / sqrt(1 + age), a public number
+    (Nguyen et al. 2022, FedBuff).
+    """
 
     site: str
     arrays: Arrays
     below: float | None = None
+    age: int = 0
 
 
 def start(weights: Arrays, plan: Plan) -> State:
@@ -111,7 +117,11 @@ def combine(state: State, updates: Iterable[Update], plan: Plan, *, sites: int =
     al. 2019): v = m v + mean(updates); w = w + server_lr v. Unit "client" is DP-FedAvg (McMahan et
     al. 2018): a sum of `sites` updates clipped to `clip`, noised here, over the number `sites`,
     which is public and does not depend on who answered.
+
+    With `combine` "median" or "trimmed-mean" (Yin et al. 2018) all updates are in memory at once.
     """
+    if plan.combine != "mean":
+        return _moved(state, _middle(list(updates), plan), plan)
     total: Totals = {}
     weight, below = 0.0, 0.0
     for update in updates:
@@ -148,12 +158,29 @@ def _add(total: Totals, update: Update, state: State, plan: Plan) -> float:
         return share
     if plan.weights == "rows":
         share = float(plan.units_of(update.site))
+    share /= math.sqrt(1 + update.age)
     for name, array in arrays.items():
         if name not in total:
             total[name] = np.multiply(array, np.float32(share), dtype=np.float32)
         else:
             total[name] += array if share == 1 else np.float32(share) * array
     return share
+
+
+def _middle(updates: list[Update], plan: Plan) -> Arrays:
+    """Number by number, the median of the updates, or the mean of those that no end cuts off."""
+    if not updates:
+        raise ValueError("updates: must be at least one, got none")
+    cut = int(plan.trim * len(updates)) if plan.combine == "trimmed-mean" else 0
+    middle: Arrays = {}
+    for name in updates[0].arrays:
+        values = np.stack([update.arrays[name] for update in updates]).astype(np.float32)
+        if plan.combine == "median":
+            middle[name] = np.asarray(np.median(values, axis=0), np.float32)
+        else:
+            values.sort(axis=0)
+            middle[name] = np.asarray(values[cut : len(values) - cut].mean(axis=0), np.float32)
+    return middle
 
 
 def _moved(state: State, step: Arrays, plan: Plan) -> State:

@@ -14,7 +14,7 @@ from server.rounds.aggregation import State
 from server.rounds.job import Heads
 from server.rounds.messages import Answer, ReplyError, Request
 from server.rounds.reply_check import read_reply
-from server.rounds.site_grid import SiteGrid
+from server.rounds.site_grid import LATE, SiteGrid
 
 NO_ANSWER: Final = "no-answer"
 _PATIENCE: Final = 0.05
@@ -27,34 +27,69 @@ def replies(
     pending: dict[str, Request],
     timeout: float | None,
     waiting: Callable[[], None] = lambda: None,
+    overdue: dict[str, Request] | None = None,
 ) -> Iterator[tuple[Request, Message]]:
     """Replies as they arrive, each taken out of `pending`, for at most `timeout` seconds.
 
     `waiting` is called between looks; what it raises ends the wait. Whatever is left in `pending`
-    was not answered in time.
+    was not answered in time. Replies to the `overdue` requests of earlier rounds come as well, but
+    nobody waits for them, unless they are all that there is. A reply that its grid calls late joins
+    them at the end.
     """
+    older, late = overdue or {}, dict[str, Request]()
     deadline = time.monotonic() + timeout if timeout is not None else None
-    while pending:
-        arrived = deque(grid.pull_messages(list(pending)))
-        answered = False
-        while arrived:  # given away one by one: no reply stays in memory here
-            request = pending.pop(arrived[0].metadata.reply_to_message_id, None)
-            if request is None:
+    alone = not pending
+    try:
+        while pending or (alone and older):
+            arrived = deque(grid.pull_messages([*pending, *older]))
+            answered = bool(arrived)
+            while arrived:  # given away one by one: no reply stays in memory here
+                number = arrived[0].metadata.reply_to_message_id
+                request = pending.pop(number, None) or older.pop(number, None)
+                if request is not None and overdue is not None and _is_late(arrived[0]):
+                    late[number] = request
+                elif request is not None:
+                    yield request, arrived.popleft()
+                    continue
                 arrived.popleft()
-            else:
-                answered = True
-                yield request, arrived.popleft()
-        if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and time.monotonic() >= deadline:
+                return
+            waiting()
+            if (pending or older) and not answered:
+                grid.wait(_PATIENCE)
+    finally:
+        if overdue is not None:
+            overdue |= late
+
+
+def there_already(grid: SiteGrid, overdue: dict[str, Request]) -> Iterator[tuple[Request, Message]]:
+    """The replies to overdue requests that have come, each taken out of `overdue`."""
+    while overdue:
+        arrived = list(grid.pull_messages(list(overdue)))
+        if not arrived:
             return
-        waiting()
-        if pending and not answered:
-            grid.wait(_PATIENCE)
+        for message in arrived:
+            request = overdue.pop(message.metadata.reply_to_message_id, None)
+            if request is not None:
+                yield request, message
+
+
+def _is_late(message: Message) -> bool:
+    return message.has_error() and message.error.code == LATE
 
 
 def judged(
-    message: Message, request: Request, plan: Plan, shapes: Shapes, heads: Heads | None
+    message: Message,
+    request: Request,
+    plan: Plan,
+    shapes: Shapes,
+    heads: Heads | None,
+    check: Callable[[Answer], None] = lambda answer: None,
 ) -> Answer:
-    """The site's answer; "failed" where it is malformed, unpaid, or its ledger's proof is wrong."""
+    """The site's answer; "failed" where it is malformed, unpaid, or its ledger's proof is wrong.
+
+    `check(answer)` raises ReplyError where a paid update must not count: it stays paid.
+    """
     site = request.site
     try:
         answer = read_reply(message, request, plan, shapes)
@@ -69,6 +104,10 @@ def judged(
         return Answer(site, "failed", str(error))
     except HeadError:
         return Answer(site, "failed", "ledger-untrusted")
+    try:
+        check(answer)
+    except ReplyError as error:
+        return replace(answer, status="failed", reason=str(error), arrays=None, metrics=None)
     return answer
 
 

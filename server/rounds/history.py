@@ -10,19 +10,30 @@ from typing import Any
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
-from server.rounds.messages import FINAL_REFUSALS, WAITING_REFUSALS, Answer
+from server.rounds.messages import FINAL_REFUSALS, WAITING_REFUSALS, Answer, Request
 
 
 @dataclass(slots=True)
 class RoundRecord:
-    """What happened in one round: each site's answer, and the bytes that were sent to them."""
+    """What happened in one round: each site's answer, and the bytes that were sent to them.
+
+    `late` holds the answers to requests of earlier rounds, with the round of each; `overdue` the
+    requests, by message, that are not answered yet and may still be.
+    """
 
     answers: dict[str, Answer] = field(default_factory=dict)
     bytes_down: int = 0
+    late: list[tuple[int, Answer]] = field(default_factory=list)
+    overdue: dict[str, Request] = field(default_factory=dict)
 
     def trained(self) -> list[Answer]:
         """The answers that carried an update."""
         return [answer for answer in self.answers.values() if answer.status == "trained"]
+
+    def sites(self) -> set[str]:
+        """The sites whose updates count in this round."""
+        late = {answer.site for _, answer in self.late if answer.status == "trained"}
+        return late | {answer.site for answer in self.trained()}
 
     def refusals(self) -> dict[str, Answer]:
         """The answers that will be the same if the site is asked again at once."""
@@ -37,7 +48,7 @@ class RoundRecord:
         reasons = {f"{a.site}: {a.reason or a.status}" for a in self.answers.values()}
         listed = "; ".join(sorted(reasons))
         least = plan.operation.min_sites
-        return f"{len(self.trained())} of at least {least} sites trained ({listed})"
+        return f"{len(self.sites())} of at least {least} sites trained ({listed})"
 
 
 def divergence(line: Mapping[str, Any], untrained: float | None) -> str | None:
@@ -83,6 +94,11 @@ def round_line(
     out, and the line says "diverged".
     """
     sites = {}
+    late = {a.site: made for made, a in record.late if a.status == "trained"}
+    for _, answer in record.late:
+        if plan.private and answer.events:
+            paid = spent(answer.events, plan.required_delta)
+            totals[answer.site] = max(totals.get(answer.site, 0.0), paid)
     for site, answer in sorted(record.answers.items()):
         events = coordinator_events if plan.unit == "client" else answer.events
         sites[site] = _site_entry(plan, answer, events, totals)
@@ -96,13 +112,14 @@ def round_line(
     }
     finite = {name: value for name, value in every.items() if math.isfinite(value)}
     diverged = {"diverged": True} if len(finite) < len(every) else {}
-    return diverged | {
+    extra = diverged | ({"late": dict(sorted(late.items()))} if late else {})
+    return extra | {
         "round": number,
         "metrics": finite,
         "sites": sites,
         "epsilon": max(totals.values(), default=0.0) if plan.private else None,
         "seconds": round(seconds, 4),
-        "bytes_up": sum(answer.size for answer in record.answers.values()),
+        "bytes_up": sum(a.size for a in (*record.answers.values(), *(a for _, a in record.late))),
         "bytes_down": record.bytes_down,
     }
 

@@ -6,20 +6,33 @@ Heads and Listener differ.
 
 import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+
+import numpy as np
+from flwr.app import Message
 
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.arrays import encode
+from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Exhausted
 from server.rounds import aggregation
 from server.rounds.aggregation import State, Update
-from server.rounds.collection import NO_ANSWER, judged, replies, shapes_of, without_arrays
+from server.rounds.collection import (
+    NO_ANSWER,
+    judged,
+    replies,
+    shapes_of,
+    there_already,
+    without_arrays,
+)
 from server.rounds.history import RoundRecord, divergence, epsilons, round_line
 from server.rounds.job import Interrupted, Job
 from server.rounds.messages import BUDGET, Answer, Request, ask, packed
+from server.rounds.noise_check import check_noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +78,26 @@ def _play(
     untrained = metrics.get("loss")
     declined: dict[str, Answer] = {}  # the last refusal of each site in this run
     replaced: dict[str, Answer] = {}  # of those, who was asked in the present round
+    overdue: dict[str, Request] = {}  # what sites may still answer, rounds after they were asked
     failures = 0
     last = min(plan.rounds, plan.operation.stop_after or plan.rounds)
     while state.round < last:
         sites = listener.ready(job.grid, state.round + 1, declined)
         if sites is None or (declined and len(sites) < plan.operation.min_sites):
             return _ended(history, declined, sites or ())
-        began, record = time.perf_counter(), RoundRecord()
+        began, record = time.perf_counter(), RoundRecord(overdue=overdue)
         try:
             following = _train(job, state, sites, record)
         except Exhausted as error:
             return Outcome("budget", history, str(error))
         finally:
+            reported |= {a.site: a.events for _, a in record.late if a.events}
             reported |= {s: a.events for s, a in record.answers.items() if a.events}
         refusals = record.refusals()
         declined = {s: a for s, a in declined.items() if s not in record.answers} | refusals
         replaced |= refusals
         if following is not None:
+            overdue = record.overdue
             others = {**listener.absent(), **declined} if plan.cohort is None else replaced
             record.answers = {**others, **record.answers}
             state, failures, replaced = following, 0, {}
@@ -89,6 +105,7 @@ def _play(
             if (text := divergence(history[-1], untrained)) is not None:
                 return Outcome("failed", history, text)
             continue
+        overdue = {m: r for m, r in record.overdue.items() if r.round <= state.round}
         if refusals:
             continue  # the others are asked again in the same round, and answer as before
         failures += 1
@@ -134,27 +151,78 @@ def _train(job: Job, state: State, sites: Collection[str], record: RoundRecord) 
     updates = itertools.chain(iter([first]), updates)
     del first
     following = aggregation.combine(state, updates, job.plan, sites=len(record.answers) or 1)
-    return following if len(record.trained()) >= job.plan.operation.min_sites else None
+    return following if len(record.sites()) >= job.plan.operation.min_sites else None
 
 
 def _updates(
     job: Job, state: State, sites: Collection[str], record: RoundRecord
 ) -> Iterator[Update]:
-    plan, number, listener = job.plan, state.round + 1, job.listener
-    pending = _ask(job, state, sites, record)
-    shapes = shapes_of(state)
+    """The updates of a round, late ones of earlier rounds among them, one in memory at a time."""
+    number, listener = state.round + 1, job.listener
+    check, overdue = _checks(job, state, sites), _still_overdue(job, record.overdue, number)
+
+    def update(request: Request, message: Message) -> Update | None:
+        answer = judged(
+            message, request, job.plan, shapes_of(state), job.heads, partial(check, request.round)
+        )
+        bare = without_arrays(answer)
+        if request.round == number:
+            record.answers[request.site] = bare
+        else:
+            record.late.append((request.round, bare))
+        listener.on_answer(number, bare)
+        if answer.arrays is None:
+            return None
+        return Update(answer.site, answer.arrays, answer.below, number - request.round)
+
+    for request, message in there_already(job.grid, overdue):
+        if (one := update(request, message)) is not None:
+            yield one
+        del one, message
+    busy = {request.site for request in overdue.values()}
+    pending = _ask(job, state, set(sites) - busy, record)
+    for site in sorted(busy & set(sites)):
+        record.answers[site] = Answer(site, "failed", NO_ANSWER)
+    late = overdue if _may_be_late(job.plan) else None
     for request, message in replies(
-        job.grid, pending, job.attempts.round_timeout, listener.waiting
+        job.grid, pending, job.attempts.round_timeout, listener.waiting, late
     ):
-        answer = judged(message, request, plan, shapes, job.heads)
-        del message
-        record.answers[request.site] = without_arrays(answer)
-        listener.on_answer(number, record.answers[request.site])
-        if answer.arrays is not None:
-            yield Update(answer.site, answer.arrays, answer.below)
-        del answer
+        if (one := update(request, message)) is not None:
+            yield one
+        del one, message
     for request in pending.values():
         listener.on_answer(number, record.answers[request.site])
+    record.overdue = overdue | (pending if late is not None else {})
+
+
+def _may_be_late(plan: Plan) -> bool:
+    """Where the coordinator adds the noise, all updates of a round make one release."""
+    return plan.unit != "client" and plan.operation.late_rounds > 0
+
+
+def _still_overdue(job: Job, overdue: dict[str, Request], number: int) -> dict[str, Request]:
+    """The requests that may still be answered: of sites that are connected, and not too old."""
+    there, most = set(job.grid.names().values()), job.plan.operation.late_rounds
+    return {
+        message: request
+        for message, request in overdue.items()
+        if request.site in there and number - request.round <= most
+    }
+
+
+def _checks(job: Job, state: State, sites: Collection[str]) -> Callable[[int, Answer], None]:
+    """What each trained answer, of the round that it was made in, must pass to count."""
+    plan = job.plan
+    if not plan.operation.check_noise or not plan.noised_at_site:
+        return lambda number, answer: None
+    largest = max(float(np.abs(a).max(initial=0)) for a in state.weights.values())
+    asked = min(len(sites), plan.cohort or len(sites)) + len(sites)  # late ones as well
+
+    def check(number: int, answer: Answer) -> None:
+        if answer.status == "trained":
+            check_noise(answer, plan, number, largest=largest, sites=asked)
+
+    return check
 
 
 def _ask(job: Job, state: State, sites: Collection[str], record: RoundRecord) -> dict[str, Request]:

@@ -2,9 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+
+LATE: Final = 1000
+"""The code of an error that says: the reply is not there yet, and may still be pulled later."""
 
 
 class SiteGrid(Grid):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.dpsgd.clipping import clip_factors
-from client.dpsgd.training import Trained, TrainingError, optimizer_of, proximal, rate_of
+from client.dpsgd.training import Trained, TrainingError, optimizer_of, proximal
 from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.arrays import Arrays
@@ -75,7 +75,7 @@ def train_together(
     with torch.no_grad():
         for step in range(steps):
             for group in inner.param_groups:
-                group["lr"] = rate_of(plan, (round - 1) * steps + step, plan.rounds * steps)
+                group["lr"] = plan.lr_at((round - 1) * steps + step, plan.rounds * steps)
             drawn = batches.draw()
             total = _summed(stack, flat, drawn, task, clip, allowed)
             flat.grad = torch.from_numpy(noisy_means(total.numpy(), members))

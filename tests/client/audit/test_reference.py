@@ -10,7 +10,7 @@ from torch import nn
 from client.audit.audit import settings_of
 from client.audit.reference import change, gain, rate, spread
 from client.audit.settings import ROUNDS, Setting, draw, of_plan
-from client.dpsgd.training import optimizer_of, proximal, rate_of
+from client.dpsgd.training import optimizer_of, proximal
 from privacy.contract.plan_file import load_plan
 
 kinds = st.sampled_from(["sgd", "momentum", "adam"])
@@ -23,7 +23,7 @@ def by_torch(setting: Setting, start: np.ndarray, means: np.ndarray) -> np.ndarr
     for step, g in enumerate(means):
         for group in optimizer.param_groups:
             first = (setting.round - 1) * setting.steps
-            group["lr"] = rate_of(setting.plan, first + step, ROUNDS * setting.steps)
+            group["lr"] = setting.plan.lr_at(first + step, ROUNDS * setting.steps)
         p.grad = torch.tensor(g)
         pull()
         optimizer.step()

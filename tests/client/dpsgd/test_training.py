@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.dpsgd.per_sample import ModelError
-from client.dpsgd.training import TrainingError, optimizer_of, rate_of, train
+from client.dpsgd.training import TrainingError, optimizer_of, train
 from client.tasks.digits import task as digits
 from client.tasks.rows import Rows
 from client.tasks.task import Task
@@ -264,7 +264,7 @@ def test_no_step_loads_torchs_compiler() -> None:
 
 def test_the_cosine_schedule_falls_over_the_whole_run() -> None:
     plan = a_plan(schedule="cosine", lr=2.0)
-    rates = [rate_of(plan, step, 10) for step in range(11)]
+    rates = [plan.lr_at(step, 10) for step in range(11)]
     assert rates[0] == 2.0
     assert rates[5] == pytest.approx(1.0)
     assert rates[10] == pytest.approx(0.0)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privacy.arrays import Arrays, WireError, decode, digest, encode
+from privacy.contract.keys import PlanError
 from privacy.contract.plan_file import load_plan
 from server.rounds.aggregation import State, Update, combine, start
 
@@ -166,3 +167,34 @@ def test_the_digest_of_weights_changes_with_any_of_them() -> None:
     other = {"w": VALUES["w"] + np.float32(1e-7), "b": VALUES["b"]}
     assert digest(encode(VALUES)) != digest(encode(other))
     assert digest(encode(VALUES)) == digest(encode(dict(VALUES)))
+
+
+def test_a_late_update_weighs_less_by_its_age() -> None:
+    plan = load_plan("digits", ["server_lr=1"])
+    updates = [Update("a", arrays(3)), Update("b", arrays(9), age=3)]
+    after = combine(start(arrays(0), plan), updates, plan)
+    np.testing.assert_allclose(after.weights["w"], [(3 + 9 / 2) / 1.5])
+
+
+def test_a_median_and_a_trimmed_mean_leave_out_what_lies_outside() -> None:
+    updates = [Update(str(i), arrays(v, -v)) for i, v in enumerate((1, 2, 3, 6, 1000))]
+    plans = {
+        key: load_plan("digits", [f"combine={key}", "trim=0.2", "server_lr=1"])
+        for key in ("median", "trimmed-mean")
+    }
+    state = start(arrays(0, 0), plans["median"])
+    median = combine(state, updates, plans["median"])
+    np.testing.assert_allclose(median.weights["w"], [3, -3])
+    trimmed = combine(state, updates, plans["trimmed-mean"])
+    np.testing.assert_allclose(trimmed.weights["w"], [11 / 3, -11 / 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("keys", [("unit=client",), ("weights=rows",)], ids=["client", "weights"])
+def test_a_median_is_refused_where_sites_do_not_count_alike(keys: tuple[str, ...]) -> None:
+    with pytest.raises(PlanError, match=r'combine = "median"|combine must be'):
+        load_plan("digits", ["combine=median", *keys])
+
+
+def test_new_keys_at_their_defaults_leave_a_plans_digest_as_it_was() -> None:
+    assert "combine" not in load_plan("digits").to_json()
+    assert "combine" in load_plan("digits", ["combine=median"]).to_json()

@@ -224,6 +224,28 @@ def test_a_site_that_drops_out_spends_nothing_and_a_late_one_has_spent(tmp_path:
     assert len(ledger_events(tmp_path / "slow", "site-0")) == 4
 
 
+def test_a_late_reply_counts_in_the_next_round_and_is_named_there(tmp_path: Path) -> None:
+    simulate(quick("simulation.slow=0.5", "rounds=4"), tmp_path / "run")
+    lines = history(tmp_path / "run")
+    missed = [
+        (line["round"], site)
+        for line in lines[:-1]
+        for site, entry in line["sites"].items()
+        if entry["reason"] == "no-answer"
+    ]
+    counted = [(made, site) for line in lines for site, made in line.get("late", {}).items()]
+    assert counted
+    assert sorted(counted) == sorted(missed)
+    assert all(
+        made == line["round"] - 1 for line in lines for made in line.get("late", {}).values()
+    )
+
+
+def test_a_late_reply_is_dropped_where_the_coordinator_says_so(tmp_path: Path) -> None:
+    simulate(quick("simulation.slow=0.5", "rounds=4", "operation.late_rounds=0"), tmp_path / "run")
+    assert not any("late" in line for line in history(tmp_path / "run"))
+
+
 def test_paid_metrics_are_noised_spent_and_shown(tmp_path: Path) -> None:
     plan = quick('metrics=["loss", "accuracy"]', "metrics_sigma=20")
     simulate(plan, tmp_path / "run")

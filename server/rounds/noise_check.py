@@ -1,0 +1,83 @@
+"""Whether an update has the noise that its plan asks for: neither too quiet nor too loud.
+
+The coordinator knows the law of an honest reply from the plan alone. A site that adds too little
+noise harms the people in its data, and one that sends more than clipped sums harms the model.
+"""
+
+import math
+from typing import Final
+
+import numpy as np
+
+from privacy.accounting.events import Event
+from privacy.contract.plan import Plan
+from privacy.mechanism import noise
+from privacy.mechanism.honest_noise import (
+    FALSE_ALARM,
+    HonestUpdate,
+    sum_of_draws,
+    too_loud,
+    too_quiet,
+)
+from privacy.mechanism.sensitivity import MOST
+from server.rounds.messages import Answer, ReplyError
+
+_ROWS_MOST: Final = 2.0
+"""How many times the plan's public number of rows or people a site may have."""
+_SINGLE: Final = 2.0**-22
+_WIRE: Final = {"float32": 0.0, "bfloat16": 2.0**-7, "int8": 1 / 100}
+"""What the wire's rounding changes, relative to the largest number of an update."""
+
+
+def check_noise(answer: Answer, plan: Plan, number: int, *, largest: float, sites: int) -> None:
+    """ReplyError "too-quiet" or "too-loud" where no honest site would have sent this update.
+
+    `number` is the round it was made in, `largest` the largest weight that was sent out, `sites`
+    how many replies share the chance of a false alarm.
+    """
+    planned = plan.events_of_round(answer.site) if plan.noised_at_site else ()
+    if answer.arrays is None or not planned or plan.optimizer == "adam":
+        return
+    chance = FALSE_ALARM / (4 * max(sites, 1))
+    sigma = answer.sigma or planned[0].sigma
+    law = honest_update(plan, answer.site, planned[0], sigma, number, chance=chance)
+    arrays = list(answer.arrays.values())
+    numbers = sum(a.size for a in arrays)
+    highest = max(float(np.abs(a).max(initial=0)) for a in arrays)
+    error = _WIRE[plan.wire] * highest + _SINGLE * (largest + highest)
+    if too_quiet(arrays, law, error=error, chance=2 * chance):
+        raise ReplyError("too-quiet")
+    if too_loud(noise.norm(arrays), numbers, law, error=error, chance=chance):
+        raise ReplyError("too-loud")
+
+
+def honest_update(
+    plan: Plan, site: str, event: Event, sigma: float, number: int, *, chance: float
+) -> HonestUpdate:
+    """The law of an update of round `number` (from 1) with this noise multiplier.
+
+    Its bound on the signal holds but with `chance`, where a site has at most twice the plan's rows.
+
+    Momentum repeats a step's gradient in all later ones. What weight decay and FedProx add has no
+    public bound, so that an update of theirs can be too quiet, but not too loud.
+    """
+    steps = event.steps * event.count
+    first, last = (number - 1) * steps, plan.rounds * steps
+    rates = [plan.lr_at(first + step, last) for step in range(steps)]
+    momentum = plan.momentum if plan.optimizer == "momentum" else 0.0
+    reach, after = [0.0] * steps, 0.0
+    for step in reversed(range(steps)):  # what a step's gradient moves, until the round ends
+        after = rates[step] + momentum * after
+        reach[step] = after
+    clip = plan.clip or 0.0
+    unit = clip / plan.denominator(site)
+    quietest = rates[-1] * sigma * unit
+    if plan.l2 or plan.aggregation == "fedprox":
+        return HonestUpdate(quietest, None, None)
+    units = _ROWS_MOST * plan.denominator(site) * steps
+    most = units if event.rate == 1 else sum_of_draws(units, chance)
+    return HonestUpdate(
+        quietest,
+        math.sqrt(sum(one**2 for one in reach)) * sigma * unit * (1 + 2 * MOST),
+        max(reach) * unit * (1 + MOST) * most,
+    )
