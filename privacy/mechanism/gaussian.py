@@ -1,9 +1,10 @@
 """The Gaussian sampler and the public grid, in numpy: the reference for the compiled kernel.
 
 Every operation here stands in `noise.c` too, in the same order and in IEEE double precision, so
-that both give the same bits. `docs/randomness.md` bounds their errors. Only `privatise` of
-`privacy.mechanism.noise` may call this: a sample that is not added to a sum, on the grid, protects
-nothing.
+that both give the same bits. `docs/randomness.md` bounds their errors; the few numbers that an
+error could move to another multiple of the grid are named, and drawn to hundreds of digits
+(`exact.py`). Only `privatise` of `privacy.mechanism.noise` may call this: a sample that is not
+added to a sum, on the grid, protects nothing.
 """
 
 from typing import Final
@@ -16,11 +17,16 @@ Doubles = NDArray[np.float64]
 
 PAIRS: Final = 512
 """Pairs of numbers in a chunk of bits; a shorter last one has a multiple of four."""
-FINE_BITS: Final = 22
-"""The grid's step holds 2^22 fine steps, to which sum and noise are rounded before they are added.
+FINE_BITS: Final = 28
+"""The grid's step holds 2^28 fine steps, to which sum and noise are rounded before they are added.
 """
 LARGEST: Final = 2.0**52
 """Sums of more grid steps are clamped to so many, which moves no two sums further apart."""
+
+_NEAR: Final = 0.5 - 2.0 ** (1 - FINE_BITS)
+"""How far from half a step on a number within two fine steps of being another multiple lies."""
+_EXTREME: Final = np.uint64(1 << 38)
+"""A radius so close to 0 or 1 (of 2^64) is too long, or too coarse, for doubles."""
 
 _MAGIC: Final = np.uint64(0x4330000000000000)
 """The bits of 2^52: or-ed with a whole number below 2^52 it is their sum as a double."""
@@ -49,35 +55,59 @@ def bits_for(count: int) -> int:
     return 16 * (PAIRS * whole + (rest + 7) // 8 * 4)
 
 
-def add_noise(sums: Sums, bits: NDArray[np.uint8], std: float, step: float, over: float) -> None:
+def add_noise(
+    sums: Sums,
+    bits: NDArray[np.uint8],
+    std: float,
+    step: float,
+    over: float,
+    undecided: NDArray[np.int64],
+    before: Doubles,
+) -> int:
     """Add N(0, std^2) to flat sums, in place, round to multiples of `step`, divide by `over`.
 
-    `step` is a power of two; `bits` are `bits_for(len(sums))` random bytes.
+    `step` is a power of two; `bits` are `bits_for(len(sums))` random bytes. Returns how many
+    numbers may have been rounded to a wrong multiple; their positions are put into `undecided` and
+    what their sums were, in steps, into `before`, which have room for all.
     """
     whole = len(sums) // (2 * PAIRS)
-    done, used = 2 * PAIRS * whole, 16 * PAIRS * whole
-    scale, inverse, width = std / step * 2.0**FINE_BITS, 1 / step, step / over
-    if whole:
-        z = _chunks(bits[:used].reshape(whole, -1), scale).reshape(-1)
-        sums[:done] = _rounded(sums[:done] * inverse, z) * width
-    if done < len(sums):
-        z = _chunks(bits[used:].reshape(1, -1), scale).reshape(-1)[: len(sums) - done]
-        sums[done:] = _rounded(sums[done:] * inverse, z) * width
+    scale, inverse, width, count = std / step * 2.0**FINE_BITS, 1 / step, step / over, 0
+    for at, end, chunks in ((0, 2 * PAIRS * whole, whole), (2 * PAIRS * whole, len(sums), 1)):
+        if at == end:
+            continue
+        words = bits[8 * at : 8 * at + bits_for(end - at)].view(np.uint64).reshape(chunks, 2, -1)
+        z = _box_muller(words[:, 0], words[:, 1], scale).reshape(-1)[: end - at]
+        start = np.fmax(np.fmin(sums[at:end].astype(np.float64) * inverse, LARGEST), -LARGEST)
+        steps, rest = np.rint(start), _beside(start, z)
+        floor = np.floor(rest)
+        sums[at:end] = (steps + floor) * width
+        extreme = np.repeat(words[:, 0] + _EXTREME < _EXTREME * np.uint64(2), 2, axis=0)
+        doubtful = (np.abs(rest - floor - 0.5) >= _NEAR) | extreme.reshape(-1)[: end - at]
+        (found,) = np.nonzero(doubtful)
+        undecided[count : count + len(found)] = found + at
+        before[count : count + len(found)] = start[found]
+        count += len(found)
+    return count
 
 
-def _rounded(sums: NDArray[np.floating], z: Doubles) -> Doubles:
-    """The whole number of grid steps that sums, in grid steps, and noise, in fine ones, make."""
-    clamped = np.fmax(np.fmin(sums.astype(np.float64), LARGEST), -LARGEST)
-    whole = np.rint(clamped)
-    rest = np.rint((clamped - whole) * 2.0**FINE_BITS)
-    rounded: Doubles = whole + np.floor((rest + np.rint(z)) * 2.0**-FINE_BITS + 0.5)
-    return rounded
+def pair_of(position: int, count: int, bits: NDArray[np.uint8]) -> tuple[int, bool, int, int]:
+    """The pair of the number at `position` of `count`: its place, and the words of its bits.
+
+    The place is that of the pair's cosine; whether the number is the sine; radius and angle, whole
+    numbers of 64 bits.
+    """
+    at = position // (2 * PAIRS) * 2 * PAIRS
+    words = bits[8 * at : 8 * at + bits_for(min(2 * PAIRS, count - at))].view(np.uint64)
+    pairs = len(words) // 2
+    sine, pair = divmod(position - at, pairs)
+    return at + pair, bool(sine), int(words[pair]), int(words[pairs + pair])
 
 
-def _chunks(bits: NDArray[np.uint8], scale: float) -> Doubles:
-    """Normal numbers [chunks, 2, pairs] of standard deviation `scale` from [chunks, 16 * pairs]."""
-    words = bits.view(np.uint64).reshape(len(bits), 2, -1)
-    return _box_muller(words[:, 0], words[:, 1], scale)
+def _beside(start: Doubles, z: Doubles) -> Doubles:
+    """Sums' rests beside whole steps, with noise in fine steps: in steps, and half a step more."""
+    rest = np.rint((start - np.rint(start)) * 2.0**FINE_BITS)
+    beside: Doubles = (rest + np.rint(z)) * 2.0**-FINE_BITS + 0.5
+    return beside
 
 
 def _box_muller(radii: NDArray[np.uint64], angles: NDArray[np.uint64], scale: float) -> Doubles:

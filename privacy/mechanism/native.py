@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privacy.mechanism import gaussian
-from privacy.mechanism.gaussian import PAIRS, Sums
+from privacy.mechanism.gaussian import PAIRS, Doubles, Sums
 
 _SOURCE: Final = Path(__file__).with_name("noise.c")
 _FLAGS: Final = (
@@ -45,18 +45,30 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._add_noise, self._draw = library.add_noise, library.draw
         pointer, long, double = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
-        self._add_noise.argtypes = [pointer, ctypes.c_int, long, pointer, *[double] * 3]
+        doubles = [double] * 3
+        self._add_noise.argtypes = [pointer, ctypes.c_int, long, pointer, *doubles, *[pointer] * 2]
         self._draw.argtypes = [pointer, long, long, pointer, long]
-        self._add_noise.restype, self._draw.restype = None, long
+        self._add_noise.restype = self._draw.restype = long
 
     def add_noise(
-        self, sums: Sums, bits: NDArray[np.uint8], std: float, step: float, over: float
-    ) -> None:
-        """What `gaussian.add_noise` does, to the same bits; `sums` are contiguous."""
+        self,
+        sums: Sums,
+        bits: NDArray[np.uint8],
+        std: float,
+        step: float,
+        over: float,
+        undecided: NDArray[np.int64],
+        before: Doubles,
+    ) -> int:
+        """What `gaussian.add_noise` does, to the same bits; all arrays are contiguous."""
         if bits.nbytes < gaussian.bits_for(len(sums)):
             raise ValueError(f"expected {gaussian.bits_for(len(sums))} bytes, got {bits.nbytes}")
-        wide = sums.dtype == np.float64
-        self._add_noise(sums.ctypes.data, wide, len(sums), bits.ctypes.data, std, step, over)
+        if min(len(undecided), len(before)) < len(sums):
+            raise ValueError(f"expected room for {len(sums)} numbers, got {len(undecided)}")
+        arrays = (undecided.ctypes.data, before.ctypes.data)
+        given = (sums.ctypes.data, sums.dtype == np.float64, len(sums), bits.ctypes.data)
+        count: int = self._add_noise(*given, std, step, over, *arrays)
+        return count
 
     def draw(self, words: NDArray[np.uint16], threshold: int) -> NDArray[np.int64]:
         """Which of the words are below `threshold`, and ~i of those equal to it."""
@@ -190,11 +202,19 @@ def _agree(kernel: Kernel) -> bool:
     sums = rng.normal(0, 2.0, count)
     sums[:5] = (0.0, 1e30, -1e30, 3e-30, np.nan)
     silent = np.zeros(count)  # on so fine a grid every bit of the noise shows
-    for start, step in ((sums.astype(np.float32), 2.0**-9), (sums, 2.0**-9), (silent, 2.0**-62)):
-        fast, right = start.copy(), start.copy()
-        kernel.add_noise(fast, bits, 2.0, step, 3.0)
-        gaussian.add_noise(right, bits, 2.0, step, 3.0)
-        if not np.array_equal(fast, right):
+    grid, fine = 2.0**-9, 2.0 ** (-9 - gaussian.FINE_BITS)
+    room = np.zeros(count, np.int64), np.zeros(count)
+    close = silent.copy()  # to the middle of two steps, by 0 to 4 fine ones
+    gaussian.add_noise(close, bits, 2.0, fine, 1.0, *room)
+    close = grid / 2 - close + (np.arange(count) % 9 - 4) * fine
+    starts = ((sums.astype(np.float32), grid), (sums, grid), (close, grid), (silent, 2.0**-62))
+    for start, step in starts:
+        results = []
+        for add in (kernel.add_noise, gaussian.add_noise):
+            noisy, undecided, before = start.copy(), np.zeros(count, np.int64), np.zeros(count)
+            found = add(noisy, bits, 2.0, step, 3.0, undecided, before)
+            results.append((noisy, undecided[:found], before[:found]))
+        if not all(map(np.array_equal, *results)):
             return False
     words = rng.integers(0, 2**16, 10_007, dtype=np.uint16)
     words[::101] = 500

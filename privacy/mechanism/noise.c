@@ -1,7 +1,8 @@
 /* Random bits to normal numbers to noisy sums on the public grid, and to the rows of a Poisson
    batch, written so that any compiler vectorises it. `privacy/mechanism/gaussian.py` holds the same
    operations in the same order in numpy: with -ffp-contract=off and IEEE doubles the two give the
-   same bits, which is checked before use. `docs/randomness.md` bounds every error made here.
+   same bits, which is checked before use. `docs/randomness.md` bounds every error made here; where one
+   could change what is released, the number is left to `privacy/mechanism/exact.py`.
 
    A chunk is PAIRS pairs of numbers: first their radii, 8 bytes each, then their angles, 8 bytes
    each, whose last ten bits are the radii's last; a last chunk is shorter, by whole fours of pairs.
@@ -11,6 +12,9 @@
 #include <string.h>
 
 #define PAIRS 512
+#define FINE 0x1p28                                     /* fine steps in a step of the grid */
+#define NEAR (0.5 - 0x1p-27)             /* within two fine steps of the middle of two steps */
+#define EXTREME 0x4000000000  /* a radius so close to 0 or 1, of 2^64, is too coarse or too long */
 
 static double from_bits(uint64_t bits)
 {
@@ -26,11 +30,19 @@ static uint64_t to_bits(double x)
     return bits;
 }
 
-/* Box and Muller (1958): `pairs` radii and angles to as many cosines and sines times `scale`. */
-static void transform(const uint64_t *radii, const uint64_t *angles, long pairs, double scale,
+static inline int extreme(uint64_t radius)
+{
+    return radius + EXTREME < 2 * EXTREME;
+}
+
+/* Box and Muller (1958): `pairs` radii and angles to as many cosines and sines times `scale`.
+   Returns whether any radius is extreme. */
+static int transform(const uint64_t *radii, const uint64_t *angles, long pairs, double scale,
                       double *restrict cosines, double *restrict sines)
 {
+    int any = 0;
     for (long i = 0; i < pairs; i++) {
+        any |= extreme(radii[i]);
         /* x = (bits + 1/2) 2^-10 in (0, 2^64] of 74 bits; u = x / 2^64 */
         double high = from_bits((radii[i] >> 32) | 0x4330000000000000) - 0x1p52;
         double low = from_bits((radii[i] & 0xffffffff) | 0x4330000000000000) - 0x1p52;
@@ -85,44 +97,73 @@ static void transform(const uint64_t *radii, const uint64_t *angles, long pairs,
         cosines[i] = from_bits((x_bits ^ changed) ^ flipped) * radius;
         sines[i] = from_bits((y_bits ^ changed) ^ high_bit) * radius;
     }
+    return any;
 }
 
-/* The whole number of grid steps that a sum and its noise make. `sum` is in grid steps, `noise` in
-   2^-22 of one: both are rounded to whole 2^-22 steps, added without error, and then rounded. More
-   than 2^52 steps, and no number, are clamped. */
-static inline double rounded(double sum, double noise)
+/* More than 2^52 grid steps, and no number, are clamped. */
+static inline double clamped(double sum)
 {
-    double clamped = sum < 0x1p52 ? sum : 0x1p52;
-    clamped = clamped > -0x1p52 ? clamped : -0x1p52;
-    double whole = rint(clamped);
-    double rest = rint((clamped - whole) * 0x1p22);
-    return whole + floor((rest + rint(noise)) * 0x1p-22 + 0.5);
+    double below = sum < 0x1p52 ? sum : 0x1p52;
+    return below > -0x1p52 ? below : -0x1p52;
+}
+
+/* What is left of a sum beside its whole steps, and its noise, in steps and half a step more: both
+   are rounded to whole fine steps and added without error. */
+static inline double beside(double sum, double noise)
+{
+    return (rint((sum - rint(sum)) * FINE) + rint(noise)) * (1 / FINE) + 0.5;
+}
+
+static inline int close_to_the_next(double beside)
+{
+    return fabs(beside - floor(beside) - 0.5) >= NEAR;
 }
 
 /* Add N(0, std^2) to `n` sums, round them to multiples of `step` and divide them by `over`. `wide`:
-   the sums are doubles, not floats. `step` is a power of two. */
-void add_noise(void *sums, int wide, long n, const uint8_t *bits, double std, double step,
-               double over)
+   the sums are doubles, not floats. `step` is a power of two. Returns how many numbers may have been
+   rounded to a wrong multiple; their positions are in `open` and their sums in `before`, which both
+   have room for n. */
+long add_noise(void *sums, int wide, long n, const uint8_t *bits, double std, double step,
+               double over, int64_t *open, double *before)
 {
-    _Alignas(64) double z[2 * PAIRS];
-    const double scale = std / step * 0x1p22, inverse = 1 / step, width = step / over;
+    _Alignas(64) double z[2 * PAIRS], s[2 * PAIRS], k[2 * PAIRS];
+    const double scale = std / step * FINE, inverse = 1 / step, width = step / over;
+    long opened = 0;
     for (long at = 0; at < n; at += 2 * PAIRS) {
         long count = n - at < 2 * PAIRS ? n - at : 2 * PAIRS;
         long pairs = (count + 7) / 8 * 4;
         const uint64_t *radii = (const uint64_t *)(bits + 8 * at);
-        transform(radii, radii + pairs, pairs, scale, z, z + pairs);
-        if (wide) {
-            double *restrict sum = (double *)sums + at;
+        double *restrict wide_sums = (double *)sums + at;
+        float *restrict slim_sums = (float *)sums + at;
+        int any = transform(radii, radii + pairs, pairs, scale, z, z + pairs);
+        if (wide)
             for (long i = 0; i < count; i++)
-                sum[i] = rounded(sum[i] * inverse, z[i]) * width;
-        } else {
-            float *restrict sum = (float *)sums + at;
+                s[i] = clamped(wide_sums[i] * inverse);
+        else
             for (long i = 0; i < count; i++)
-                sum[i] = (float)(rounded(sum[i] * inverse, z[i]) * width);
+                s[i] = clamped(slim_sums[i] * inverse);
+        for (long i = 0; i < count; i++) {
+            double rest = beside(s[i], z[i]);
+            any |= close_to_the_next(rest);
+            k[i] = rint(s[i]) + floor(rest);
         }
+        for (long i = 0; any && i < count; i++)
+            if (extreme(radii[i % pairs]) || close_to_the_next(beside(s[i], z[i]))) {
+                open[opened] = at + i;
+                before[opened++] = s[i];
+            }
+        if (wide)
+            for (long i = 0; i < count; i++)
+                wide_sums[i] = k[i] * width;
+        else
+            for (long i = 0; i < count; i++)
+                slim_sums[i] = (float)(k[i] * width);
     }
     memset(z, 0, sizeof z);
-    __asm__ volatile("" : : "r"(z) : "memory");                 /* do forget the noise */
+    memset(s, 0, sizeof s);
+    memset(k, 0, sizeof k);
+    __asm__ volatile("" : : "r"(z), "r"(s), "r"(k) : "memory");         /* do forget the noise */
+    return opened;
 }
 
 /* Write the positions of the words below `threshold` in order, and ~position of those equal to it;

@@ -13,14 +13,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
-from privacy.mechanism import gaussian, native
+from privacy.mechanism import exact, gaussian, native
 from privacy.mechanism.gaussian import Sums
 
 _SLAB: Final = 2 * gaussian.PAIRS * 16
@@ -58,14 +58,25 @@ def privatise(sums: Sums, std: float, *, over: float = 1.0) -> None:
     if std == 0:
         flat /= flat.dtype.type(over)
         return
-    kernel = _kernel()
+    kernel, most = _kernel(), min(_SLAB, len(flat))
     add, step = gaussian.add_noise if kernel is None else kernel.add_noise, grid(std)
-    stream, bits = _stream(_key()), np.empty(gaussian.bits_for(min(_SLAB, len(flat))), np.uint8)
+    stream, bits = _stream(_key()), np.empty(gaussian.bits_for(most), np.uint8)
+    undecided, before = np.empty(most, np.int64), np.empty(most, np.float64)
     for at in range(0, len(flat), _SLAB):
         part = flat[at : at + _SLAB]
         used = bits[: gaussian.bits_for(len(part))]
         _expand(stream, used)
-        add(part, used, std, step, over)
+        if count := add(part, used, std, step, over, undecided, before):
+            exact.settle(
+                part,
+                used,
+                std,
+                step,
+                over,
+                undecided[:count],
+                before[:count],
+                partial(_more, stream),
+            )
 
 
 def poisson(n: int, rate: float) -> NDArray[np.int64]:
@@ -196,6 +207,13 @@ def _key() -> bytes:
 
 def _stream(key: bytes) -> CipherContext:
     return Cipher(algorithms.AES256(key), modes.CTR(_IV)).encryptor()
+
+
+def _more(stream: CipherContext) -> bytes:
+    """What an undecided pair takes beside its first 16 bytes."""
+    out = np.empty(exact.MORE_BITS // 4, np.uint8)
+    _expand(stream, out)
+    return out.tobytes()
 
 
 def _bits(count: int, dtype: type[Any]) -> NDArray[Any]:

@@ -130,7 +130,7 @@ def _run(source: Source, reckoning: Reckoning) -> dict[str, Any]:
         "trust": trust(plan, source.kind),
         "guarantee": promise,
         "unprotected": unprotected(plan, source.kind),
-        "mechanism": mechanism(plan, promise["federation"]["epsilon"] if promise else None),
+        "mechanism": mechanism(plan),
         "accounting": {
             "accountant": "PLD: privacy loss distributions (dp-accounting), connect-the-dots",
             "second_accountant": "RDP: Rényi differential privacy; must not fall below PLD",

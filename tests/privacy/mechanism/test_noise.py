@@ -132,6 +132,8 @@ def test_sums_that_cannot_be_noised_in_place_are_refused(bad: np.ndarray) -> Non
         ("c * v + 1.0 / 40320", "c * v + 1.0 / 40321"),
         ("0x1p-53", "0x1p-52"),
         ("sum < 0x1p52 ? sum : 0x1p52", "sum"),
+        ("(0.5 - 0x1p-27)", "(0.5 - 0x1p-28)"),
+        ("extreme(radii[i % pairs]) ||", ""),
     ],
 )
 def test_a_kernel_that_disagrees_is_not_used(
