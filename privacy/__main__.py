@@ -2,44 +2,48 @@
 
 from typing import NoReturn
 
-import typer
+from privacy.commands.command_group import application
+from privacy.commands.exit_codes import BAD_INPUT, UNSOUND, Codes, run
 
-from privacy.accounting.events import EventError
-from privacy.accounting.segments import AccountingError
-from privacy.commands import epsilon, ledgers, plans, report, tasks
-from privacy.commands.exit_codes import run
-from privacy.contract.plan import PlanError
-from privacy.contract.policy import PolicyError
-from privacy.ledger.ledger import LedgerError, LedgerMissing
-from privacy.report.sources import ReportError
-from privacy.task_package.archive import PackageError
-
-app = typer.Typer(
-    help="Count, check and show what private training spends.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+app = application(
+    "Count, check and show what private training spends.",
+    {
+        "privacy.commands.epsilon": {
+            "epsilon": "Epsilon at DELTA of one or more segments of training together.",
+            "sigma": "The least noise multiplier that keeps STEPS steps inside EPSILON at DELTA.",
+        },
+        "privacy.commands.plans": {
+            "plan": "Epsilon after each round at each site, the round that would be refused, and "
+            "what leaves.",
+        },
+        "privacy.commands.report": {
+            "report": "Compute what was spent on whom and file it; exit 4 if it does not fit "
+            "together.",
+            "verify": "Check signature, digests, chains, and compute every figure again; exit 4 "
+            "if any differs.",
+        },
+        "privacy.commands.ledgers": {"ledger": "Read and check a ledger."},
+        "privacy.commands.tasks": {"task": "Read and pack a task package."},
+    },
 )
-for commands in (epsilon, ledgers, plans, report, tasks):
-    commands.register(app)
 
 
 def main() -> NoReturn:
     """Run a command: bad input is one line and exit 2, a ledger that is not sound exit 4."""
-    run(
-        app,
-        "tacit-privacy",
-        bad_input=(
-            AccountingError,
-            EventError,
-            PlanError,
-            PolicyError,
-            LedgerMissing,
-            ReportError,
-            PackageError,
-        ),
-        unsound=(LedgerError,),
-    )
+    run(app, "tacit-privacy", _codes)
+
+
+def _codes() -> Codes:
+    from privacy.accounting.events import EventError
+    from privacy.accounting.segments import AccountingError
+    from privacy.contract.plan import PlanError
+    from privacy.contract.policy import PolicyError
+    from privacy.ledger.ledger import LedgerError, LedgerMissing
+    from privacy.report.sources import ReportError
+    from privacy.task_package.archive import PackageError
+
+    bad = (AccountingError, EventError, PlanError, PolicyError, LedgerMissing, ReportError)
+    return dict.fromkeys((*bad, PackageError), BAD_INPUT) | {LedgerError: UNSOUND}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What every process sets before Flower or Ray is imported, and how it imports what is heavy."""
 
 import gc
+import importlib
 import importlib.util
 import os
 import sys
@@ -8,8 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
-from typing import Any
+from typing import Any, Final
 
+ACCOUNTANTS: Final = "privacy.accounting.accountants"
+"""The module that takes dp-accounting and scipy, a second to import."""
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(1 << 20),
@@ -45,14 +48,20 @@ def loading() -> Iterator[None]:
 
     It would go through all that was loaded again and again, a fifth of the time, and once more in
     every full collection afterwards; but modules stay. Opacus' engine stays out (see `defer`). Only
-    commands and their child processes may use it: it changes the collector of the whole process.
+    commands and their child processes may use it: it changes the collector of the whole process. On
+    a terminal "loading ..." stands meanwhile.
     """
     defer("opacus")
     enabled = gc.isenabled()
     gc.disable()
+    terminal = sys.stderr.isatty()
+    if terminal:
+        print("loading ...", end="", file=sys.stderr, flush=True)
     try:
         yield
     finally:
+        if terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
         gc.freeze()
         if enabled:
             gc.enable()
@@ -80,3 +89,10 @@ def defer(name: str) -> None:
 
     vars(package)["__getattr__"] = load
     sys.modules[name] = package
+
+
+def load(*modules: str) -> None:
+    """Import these large modules, on a terminal with a word about it."""
+    with loading():
+        for module in modules:
+            importlib.import_module(module)

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from privacy.commands.exit_codes import run
+from privacy.commands.exit_codes import BAD_INPUT, FAILED, Codes, run
 from privacy.runtime import defer, loading, prepare
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from privacy.contract.plan import Plan
 
 EXIT = {"done": 0, "stopped": 0, "failed": 1, "budget": 3}
@@ -95,9 +94,7 @@ def simulate(
     schema and the plan of a table.
     """
     from privacy.contract.rules import warnings
-    from server.rounds.run_folder import FolderError
 
-    console = Console(quiet=as_json, stderr=False)
     overrides = list(set_ or [])
     overrides += [f"sites={sites}"] if sites is not None else []
     overrides += [f"seed={seed}"] if seed is not None else []
@@ -106,10 +103,17 @@ def simulate(
     _check_name(label)
     for text in warnings(chosen):
         typer.echo(f"tacit-simulate: warning: {text}", err=True)
+    if not as_json:
+        what = f"{chosen.task}, {chosen.rounds} rounds"
+        typer.echo(f"tacit-simulate: {what}: loading", err=True)
     with loading():
+        from rich.console import Console
+
+        from server.rounds.run_folder import FolderError
         from simulations.display import RunView, sentence
         from simulations.run import simulate as play
 
+    console = Console(quiet=as_json, stderr=False)
     if sweep:
         if audit or dashboard or insecure or resume or tensorboard or mlflow:
             raise FolderError("--sweep runs alone: run it again under the same --name to go on")
@@ -179,15 +183,16 @@ def _chosen(
 ) -> "Plan":
     """The plan of a new run, or of the run that is resumed, whose folder holds it."""
     from privacy.contract.plan_file import load_plan
-    from server.rounds.run_folder import FolderError, resumed_plan
 
     if resume:
+        from server.rounds.run_folder import FolderError, resumed_plan
+
         if name is None:
             raise FolderError("--resume needs --name NAME beside it")
         _check_name(name)
         return resumed_plan(runs / name, source, overrides)
     if source is None:
-        raise FolderError("a plan must be named, unless --resume --name NAME takes the run's own")
+        raise ValueError("a plan must be named, unless --resume --name NAME takes the run's own")
     return load_plan(source, overrides)
 
 
@@ -211,7 +216,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 def _swept(
-    console: Console,
+    console: "Console",
     plan: "Plan",
     options: list[str],
     repeat: int,
@@ -223,6 +228,10 @@ def _swept(
     as_json: bool,
 ) -> None:
     """Run a sweep, and write its records and its picture beside its runs."""
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
     from privacy.contract.plan_file import swept_values
     from privacy.files import write_atomic
     from simulations.parameter_sweep import sweep
@@ -271,10 +280,8 @@ def _audited(plan: "Plan", folder: Path, data: Path | None, seed: int | None) ->
 
 
 def _check_name(name: str) -> None:
-    from server.rounds.run_folder import FolderError
-
     if not name or name.startswith(".") or "/" in name or len(name) > 100 or not name.isprintable():
-        raise FolderError(f"--name must be a plain file name, got {name!r}")
+        raise ValueError(f"--name must be a plain file name, got {name!r}")
 
 
 new_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -319,18 +326,21 @@ def main() -> None:
     """Run the command: bad input is one line and exit 2, a file that fails one line and exit 1."""
     prepare()
     defer("opacus")
-    from privacy.ledger.ledger import LedgerError
-    from server.rounds.checkpoint import CheckpointError
-
     making = sys.argv[1:2] == ["new"]
     if making:
         del sys.argv[1]
     run(
         new_app if making else app,
         "tacit-simulate new" if making else "tacit-simulate",
-        bad_input=(ValueError,),
-        failed=(CheckpointError, LedgerError),
+        _codes,
     )
+
+
+def _codes() -> Codes:
+    from privacy.ledger.ledger import LedgerError
+    from server.rounds.checkpoint import CheckpointError
+
+    return {ValueError: BAD_INPUT, CheckpointError: FAILED, LedgerError: FAILED}
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from privacy.contract.policy import Policy, load_policy
 from privacy.identity.keys import verify
 from privacy.ledger.ledger import Ledger
 from privacy.ledger.recovery import Known, RecoveryError, known_events, recover
+from privacy.runtime import ACCOUNTANTS, load
 
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -202,6 +203,7 @@ def budget(
     entries = populations.known(directory)
     if not entries:
         raise PopulationError(f"{directory}: knows no data yet; expected `tacit-client data add`")
+    load(ACCOUNTANTS)
     facts = [_balance(one, rules, plans, directory) for one in entries]
     if as_json:
         shown = [one | {"spent": json_number(one["spent"])} for one in facts]

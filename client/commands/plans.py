@@ -23,6 +23,7 @@ from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, load_policy
 from privacy.files import write_atomic
 from privacy.printable import printable
+from privacy.runtime import ACCOUNTANTS, load
 
 Hash = Annotated[str, typer.Argument(metavar="HASH", help="The plan's hash, or its beginning.")]
 
@@ -185,6 +186,7 @@ def _answer(
 def _facts(directory: Path, rules: Policy, plan: Plan) -> dict[str, Any]:
     """A plan, what it asks of each population's balance, and whether it may."""
     site, past = received_plans.site_of(directory), _past(directory)
+    load(ACCOUNTANTS)
     outlook = forecast(plan, site, rules, past)
     state = "denied" if plan.digest in rules.denied else "asked"
     if plan.digest in rules.plans:

@@ -10,6 +10,7 @@ from privacy.accounting.events import Event
 from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import AccountingError, Budget
 from privacy.commands.options import Json
+from privacy.runtime import ACCOUNTANTS, load
 
 Delta = Annotated[float, typer.Option(help="The delta of the guarantee, 0 < delta < 1.")]
 
@@ -34,6 +35,7 @@ def epsilon(
 ) -> None:
     """Epsilon at DELTA of one or more segments of training together."""
     events = [_event(text) for text in segment or []]
+    load(ACCOUNTANTS)
     value = spent(events, delta, accountant=accountant)
     if as_json:
         typer.echo(
@@ -51,6 +53,7 @@ def sigma(
     as_json: Json = False,
 ) -> None:
     """The least noise multiplier that keeps STEPS steps inside EPSILON at DELTA."""
+    load(ACCOUNTANTS)
     value = calibrate(Budget(epsilon, delta), rate=rate, steps=steps)
     if as_json:
         typer.echo(json.dumps({"sigma": value}))

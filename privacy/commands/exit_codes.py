@@ -2,34 +2,32 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 import click
 import typer
 
+BAD_INPUT, FAILED, UNSOUND = 2, 1, 4
+Codes = dict[type[Exception], int]
+"""The exit code of each family of errors."""
 
-def run(
-    app: typer.Typer,
-    name: str,
-    *,
-    bad_input: tuple[type[Exception], ...],
-    failed: tuple[type[Exception], ...] = (),
-    unsound: tuple[type[Exception], ...] = (),
-) -> NoReturn:
+
+def run(app: typer.Typer, name: str, codes: Callable[[], Codes]) -> NoReturn:
     """Run a Typer app as the command `name` and exit; the families of errors become one line.
 
-    `unsound` is evidence that does not hold: exit 4. Of a family in another the narrower counts.
+    UNSOUND is evidence that does not hold. Of a family in another the narrower counts. `codes` is
+    asked once there is an error: what it imports costs nothing until then.
     """
-    codes = dict.fromkeys(bad_input, 2) | dict.fromkeys(unsound, 4) | dict.fromkeys(failed, 1)
     try:
         code = app(prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         _end(name, error.format_message(), 2)
     except click.Abort:
         _end(name, "interrupted", 130)
-    except tuple(codes) as error:
-        kind = next(kind for kind in type(error).__mro__ if kind in codes)
-        _end(name, str(error), codes[kind])
+    except tuple(known := codes()) as error:
+        kind = next(kind for kind in type(error).__mro__ if kind in known)
+        _end(name, str(error), known[kind])
     except KeyboardInterrupt:
         _end(name, "interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away

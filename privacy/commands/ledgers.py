@@ -16,6 +16,7 @@ from privacy.accounting.segments import check_delta, merge
 from privacy.commands.options import Json
 from privacy.ledger.entries import Entry, Verified, verify
 from privacy.ledger.ledger import LedgerError
+from privacy.runtime import ACCOUNTANTS, load
 
 File = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger's file.")]
 
@@ -53,6 +54,8 @@ def show(
     if delta is not None:
         check_delta(delta)
     contents = verify(ledger)
+    if delta is not None:
+        load(ACCOUNTANTS)
     epsilon = None if delta is None else spent(contents.events, delta)
     if as_json:
         typer.echo(json.dumps({"ledger": str(ledger), **_facts(contents, delta, epsilon)}))

@@ -23,6 +23,7 @@ from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy, load_policy
 from privacy.contract.rules import warnings
 from privacy.ledger.entries import verify
+from privacy.runtime import ACCOUNTANTS, load
 
 _SHOWN: Final = 20
 _COUNTED: Final = 1000
@@ -50,6 +51,7 @@ def show(
     rules = load_policy(policy) if policy is not None else None
     past = verify(ledger).events if ledger is not None else ()
     groups = _groups(chosen)
+    load(ACCOUNTANTS)
     outlooks = {terms: forecast(chosen, sites[0], rules, past) for terms, sites in groups.items()}
     rounds = _rounds(chosen, _COUNTED if as_json else _SHOWN, list(outlooks.values()))
     work = [(terms, number) for terms in outlooks for number in rounds] if chosen.private else []

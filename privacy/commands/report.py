@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from privacy.commands.options import Json
 from privacy.report.sources import ReportError
+from privacy.runtime import loading
 
 if TYPE_CHECKING:  # with jinja2 and cryptography, only where a report is made or checked
     from privacy.report.bundle.verify import Verification
@@ -33,7 +34,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Compute what was spent on whom and file it; exit 4 if it does not fit together."""
-    from privacy.report.bundle.write import file_report
+    with loading():
+        from privacy.report.bundle.write import file_report
 
     document, where, names = file_report(folders, out)
     if as_json:
@@ -56,8 +58,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check signature, digests, chains, and compute every figure again; exit 4 if any differs."""
-    from privacy.report.bundle.verify import name_ledgers
-    from privacy.report.bundle.verify import verify as check
+    with loading():
+        from privacy.report.bundle.verify import name_ledgers
+        from privacy.report.bundle.verify import verify as check
 
     if not folder.is_dir():
         raise ReportError(f"{folder} must be a report's folder")
