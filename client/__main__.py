@@ -12,8 +12,8 @@ app = application(
     {
         "client.commands.enrolment": {
             "enroll": "Make this site's keys, which never leave it, and its request NAME.csr.",
-            "join": "Take in the coordinator's answer: our certificate, its authority, its address, "
-            "its key.",
+            "join": "Take in the coordinator's answer: our certificate, its authority, its "
+            "address, its key.",
             "pause": "Answer no round until `pause --off`; the client stays connected.",
             "leave": "Give up the certificate; the running client stops. Ledgers, keys and models "
             "stay.",

@@ -1,8 +1,8 @@
-"""Commands whose modules are imported when they are called; their names and first lines are known."""
+"""Commands whose modules are imported when they are called; their names are known before."""
 
 import importlib
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import typer
@@ -16,8 +16,8 @@ def application(help: str, listing: Listing) -> typer.Typer:
     """A Typer app of these commands, in this order; `--help` imports none of their modules."""
 
     class Group(_Group):
-        modules = {name: module for module, names in listing.items() for name in names}
-        lines = {name: line for names in listing.values() for name, line in names.items()}
+        modules: ClassVar = {name: module for module, names in listing.items() for name in names}
+        lines: ClassVar = {name: line for names in listing.values() for name, line in names.items()}
 
     app = typer.Typer(
         help=help,
@@ -35,8 +35,8 @@ def _nothing() -> None:
 
 
 class _Group(TyperGroup):
-    modules: Mapping[str, str]
-    lines: Mapping[str, str]
+    modules: ClassVar[Mapping[str, str]]
+    lines: ClassVar[Mapping[str, str]]
 
     def __init__(self, **attributes: Any) -> None:
         added = attributes.pop("commands", None) or {}
