@@ -48,7 +48,8 @@ app = application(
             "step a round.",
         },
         "server.commands.backup": {
-            "backup": "Write everything (keys, sites, heads, runs, queue) into one private archive.",
+            "backup": "Write everything (keys, sites, heads, runs, queue) into one private "
+            "archive.",
             "restore": "Unpack a whole backup into an empty folder; sites need no new bundle.",
             "repair": "Make a missing ca.pem or server.pem again from its key; nothing that is "
             "there changes.",

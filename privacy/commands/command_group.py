@@ -41,7 +41,7 @@ class _Group(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         added = attributes.pop("commands", None) or {}
         super().__init__(**attributes)
-        self.commands = _Commands(self.modules, added)  # type: ignore[assignment]
+        self.commands = _Commands(self.modules, added)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         real = self.commands
