@@ -17,7 +17,7 @@ from hypothesis import settings
 
 from privacy.mechanism.native import compiled
 from privacy.runtime import defer, prepare
-from tests.support.patience import slowness
+from tests.support.patience import patience, slowness
 
 os.environ.update(
     OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
@@ -90,6 +90,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if quick and id(test) not in fewer:
             fewer.add(id(test))
             _tenth(test)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test's time limit ends what hangs, not what a busy machine does slowly."""
+    mark = item.get_closest_marker("timeout")
+    seconds = item.config.getoption("timeout") or float(item.config.getini("timeout"))
+    limit = patience(mark.args[0] if mark else seconds)
+    item.add_marker(pytest.mark.timeout(limit), append=False)
+    return (yield)
 
 
 def shared(item: pytest.Item) -> str | None:

@@ -3,8 +3,6 @@
 import datetime
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,13 +26,6 @@ def spent_and_not_trained(world: World, number: int) -> bool:
     """Whether a site is in the middle of its training: paid, and not yet done."""
     site = list(world.sites)[number]
     return len(world.paid(number)) > len(world.said(site, "trained"))
-
-
-def importing() -> float:
-    """How long a bare start takes: where it is seconds, the machine is busy with other things."""
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import torch, opacus, flwr"], check=True)
-    return time.monotonic() - began
 
 
 def check(world: World, rounds: int, kept: list[dict[str, object]] | None = None) -> None:
@@ -80,11 +71,11 @@ def test_a_client_killed_before_during_or_after_training_is_back_within_15_secon
 
         world.until(answered)
         took = datetime.datetime.fromisoformat(answered()[0]).timestamp() - began
-        assert took < 15 or took < 4 * importing(), f"it took {took:.1f} s"
+        assert took < patience(15), f"it took {took:.1f} s"
 
     with told(world):
         others = [world.client(number) for number in (1, 2)]
-        server = world.server("--min-sites", 3, "--set", "rounds=5", *LONG)
+        server = world.server("--min-sites", 3, "--set", "rounds=8", *LONG)
         world.until(
             lambda: "site=south" in world.log("server") and "site=east" in world.log("server")
         )
@@ -112,14 +103,14 @@ def test_a_client_killed_before_during_or_after_training_is_back_within_15_secon
         back(began)
         assert server.wait(patience(240)) == 0
         assert all(other.poll() is None for other in others)
-    check(world, 5)
-    assert world.statuses("north") == ["trained"] * 5
+    check(world, 8)
+    assert world.statuses("north") == ["trained"] * 8
     paid = Counter(world.paid(0))
-    assert set(paid) == {1, 2, 3, 4, 5}
+    assert set(paid) == set(range(1, 9))
     assert paid[during] == 2, "what was killed in training is a release of its own"
-    assert sum(paid.values()) <= 7
+    assert sum(paid.values()) <= 10
     for number in (1, 2):
-        assert world.paid(number) == [1, 2, 3, 4, 5]
+        assert world.paid(number) == list(range(1, 9))
 
 
 def test_a_reply_given_before_the_coordinator_died_is_sent_again_unpaid(world: World) -> None:
@@ -166,7 +157,7 @@ def test_a_client_that_hangs_is_gone_on_without_and_its_late_answer_is_not_count
     assert world.paid(2).count(missed) == 1
     said = world.log("server")
     assert f"round={missed} site=east answer=no-answer" in said
-    assert "late site=east" in said or "no reply site=east" in said
+    assert "reply_late site=east" in said or "reply_missing site=east" in said
     assert all(world.statuses(site) == ["trained"] * 8 for site in ("north", "south"))
 
 
