@@ -46,7 +46,7 @@ def examine(directory: Path, where: str) -> list[Check]:
 
 
 def _check(what: str, state: str, text: str, then: str = "") -> Check:
-    return {"what": what, "state": state, "said": text, "then": then}
+    return {"what": what, "state": state, "finding": text, "next_step": then}
 
 
 def _flower() -> Check:

@@ -72,7 +72,7 @@ def chunks(
     if not path.exists():
         raise TaskError(f"{path}: expected a file or a folder, found none")
     if task.read is not None:
-        yield from _own(task.read(path, labels), ident)
+        yield from _task_chunks(task.read(path, labels), ident)
         return
     try:
         for batch, ids in _batches(task, path, labels, group, ident):
@@ -84,7 +84,7 @@ def chunks(
         raise TaskError(str(error) if known else f"{path}: {error}") from error
 
 
-def _own(parts: Iterator[tuple[Rows, Any]], ident: str | None) -> Iterator[Chunk]:
+def _task_chunks(parts: Iterator[tuple[Rows, Any]], ident: str | None) -> Iterator[Chunk]:
     """The rows of a task that reads its files itself; `id` is what its encoding names them."""
     for rows, part in parts:
         numbers = part.arrays.get("number", np.zeros(0, np.int64)) + 1

@@ -26,7 +26,7 @@ def connection(site: Enrolled, route: Route) -> Iterator[Check]:
         checks = list(_one(site, server, proxy_for(server, route.proxy)))
         if not any(check.state == "FAULT" for check in checks):
             for check in failed:  # another address serves
-                yield Check(check.what, "warn", check.said, check.then)
+                yield Check(check.what, "warn", check.finding, check.next_step)
             yield from checks
             return
         failed += checks

@@ -26,30 +26,33 @@ _BASE: Final = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <p>Model {{ card.model[:16] }} of task {{ card.task }}, run {{ card.run }}, round {{ card.round }};
 {{ card.privacy }}. {{ origin }}.</p>{% block body %}{% endblock %}</body></html>"""
 _EVALUATION: Final = """{% extends "base" %}{% block body %}
-<p class="note">Measured on {{ found.rows }} labelled rows of this site
-{%- if found.skipped %} ({{ found.skipped }} rows that did not fit were skipped){% endif %}.
+<p class="note">Measured on {{ evaluation.rows }} labelled rows of this site
+{%- if evaluation.skipped %}
+ ({{ evaluation.skipped }} rows that did not fit were skipped){% endif %}.
 These figures come from private rows and are not protected: this page is for the site alone.</p>
-<h2>Overall</h2><table>{% for name, value in found.metrics.items() %}
+<h2>Overall</h2><table>{% for name, value in evaluation.metrics.items() %}
 <tr><th scope="row">{{ name }}</th><td>{{ "%.4f"|format(value) }}</td></tr>{% endfor %}</table>
-{% if found.groups or found.suppressed %}<h2>By group</h2><div class="scroll"><table>
+{% if evaluation.groups or evaluation.suppressed %}<h2>By group</h2><div class="scroll"><table>
 <tr><th scope="col">group</th><th scope="col">rows</th>
-{% for name in found.metrics %}<th scope="col">{{ name }}</th>{% endfor %}</tr>
-{% for group in found.groups %}<tr{% if group.behind %} class="behind"{% endif %}>
+{% for name in evaluation.metrics %}<th scope="col">{{ name }}</th>{% endfor %}</tr>
+{% for group in evaluation.groups %}<tr{% if group.behind %} class="behind"{% endif %}>
 <th scope="row">{{ group.name }}{% if group.behind %} (behind the others){% endif %}</th>
-<td>{{ group.rows }}</td>{% for name in found.metrics %}
+<td>{{ group.rows }}</td>{% for name in evaluation.metrics %}
 <td>{{ "%.4f"|format(group.metrics[name]) if name in group.metrics else "-" }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
-{% if found.suppressed %}<p class="note">{{ found.suppressed }} small groups are not shown.</p>
+{% if evaluation.suppressed %}
+<p class="note">{{ evaluation.suppressed }} small groups are not shown.</p>
 {% endif %}{% endif %}
-{% if found.confusion %}<h2>Confusion</h2><div class="scroll">{{ confusion }}</div>
+{% if evaluation.confusion %}<h2>Confusion</h2><div class="scroll">{{ confusion }}</div>
 <h2>Reliability</h2>{{ reliability }}
 <p class="note">On the diagonal, a stated probability is the true frequency; below it, the model is
-surer than it is right. ECE {{ "%.3f"|format(found.metrics.ece) }}.</p>{% endif %}{% endblock %}"""
+surer than it is right. ECE
+{{ "%.3f"|format(evaluation.metrics.ece) }}.</p>{% endif %}{% endblock %}"""
 _EXPLANATIONS: Final = """{% extends "base" %}{% block body %}
 <p class="note">Blue speaks for the prediction, red against it, compared with a blank picture, or a
 row in the middle of the task's public bounds. Attributions describe the model, not the world: see
 docs/explanations.md.
-</p>{% for one, picture in found %}<h2>Row {{ one.row }}: {{ one.prediction }}
+</p>{% for one, picture in pictures %}<h2>Row {{ one.row }}: {{ one.prediction }}
 {%- if one.probability is not none %} ({{ "%.1f"|format(100 * one.probability) }} %){% endif %}</h2>
 {{ picture }}{% endfor %}{% endblock %}"""
 _PAGES: Final = {"base": _BASE, "evaluation": _EVALUATION, "explanations": _EXPLANATIONS}
@@ -61,7 +64,7 @@ def evaluation_page(model: Model, evaluation: Evaluation) -> str:
         "evaluation",
         model,
         title=f"Evaluation: {model.task.name}",
-        found=evaluation,
+        evaluation=evaluation,
         confusion=_drawn(confusion_svg(evaluation.confusion, evaluation.classes)),
         reliability=_drawn(reliability_svg(evaluation.bins)),
     )
@@ -70,7 +73,9 @@ def evaluation_page(model: Model, evaluation: Evaluation) -> str:
 def explanation_page(model: Model, explanations: Sequence[Explanation]) -> str:
     """Explanations as one page: heat maps for images, bars for the columns of tables."""
     pictures = [(one, _drawn(picture(one))) for one in explanations]
-    return _render("explanations", model, title=f"Explanations: {model.task.name}", found=pictures)
+    return _render(
+        "explanations", model, title=f"Explanations: {model.task.name}", pictures=pictures
+    )
 
 
 def _render(name: str, model: Model, **values: object) -> str:

@@ -161,7 +161,7 @@ def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) 
                 problems.append(Problem("entry-missing", where, message))
                 paid = _planned(plan, site, place, problems)
             else:
-                paid = _told(head, before, place, problems)
+                paid = _added_by(head, before, place, problems)
                 problems += _weaker(paid, _planned(plan, site, place, problems), place)
                 grown = head["n"] - (reached if reached >= 0 else head["n"] - len(head["leaves"]))
                 if grown < sum(event.count for event in paid):
@@ -181,7 +181,7 @@ def _planned(plan: Plan, site: str, where: str, problems: list[Problem]) -> tupl
         return ()
 
 
-def _told(
+def _added_by(
     head: Mapping[str, Any], before: tuple[Event, ...], where: str, problems: list[Problem]
 ) -> tuple[Event, ...]:
     """The run's events that a head adds to those before; a head tells all of the run so far."""

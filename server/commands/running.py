@@ -291,7 +291,7 @@ def doctor(
         typer.echo(json.dumps({"checks": checks}))
     else:
         for one in checks:
-            typer.echo(f"{one['state']:<5} {one['what']}: {one['said']}")
-            if one["then"]:
-                typer.echo(f"      -> {one['then']}")
+            typer.echo(f"{one['state']:<5} {one['what']}: {one['finding']}")
+            if one["next_step"]:
+                typer.echo(f"      -> {one['next_step']}")
     raise typer.Exit(int(any(one["state"] == "FAULT" for one in checks)))

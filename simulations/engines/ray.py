@@ -20,8 +20,8 @@ class RayActors:
 
     def __init__(self, place: Place, workers: int) -> None:
         runtime.prepare()  # who simulates from a program of their own has not
-        self._own = not ray.is_initialized()
-        if self._own:
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
             ray.init(
                 num_cpus=workers,
                 include_dashboard=False,
@@ -55,7 +55,7 @@ class RayActors:
         """End the actors, and Ray if it was started here."""
         for actor in (*self._idle, *(actor for _, actor in self._busy.values())):
             ray.kill(actor)
-        if self._own:
+        if self._started_ray:
             ray.shutdown()
 
     def _feed(self) -> None:

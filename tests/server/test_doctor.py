@@ -60,13 +60,13 @@ def test_a_healthy_coordinator_has_no_fault(home: Path) -> None:
 def test_another_version_of_flower(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.doctor, "version", lambda name: "1.0.0")
     found = line(home, "Flower")
-    assert (found["state"], found["then"]) == ("FAULT", "install tacit again")
-    assert FLOWER in found["said"]
+    assert (found["state"], found["next_step"]) == ("FAULT", "install tacit again")
+    assert FLOWER in found["finding"]
 
 
 def test_a_folder_without_a_coordinator(tmp_path: Path) -> None:
     found = line(tmp_path, "folder")
-    assert (found["state"], found["then"]) == ("FAULT", "tacit-server init")
+    assert (found["state"], found["next_step"]) == ("FAULT", "tacit-server init")
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"sites": 3, "revoked_keys": []}'])
@@ -78,8 +78,8 @@ def test_a_list_of_sites_that_cannot_be_read(home: Path, content: str) -> None:
 def test_keys_that_others_can_read(home: Path) -> None:
     Home(home).ca_key.chmod(0o640)
     found = line(home, "keys")
-    assert (found["state"], found["then"]) == ("FAULT", "chmod 600")
-    assert "ca.key" in found["said"]
+    assert (found["state"], found["next_step"]) == ("FAULT", "chmod 600")
+    assert "ca.key" in found["finding"]
 
 
 def test_a_certificate_of_another_authority(home: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_certificate_of_another_authority(home: Path) -> None:
     key = Home(home).key.read_bytes()
     Home(home).certificate.write_bytes(other.issue_server(key, ["127.0.0.1"], now()))
     found = line(home, "certificate")
-    assert (found["state"], found["then"]) == ("FAULT", "tacit-server renew")
+    assert (found["state"], found["next_step"]) == ("FAULT", "tacit-server renew")
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_a_certificate_of_another_authority(home: Path) -> None:
 def test_the_age_of_the_certificate(home: Path, days: float, state: str, word: str) -> None:
     reissued(home, days)
     found = line(home, "server.pem")
-    assert (found["state"], f"({word})" in found["said"]) == (state, True)
-    assert ("clock" in found["then"]) is (word == "early")
+    assert (found["state"], f"({word})" in found["finding"]) == (state, True)
+    assert ("clock" in found["next_step"]) is (word == "early")
 
 
 def test_a_name_that_nobody_knows_is_a_warning(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,13 +107,13 @@ def test_a_name_that_nobody_knows_is_a_warning(home: Path, monkeypatch: pytest.M
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     found = [one for one in examine(home, "") if one["what"] == "name"]
     assert {one["state"] for one in found} == {"warn"}
-    assert "check DNS" in found[0]["then"]
+    assert "check DNS" in found[0]["next_step"]
 
 
 def test_a_port_in_use(home: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         found = line(home, "port", f"127.0.0.1:{taken.getsockname()[1]}")
-    assert (found["state"], found["then"]) == ("FAULT", "is another coordinator running?")
+    assert (found["state"], found["next_step"]) == ("FAULT", "is another coordinator running?")
 
 
 def test_a_disk_that_is_full(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,4 +128,4 @@ def test_the_command_prints_faults_with_their_next_steps_and_ends_with_1(tmp_pat
     assert text.exit_code == 1
     assert "FAULT folder" in text.stdout and "-> tacit-server init" in text.stdout
     parsed = json.loads(CliRunner().invoke(server_app, [*words, "--json"]).stdout)
-    assert {"what", "state", "said", "then"} == set(parsed["checks"][0])
+    assert {"what", "state", "finding", "next_step"} == set(parsed["checks"][0])

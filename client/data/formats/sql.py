@@ -24,7 +24,7 @@ KINDS: Final = ("sqlite", "postgresql")
 def answer(path: Path, wanted: Wanted, options: Options) -> Iterator[Piece]:
     """The wanted columns of the query's answer, under the schema's names."""
     with ExitStack() as opened:
-        reader = _asked(opened, options)
+        reader = _batch_stream(opened, options)
         columns = chosen(reader.schema.names, wanted, options)
         check_types(reader.schema, columns)
         tables = (
@@ -40,7 +40,7 @@ def _batches(reader: Any) -> Iterator[Any]:
         raise _failed(error) from None
 
 
-def _asked(opened: ExitStack, options: Options) -> Any:
+def _batch_stream(opened: ExitStack, options: Options) -> Any:
     """A stream of Arrow record batches; TaskError without the driver's text, which tells values."""
     kind = urlsplit(options.database).scheme
     if kind not in KINDS:

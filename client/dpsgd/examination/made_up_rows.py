@@ -84,7 +84,7 @@ class MadeUp:
         if self.domain.sample is not None:
             rows = self.domain.sample(count, draw)
             return Examples(rows.x, rows.y)
-        x = mapped(lambda t: self._made(t, count, scale, draw), self.domain.x)
+        x = mapped(lambda t: self._drawn_like(t, count, scale, draw), self.domain.x)
         return Examples(x, self._labels(count, draw))
 
     def with_another(self, rows: Examples, at: int, scale: float) -> Examples:
@@ -103,7 +103,7 @@ class MadeUp:
             y[at] = (rows.y[at] + 1) % self.domain.classes
         return Examples(mapped(put, rows.x), y)
 
-    def _made(self, like: Tensor, count: int, scale: float, draw: torch.Generator) -> Tensor:
+    def _drawn_like(self, like: Tensor, count: int, scale: float, draw: torch.Generator) -> Tensor:
         shape = (count, *like.shape[1:])
         if like.dtype == torch.bool:
             values = torch.rand(shape, generator=draw) < 0.5

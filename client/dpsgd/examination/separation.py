@@ -30,7 +30,7 @@ _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBa
 _FEW: Final = 5
 _MORE: Final = 7
 _MANY: Final = 64
-_KEPT: Final = 16
+_CACHE_SIZE: Final = 16
 _FAULTS: Final = (
     RuntimeError,
     TypeError,
@@ -44,12 +44,12 @@ _FAULTS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Examination:
     channels_last: bool
     layers: tuple[tuple[Layout | None, bool], ...]
 
 
-_found: OrderedDict[Hashable, _Found] = OrderedDict()
+_examinations: OrderedDict[Hashable, _Examination] = OrderedDict()
 _confirmed: set[Hashable] = set()
 """Those that a real batch has passed."""
 
@@ -63,7 +63,7 @@ def examine(book: BookKeeping, domain: Domain, loss: Loss) -> None:
     """
     _check_modules(book.model)
     key = _key(book, domain, loss)
-    examination = _found.get(key) if key is not None else None
+    examination = _examinations.get(key) if key is not None else None
     if examination is None:
         precision, book.precision = book.precision, "float32"
         try:
@@ -72,9 +72,9 @@ def examine(book: BookKeeping, domain: Domain, loss: Loss) -> None:
         finally:
             book.precision = precision
         if key is not None:
-            _found[key] = examination
-            while len(_found) > _KEPT:
-                _confirmed.discard(_found.popitem(last=False)[0])
+            _examinations[key] = examination
+            while len(_examinations) > _CACHE_SIZE:
+                _confirmed.discard(_examinations.popitem(last=False)[0])
     if key is None or key not in _confirmed:
         book.watch(lambda: _confirmed.add(key))
     for layer, (layout, copied) in zip(book.layers, examination.layers, strict=True):
@@ -83,11 +83,11 @@ def examine(book: BookKeeping, domain: Domain, loss: Loss) -> None:
 
 def forget() -> None:
     """Examine every model anew."""
-    _found.clear()
+    _examinations.clear()
     _confirmed.clear()
 
 
-def _examined(book: BookKeeping, domain: Domain, loss: Loss) -> _Found:
+def _examined(book: BookKeeping, domain: Domain, loss: Loss) -> _Examination:
     source = _runs(book, MadeUp.of(domain, book.model), loss)
     for layer in book.layers:
         layer.channels_last = True
@@ -96,9 +96,9 @@ def _examined(book: BookKeeping, domain: Domain, loss: Loss) -> _Found:
     except RuntimeError:  # perhaps a view that channels_last does not have
         for layer in book.layers:
             layer.channels_last = False
-        with _told(book.model):
+        with _naming_the_module(book.model):
             _learn(book, source, loss)
-    with _told(book.model):
+    with _naming_the_module(book.model):
         _check_recorded(book, source, loss)
         _check_outside(book, source, loss)
         alive = _check_apart(book, source, loss)
@@ -111,7 +111,7 @@ def _examined(book: BookKeeping, domain: Domain, loss: Loss) -> _Found:
             "a `sample` of rows that it is made for)"
         )
     facts = tuple((layer.layout, layer.copied) for layer in book.layers)
-    return _Found(book.layers[0].channels_last, facts)
+    return _Examination(book.layers[0].channels_last, facts)
 
 
 def _check_modules(model: nn.Module) -> None:
@@ -141,7 +141,7 @@ def _runs(book: BookKeeping, source: MadeUp, loss: Loss) -> MadeUp:
     fault: ModelError | None = None
     for kind in source.kinds():
         try:
-            with _told(book.model), book.passive():
+            with _naming_the_module(book.model), book.passive():
                 for scale in _SCALES:
                     rows = kind.rows(_FEW, scale)
                     with seeded():
@@ -306,7 +306,7 @@ def _check_half(book: BookKeeping, rows: Examples, loss: Loss) -> None:
 
 
 @contextmanager
-def _told(model: nn.Module) -> Iterator[None]:
+def _naming_the_module(model: nn.Module) -> Iterator[None]:
     """Turn whatever a model's own code raises into one line with the module's path."""
     try:
         yield

@@ -25,9 +25,9 @@ def main(descriptor: int) -> None:
     from client.tasks.packages.confinement import isolate
 
     missing = isolate()
-    head, content = json.loads(_told()), _told()
+    head, content = json.loads(_next_message()), _next_message()
     loaded: set[str] = set()
-    while text := _told():
+    while text := _next_message():
         request = json.loads(text)
         _import_libraries(request["mode"], content, loaded)
         child = os.fork()
@@ -40,7 +40,7 @@ def main(descriptor: int) -> None:
     os._exit(0)
 
 
-def _told() -> bytes:
+def _next_message() -> bytes:
     size = sys.stdin.buffer.read(8)
     return sys.stdin.buffer.read(int.from_bytes(size, "little")) if len(size) == 8 else b""
 

@@ -100,7 +100,7 @@ def _signer(folder: Path, kind: str, now: datetime) -> tuple[bytes, bytes | None
             pem = home / "site.pem"
             named = pem.read_bytes() if pem.is_file() else None
             return key, named, f"the site, key {signing_public(key)[:16]}"
-        key = _made(folder / ("report.key" if kind == SITE else "signing.key"))
+        key = _key_of(folder / ("report.key" if kind == SITE else "signing.key"))
     except IdentityError as error:
         raise ReportError(f"{key_path}: {error}") from None
     return key, None, f"a key made in this folder, {signing_public(key)[:16]}"
@@ -116,7 +116,7 @@ def _coordinator(home: Path, key: bytes, now: datetime) -> bytes | None:
     return authority.issue(wish, now)
 
 
-def _made(path: Path) -> bytes:
+def _key_of(path: Path) -> bytes:
     """The key in a file, which only its owner can read; made if it is not there."""
     if not path.is_file():
         try:

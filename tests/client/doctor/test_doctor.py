@@ -97,23 +97,23 @@ def test_a_healthy_site_has_no_fault(tmp_path: Path) -> None:
 def test_another_version_of_flower(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.doctor.doctor, "version", lambda name: "1.0.0")
     found = line(examine(site, "127.0.0.1:x", "builtin:0/1", None), "Flower")
-    assert (found.state, found.then) == ("FAULT", "install tacit again")
-    assert FLOWER in found.said and "1.0.0" in found.said
+    assert (found.state, found.next_step) == ("FAULT", "install tacit again")
+    assert FLOWER in found.finding and "1.0.0" in found.finding
 
 
 def test_a_folder_that_never_joined(tmp_path: Path) -> None:
     checks = examine(tmp_path, "127.0.0.1:1", "builtin:0/1", None)
     found = line(checks, "identity")
     assert found.state == "FAULT"
-    assert found.then.startswith("tacit-client enroll --site NAME --dir")
+    assert found.next_step.startswith("tacit-client enroll --site NAME --dir")
     assert not [one for one in checks if one.what in ("name", "TCP", "TLS")]
 
 
 def test_keys_that_others_can_read(site: Path) -> None:
     Enrolled(site).key.chmod(0o644)
     found = line(examine(site, "127.0.0.1:x", "builtin:0/1", None), "keys")
-    assert (found.state, found.then) == ("FAULT", f"chmod 600 {Enrolled(site).key}")
-    assert Enrolled(site).key.name in found.said
+    assert (found.state, found.next_step) == ("FAULT", f"chmod 600 {Enrolled(site).key}")
+    assert Enrolled(site).key.name in found.finding
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_the_age_of_the_certificate(tmp_path: Path, days: float, state: str, wor
     reissued(home, sites["a"], days)
     found = line(examine(sites["a"], "127.0.0.1:x", "builtin:0/1", None), "certificate")
     assert found.state == state
-    assert f"({word})" in found.said
-    assert ("clock" in found.then) is (word == "early")
-    assert ("tacit-server renew a" in found.then) is (word == "expired")
+    assert f"({word})" in found.finding
+    assert ("clock" in found.next_step) is (word == "early")
+    assert ("tacit-server renew a" in found.next_step) is (word == "expired")
 
 
 def test_a_certificate_that_ends_soon_is_a_warning(tmp_path: Path) -> None:
@@ -135,26 +135,26 @@ def test_a_certificate_that_ends_soon_is_a_warning(tmp_path: Path) -> None:
     ends = Enrolled(sites["a"]).read_certificate().ends
     reissued(home, sites["a"], (ends - now()).days - 5)
     found = line(examine(sites["a"], "127.0.0.1:x", "builtin:0/1", None), "certificate")
-    assert (found.state, "(soon)" in found.said) == ("warn", True)
+    assert (found.state, "(soon)" in found.finding) == ("warn", True)
 
 
 @pytest.mark.parametrize("server", ["127.0.0.1:x", "127.0.0.1"])
 def test_an_address_that_is_none(site: Path, server: str) -> None:
     found = line(examine(site, server, "builtin:0/1", None), "name")
-    assert (found.state, "--server" in found.then) == ("FAULT", True)
+    assert (found.state, "--server" in found.next_step) == ("FAULT", True)
 
 
 def test_a_coordinator_that_does_not_run(site: Path) -> None:
     found = line(examine(site, f"127.0.0.1:{free_port()}", "builtin:0/1", None), "TCP")
     assert found.state == "FAULT"
-    assert "is the coordinator running?" in found.then
+    assert "is the coordinator running?" in found.next_step
 
 
 def test_something_else_that_answers(site: Path) -> None:
     with plain_server() as server:
         found = line(examine(site, server, "builtin:0/1", None), "TLS")
-    assert (found.state, found.said) == ("FAULT", "what answers there does not speak TLS")
-    assert found.then == "check the port"
+    assert (found.state, found.finding) == ("FAULT", "what answers there does not speak TLS")
+    assert found.next_step == "check the port"
 
 
 def test_a_coordinator_of_another_authority(tmp_path: Path) -> None:
@@ -163,9 +163,9 @@ def test_a_coordinator_of_another_authority(tmp_path: Path) -> None:
     with linked(home) as grid:
         checks = examine(sites["a"], f"127.0.0.1:{grid.address[1]}", "builtin:0/1", None)
     found = line(checks, "TLS")
-    assert "another authority" in found.said
-    assert found.then.startswith("something else answers there: stop")
-    assert "CN=tacit federation" in found.then
+    assert "another authority" in found.finding
+    assert found.next_step.startswith("something else answers there: stop")
+    assert "CN=tacit federation" in found.next_step
 
 
 def test_a_site_that_was_revoked(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_site_that_was_revoked(tmp_path: Path) -> None:
     with linked(home) as grid:
         checks = examine(sites["a"], f"127.0.0.1:{grid.address[1]}", "builtin:0/1", None)
     found = line(checks, "identity")
-    assert (found.state, found.said) == ("FAULT", "revoked")
+    assert (found.state, found.finding) == ("FAULT", "revoked")
 
 
 def test_a_site_that_is_not_on_the_list(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_a_site_that_is_not_on_the_list(tmp_path: Path) -> None:
     with linked(home) as grid:
         checks = examine(sites["a"], f"127.0.0.1:{grid.address[1]}", "builtin:0/1", None)
     found = line(checks, "identity")
-    assert found.said == "not on its list of sites"
-    assert "sign this site's .csr again" in found.then
+    assert found.finding == "not on its list of sites"
+    assert "sign this site's .csr again" in found.next_step
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_site_that_is_not_on_the_list(tmp_path: Path) -> None:
 def test_a_clock_that_is_off_or_unknown(headers: dict[str, str], state: str) -> None:
     found = clock(httpx.Response(200, headers=headers))
     assert (found.what, found.state) == ("clock", state)
-    assert ("NTP" in found.then) is (state == "FAULT")
+    assert ("NTP" in found.next_step) is (state == "FAULT")
 
 
 @pytest.mark.parametrize(
@@ -217,15 +217,15 @@ def test_the_policy(site: Path, text: str | None, data: str, state: str) -> None
         (site / "policy.toml").write_text(text)
     found = line(examine(site, "127.0.0.1:x", data, None), "policy")
     assert found.state == state
-    made = found.then == f"tacit-client policy new --dir {site}"
+    made = found.next_step == f"tacit-client policy new --dir {site}"
     assert made is (state == "FAULT" and text is None)
-    assert found.then.startswith(f"edit {site}") is (state == "FAULT" and text is not None)
+    assert found.next_step.startswith(f"edit {site}") is (state == "FAULT" and text is not None)
 
 
 @pytest.mark.parametrize("data", ["absent.csv", "builtin:3/2", "builtin:x"])
 def test_data_that_are_not_there(site: Path, data: str) -> None:
     found = line(examine(site, "127.0.0.1:x", data, None), "data")
-    assert (found.state, found.then) == ("FAULT", "check --data")
+    assert (found.state, found.next_step) == ("FAULT", "check --data")
 
 
 def test_data_that_cannot_be_read(
@@ -235,7 +235,7 @@ def test_data_that_cannot_be_read(
     rows.write_text("x\n")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root reads everything
     found = line(examine(site, "127.0.0.1:x", str(rows), None), "data", "FAULT")
-    assert "not readable" in found.said
+    assert "not readable" in found.finding
 
 
 def test_a_ledger_that_is_gone(site: Path, tmp_path: Path) -> None:
@@ -243,14 +243,14 @@ def test_a_ledger_that_is_gone(site: Path, tmp_path: Path) -> None:
     (tmp_path / "people.jsonl").unlink()
     found = line(examine(site, "127.0.0.1:x", "builtin:0/1", None), "ledger")
     assert found.state == "FAULT"
-    assert "tacit-client ledger recover" in found.then
+    assert "tacit-client ledger recover" in found.next_step
 
 
 def test_a_disk_that_is_full(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage: Any = type("usage", (), {"free": 1 << 20})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     found = line(examine(site, "127.0.0.1:x", "builtin:0/1", None), "disk")
-    assert (found.state, found.said) == ("FAULT", "1 MiB free")
+    assert (found.state, found.finding) == ("FAULT", "1 MiB free")
 
 
 def test_the_command_prints_faults_with_their_next_steps_and_ends_with_1(tmp_path: Path) -> None:
@@ -260,4 +260,4 @@ def test_the_command_prints_faults_with_their_next_steps_and_ends_with_1(tmp_pat
     assert "FAULT identity" in text.stdout
     assert "      -> tacit-client enroll --site NAME" in text.stdout
     parsed = json.loads(CliRunner().invoke(client_app, [*words, "--json"]).stdout)
-    assert {"what", "state", "said", "then"} == set(parsed["checks"][0])
+    assert {"what", "state", "finding", "next_step"} == set(parsed["checks"][0])

@@ -131,7 +131,7 @@ CASES: dict[str, tuple[Callable[[Hospital], None], str, str]] = {
 
 def command_of(check: Check, how: str, h: Hospital) -> str:
     """The command that the next step names, with its placeholders filled in."""
-    text = check.then
+    text = check.next_step
     if how.startswith("{before"):
         text = text.split(how[8:-1])[0]
     if how.startswith("{after"):
@@ -165,7 +165,7 @@ def test_a_fault_is_found_by_itself_and_its_next_step_cures_it_and_harms_nothing
 def test_a_missing_policy_is_written_anew_and_the_plan_then_waits(hospital: Hospital) -> None:
     no_policy(hospital)
     (found,) = hospital.wrong()
-    hospital.run(found.then)
+    hospital.run(found.next_step)
     assert [one.what for one in hospital.wrong()] == ["plan"]
 
 
@@ -174,14 +174,14 @@ def test_a_damaged_policy_is_to_be_edited_never_replaced(hospital: Hospital, tex
     (hospital.site / "policy.toml").write_text(text)
     (found,) = hospital.wrong()
     assert (found.what, found.state) == ("policy", "FAULT")
-    assert found.then.startswith(f"edit {hospital.site / 'policy.toml'}")
+    assert found.next_step.startswith(f"edit {hospital.site / 'policy.toml'}")
 
 
 def test_an_older_copy_of_a_ledger_is_named_with_both_ways_out(hospital: Hospital) -> None:
     old_copy(hospital)
     (found,) = [one for one in hospital.wrong() if one.what == "ledger"]
     assert found.state == "FAULT"
-    assert "ledger recover" in found.then and "ledger acknowledge" in found.then
+    assert "ledger recover" in found.next_step and "ledger acknowledge" in found.next_step
 
 
 @pytest.mark.parametrize(("rounds", "state"), [(0, "FAULT"), (1, "warn"), (3, "")])
@@ -195,7 +195,7 @@ def test_how_many_rounds_the_budget_holds_is_told(
     found = [one for one in hospital.wrong() if one.what == "budget"]
     assert [one.state for one in found] == ([state] if state else [])
     if state:
-        assert f"{rounds} of {ASKED.rounds} rounds" in found[0].said
+        assert f"{rounds} of {ASKED.rounds} rounds" in found[0].finding
 
 
 def test_rounds_that_were_played_are_not_asked_of_the_budget_again(hospital: Hospital) -> None:
@@ -206,7 +206,7 @@ def test_rounds_that_were_played_are_not_asked_of_the_budget_again(hospital: Hos
     with alone(hospital.site):
         checks = examine(hospital.site, hospital.server, "", None, "none")
     (found,) = [one for one in checks if one.what == "budget"]
-    assert f"of {ASKED.rounds - 2} rounds" in found.said
+    assert f"of {ASKED.rounds - 2} rounds" in found.finding
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_rows_of_another_form_are_found(hospital: Hospital, content: str, state:
     hospital.data.write_text(content)
     (found,) = hospital.wrong()
     assert (found.what, found.state) == ("rows", state)
-    assert found.then.startswith("tacit-client data check --population heart")
+    assert found.next_step.startswith("tacit-client data check --population heart")
 
 
 def test_a_client_that_does_not_run_is_a_warning(hospital: Hospital) -> None:
@@ -228,8 +228,8 @@ def test_a_revoked_site_gets_new_keys_in_its_folder_and_is_well_again(hospital: 
     members.revoke(hospital.home, "north", now())
     assert wait_for(hospital.wrong), "the coordinator reads its list again within a second"
     (found,) = hospital.wrong()
-    assert found.said == "revoked"
-    hospital.run(found.then.split(", then")[0])
+    assert found.finding == "revoked"
+    hospital.run(found.next_step.split(", then")[0])
     _, bundle = members.sign(hospital.home, hospital.site / "north.csr", now())
     hospital.run(f"tacit-client join {bundle}")
     assert wait_for(lambda: hospital.wrong() == [])
