@@ -20,6 +20,7 @@ SHORT = (
     ("reading.py", "--rows", "200000", "--turns", "2"),
     ("peers.py", "--peers", "", "--turns", "5"),
     ("utility.py", "--seeds", "2", "--only", "digits"),
+    ("dashboard.py",),
     ("engines.py", "--turns", "2", "--only", "vector"),
     ("network.py", "--cases", "idle,many,large", "--rounds", "3"),
 )
@@ -32,6 +33,7 @@ FULL = tuple(
         "scaling",
         "peers",
         "utility",
+        "dashboard",
         "engines",
         "network",
     )

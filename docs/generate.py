@@ -24,7 +24,7 @@ from privacy.contract.policy import MEANINGS, Policy  # noqa: E402
 from privacy.contract.schema import expected  # noqa: E402
 from privacy.event_log import CLIENT_EVENTS, SERVER_EVENTS  # noqa: E402
 from server.__main__ import app as server_app  # noqa: E402
-from server.dashboard.run_status import REASONS  # noqa: E402
+from server.dashboard.run_history import REASONS  # noqa: E402
 from server.rounds.messages import FINAL_REFUSALS, WAITING_REFUSALS  # noqa: E402
 from simulations.__main__ import app as simulate_app  # noqa: E402
 from simulations.__main__ import new_app  # noqa: E402

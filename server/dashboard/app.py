@@ -1,13 +1,14 @@
 """A run in the browser, live: reads run folders and nothing else, on loopback, from here alone.
 
-`/state` is one JSON object with everything the page shows, which asks for it again and again;
-nothing can be changed through it, and no script, style or picture comes from elsewhere.
+`/state` is one JSON object with what the page shows and does not know yet, which asks for it again
+and again; nothing can be changed through it, and no script, style or picture comes from elsewhere.
 """
 
 import asyncio
 import json
 from importlib.resources import files
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Final
 from urllib.parse import parse_qs
 
@@ -17,7 +18,7 @@ from privacy.http.exchange import App, Receive, Scope, Send, respond
 from privacy.http.http_listener import ListenError, listen
 from privacy.http.request_head import is_local
 from privacy.http.served import Served, serve_in_thread
-from server.dashboard.run_status import state
+from server.dashboard.run_status import Runs
 
 LOOPBACK: Final = "127.0.0.1"
 _FILES: Final = {
@@ -88,6 +89,12 @@ def make_app(folder: Path) -> App:
         for path, (name, kind) in _FILES.items()
     }
 
+    runs, lock = Runs(folder), Lock()
+
+    def state(run: str, since: str) -> bytes:
+        with lock:
+            return json.dumps(runs.state(run, since), allow_nan=False).encode()
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         status, body, kind = 200, b"", b"text/plain; charset=utf-8"
         path, headers = scope["path"], _HEADERS
@@ -99,9 +106,9 @@ def make_app(folder: Path) -> App:
         elif scope["method"] != "GET":
             status, body, headers = 405, b"must be GET", (*_HEADERS, (b"allow", b"GET, HEAD"))
         elif path == "/state":
-            run = parse_qs(scope["query_string"].decode("latin-1")).get("run", [""])[0]
-            now = await asyncio.to_thread(state, folder, run)
-            body, kind = json.dumps(now, allow_nan=False).encode(), b"application/json"
+            asked = parse_qs(scope["query_string"].decode("latin-1"))
+            run, since = (asked.get(name, [""])[0] for name in ("run", "since"))
+            body, kind = await asyncio.to_thread(state, run, since), b"application/json"
         else:
             body, kind = contents[path]
         await respond(send, status, body, kind, headers)

@@ -13,38 +13,7 @@ from typing import Any
 
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
-
-REASONS: Mapping[str, str] = {
-    "budget-exhausted": "its privacy budget is spent",
-    "plan-not-approved": "it has not approved this plan yet",
-    "plan-denied": "its owner has denied this plan",
-    "noise-too-low": "less noise than its policy asks for",
-    "rate-too-high": "a larger sampling rate than its policy allows",
-    "too-many-steps": "more steps a round than its policy allows",
-    "too-many-rounds-today": "more rounds a day than its policy allows",
-    "too-few-rows": "too few rows",
-    "task-not-allowed": "its policy does not allow the task",
-    "unit-not-allowed": "its policy asks for another unit of privacy",
-    "no-subjects": "its data do not say whose a row is",
-    "task-not-approved": "it has not approved this task package, or has other bytes",
-    "schema-differs": "its data have another schema",
-    "output-not-allowed": "its policy does not allow an output",
-    "coordinator-not-trusted": "it does not trust the coordinator with un-noised updates",
-    "ledger-untrusted": "its ledger and the coordinator's copy of its head do not agree",
-    "model-refused": "the task's model or loss mixes examples, or cannot be followed by example",
-    "bad-weights": "the weights it was sent are not usable",
-    "no-answer": "no answer in time",
-    "unpaid": "its update was not paid for in its ledger",
-    "bad-reply": "its reply is not what was asked for",
-    "bad-update": "its update is of another shape, or not of finite numbers",
-    "too-quiet": "its update has less noise than the plan asks for",
-    "too-loud": "its update is more than clipped sums and their noise can be",
-    "old-reply": "it answered another round or run",
-    "ledger-not-written": "its ledger cannot be written: its disk is full or broken",
-    "paused": "its owner has paused it",
-    "failed": "an error at the site",
-}
-"""The codes of refusals and failures in plain words."""
+from server.dashboard.run_history import RunHistory, figure, unheard
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -69,153 +38,107 @@ def _written(run: Path) -> float:
     return 0.0
 
 
-def state(folder: Path, name: str = "") -> dict[str, Any]:
-    """Everything the page shows: the runs' names, and one run (by name, or the latest)."""
-    runs = runs_in(folder)
-    chosen = next((run for run in runs if run.name == name), runs[0] if runs else None)
-    return {
-        "runs": [run.name for run in runs],
-        "run": describe(chosen) if chosen is not None else None,
-    }
+class Runs:
+    """The runs of a folder, looked at again and again: each look reads what is new.
 
-
-def describe(run: Path) -> dict[str, Any]:
-    """One run as its folder tells it now."""
-    history, unreadable = read_history(run / "history.jsonl")
-    try:
-        plan = load_plan(run / "plan.toml")
-    except (PlanError, OSError) as error:
-        return {"name": run.name, "error": str(error)}
-    done = history[-1]["round"] if history else 0
-    summary = _object(run / "summary.json")
-    # A run that was resumed after its end keeps the old summary until it ends again.
-    ended = summary.get("reason") if _figure(summary.get("rounds"), 0.0) >= done else None
-    return {
-        "name": run.name,
-        "task": plan.task,
-        "purpose": plan.purpose,
-        "unit": plan.unit,
-        "insecure": bool(_object(run / "run.json").get("insecure")),
-        "delta": plan.delta,
-        "rounds": plan.rounds,
-        "done": done,
-        "ended": ended,
-        "detail": summary.get("detail") if ended else None,
-        "idle": round(max(0.0, time.time() - _written(run)), 1),
-        "epsilon": history[-1]["epsilon"] if history else None,
-        "unreadable": unreadable,
-        "history": [
-            {key: value for key, value in line.items() if key != "sites"}
-            | {
-                "asked": len(line["sites"]),
-                "trained": sum(s["status"] == "trained" for s in line["sites"].values()),
-            }
-            for line in history
-        ],
-        "sites": _sites(plan, history),
-    }
-
-
-def _sites(plan: Plan, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each site's last answer, its epsilons so far, its limit, and what it refused."""
-    names = {*plan.site, *(name for line in history for name in line["sites"])}
-    return [_site(plan, name, history) for name in sorted(names)]
-
-
-def _site(plan: Plan, name: str, history: list[dict[str, Any]]) -> dict[str, Any]:
-    limit = plan.limit_of(name)
-    planned = (plan.site_overrides(name).epsilon or plan.epsilon) if plan.private else None
-    one: dict[str, Any] = {
-        "name": name,
-        "status": "waiting",
-        "reason": None,
-        "epsilon": None,
-        "last": 0,
-        "epsilons": [],
-        "trained": 0,
-        "refusals": [],
-        "limit": limit.epsilon if limit is not None and math.isfinite(limit.epsilon) else None,
-        "planned": planned,
-    }
-    for line in history:
-        answer = line["sites"].get(name)
-        if answer is None:
-            continue
-        one |= {**answer, "last": line["round"]}
-        one["epsilons"].append([line["round"], answer["epsilon"]])
-        if answer["status"] == "trained":
-            one["trained"] += 1
-        else:
-            _count(one["refusals"], answer["status"], answer["reason"], line["round"])
-    return one
-
-
-def _count(refusals: list[dict[str, Any]], status: str, reason: str | None, number: int) -> None:
-    for one in refusals:
-        if (one["status"], one["code"]) == (status, reason):
-            one["times"] += 1
-            one["last"] = number
-            return
-    words = REASONS.get(reason or "", "no reason given" if reason is None else "")
-    refusals.append(
-        {"status": status, "code": reason, "words": words, "times": 1}
-        | {"first": number, "last": number}
-    )
-
-
-def read_history(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rounds that can be read, in order, and how many whole lines cannot be.
-
-    A last line without its end is still being written: it is left for the next look.
+    One thread at a time may look.
     """
-    try:
-        lines = path.read_text("utf-8", errors="replace").split("\n")[:-1]
-    except OSError:
-        return [], 0
-    rows: dict[int, dict[str, Any]] = {}
-    wrong = 0
-    for line in lines:
-        row = _line(line)
-        if row is None:
-            wrong += 1
-        else:
-            rows[row["round"]] = row
-    return [rows[number] for number in sorted(rows)], wrong
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._run: _Run | None = None
+
+    def state(self, name: str = "", since: str = "") -> dict[str, Any]:
+        """The runs' names, and one run: by name, or the latest.
+
+        `since` is the `cursor` of an earlier state: of that very run only what came later is told,
+        the rounds and sites after its first `after` rounds.
+        """
+        runs = runs_in(self._folder)
+        chosen = next((run for run in runs if run.name == name), runs[0] if runs else None)
+        if chosen is not None and (self._run is None or self._run.path != chosen):
+            self._run = _Run(chosen)
+        return {
+            "runs": [run.name for run in runs],
+            "run": None if chosen is None or self._run is None else self._run.described(since),
+        }
 
 
-def _line(text: str) -> dict[str, Any] | None:
-    """A line in the one shape that the page knows; None where it is none."""
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict) or type(row.get("round")) is not int or row["round"] < 1:
-        return None
-    sites, metrics = row.get("sites"), row.get("metrics")
-    if not isinstance(sites, dict) or not isinstance(metrics, dict):
-        return None
-    if not all(isinstance(answer, dict) for answer in sites.values()):
-        return None
-    figures = ("epsilon", "seconds", "bytes_up", "bytes_down")
+class _Run:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._begin(None)
+
+    def _begin(self, plan_file: tuple[int, ...] | None) -> None:
+        self._history = RunHistory(self.path / "history.jsonl")
+        self._plan_file = plan_file
+        self._plan: Plan | None = None
+
+    def _read_plan(self) -> Plan:
+        """The plan, read again where its file has changed."""
+        path = self.path / "plan.toml"
+        status = path.stat()
+        plan_file = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._plan_file != plan_file:
+            self._begin(plan_file)
+        if self._plan is None:
+            self._plan = load_plan(path)
+        return self._plan
+
+    def described(self, since: str) -> dict[str, Any]:
+        try:
+            plan = self._read_plan()
+        except (PlanError, OSError) as error:
+            return {"name": self.path.name, "error": str(error)}
+        history = self._history
+        history.look()
+        after = history.after(since)
+        last = history.rounds[-1] if history.rounds else {"round": 0, "epsilon": None}
+        summary = _object(self.path / "summary.json")
+        # A run that was resumed after its end keeps the old summary until it ends again.
+        has_ended = figure(summary.get("rounds"), 0.0) >= last["round"]
+        ended = summary.get("reason") if has_ended else None
+        return {
+            "name": self.path.name,
+            "task": plan.task,
+            "purpose": plan.purpose,
+            "unit": plan.unit,
+            "insecure": bool(_object(self.path / "run.json").get("insecure")),
+            "delta": plan.delta,
+            "rounds": plan.rounds,
+            "done": last["round"],
+            "ended": ended,
+            "detail": summary.get("detail") if ended else None,
+            "idle": round(max(0.0, time.time() - _written(self.path)), 1),
+            "epsilon": last["epsilon"],
+            "unreadable": history.unreadable,
+            "cursor": history.cursor,
+            "after": after,
+            "history": history.rounds[after:],
+            "sites": _sites(plan, history, after),
+        }
+
+
+def _sites(plan: Plan, history: RunHistory, after: int) -> list[dict[str, Any]]:
+    """Each site's account, limit and plan; after the first look of those that answered since."""
+    number = history.rounds[after - 1]["round"] if after else 0
+    accounts = {name: one for name, one in history.sites.items() if one["last"] > number}
+    if not after:
+        accounts = dict.fromkeys(plan.site, unheard()) | accounts
+    return [_site(plan, history, name, accounts[name], after) for name in sorted(accounts)]
+
+
+def _site(
+    plan: Plan, history: RunHistory, name: str, account: Mapping[str, Any], after: int
+) -> dict[str, Any]:
+    limit = plan.limit_of(name)
     return {
-        "round": row["round"],
-        "metrics": {name: _figure(value) for name, value in metrics.items()},
-        "sites": {
-            name: {
-                "status": str(answer.get("status")),
-                "reason": None if answer.get("reason") is None else str(answer["reason"]),
-                "epsilon": _figure(answer.get("epsilon")),
-            }
-            for name, answer in sites.items()
-        },
-    } | {name: _figure(row.get(name)) for name in figures}
-
-
-def _figure(value: Any, otherwise: Any = None) -> Any:
-    """A finite number as it is, since JSON knows no other."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return otherwise
-    return value
+        "name": name,
+        **account,
+        "epsilons": history.new_epsilons(account, after),
+        "limit": limit.epsilon if limit is not None and math.isfinite(limit.epsilon) else None,
+        "planned": (plan.site_overrides(name).epsilon or plan.epsilon) if plan.private else None,
+    }
 
 
 def _object(path: Path) -> Mapping[str, Any]:

@@ -38,7 +38,7 @@ from privacy.ledger.entries import verify as verify_ledger
 from privacy.ledger.heads import GENESIS, HeadError, Proof, accept, fold
 from privacy.ledger.ledger import Ledger
 from privacy.message_objects import MalformedMessage, decode_arrays, gather
-from server.dashboard.run_status import state
+from server.dashboard.run_status import Runs
 from server.registry import sites as members
 from server.registry.sites import MembersError
 from server.rounds import checkpoint
@@ -242,7 +242,7 @@ def _readers(folder: Path, loop: asyncio.AbstractEventLoop) -> list[Reader]:
 
     def read_state(content: bytes) -> None:
         (run / "history.jsonl").write_bytes(content)
-        json.dumps(state(run), allow_nan=False).encode()
+        json.dumps(Runs(run).state(), allow_nan=False).encode()
 
     def read_objects(content: bytes) -> None:
         gathered = gather("root", {"root": content, "c": b"ArrayChunk  4\0abcd"}.get)

@@ -14,7 +14,7 @@ import pytest
 
 from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy
-from server.dashboard.run_status import REASONS
+from server.dashboard.run_history import REASONS
 from simulations.run import simulate
 from tests.support.patience import patience
 

@@ -72,16 +72,22 @@ function show(data) {
   const no = r.sites.flatMap(s => s.refusals.map(x => [s.name, x]));
   $("refusals").replaceChildren(no.length ? el("ul", {}, ...no.map(([n, x]) => el("li", {}, `${n} ${x.status}: ${[x.words, x.code && `(${x.code})`].filter(Boolean).join(" ")}, ${x.times > 1 ? `${x.times} times, rounds ${x.first} to ${x.last}` : `round ${x.first}`}`))) : el("p", { class: "soft" }, "None."));
 }
+let whole = null, cursor = "";
+function merged(data) { // what is new since the last look, put to what is known
+  const r = data.run; if (r && !r.error && r.after) { const sites = new Map(whole.run.sites.map(s => [s.name, s]));
+    for (const s of r.sites) sites.set(s.name, { ...s, epsilons: [...(sites.get(s.name)?.epsilons || []), ...s.epsilons] });
+    r.history = whole.run.history.slice(0, r.after).concat(r.history); r.sites = [...sites.values()].sort((a, b) => a.name < b.name ? -1 : 1); }
+  cursor = r?.cursor || ""; return whole = data; }
 let paused = false;
 $("pause").addEventListener("click", () => { paused = !paused; $("pause").setAttribute("aria-pressed", paused); $("pause").textContent = paused ? "Go on" : "Pause"; });
 async function look() {
-  if (!paused) try { const a = await fetch(`state?run=${encodeURIComponent(chosen)}`, { cache: "no-store" }), text = await a.text();
+  if (!paused) try { const a = await fetch(`state?run=${encodeURIComponent(chosen)}&since=${cursor}`, { cache: "no-store" }), text = await a.text();
     if (!a.ok) throw new Error(text);
     const told = text.replace(/"idle": ?[0-9.]+/, m => String(+(m.split(":")[1]) > 120 ? Math.round(+(m.split(":")[1]) / 60) : 0));
-    if (told !== last) { last = told; show(JSON.parse(text)); } }
-  catch { last = ""; $("state").textContent = "the dashboard has ended; these are its last figures"; }
+    if (told !== last) { last = told; show(merged(JSON.parse(text))); } }
+  catch { last = cursor = ""; $("state").textContent = "the dashboard has ended; these are its last figures"; }
   setTimeout(look, document.hidden ? 5000 : 1000);
 }
-$("runs").addEventListener("change", e => { chosen = e.target.value; last = ""; history.replaceState(null, "", `?run=${encodeURIComponent(chosen)}`); });
+$("runs").addEventListener("change", e => { chosen = e.target.value; last = cursor = ""; history.replaceState(null, "", `?run=${encodeURIComponent(chosen)}`); });
 addEventListener("resize", () => { last = ""; });
 look();

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from privacy.http.request_head import is_local
+from server.dashboard import run_history
 from server.dashboard.app import DashboardError, Served, serve
-from server.dashboard.run_status import REASONS, read_history, runs_in, state
+from server.dashboard.run_history import REASONS, RunHistory
+from server.dashboard.run_status import Runs, runs_in
 from tests.support.patience import patience
 from tests.support.run_folders import make_plan, run_folder
 
@@ -31,6 +33,10 @@ def served(tmp_path: Path) -> Iterator[Served]:
     found = serve(tmp_path / "home")
     yield found
     found.close()
+
+
+def state(folder: Path, name: str = "") -> dict[str, Any]:
+    return Runs(folder).state(name)
 
 
 def line(number: int, **sites: str) -> dict[str, Any]:
@@ -189,7 +195,89 @@ def test_a_closed_dashboard_answers_no_more_and_leaves_the_run_as_it_was(tmp_pat
 
 
 def test_history_of_a_missing_file_is_empty(tmp_path: Path) -> None:
-    assert read_history(tmp_path / "absent.jsonl") == ([], 0)
+    history = RunHistory(tmp_path / "absent.jsonl")
+    history.look()
+    assert (history.rounds, history.sites, history.unreadable) == ([], {}, 0)
+
+
+def merged(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What the page makes of two looks at one run."""
+    if not new["after"]:
+        return new
+    sites = {site["name"]: site for site in known["sites"]}
+    for site in new["sites"]:
+        before = sites[site["name"]]["epsilons"] if site["name"] in sites else []
+        sites[site["name"]] = site | {"epsilons": before + site["epsilons"]}
+    return new | {
+        "history": known["history"][: new["after"]] + new["history"],
+        "sites": [sites[name] for name in sorted(sites)],
+    }
+
+
+def without_time(run: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in run.items() if key not in ("idle", "cursor", "after")}
+
+
+def test_looks_one_after_the_other_tell_what_one_look_at_the_end_tells(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run", site={"site-9": {"rows": 300}})
+    runs, known = Runs(run), state(run)["run"]
+    lines = [line(1, a="", b="paused"), line(2, b=""), line(3, a="paused", c="")]
+    lines += [line(3, a="", c=""), line(2, b="paused"), line(4, a="", b="paused"), line(6, d="")]
+    text = "".join(json.dumps(one) + "\n" for one in lines).replace("\n", "\nspoilt\n", 1)
+    for at in range(0, len(text), 97):
+        add(run, text[at : at + 97])
+        known = merged(known, runs.state("", known.get("cursor", ""))["run"])
+        assert without_time(known) == without_time(state(run)["run"])
+    assert [one["round"] for one in known["history"]] == [1, 2, 3, 4, 6]
+    assert known["unreadable"] == 1
+
+
+def test_a_look_reads_and_tells_only_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(tmp_path / "run")
+    sites = {f"site-{i}": "" for i in range(50)}
+    add(run, "".join(json.dumps(line(n, **sites)) + "\n" for n in range(1, 101)))
+    runs = Runs(run)
+    first = runs.state()["run"]
+    read: list[str] = []
+    parse = run_history._line
+
+    def counted(text: str) -> dict[str, Any] | None:
+        read.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(run_history, "_line", counted)
+    quiet = runs.state("", first["cursor"])
+    assert (read, quiet["run"]["history"], quiet["run"]["sites"]) == ([], [], [])
+    assert len(json.dumps(quiet)) < 1000
+    add(run, json.dumps(line(101, **{"site-7": ""})) + "\n")
+    later = runs.state("", first["cursor"])["run"]
+    assert (len(read), later["after"], len(later["history"])) == (1, 100, 1)
+    (site,) = later["sites"]
+    assert (site["name"], site["epsilons"], site["trained"]) == ("site-7", [[101, 25.25]], 101)
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "-", "-5", "{}-999", "{}--1", "{}-\u0662", "other-1"])
+def test_a_cursor_that_does_not_hold_is_told_everything(tmp_path: Path, cursor: str) -> None:
+    run = begun(tmp_path / "run")
+    add(run, json.dumps(line(1, a="")) + "\n" + json.dumps(line(2, a="")) + "\n")
+    runs = Runs(run)
+    generation = runs.state()["run"]["cursor"].partition("-")[0]
+    told = runs.state("", cursor.format(generation))["run"]
+    assert (told["after"], len(told["history"])) == (0, 2)
+
+
+def test_a_history_written_anew_is_told_from_its_beginning(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    add(run, json.dumps(line(1, a="")) + "\n" + json.dumps(line(2, a="")) + "\n")
+    runs = Runs(run)
+    cursor = runs.state()["run"]["cursor"]
+    text = json.dumps(line(1, b="")) + "\n" + json.dumps(line(2, b="")) + "\n"
+    (run / "history.jsonl").write_text(text + json.dumps(line(3, b="")) + "\n", encoding="utf-8")
+    told = runs.state("", cursor)["run"]
+    assert (told["after"], told["done"]) == (0, 3)
+    assert [site["name"] for site in told["sites"] if site["trained"]] == ["b"]
 
 
 def chromium(*arguments: str, home: Path) -> str:
