@@ -33,8 +33,9 @@ def against_history(
         row = recounted.get(line["round"])
         if row is None:
             continue
-        if row.status == "trained":
-            once += row.events[: len(plan.events_of_round(account.name))]
+        late = [line.get("late", {}).get(site) for site in account.covers]
+        for one in (row if row.status == "trained" else None, *map(recounted.get, late)):
+            once += one.events[: len(plan.events_of_round(account.name))] if one else ()
         for site in account.covers:
             answer = line["sites"].get(site)
             if answer is None:
@@ -47,8 +48,10 @@ def against_history(
                 continue
             if abs(stated - row.epsilon) <= TOLERANCE:
                 latest = row.epsilon
-            elif answer["status"] != "trained" and abs(stated - latest) <= TOLERANCE:
-                pass  # what was spent on a reply that never came shows with the next one
+            elif answer["status"] != "trained" and (
+                (known := _known(account, line["round"], latest, stated)) is not None
+            ):
+                latest = known  # what was spent on a reply that has not come shows with the next
             elif abs(stated - spent(once, plan.required_delta)) <= TOLERANCE:
                 notes.append(
                     f"{account.name}: rounds that were paid for and never completed are in the "
@@ -59,6 +62,12 @@ def against_history(
                 problems.append(Problem("epsilon-differs", place, message))
             problems += _stated(answer, row, plan, account.name, place)
     return problems
+
+
+def _known(account: Account, number: int, latest: float, stated: float) -> float | None:
+    """The epsilon after an earlier round, not before the `latest` known, that was stated."""
+    epsilons = [latest, *(row.epsilon for row in account.rows if row.round < number)]
+    return next((e for e in epsilons if e >= latest and abs(stated - e) <= TOLERANCE), None)
 
 
 def _stated(

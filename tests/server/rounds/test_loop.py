@@ -13,6 +13,8 @@ from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
 from privacy.ledger.ledger import Ledger
+from privacy.report.report import build
+from privacy.report.sources import read
 from server.rounds import checkpoint
 from server.rounds.run_folder import FolderError, RunFolder
 from simulations.run import simulate
@@ -236,6 +238,8 @@ def test_a_late_reply_counts_in_the_next_round_and_is_named_there(tmp_path: Path
     counted = [(made, site) for line in lines for site, made in line.get("late", {}).items()]
     assert counted
     assert sorted(counted) == sorted(missed)
+    report = build([read(tmp_path / "run")], {"at": "2026-01-02T03:04:05+00:00"})
+    assert not report.problems
     assert all(
         made == line["round"] - 1 for line in lines for made in line.get("late", {}).values()
     )
