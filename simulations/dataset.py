@@ -1,5 +1,6 @@
 """The data of a simulated federation, loaded once, and the sites that share it."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,12 +11,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from client.data.cache import Cache
+from client.data.contents import Contents
 from client.site import LastReply, Replies, Site
 from client.tasks.registry import task_of
 from client.tasks.rows import Rows, TaskError
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import with_counts
 from privacy.contract.policy import Policy
+from privacy.contract.schema_digest import schema_digest
 from privacy.ledger.ledger import Ledger
 from privacy.mechanism import noise
 from simulations.own_task import described
@@ -159,7 +163,7 @@ def prepare(plan: Plan, data: Data) -> tuple[Plan, World]:
         learning = task_of(plan)
         if learning.embedded and data is not None:
             raise TaskError(f"--data: {plan.task} is embedded and reads no file, got {data}")
-        train, test = learning.load(data, "train"), learning.load(data, "test")
+        train, test = _loaded(plan, data, "train"), _loaded(plan, data, "test")
     sites = plan.sites
     if plan.split == "natural":
         sites = sites or len(set(train.site or ()))
@@ -175,6 +179,29 @@ def prepare(plan: Plan, data: Data) -> tuple[Plan, World]:
         }
         plan = with_counts(plan, counts)
     return replace(plan, sites=sites), World(train, test, parts)
+
+
+def _loaded(plan: Plan, data: Path | None, part: str) -> Rows:
+    """A part of the data; what a backbone made of it is kept for the next run."""
+    learning = task_of(plan)
+    if not learning.pretrained or data is None:
+        return learning.load(data, part)
+    contents = Contents(data)
+    state = contents.digest()
+    schema = "" if plan.schema is None else schema_digest(plan.schema)
+    return Cache(cache_folder()).rows(
+        (learning.name, learning.code, learning.options, schema, part, state),
+        lambda: learning.load(data, part),
+        lambda: contents.digest() == state,
+        costly=True,
+    )
+
+
+def cache_folder() -> Path:
+    """Where simulations keep what backbones made of rows: `TACIT_CACHE`, else the user's cache."""
+    own = os.environ.get("TACIT_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(own) if own else Path(home) / "tacit" / "features"
 
 
 def _subject(plan: Plan, rows: Rows) -> np.ndarray[Any, np.dtype[np.int64]] | None:

@@ -40,11 +40,17 @@ class Cache:
     most: int = BYTES
 
     def rows(
-        self, key: tuple[str, ...], read: Callable[[], Rows], same: Callable[[], bool]
+        self,
+        key: tuple[str, ...],
+        read: Callable[[], Rows],
+        same: Callable[[], bool],
+        *,
+        costly: bool = False,
     ) -> Rows:
         """The rows of a key, from a copy or by `read`; a copy is kept if they are still the `same`.
 
-        A copy that cannot be written is none: the rows are there without it.
+        `costly` rows are kept whatever their length. A copy that cannot be written is none: the
+        rows are there without it.
         """
         facts = json.dumps([FORMAT, version("tacit"), *key]).encode()
         name = hashlib.sha256(facts).hexdigest()[:32]
@@ -52,7 +58,9 @@ class Cache:
         if cached_rows is not None:
             return cached_rows
         rows = read()
-        if not isinstance(rows.x, torch.Tensor) or rows.x.nbytes < self.least:
+        if not isinstance(rows.x, torch.Tensor):
+            return rows
+        if rows.x.nbytes < self.least and not costly:
             return rows
         size = sum(one.nbytes for one in (rows.x, rows.y, rows.subject) if one is not None)
         if size > self.most or not same():
@@ -85,7 +93,16 @@ class Cache:
             return None
         with suppress(OSError):
             os.utime(card)
-        return Rows(arrays["x"], arrays["y"], None, arrays.get("subject"), reading)
+        site = facts.get("site")
+        if site is not None and len(site) != len(arrays["y"]):
+            return None
+        return Rows(
+            arrays["x"],
+            arrays["y"],
+            None if site is None else tuple(site),
+            arrays.get("subject"),
+            reading,
+        )
 
     def _mapped(self, name: str, array: str, facts: dict[str, Any]) -> torch.Tensor:
         path = self.folder / f"{name}.{array}.npy"
@@ -98,6 +115,8 @@ class Cache:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._make_room(size)
         facts: dict[str, Any] = {"arrays": {}, "reading": _facts(rows.reading), "bytes": size}
+        if rows.site is not None:
+            facts["site"] = rows.site
         with ExitStack() as written:
             for array in _ARRAYS:
                 values = getattr(rows, array)

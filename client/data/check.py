@@ -12,7 +12,9 @@ import numpy as np
 
 from client.data.reader import read
 from client.data.source import options_of
+from client.tasks.features.text import Text
 from client.tasks.preprocessing import Category, Number
+from client.tasks.preprocessing import Column as RawColumn
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
 
@@ -92,8 +94,7 @@ def check(task: Task, path: Path, *, shown: int = 0) -> Checked:
         raise TaskError(f"{task.name}: has no columns of a file to check")
     result = Checked()
     for column in (*columns.inputs, columns.label):
-        kind = "category" if isinstance(column, Category) else "date" if column.date else "number"
-        result.columns[column.name] = Column(column.name, kind)
+        result.columns[column.name] = Column(column.name, _kind(column))
     wanted = task.wanted
     for batch in read(path, wanted, options=options_of(path)):
         result.rows += batch.table.num_rows
@@ -125,9 +126,18 @@ def check(task: Task, path: Path, *, shown: int = 0) -> Checked:
     return result
 
 
-def _look(counts: Column, column: Number | Category, values: Any) -> None:
+def _kind(column: RawColumn) -> str:
+    if isinstance(column, Number):
+        return "date" if column.date else "number"
+    return "text" if isinstance(column, Text) else "category"
+
+
+def _look(counts: Column, column: RawColumn, values: Any) -> None:
     """Add a batch's values to a column's counts."""
     counts.rows += len(values)
+    if isinstance(column, Text):
+        counts.missing += int(column.missing(values).sum())
+        return
     if isinstance(column, Category):
         codes, gone = column.codes(values)
         counts.missing += int(gone.sum())

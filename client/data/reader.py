@@ -27,6 +27,8 @@ from client.tasks.rows import TaskError
 BROKEN: Final = (OSError, EOFError, zlib.error, pa.ArrowException, KeyError)
 """What reading a damaged file raises."""
 _TABLES: Final = (".csv", ".tsv", ".txt", ".data", ".parquet", ".arrow", ".arrows", ".feather")
+_ABOUT: Final = frozenset({"readme", "source", "license", "licence", "names"})
+"""Files of these names tell about a table and are none."""
 _PACKED: Final = (".gz", ".zst", ".bz2")
 
 
@@ -99,7 +101,9 @@ def is_table(file: Path) -> bool:
     name = file.name
     for packed in _PACKED:
         name = name.removesuffix(packed)
-    return file.is_file() and Path(name).suffix in _TABLES and not file.name.startswith(".")
+    if not file.is_file() or file.name.startswith(".") or Path(name).stem.lower() in _ABOUT:
+        return False
+    return Path(name).suffix in _TABLES
 
 
 def _named(path: Path) -> list[Path]:

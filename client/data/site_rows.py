@@ -140,7 +140,10 @@ class SiteRows:
         if self._cache is None or self._contents is None or not self._contents.whole:
             return self._source.rows(learning, records)
         return self._cache.rows(
-            key, lambda: self._source.rows(learning, records), lambda: self._state() == key[-1]
+            key,
+            lambda: self._source.rows(learning, records),
+            lambda: self._state() == key[-1],
+            costly=bool(learning.pretrained),
         )
 
     def check(self) -> None:

@@ -10,7 +10,8 @@ class Wanted:
     """The columns that a file must have, those that it may have, and which hold numbers or dates.
 
     `names` are the columns of the task's own files that come without a header line, whose first
-    line may be a `comment`; `delimiter` is what the schema says where the site says nothing.
+    line may be a `comment`; `delimiter` and `quote` are what the schema says where the site says
+    nothing (`quote` "" is none, None the usual one).
     """
 
     required: tuple[str, ...]
@@ -20,6 +21,7 @@ class Wanted:
     names: tuple[str, ...] = ()
     comment: str = ""
     delimiter: str = ""
+    quote: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
+from client.tasks.features.public_layers import SMALLEST, RandomFeatures, RowNorm
+
 OPSET = 17
 IR_VERSION = 9
 
@@ -53,7 +55,7 @@ def to_onnx(
 ) -> onnx.ModelProto:
     """The model as a checked ONNX graph from `x` [rows, *shape] to `scores` [rows, ...]."""
     # Wrapped, so that a model that is one layer is traced as that layer, not through it.
-    traced = fx.symbolic_trace(nn.Sequential(model.eval()))
+    traced = _traced(nn.Sequential(model.eval()))
     with torch.inference_mode():
         scores = model(torch.zeros((1, *shape), dtype=dtype))
     graph = _Graph()
@@ -94,6 +96,18 @@ def to_onnx(
     helper.set_model_props(built, dict(metadata or {}))
     onnx.checker.check_model(built, full_check=True)
     return built
+
+
+class _Tracer(fx.Tracer):
+    """The product's own first layers are one operation each."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        own = isinstance(m, RowNorm | RandomFeatures)
+        return own or super().is_leaf_module(m, module_qualified_name)
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    return fx.GraphModule(model, _Tracer().trace(model))
 
 
 def _attribute(root: nn.Module, path: str) -> torch.Tensor:
@@ -236,6 +250,20 @@ def _gelu(graph: _Graph, name: str, module: nn.GELU, x: str) -> str:
     return graph.add("Mul", graph.add("Mul", x, half), erf)
 
 
+def _row_norm(graph: _Graph, name: str, module: RowNorm, x: str) -> str:
+    least = graph.constant(np.array(SMALLEST, np.float32))
+    length = graph.constant(np.array(module.length, np.float32))
+    size = graph.add("Max", graph.add("ReduceL2", x, axes=[-1], keepdims=1), least)
+    return graph.add("Mul", x, graph.add("Div", length, size))
+
+
+def _random_features(graph: _Graph, name: str, module: RandomFeatures, x: str) -> str:
+    projection = module.projection.detach().numpy().T
+    z = graph.add("MatMul", x, graph.constant(projection, f"{name}.projection".removeprefix(".")))
+    both = graph.add("Concat", graph.add("Cos", z), graph.add("Sin", z), axis=-1)
+    return graph.add("Mul", both, graph.constant(np.array(module.size, np.float32)))
+
+
 _MODULES: dict[type[nn.Module], Callable[[_Graph, str, Any, str], str]] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv,
@@ -255,6 +283,8 @@ _MODULES: dict[type[nn.Module], Callable[[_Graph, str, Any, str], str]] = {
     nn.Tanh: _plain("Tanh"),
     nn.ReLU: _plain("Relu"),
     nn.Sigmoid: _plain("Sigmoid"),
+    RowNorm: _row_norm,
+    RandomFeatures: _random_features,
     nn.Identity: lambda graph, name, module, x: x,
     nn.Dropout: lambda graph, name, module, x: x,
 }

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from client.data.values import Coded, Floats, Mask, coded, numeric, whole
 from client.data.wanted import Wanted
+from client.tasks.features.backbones import Backbone
+from client.tasks.features.text import Text
 from client.tasks.rows import Encoded, Misfit, TaskError
 
 BLOCK: Final = 2**16
@@ -162,17 +164,26 @@ class Category:
         return f"one of {few}"
 
 
+Column = Number | Category | Text
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """The columns of a task: what goes in, and the label."""
 
-    inputs: tuple[Number | Category, ...]
+    inputs: tuple[Column, ...]
     label: Number | Category
 
     @property
     def width(self) -> int:
         """How many features a row has."""
         return sum(column.width for column in self.inputs)
+
+    @property
+    def backbones(self) -> tuple[Backbone, ...]:
+        """The frozen models that some columns are seen through."""
+        texts = [one for one in self.inputs if isinstance(one, Text)]
+        return tuple(one.backbone for one in texts if one.backbone is not None)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -196,7 +207,7 @@ class Columns:
         fits = np.ones(rows, dtype=bool)
         misfits: list[tuple[int, int, Misfit]] = []
 
-        def note(place: int, column: Number | Category, wrong: Mask, refused: Mask) -> None:
+        def note(place: int, column: Column, wrong: Mask, refused: Mask) -> None:
             either = wrong | refused
             if not either.any():
                 return

@@ -4,6 +4,7 @@ It is public and stands in the plan; nothing in it is computed from rows.
 """
 
 import datetime
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +13,25 @@ from typing import Any, Final, Literal
 
 from client.data.loading import Roles
 from client.data.wanted import Wanted
-from client.tasks.preprocessing import Category, Columns, Number
+from client.tasks.features.backbones import PACKAGED, Backbone
+from client.tasks.features.text import Text
+from client.tasks.preprocessing import Category, Column, Columns, Number
 from client.tasks.rows import TaskError
+from privacy.contract.keys import NAME
 from privacy.files import DocumentError, parse_toml
 
 KEYS: Final = {
     *("kind", "label", "subject", "site", "key", "hidden", "test", "delimiter", "columns"),
+    *("norm", "random", "random_scale", "header", "quote"),
 }
 NUMBER: Final = {"type", "min", "max", "missing", "log", "knots"}
 DATE: Final = {"type", "min", "max", "missing", "knots"}
 CATEGORY: Final = {"type", "values", "aliases", "fold"}
+TEXT: Final = {"type", "hashed", "vocabulary", "backbone", "digest", "vector"}
 PATTERN: Final = {"names", "from", "to"}
 MOST_COLUMNS: Final = 100_000
 LAYERS_MAX: Final = 16
+FEATURES_MAX: Final = 65_536
 PARAMETERS_MAX: Final = 50_000_000
 """What a plan's schema may ask a site to build."""
 
@@ -39,11 +46,16 @@ class Schema:
     hidden: tuple[int, ...]
     test: float | str
     delimiter: str
+    norm: float = 0.0
+    random: int = 0
+    random_scale: float = 0.0
+    header: tuple[str, ...] = ()
+    quote: str | None = None
 
     @property
     def wanted(self) -> Wanted:
         """What a file is read for."""
-        return self.columns.wanted(delimiter=self.delimiter)
+        return self.columns.wanted(delimiter=self.delimiter, names=self.header, quote=self.quote)
 
 
 def schema(text: str) -> Schema:
@@ -68,6 +80,8 @@ def schema(text: str) -> Schema:
     target = columns.pop(label)
     if isinstance(target, Number):
         target = Number(target.name, target.low, target.high, date=target.date)
+    elif isinstance(target, Text):
+        raise _refused(f"columns.{label}.type", "number or category for a label", "text")
     else:
         target = replace(target, other=False)
     if isinstance(target, Number) != (kind == "regression"):
@@ -86,12 +100,17 @@ def schema(text: str) -> Schema:
         hidden=_hidden(given.get("hidden", [])),
         test=_held_out(given.get("test", 0.2)),
         delimiter=_delimiter(given.get("delimiter", "")),
+        norm=_length(given, "norm"),
+        random=_count(given.get("random", 0), "random", "columns of random features"),
+        random_scale=_length(given, "random_scale"),
+        header=_header(given.get("header", [])),
+        quote=_quote(given.get("quote")),
     )
 
 
-def _columns(described: Mapping[str, object]) -> dict[str, Number | Category]:
+def _columns(described: Mapping[str, object]) -> dict[str, Column]:
     """Every column by name, those of a pattern one by one."""
-    columns: dict[str, Number | Category] = {}
+    columns: dict[str, Column] = {}
     for name, given in described.items():
         settings: object = given
         if "*" in name and isinstance(given, dict):
@@ -124,11 +143,13 @@ def _matched(name: str, given: object) -> list[str]:
     return [name.replace("*", each) for each in names]
 
 
-def _column(name: str, given: object, key: str) -> Number | Category:
+def _column(name: str, given: object, key: str) -> Column:
     if not isinstance(given, dict):
-        raise _refused(key, 'a table with type = "number", "category" or "date"', given)
+        raise _refused(key, 'a table with type = "number", "category", "date" or "text"', given)
     if given.get("type") == "date":
         return _date(name, given, key)
+    if given.get("type") == "text":
+        return _text_column(name, given, key)
     if given.get("type") == "category":
         _known(f"{key}.", given, CATEGORY)
         values = given.get("values")
@@ -146,7 +167,7 @@ def _column(name: str, given: object, key: str) -> Number | Category:
             name, texts, True, _aliases(key, given.get("aliases", {}), texts), fold=fold
         )
     if given.get("type") != "number":
-        raise _refused(f"{key}.type", "number or category", given.get("type"))
+        raise _refused(f"{key}.type", "number, category, date or text", given.get("type"))
     _known(f"{key}.", given, NUMBER)
     low, high = (_real(f"{key}.{end}", given.get(end)) for end in ("min", "max"))
     if not low < high:
@@ -185,6 +206,56 @@ def _date(name: str, given: Mapping[str, Any], key: str) -> Number:
         for k in knots
     )
     return Number(name, days[0], days[1], missing, knots=at, date=True)
+
+
+def _text_column(name: str, given: Mapping[str, Any], key: str) -> Text:
+    """A column of texts: hashed, by a vocabulary, or by a backbone, named with its digest."""
+    _known(f"{key}.", given, TEXT)
+    ways = [way for way in ("hashed", "vocabulary", "backbone") if way in given]
+    if len(ways) > 1:
+        raise _refused(key, "one of hashed, vocabulary and backbone", " and ".join(ways))
+    backbone = given.get("backbone")
+    if backbone is None:
+        for one in ("digest", "vector"):
+            if one in given:
+                raise _refused(f"{key}.{one}", "a backbone beside it", given[one])
+    if "vocabulary" in given:
+        words = given["vocabulary"]
+        if (
+            not isinstance(words, list)
+            or not all(isinstance(word, str) and word.strip() for word in words)
+            or not 1 <= len({word.casefold() for word in words}) == len(words) <= FEATURES_MAX
+        ):
+            raise _refused(f"{key}.vocabulary", "a list of different words", words)
+        return Text(name, vocabulary=tuple(words))
+    if backbone is None:
+        return Text(name, hashed=_count(given.get("hashed", 1024), f"{key}.hashed", "places"))
+    if not isinstance(backbone, str) or not NAME.fullmatch(backbone):
+        raise _refused(f"{key}.backbone", "the name of a backbone", backbone)
+    digest = given.get("digest")
+    if not isinstance(digest, str) or not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise _refused(f"{key}.digest", '"sha256:" and 64 hexadecimal digits', digest)
+    known = PACKAGED.get(backbone)
+    vector = given.get("vector", known.width if known is not None else None)
+    if type(vector) is not int or not 1 <= vector <= FEATURES_MAX:
+        raise _refused(f"{key}.vector", "how many numbers the backbone gives a text", vector)
+    return Text(name, backbone=Backbone(backbone, digest), vector=vector)
+
+
+def _length(given: Mapping[str, object], key: str) -> float:
+    """A positive number, or 0 where the key is left out."""
+    if key not in given:
+        return 0.0
+    value = _real(key, given[key])
+    if not 1e-3 <= value <= 1e3:
+        raise _refused(key, "a number from 0.001 to 1000", value)
+    return value
+
+
+def _count(value: object, key: str, of: str) -> int:
+    if type(value) is not int or not (value == 0 or 2 <= value <= FEATURES_MAX):
+        raise _refused(key, f"2 to {FEATURES_MAX} {of}", value)
+    return value
 
 
 def _aliases(key: str, given: object, values: tuple[str, ...]) -> Mapping[str, str]:
@@ -227,6 +298,19 @@ def _delimiter(given: object) -> str:
     if isinstance(given, str) and len(given) <= 1:
         return given
     raise _refused("delimiter", "one character", given)
+
+
+def _header(given: object) -> tuple[str, ...]:
+    names = given if isinstance(given, list) else [None]
+    if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise _refused("header", "the different names of a file's columns", given)
+    return tuple(names)
+
+
+def _quote(given: object) -> str | None:
+    if given is None or given == "" or (isinstance(given, str) and len(given) == 1):
+        return given
+    raise _refused("quote", 'one character, or "" for none', given)
 
 
 def _text(given: Mapping[str, object], key: str, required: bool = False) -> str:

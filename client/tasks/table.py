@@ -7,11 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from client.data.loading import held_out, part
 from client.data.loading import load as load_rows
 from client.data.reader import is_table
 from client.data.source import options_of
 from client.tasks import losses
+from client.tasks.features.public_layers import first_layers
 from client.tasks.preprocessing import Category
 from client.tasks.rows import Rows, TaskError, check_part
 from client.tasks.schema import PARAMETERS_MAX, Schema, schema
@@ -68,7 +71,14 @@ def task(text: str) -> Task:
     plan = schema(text)
     columns, label = plan.columns, plan.columns.label
     outputs = len(label.values) if isinstance(label, Category) else 1
-    _check_size(columns.width, *plan.hidden, outputs)
+    first, width = first_layers(columns.width, plan.norm, plan.random, plan.random_scale)
+    _check_size(columns.width, width)
+    _check_size(width, *plan.hidden, outputs)
+
+    def build() -> nn.Module:
+        learnt = losses.layered(width, plan.hidden, outputs)
+        return nn.Sequential(*first, learnt) if first else learnt
+
     common: dict[str, Any] = {
         "name": "table",
         "kind": plan.kind,
@@ -81,12 +91,13 @@ def task(text: str) -> Task:
         "columns": columns,
         "subjects": bool(plan.roles.subject),
         "features": columns.features,
+        "pretrained": tuple(one.words for one in columns.backbones),
     }
     if isinstance(label, Category):
         return Task(
             **common,
             classes=label.values,
-            model=losses.seeded(lambda: losses.layered(columns.width, plan.hidden, outputs)),
+            model=losses.seeded(build),
             loss=losses.cross_entropy,
             metrics=losses.classification_metrics,
             decode=losses.probabilities,
@@ -95,7 +106,7 @@ def task(text: str) -> Task:
     return Task(
         **common,
         classes=(),
-        model=losses.seeded(lambda: losses.layered(columns.width, plan.hidden, 1)),
+        model=losses.seeded(build),
         loss=losses.squared_error,
         metrics=losses.regression_metrics(half),
         decode=lambda outputs: outputs.reshape(len(outputs)) * half + middle,

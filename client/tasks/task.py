@@ -43,6 +43,8 @@ class Task:
     * `read(path, labels)`: rows of a file piece by piece, where the task has a reader of its own;
     * `code`, `options`: of the task package that it comes from, as the plan has them; `changed()`
       says what it changed of the product, or remembers, since it was loaded: nothing may;
+    * `pretrained`: what frozen models the rows are seen through, in words: with any, rows take long
+      to encode, and a copy of them is kept;
     * `front`: where x is computed from scaled columns, that step, differentiable, for explanations.
     """
 
@@ -73,6 +75,7 @@ class Task:
     code: str = ""
     options: str = ""
     changed: Callable[[], str] = lambda: ""
+    pretrained: tuple[str, ...] = ()
 
 
 def none_of(task: Task) -> Rows:

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.dpsgd.per_sample import Layer, ModelError, layer_of
+from client.tasks.features.public_layers import RandomFeatures, RowNorm
 from privacy.arrays import Arrays
 
 ELEMENTWISE: Final = (
     *(nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus),
-    *(nn.Hardtanh, nn.Identity),
+    *(nn.Hardtanh, nn.Identity, RowNorm, RandomFeatures),
 )
+"""Layers without parameters that see each row, or each number, by itself."""
 
 _ALL: Final = slice(None)
 

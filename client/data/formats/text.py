@@ -84,11 +84,14 @@ def unpacked(raw: BinaryIO) -> Iterator[Any]:
 
 def dialect_of(path: Path, wanted: Wanted, options: Options) -> Dialect:
     """How a file is written: as its site says, else as the schema says, else as its name does."""
+    dialect = options.dialect
+    if wanted.quote is not None and "quote" not in options.declared:
+        dialect = replace(dialect, quote=wanted.quote)
     if "delimiter" in options.declared:
-        return options.dialect
+        return dialect
     named = path.name.removesuffix(".gz").removesuffix(".zst").removesuffix(".bz2")
     default = "\t" if named.endswith(".tsv") else ","
-    return replace(options.dialect, delimiter=wanted.delimiter or default)
+    return replace(dialect, delimiter=wanted.delimiter or default)
 
 
 def first_record(
