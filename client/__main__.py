@@ -37,6 +37,10 @@ app = application(
             "data": "The people in this site's data.",
             "ledger": "Repair what happened to a ledger.",
         },
+        "client.commands.look": {
+            "look": "Show the owner the exact figures of the site's own rows: they must stay at "
+            "the site.",
+        },
         "client.commands.backup": {
             "backup": "Write this site's folder (keys, policy, ledgers) into one private archive "
             "with a manifest.",

@@ -34,6 +34,7 @@ from client.round_request import (
     read_weights,
 )
 from client.site import Site, packed, unpacked
+from client.statistics.counting import count
 from client.tasks.rows import Rows
 from client.tasks.task import Task, none_of
 from privacy.accounting.events import Event
@@ -103,6 +104,8 @@ class Begun:
 
     def train(self) -> Trained:
         """Exactly the steps that were paid for, on the rows."""
+        if self.task.statistics is not None:
+            return self.on_rows(lambda rows: count(rows, self.task, self.plan, self.event))
         return self.on_rows(
             lambda rows: train(
                 self.model(),
@@ -195,7 +198,8 @@ def _begin(
     request = read_round_request(site, request_fields)
     run, number, plan = request.run, request.round, request.plan
     learning = check_permitted(site, request)
-    if plan.noised_at_site and (why := model_refusal(learning, plan.seed)):
+    trains = plan.noised_at_site and learning.statistics is None
+    if trains and (why := model_refusal(learning, plan.seed)):
         site.on_event("model_refused", message=why)
         raise Refused("model-refused")
     weights, known = read_weights(content, learning, plan.seed)

@@ -19,7 +19,14 @@ sys.path.insert(0, str(HERE.parent))
 
 from client.__main__ import app as client_app  # noqa: E402
 from privacy.__main__ import app as privacy_app  # noqa: E402
-from privacy.contract.keys import Contract, ModelPlan, Operation, Simulation, SitePlan  # noqa: E402
+from privacy.contract.keys import (  # noqa: E402
+    Contract,
+    ModelPlan,
+    Operation,
+    Simulation,
+    SitePlan,
+    StatisticsPlan,
+)
 from privacy.contract.policy import MEANINGS, Policy  # noqa: E402
 from privacy.contract.schema import expected  # noqa: E402
 from privacy.event_log import CLIENT_EVENTS, SERVER_EVENTS  # noqa: E402
@@ -42,8 +49,9 @@ TABLES = {
     "simulation": Simulation,
     "site.NAME": SitePlan,
     "model": ModelPlan,
+    "statistics": StatisticsPlan,
 }
-NESTED = {"site", "operation", "simulation", "model"}
+NESTED = {"site", "operation", "simulation", "model", "statistics"}
 
 
 def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:

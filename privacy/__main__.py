@@ -16,6 +16,10 @@ app = application(
             "plan": "Epsilon after each round at each site, the round that would be refused, and "
             "what leaves.",
         },
+        "privacy.commands.constants": {
+            "constants": "Write a schema whose numbers' ranges end where the noisy quantiles of "
+            "all sites do.",
+        },
         "privacy.commands.report": {
             "report": "Compute what was spent on whom and file it; exit 4 if it does not fit "
             "together.",
@@ -40,10 +44,11 @@ def _codes() -> Codes:
     from privacy.contract.policy import PolicyError
     from privacy.ledger.ledger import LedgerError, LedgerMissing
     from privacy.report.sources import ReportError
+    from privacy.statistics.columns import StatisticsError
     from privacy.task_package.archive import PackageError
 
     bad = (AccountingError, EventError, PlanError, PolicyError, LedgerMissing, ReportError)
-    return dict.fromkeys((*bad, PackageError), BAD_INPUT) | {LedgerError: UNSOUND}
+    return dict.fromkeys((*bad, PackageError, StatisticsError), BAD_INPUT) | {LedgerError: UNSOUND}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from server.rounds.loop import Outcome, federate
 from server.rounds.run_folder import FolderError, RunFolder
 from server.rounds.site_grid import SiteGrid
 from server.rounds.summary import summarise
+from server.statistics_files import write_results
 
 UNFINISHED: Final = frozenset({"waiting", "interrupted"})
 ATTEMPTS: Final = Attempts(most=3, pause=2.0, hand_out=30.0)
@@ -78,6 +79,8 @@ def coordinate(
     summary = summarise(plan, outcome, time.perf_counter() - began)
     if outcome.reason not in UNFINISHED:
         run.write_summary(summary)
+        if plan.statistics is not None:
+            write_results(run, child.columns())
     return outcome, summary
 
 

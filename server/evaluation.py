@@ -11,6 +11,7 @@ import numpy as np
 
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
+from privacy.statistics.columns import Column
 
 Evaluate = Callable[[Arrays], Mapping[str, float]]
 _ROWS: Final = 256  # evaluated at a time: activations stay in the cache, and are few
@@ -61,12 +62,20 @@ def embedded_rows(plan: Plan) -> int | None:
     return len(learning.load(None, "train")) if learning.embedded else None
 
 
+def public_columns(plan: Plan) -> tuple[Column, ...]:
+    """The public descriptions of the columns that a plan of statistics counts."""
+    from client.tasks.registry import task_of
+
+    asked = task_of(plan).statistics
+    return () if asked is None else asked.columns
+
+
 def evaluator(plan: Plan, data: Path | None) -> Evaluate | None:
     """Metrics of weights on public test rows; None where there are no such rows; TaskError."""
     from client.tasks.registry import task_of
 
     learning = task_of(plan)
-    if data is None and not learning.embedded:
+    if plan.statistics is not None or (data is None and not learning.embedded):
         return None
     return evaluate_on(plan, learning.load(data, "test"))
 

@@ -18,9 +18,11 @@ from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import from_json
 from privacy.runtime import loading
+from privacy.statistics.columns import Column
 
 _ROWS: Final = "rows"
 _BASE: Final = "base"
+_COLUMNS: Final = "columns"
 
 
 class ChildError(ValueError):
@@ -86,6 +88,14 @@ class Child:
         digest: str = self._answer()
         return digest
 
+    def columns(self) -> tuple[Column, ...]:
+        """The public descriptions of the columns that a plan of statistics counts."""
+        self.ready()
+        with _alive():
+            self._here.send(_COLUMNS)
+        columns: tuple[Column, ...] = self._answer()
+        return columns
+
     def evaluate(self, weights: Arrays) -> Mapping[str, float]:
         """Metrics of `weights` on the public test rows; none where there are none."""
         if not self.ready():
@@ -121,6 +131,7 @@ def _serve(pipe: Connection, text: str, data: Path | None, tasks: Path | None) -
                 frozen_base,
                 initial_weights,
                 provide_package,
+                public_columns,
             )
 
             plan = from_json(text)
@@ -141,6 +152,8 @@ def _serve(pipe: Connection, text: str, data: Path | None, tasks: Path | None) -
                 weights = None
             elif request == _BASE:
                 pipe.send((True, frozen_base(plan)))
+            elif request == _COLUMNS:
+                pipe.send((True, public_columns(plan)))
             elif request == _ROWS:
                 pipe.send((True, embedded_rows(plan)))
             elif evaluate is not None:

@@ -163,7 +163,8 @@ def prepare(plan: Plan, data: Data) -> tuple[Plan, World]:
         learning = task_of(plan)
         if learning.embedded and data is not None:
             raise TaskError(f"--data: {plan.task} is embedded and reads no file, got {data}")
-        train, test = _loaded(plan, data, "train"), _loaded(plan, data, "test")
+        train = _loaded(plan, data, "train")
+        test = train if plan.statistics is not None else _loaded(plan, data, "test")
     sites = plan.sites
     if plan.split == "natural":
         sites = sites or len(set(train.site or ()))

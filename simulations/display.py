@@ -20,6 +20,7 @@ from privacy.accounting.rounding import left_text, spent_text
 from privacy.contract.plan import Plan
 
 _SHOWN = 12
+STATISTICS = "statistics"
 
 
 class RunView:
@@ -129,6 +130,8 @@ def metric_of(metrics: Mapping[str, float]) -> str | None:
 def sentence(summary: Mapping[str, Any]) -> str:
     """What was reached, and what it cost whom; nothing that was not computed."""
     rounds = f"{summary['rounds']} of {summary['planned_rounds']} rounds"
+    if summary["task"] == STATISTICS and summary["rounds"]:
+        return f"The rows of {len(summary['sites'])} sites were counted {_cost(summary)}."
     ended = {
         "done": "",
         "budget": "Stopped early, since a further round would pass the sites' limits. ",

@@ -20,7 +20,7 @@ from privacy.contract.forecast import check_finite
 from privacy.contract.plan import Plan, PlanError
 from privacy.mechanism import noise
 from server.app import make_app
-from server.evaluation import evaluate_on, frozen_base, initial_weights
+from server.evaluation import evaluate_on, frozen_base, initial_weights, public_columns
 from server.registry.signing import own_key, signer
 from server.rounds.aggregation import State
 from server.rounds.job import Interrupted, Job, Model, Silent
@@ -29,6 +29,7 @@ from server.rounds.messages import Answer
 from server.rounds.run_folder import FolderError, RunFolder
 from server.rounds.site_grid import SiteGrid
 from server.rounds.summary import summarise
+from server.statistics_files import write_results
 from simulations.dataset import FAULT, Data, Place, World, own_ledger, prepare
 from simulations.display import RunView
 from simulations.engines.pool import Processes, Serial
@@ -201,6 +202,8 @@ def _play(
     summary = summarise(plan, outcome, time.perf_counter() - began, insecure=insecure)
     summary |= {"baseline": _baseline(plan, world)}
     run_folder.write_summary(summary)
+    if plan.statistics is not None:
+        write_results(run_folder, public_columns(plan))
     return plan, outcome, summary
 
 
@@ -272,6 +275,8 @@ def _grid(plan: Plan, engine: Engine, sites: Sequence[str]) -> LocalGrid:
 
 def _evaluator(plan: Plan, world: World) -> Callable[[Any], Mapping[str, float]]:
     """Metrics on the held-out rows; of natural sites the mean, so that each counts the same."""
+    if plan.statistics is not None:
+        return lambda weights: {}
     pooled = evaluate_on(plan, world.test)
     if plan.split != "natural" or world.test.site is None:
         return pooled

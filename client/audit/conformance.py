@@ -38,6 +38,7 @@ from client.audit.probes import (
 )
 from client.audit.setting_checks import SETTING_CHECKS
 from client.audit.settings import Drawn, Setting
+from client.statistics.conformance import STATISTICS_CHECKS
 from client.tasks.rows import Rows
 from privacy.accounting.segments import Budget
 from privacy.audit.p_values import beyond, chi_square, correlation, echo
@@ -70,6 +71,7 @@ def conform(device: str, drawn: Sequence[Drawn]) -> Iterator[Check]:
     )
     every: list[tuple[Callable[..., Check], Callable[[], Check]]]
     every = [(check, partial(check, device)) for check in (*plain, *PEOPLE_CHECKS, *REPLY_CHECKS)]
+    every += [(check, check) for check in STATISTICS_CHECKS]
     every += [(check, partial(check, drawn, device)) for check in SETTING_CHECKS]
     for check, carry_out in every:
         try:

@@ -47,7 +47,7 @@ def check(
         if one.data is None:
             raise PopulationError(f"{one.name}: has no data registered, expected DATA")
         data = Path(one.data)
-    result = checked(_task(directory, data, plan, schema, population), data, shown=3 * show)
+    result = checked(task_for(directory, data, plan, schema, population), data, shown=3 * show)
     facts = result.to_dict() | ({"first": result.first} if show else {})
     if as_json:
         typer.echo(json.dumps(facts, default=str))
@@ -56,16 +56,17 @@ def check(
     raise typer.Exit(int(result.worst() > 0))
 
 
-def _task(
+def task_for(
     directory: Path, data: Path, plan: str | None, schema: Path | None, population: str | None
 ) -> "Task":
+    """The task of a plan, of a schema, or of the schema that is registered with the data."""
     from client.tasks.registry import task, task_of_schema
 
     if schema is not None:
         return task_of_schema(schema.read_text(encoding="utf-8"))
     if plan is not None:
         of = load_plan(plan)
-        return task(of.task, of.schema)
+        return task(of.reads, of.schema)
     text = populations.schema_of(directory, data, population)
     if text is None:
         raise PopulationError("expected --plan, --schema, or a schema registered with the data")

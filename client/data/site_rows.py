@@ -83,15 +83,15 @@ class SiteRows:
 
     def suits(self, plan: Plan) -> bool:
         """Whether a plan is for these data: by its task and its schema, without a look at them."""
-        if self._tasks and plan.task not in self._tasks:
+        if self._tasks and plan.reads not in self._tasks:
             return False
         if self._source.path is None:
-            embedded = plan.code is None and task(plan.task, plan.schema).embedded
+            embedded = plan.code is None and task(plan.reads, plan.schema).embedded
             return plan.schema is None and embedded
         if plan.code is not None:
             return self._digest is None
         if plan.schema is None:
-            return self._digest is None and not task(plan.task, plan.schema).embedded
+            return self._digest is None and not task(plan.reads, plan.schema).embedded
         return self._digest == schema_digest(plan.schema)
 
     def overlaps(self, other: "SiteRows") -> bool:

@@ -114,6 +114,8 @@ def load(path: Path, trust: Trust, tasks: Tasks = task_of) -> Model:
     except (OriginError, CardError, PlanError, TaskError, ModelError) as error:
         known = str(error).startswith(f"{path}")
         raise ModelError(str(error) if known else f"{path}: {error}") from error
+    if model.task.statistics is not None:
+        raise ModelError(f"{path}: must be a model, got the noisy sums of statistics")
     signed = origin.signature
     if signed is not None and (signed.run, signed.round) != (model.card.run, model.card.round):
         raise ModelError(

@@ -1,14 +1,15 @@
 """Adult census income (UCI): 14 columns of 48,842 people, who earns more than 50,000 dollars."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from client.data.formats.idx import folder_file
 from client.data.loading import load as load_rows
 from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
 from client.tasks.preprocessing import Category, Columns, Number
-from client.tasks.rows import Rows, check_part
+from client.tasks.rows import Encoded, Rows, check_part
 from client.tasks.task import Task
 
 NAMES: Final = (
@@ -81,20 +82,20 @@ WANTED: Final = COLUMNS.wanted(names=NAMES, comment="|")
 def load(path: Path | None, part: str) -> Rows:
     """The rows of a folder with adult.data and adult.test, or of one file (all of it, any part)."""
     check_part(part)
+    return _loaded(path, part, COLUMNS.encode)
+
+
+def _loaded(path: Path | None, part: str, encode: Callable[[Any], Encoded]) -> Rows:
     if path is not None and path.is_file():
-        return _rows(path)
+        return load_rows(path, WANTED, encode).rows
     files = [
         folder_file(path, "adult", name, f"{name}.gz")
         for name in {"train": ["adult.data"], "test": ["adult.test"]}.get(
             part, ["adult.data", "adult.test"]
         )
     ]
-    parts = [_rows(file) for file in files]
+    parts = [load_rows(file, WANTED, encode).rows for file in files]
     return sum(parts[1:], start=parts[0])
-
-
-def _rows(file: Path) -> Rows:
-    return load_rows(file, WANTED, COLUMNS.encode).rows
 
 
 def task() -> Task:
@@ -108,6 +109,7 @@ def task() -> Task:
         shape=(COLUMNS.width,),
         model=seeded(lambda: linear(COLUMNS.width, 2)),
         load=load,
+        load_with=lambda path, encode: _loaded(path, "train", encode),
         wanted=WANTED,
         encode=COLUMNS.encode,
         columns=COLUMNS,

@@ -1,17 +1,19 @@
 """Handwritten digits, 8x8 pixels, embedded: scikit-learn's 1,797 images need no files."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
 from client.tasks.preprocessing import Category, Columns, Number
-from client.tasks.rows import Rows, check_part
+from client.tasks.rows import Encoded, Rows, check_part
 from client.tasks.task import Task
 
 CLASSES: Final = tuple(str(digit) for digit in range(10))
@@ -42,6 +44,16 @@ def load(path: Path | None, part: str) -> Rows:
     return _rows(part)
 
 
+def load_with(path: Path | None, encode: Callable[[Any], Encoded]) -> Rows:
+    """The embedded training rows in another encoding of their raw columns."""
+    rows = _rows("train")
+    pixels = rows.x.numpy().astype(np.float64) * 8 + INK
+    columns = {column.name: pixels[:, i] for i, column in enumerate(COLUMNS.inputs)}
+    table = pa.table(columns | {COLUMNS.label.name: [CLASSES[i] for i in rows.y.tolist()]})
+    encoded = encode(table)
+    return Rows(encoded.x, rows.y)
+
+
 def task() -> Task:
     """Softmax regression of 64 pixels (0..16, about a common grey)."""
     return Task(
@@ -53,6 +65,7 @@ def task() -> Task:
         shape=(64,),
         model=seeded(lambda: linear(64, 10)),
         load=load,
+        load_with=load_with,
         wanted=COLUMNS.wanted(),
         encode=COLUMNS.encode,
         columns=COLUMNS,

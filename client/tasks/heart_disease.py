@@ -5,10 +5,11 @@ without rows that miss a value. Its split into train and test depends on how man
 has, so it serves benchmarks alone (`published`); a site holds rows out by their content.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -17,7 +18,7 @@ from client.data.loading import held_out
 from client.data.loading import load as load_rows
 from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
 from client.tasks.preprocessing import Category, Columns, Number
-from client.tasks.rows import Rows, TaskError, check_part
+from client.tasks.rows import Encoded, Rows, TaskError, check_part
 from client.tasks.task import Task
 
 HOSPITALS: Final = ("cleveland", "hungarian", "switzerland", "va")
@@ -64,6 +65,15 @@ def load(path: Path | None, part: str) -> Rows:
         if part != "all":
             held = held_out(loaded, HELD_OUT)
             rows = rows.take(np.flatnonzero(held if part == "test" else ~held))
+        hospitals.append(replace(rows, site=(name,) * len(rows)))
+    return sum(hospitals[1:], start=hospitals[0])
+
+
+def _all(path: Path | None, encode: Callable[[Any], Encoded]) -> Rows:
+    """Every row of the hospitals' files, in another encoding."""
+    hospitals = []
+    for name, file in _files(path):
+        rows = load_rows(file, WANTED, encode).rows
         hospitals.append(replace(rows, site=(name,) * len(rows)))
     return sum(hospitals[1:], start=hospitals[0])
 
@@ -124,6 +134,7 @@ def task() -> Task:
         shape=(COLUMNS.width,),
         model=seeded(lambda: linear(COLUMNS.width, 2)),
         load=load,
+        load_with=_all,
         wanted=WANTED,
         encode=COLUMNS.encode,
         columns=COLUMNS,

@@ -6,6 +6,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Final, cast
 
+from client.statistics.statistics_task import statistics_task
 from client.tasks.described.described_task import task as described_task
 from client.tasks.described.description import READERS, reader_of
 from client.tasks.rows import TaskError
@@ -42,6 +43,8 @@ def task_of(plan: Plan) -> Task:
     A package is found where a program has provided it (`provided_package`); a site's own come from
     its store. TaskError.
     """
+    if plan.statistics is not None:
+        return statistics_task(plan.statistics, task(plan.reads, plan.schema))
     if plan.code is None:
         return task(plan.task, plan.schema, plan.model)
     package = _packages.get(plan.code)

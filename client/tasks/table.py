@@ -3,6 +3,7 @@
 The schema's bounds and categories are written down by people; none is computed from the rows.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from client.data.source import options_of
 from client.tasks import losses
 from client.tasks.features.public_layers import first_layers
 from client.tasks.preprocessing import Category
-from client.tasks.rows import Rows, TaskError, check_part
+from client.tasks.rows import Encoded, Rows, TaskError, check_part
 from client.tasks.schema import PARAMETERS_MAX, Schema, schema
 from client.tasks.task import Task
 
@@ -41,6 +42,14 @@ def load(plan: Schema, path: Path | None, which: str) -> Rows:
         return loaded.rows
     held = held_out(loaded, plan.test)
     return part(loaded.rows, held if which == "test" else ~held)
+
+
+def load_with(plan: Schema, path: Path | None, encode: Callable[[Any], Encoded]) -> Rows:
+    """The rows of a source in another encoding, before any are held out by a fraction."""
+    if path is None:
+        raise TaskError("data: expected the path of the table (CSV, Parquet, ..), got none")
+    file = _only(path, plan.test) if isinstance(plan.test, str) else path
+    return load_rows(file, plan.wanted, encode, plan.roles).rows
 
 
 def _only(path: Path, test: str) -> Path:
@@ -86,6 +95,7 @@ def task(text: str) -> Task:
         "label": label.name,
         "shape": (columns.width,),
         "load": lambda path, part: load(plan, path, part),
+        "load_with": lambda path, encode: load_with(plan, path, encode),
         "wanted": plan.wanted,
         "encode": columns.encode,
         "columns": columns,

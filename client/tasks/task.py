@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from client.data.wanted import Wanted
 from client.tasks.preprocessing import Columns
 from client.tasks.rows import Encoded, Rows
+from privacy.statistics.design import Design
 from privacy.task_package.manifest import Kind
 
 
@@ -72,6 +73,8 @@ class Task:
     y_shape: tuple[int, ...] = ()
     y_dtype: torch.dtype | None = None
     read: Callable[[Path, bool], Iterator[tuple[Rows, Any]]] | None = None
+    load_with: Callable[[Path | None, Callable[[Any], Encoded]], Rows] | None = None
+    statistics: Design | None = None
     code: str = ""
     options: str = ""
     changed: Callable[[], str] = lambda: ""

@@ -14,7 +14,7 @@ from privacy.accounting.events import Event
 from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import AccountingError, Budget
 from privacy.contract.plan import Plan, PlanError
-from privacy.contract.policy import ANY, NO_CODE, UPDATE, Policy
+from privacy.contract.policy import ANY, NO_CODE, Policy, outputs_of
 
 EXHAUSTED: Final = "budget-exhausted"
 TOO_MANY_TODAY: Final = "too-many-rounds-today"
@@ -106,7 +106,7 @@ def permitted(plan: Plan, policy: Policy, rounds_today: int = 0) -> Refusal | No
         return Refusal("plan-denied", f"the plan {plan.digest[:16]} was denied")
     if policy.approve == "list" and plan.digest not in policy.plans:
         return Refusal("plan-not-approved", f"plans does not list {plan.digest}")
-    if missing := [name for name in (UPDATE, *plan.metrics) if name not in policy.outputs]:
+    if missing := [name for name in outputs_of(plan) if name not in policy.outputs]:
         return Refusal("output-not-allowed", f"outputs does not list {', '.join(missing)}")
     if plan.steps > policy.max_steps:
         return Refusal("too-many-steps", f"max_steps is {policy.max_steps}, asked {plan.steps}")

@@ -63,6 +63,11 @@ Code = Annotated[
     Predicate(_is_code),
     Expected('"sha256:" and the 64 hexadecimal digits of a task package'),
 ]
+ResultsDigest = Annotated[
+    str,
+    Predicate(_is_code),
+    Expected('"sha256:" and the 64 hexadecimal digits of a statistics.json'),
+]
 Layer = Annotated[str, Predicate(_is_layer), Expected('a layer such as "conv 16 3"')]
 Network = Literal[
     "linear", "mlp", "cnn", "resnet", "lstm", "text-cnn", "transformer", "bag", "mixed"
@@ -71,6 +76,22 @@ OptionName = Annotated[
     str, Predicate(_is_option), Expected("a name of lower-case letters, digits and '_'")
 ]
 Metric = Literal["loss", "accuracy", "rows", "classes"]
+Question = Literal["missing", "outside", "frequencies", "histogram", "quantiles", "mean", "moments"]
+ColumnName = Annotated[
+    str,
+    Len(1, 200),
+    Predicate(str.isprintable),
+    Expected("a column's name of at most 200 printable characters"),
+]
+Questions = Annotated[
+    tuple[Question, ...],
+    Len(1, 6),
+    Predicate(_distinct),
+    Expected(
+        "a list of different words among missing, outside, frequencies, histogram, quantiles, "
+        "mean, moments"
+    ),
+]
 Positive = Annotated[float, Interval(ge=1e-12, le=1e9)]
 Weight = Annotated[float, Interval(ge=0, le=1e9)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
@@ -152,6 +173,41 @@ class ModelPlan:
             raise PlanError(f"model.{given[0]} must be left out where layers are given")
 
 
+@dataclass(frozen=True, slots=True)
+class StatisticsPlan:
+    """`[statistics]`: what is counted, column by column, in one noisy release.
+
+    `of` is the task whose rows are counted. A column of numbers has `bins` cells of equal width, or
+    one for each whole number where it is among `whole`. `correlation` names columns whose moments
+    are released together.
+    """
+
+    of: Name
+    columns: Annotated[
+        Mapping[ColumnName, Questions], Len(0, 1000), Expected("a table: column = [words]")
+    ] = field(default_factory=dict)
+    bins: Annotated[int, Interval(ge=2, le=1024)] = 64
+    whole: Annotated[
+        tuple[ColumnName, ...], Len(0, 1000), Predicate(_distinct), Expected("a list of columns")
+    ] = ()
+    correlation: Annotated[
+        tuple[ColumnName, ...],
+        Len(0, 50),
+        Predicate(_distinct),
+        Expected("a list of at most 50 different columns"),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        check(self, PlanError, "statistics.")
+        stray = [name for name in self.whole if name not in self.columns]
+        if stray:
+            raise PlanError(
+                f"statistics.whole must name columns of statistics.columns, got {stray[0]}"
+            )
+        if len(self.correlation) == 1:
+            raise PlanError("statistics.correlation must name at least two columns, got one")
+
+
 @dataclass(frozen=True)
 class Contract:
     """The keys of a plan, each by itself; privacy/contract/rules.py says what fits together."""
@@ -170,7 +226,9 @@ class Contract:
     delta: Delta | None = None
     limit: Epsilon | None = None
     schema: Annotated[str, MaxLen(100_000)] | None = None
+    constants_from: ResultsDigest | None = None
     model: ModelPlan | None = None
+    statistics: StatisticsPlan | None = None
     code: Code | None = None
     task_options: Mapping[OptionName, Annotated[str, MaxLen(200)] | int | float | bool] = field(
         default_factory=dict
@@ -220,6 +278,11 @@ class Contract:
     def private(self) -> bool:
         """Whether the plan claims any privacy at all."""
         return self.unit != "none"
+
+    @property
+    def reads(self) -> str:
+        """The task whose rows a site reads: the plan's own, or the one whose rows are counted."""
+        return self.task if self.statistics is None else self.statistics.of
 
     @property
     def noised_at_site(self) -> bool:

@@ -68,7 +68,10 @@ class Output:
 def outputs(plan: Plan, events: tuple[Event, ...]) -> tuple[Output, ...]:
     """Everything that one round of `plan` sends from a site which spends `events`."""
     if plan.noised_at_site:
-        paid = [Output("update", events[0], True, "the noisy sum of clipped gradients")]
+        what = "the noisy sum of clipped gradients"
+        if plan.statistics is not None:
+            what = "noisy sums: every count and moment that [statistics] names, in one release"
+        paid = [Output("update", events[0], True, what)]
         if plan.metrics:
             names = ", ".join(plan.metrics)
             paid.append(Output("metrics", events[1], True, f"noisy clipped sums: {names}"))

@@ -25,12 +25,21 @@ from privacy.contract.keys import (
     PlanError,
     Simulation,
     SitePlan,
+    StatisticsPlan,
 )
 from privacy.contract.rules import broken
 from privacy.contract.schema import check
 from privacy.files import canonical_json
 
-__all__ = ["ModelPlan", "Operation", "Plan", "PlanError", "Simulation", "SitePlan"]
+__all__ = [
+    "ModelPlan",
+    "Operation",
+    "Plan",
+    "PlanError",
+    "Simulation",
+    "SitePlan",
+    "StatisticsPlan",
+]
 
 
 _SINCE: Final = frozenset({"task_options", "combine", "trim"})
@@ -45,7 +54,8 @@ class Plan(Contract):
     gradients clipped to L2 norm `clip`, plus N(0, (sigma * clip)^2), divided by the public number
     `rate` * `rows`. unit "subject": people in the place of records, `subjects` of them, each with
     the mean gradient of at most `rows_per_subject` rows. unit "client": one release a round, the
-    sum of the sites' clipped updates.
+    sum of the sites' clipped updates. A plan with `statistics` has one round of one release at rate
+    1, of the sum of each record's (or person's) answers, which have L2 norm at most 1 together.
     """
 
     def __post_init__(self) -> None:
@@ -198,7 +208,7 @@ class Plan(Contract):
             if item.name in _SINCE and value in (item.default, {}):
                 continue
             value = dict(value) if isinstance(value, Mapping) else value
-            value = _set(value) if isinstance(value, ModelPlan) else value
+            value = _set(value) if isinstance(value, ModelPlan | StatisticsPlan) else value
             values[item.name] = list(value) if isinstance(value, tuple) else value
         values["site"] = {name: _set(one) for name, one in sorted(self.site.items())}
         values["operation"] = _set(self.operation)
@@ -238,4 +248,11 @@ class Plan(Contract):
 def _set(table: Any) -> dict[str, Any]:
     """The keys of a table that have a value."""
     values = {key: value for key, value in asdict(table).items() if value is not None}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    return {k: _plain(v) for k, v in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as TOML and JSON have it."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in sorted(value.items())}
+    return list(value) if isinstance(value, tuple) else value

@@ -16,6 +16,7 @@ from privacy.contract.keys import (
     PlanError,
     Simulation,
     SitePlan,
+    StatisticsPlan,
 )
 from privacy.contract.plan import Plan
 from privacy.contract.schema import build, field_names, shown, unknown
@@ -24,7 +25,9 @@ from privacy.files import DocumentError, Limits, parse_json, parse_toml, read_bo
 LIMITS: Final = Limits(size=8_000_000, length=4_000_000, count=1 << 20)
 _MOST_SITES: Final = 100_000
 _SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_TABLES: Final = ("site", "operation", "simulation", "model")
+_TABLES: Final = ("site", "operation", "simulation", "model", "statistics")
+_ONE_RELEASE: Final = {"rounds": 1, "rate": 1.0, "lr": 1.0, "clip": 1.0}
+"""The keys that a plan of statistics need not write, since they can have no other value."""
 _REMOVED: Final = frozenset({"compile"})
 """Keys of [simulation] in run folders of 0.1.0 that no longer do anything: ignored."""
 _MOVED: Final = {name: f"operation.{name}" for name in field_names(Operation)}
@@ -93,6 +96,9 @@ def parse(table: Mapping[str, Any]) -> Plan:
             )
         if not isinstance(overrides, dict):
             raise PlanError(f"site.{name} must be a table, got {shown(overrides)}")
+    if "statistics" in table:
+        values = {**_ONE_RELEASE, **values}
+        values["statistics"] = _statistics(_table(table, "statistics"))
     if "model" in table:
         values["model"] = build(ModelPlan, _table(table, "model"), PlanError, "model.")
     return build(
@@ -108,6 +114,13 @@ def parse(table: Mapping[str, Any]) -> Plan:
         },
         PlanError,
     )
+
+
+def _statistics(table: Mapping[str, Any]) -> StatisticsPlan:
+    """`[statistics]`, with the lists of its columns as tuples."""
+    columns = _table(table, "columns")
+    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in columns.items()}
+    return build(StatisticsPlan, {**table, "columns": lists}, PlanError, "statistics.")
 
 
 def with_counts(plan: Plan, counts: Mapping[str, int]) -> Plan:

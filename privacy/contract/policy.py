@@ -19,7 +19,9 @@ ANY: Final = "*"
 NO_CODE: Final = "no-code"
 """Among the tasks: every task that a schema and the plan describe without any code."""
 UPDATE: Final = "update"
-"""The output that every plan asks for."""
+"""The output that every plan of training asks for."""
+STATISTICS: Final = "statistics"
+"""The output that a plan of statistics asks for."""
 
 
 LIMITS: Final = Limits(size=16_000_000, count=1 << 20)
@@ -95,7 +97,7 @@ class Policy:
             max_rounds_per_day=10**9,
             approve="within-limits",
             packages=() if plan.code is None else (plan.code,),
-            outputs=(UPDATE, *plan.metrics),
+            outputs=outputs_of(plan),
             trust_coordinator=True,
         )
 
@@ -113,7 +115,18 @@ class Policy:
 @cache
 def builtin_policy() -> Policy:
     """The policy for embedded data, which is public: a federation without files."""
-    return Policy(epsilon=10.0, delta=1e-3, min_sigma=0.0, approve="within-limits")
+    return Policy(
+        epsilon=10.0,
+        delta=1e-3,
+        min_sigma=0.0,
+        approve="within-limits",
+        outputs=(UPDATE, STATISTICS),
+    )
+
+
+def outputs_of(plan: Plan) -> tuple[str, ...]:
+    """What a plan asks to let out of a site, by the names that a policy lists."""
+    return (UPDATE if plan.statistics is None else STATISTICS, *plan.metrics)
 
 
 MEANINGS: Final[Mapping[str, str]] = {
@@ -130,7 +143,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "plans": "hashes of the approved plans (tacit-client approve HASH)",
     "denied": "hashes of the denied plans (tacit-client deny HASH)",
     "packages": "task packages whose code may run here (tacit-client task approve HASH)",
-    "outputs": "what may leave: update, and paid metrics by name (loss, accuracy, rows, classes)",
+    "outputs": "what may leave: update, statistics, paid metrics (loss, accuracy, rows, classes)",
     "more_noise": "where the budget is too small, answer with more noise rather than decline",
     "trust_coordinator": "allow plans that show the coordinator un-noised updates",
     "unit": 'whom a plan must protect: "record", "subject" (a person with all rows), or "any"',

@@ -178,6 +178,35 @@ def a_package_describes_its_own_rows(plan: Contract) -> str | None:
     return None
 
 
+_ONE_RELEASE: Final = {"rounds": 1, "steps": 1, "rate": 1.0, "lr": 1.0, "clip": 1.0}
+_NOT_COUNTED: Final = ("metrics", "model", "code", "task_options", "average", "cohort")
+
+
+def statistics_are_one_release(plan: Contract) -> str | None:
+    """Everything that is counted leaves in one vector, once, with one record's part at most 1."""
+    if (plan.task == "statistics") != (plan.statistics is not None):
+        return 'the table [statistics] and task = "statistics" must be given together, got one'
+    if plan.statistics is None:
+        return None
+    if not plan.noised_at_site:
+        return f'unit must be "record" or "subject" for statistics, got "{plan.unit}"'
+    for key, value in _ONE_RELEASE.items():
+        if getattr(plan, key) != value:
+            return f"{key} must be {value:g}, or left out, for statistics, got {getattr(plan, key)}"
+    for key in _NOT_COUNTED:
+        if getattr(plan, key):
+            return f"{key} must be left out for statistics, got {getattr(plan, key)}"
+    if (plan.wire, plan.precision) != ("float32", "float32"):
+        return "wire and precision must be float32 for statistics"
+    if plan.simulation.engine == "vector":
+        return "simulation.engine must be serial, processes or ray for statistics"
+    if plan.combine != "mean":
+        return f'combine must be "mean" for statistics, got "{plan.combine}"'
+    if plan.statistics.of == "statistics":
+        return 'statistics.of must be a task with rows, got "statistics"'
+    return None
+
+
 RULES: Final[tuple[Rule, ...]] = (
     no_privacy_keys_without_privacy,
     privacy_has_clip_and_delta,
@@ -197,6 +226,7 @@ RULES: Final[tuple[Rule, ...]] = (
     clients_count_the_same,
     medians_count_sites_alike,
     a_package_describes_its_own_rows,
+    statistics_are_one_release,
 )
 
 

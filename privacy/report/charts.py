@@ -156,6 +156,32 @@ def bars(
     return _svg(frame.width, height + 20, title, description, "".join(out))
 
 
+def intervals(
+    rows: Sequence[tuple[str, float, float, float]], *, title: str, description: str, x_label: str
+) -> str:
+    """A dot with its error bar for each row: (name, value, low, high); the axis begins at 0."""
+    most = max((high for *_, high in rows), default=1.0)
+    least = min((low for _, _, low, _ in rows), default=0.0)
+    ticks = nice(min(0.0, least), most if most > 0 else 1.0)
+    step = 16
+    height = 58 + step * len(rows)
+    frame = Frame((ticks[0], ticks[-1]), (0.0, 1.0), height=height, left=170, top=8, bottom=42)
+    out = [_ticks_below(frame, ticks, x_label)]
+    for index, (name, value, low, high) in enumerate(rows):
+        y = frame.top + 8 + step * index
+        short = name if len(name) <= 26 else name[:25] + "…"
+        left, dot, right = (frame.at(one, 0)[0] for one in (low, value, high))
+        told = escape(f"{name}: {value:.4g} ({low:.4g} to {high:.4g})")
+        out.append(
+            f'<text x="{frame.left - 8}" y="{y + 4}" text-anchor="end">{escape(short)}</text>'
+            f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y}" y2="{y}" stroke="{COLOURS[0]}" '
+            f'stroke-width="2.4"><title>{told}</title></line>'
+            f'<circle cx="{dot:.1f}" cy="{y}" r="3.2" fill="{COLOURS[0]}">'
+            f"<title>{told}</title></circle>"
+        )
+    return _svg(frame.width, height, title, description, "".join(out))
+
+
 def nice(low: float, high: float, about: int = 5) -> list[float]:
     """Round tick values from at or below `low` to at or above `high`.
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from privacy.contract.plan import Plan
 from privacy.report.sources import FEDERATION, SIMULATION, SITE
+from privacy.statistics import report_text
 
 Item = Mapping[str, str]
 
@@ -58,6 +59,8 @@ def unit_words(unit: str) -> str:
 
 def releases(plan: Plan, kind: str) -> list[Item]:
     """B: every output, who receives it, how often."""
+    if plan.statistics is not None:
+        return report_text.releases(plan)
     update = {
         "record": "noisy improvement of the model (noise added at the site)",
         "subject": "noisy improvement of the model (noise added at the site)",
@@ -126,6 +129,8 @@ def trust(plan: Plan, kind: str) -> dict[str, str]:
 
 def unprotected(plan: Plan, kind: str) -> list[Item]:
     """E: what the guarantee does not cover, and what becomes of it."""
+    if plan.statistics is not None:
+        return report_text.unprotected(plan)
     status = "not sent"
     items: list[Item] = []
     if plan.unit == "client":
@@ -218,6 +223,8 @@ def mechanism(plan: Plan) -> list[Item]:
     """F: what was done to the data, with what was assumed beside what was used."""
     if plan.unit == "none":
         return [_fact("Mechanism", "none: plain training, nothing bounded, no noise")]
+    if plan.statistics is not None:
+        return [*report_text.mechanism(plan), *_numbers()]
     items = [
         _fact(
             "Mechanism",
@@ -257,6 +264,18 @@ def mechanism(plan: Plan) -> list[Item]:
                 )
             )
     items += [
+        *_numbers(),
+        _fact("Layers that mix records (batch normalisation)", "refused"),
+        _fact("Undefined gradients", "set to zero before the bound is applied"),
+    ]
+    if plan.average:
+        items.append(_fact("Released model", "running average of the rounds (costs nothing more)"))
+    return items
+
+
+def _numbers() -> list[Item]:
+    """Where the noise comes from, and what a computer's numbers do to it."""
+    return [
         _fact("Random numbers", "operating system's entropy through a cryptographic stream"),
         _fact(
             "Number format",
@@ -269,12 +288,7 @@ def mechanism(plan: Plan) -> list[Item]:
             "a rounded Gaussian: a number that rounding could move is drawn to 200 digits; its "
             "distance from the ideal adds less than 1e-30 to delta",
         ),
-        _fact("Layers that mix records (batch normalisation)", "refused"),
-        _fact("Undefined gradients", "set to zero before the bound is applied"),
     ]
-    if plan.average:
-        items.append(_fact("Released model", "running average of the rounds (costs nothing more)"))
-    return items
 
 
 def _fact(what: str, value: str) -> Item:
@@ -300,6 +314,8 @@ def pitfalls(plan: Plan, audited: bool) -> list[Item]:
     """O: the known ways in which private training goes wrong, and what was done about each."""
     if plan.unit == "none":
         return []
+    if plan.statistics is not None:
+        return report_text.pitfalls(audited)
     tested = "tested" if audited else "prevented"
     rows = [
         ("Shuffled batches accounted as Poisson samples", tested, "records are drawn one by one"),
@@ -321,9 +337,17 @@ def pitfalls(plan: Plan, audited: bool) -> list[Item]:
 
 def tuning(plan: Plan) -> dict[str, str]:
     """I: preprocessing and the choice of settings, charged or not."""
+    constants = (
+        "By the public constants of the task alone; nothing is computed from the private records."
+    )
+    if plan.constants_from is not None:
+        constants = (
+            "By public constants that were chosen from earlier statistics with noise, of digest "
+            f"{plan.constants_from}. These were paid for when they were released, from the ledgers "
+            "of the sites that gave them; using them costs nothing more."
+        )
     return {
-        "preprocessing": "By the public constants of the task alone; nothing is computed from the "
-        "private records.",
+        "preprocessing": constants,
         "tuning": "The settings come with the plan. Whether they were chosen on these records is "
         "not known to this report; no budget was charged for it.",
     }

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -24,13 +24,17 @@ _ADDED: Final = 2.0**-18
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the coordinator carries from round to round; `weights` start the next one."""
+    """What the coordinator carries from round to round; `weights` start the next one.
+
+    `sites` are each site's own noisy sums by its name, where the plan is one of statistics.
+    """
 
     round: int
     weights: Arrays
     velocity: Arrays | None = None
     mean: Arrays | None = None
     clip: float | None = None
+    sites: Arrays = field(default_factory=dict)
 
     def released(self) -> Arrays:
         """The model that this round releases: the running mean where the plan averages."""
@@ -46,7 +50,7 @@ class State:
             arrays |= {f"server/velocity/{name}": a for name, a in self.velocity.items()}
         if self.clip is not None:
             arrays["server/clip"] = np.array([self.clip], dtype=np.float32)
-        return arrays
+        return arrays | {f"server/sites/{name}": a for name, a in self.sites.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, number: int) -> "State":
@@ -65,6 +69,7 @@ class State:
             under("server/velocity/"),
             released if weights is not None else None,
             None if clip is None else float(clip[0]),
+            under("server/sites/") or {},
         )
 
 
@@ -120,6 +125,8 @@ def combine(state: State, updates: Iterable[Update], plan: Plan, *, sites: int =
 
     With `combine` "median" or "trimmed-mean" (Yin et al. 2018) all updates are in memory at once.
     """
+    if plan.statistics is not None:
+        return _counted(state, updates)
     if plan.combine != "mean":
         return _moved(state, _middle(list(updates), plan), plan)
     total: Totals = {}
@@ -140,6 +147,21 @@ def combine(state: State, updates: Iterable[Update], plan: Plan, *, sites: int =
     if plan.unit == "client" and plan.clip_quantile is not None:
         return replace(moved, clip=_adapted(state, below, sites, plan))
     return moved
+
+
+def _counted(state: State, updates: Iterable[Update]) -> State:
+    """The sum of all sites' noisy sums, and each site's own: they are noised, so both may be kept.
+
+    A name has one array of the same length at every site.
+    """
+    sites: Arrays = {}
+    total: Totals = {name: np.zeros(a.shape) for name, a in state.weights.items()}
+    for update in updates:
+        for name, array in update.arrays.items():
+            total[name] += array
+            sites[update.site] = array
+    weights = {name: array.astype(np.float32) for name, array in total.items()}
+    return State(state.round + 1, weights, sites=sites)
 
 
 def _add(total: Totals, update: Update, state: State, plan: Plan) -> float:

@@ -57,7 +57,7 @@ def federate(job: Job) -> Outcome:
     except Interrupted as error:
         outcome = Outcome(error.reason, history, str(error))
     else:
-        if job.attempts.hand_out and history:
+        if job.attempts.hand_out and history and job.plan.statistics is None:
             _hand_out(job)
     if not job.plan.private:
         return outcome
@@ -74,7 +74,7 @@ def _play(
 ) -> Outcome:
     plan, listener = job.plan, job.listener
     state, totals = _start(job), epsilons(history)
-    metrics = history[0]["metrics"] if history else job.evaluator.evaluate(state.released())
+    metrics = history[0]["metrics"] if history else _evaluated(job, state)
     untrained = metrics.get("loss")
     declined: dict[str, Answer] = {}  # the last refusal of each site in this run
     replaced: dict[str, Answer] = {}  # of those, who was asked in the present round
@@ -115,6 +115,11 @@ def _play(
     if last < plan.rounds:
         return Outcome("stopped", history, f"operation.stop_after = {last}")
     return Outcome("done", history)
+
+
+def _evaluated(job: Job, state: State) -> Mapping[str, float]:
+    """Metrics on public rows; none of statistics, which are no model."""
+    return {} if job.plan.statistics is not None else job.evaluator.evaluate(state.released())
 
 
 def _ended(
@@ -251,7 +256,7 @@ def _record(
         job.plan,
         state.round,
         record,
-        job.evaluator.evaluate(state.released()),
+        _evaluated(job, state),
         totals,
         seconds=time.perf_counter() - began,
         coordinator_events=job.ledger.events(job.folder.id) if job.ledger is not None else (),

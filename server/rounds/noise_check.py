@@ -70,7 +70,8 @@ def honest_update(
         after = rates[step] + momentum * after
         reach[step] = after
     clip = plan.clip or 0.0
-    unit = clip / plan.denominator(site)
+    # Statistics are sums over their bound; updates are divided by a public number as well.
+    unit = 1.0 if plan.statistics is not None else clip / plan.denominator(site)
     quietest = rates[-1] * sigma * unit
     if plan.l2 or plan.aggregation == "fedprox":
         return HonestUpdate(quietest, None, None)

@@ -178,6 +178,10 @@ def norm_bound(plan: Plan, site: str, parameters: int) -> float:
     if not planned or plan.clip is None:
         return _NORM_MAX
     root = math.sqrt(parameters)
+    if plan.statistics is not None:  # sums of vectors of norm at most 1, and their noise
+        return _ROWS_OVER_NOMINAL * plan.units_of(site) + _MORE_NOISE * planned[0].sigma * (
+            root + 10
+        )
     if plan.optimizer == "adam":
         step = plan.lr * 10 * root
     else:

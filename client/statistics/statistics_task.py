@@ -1,0 +1,117 @@
+"""A task that counts: the raw columns of another task's rows, each value before it is encoded.
+
+Every row of that task's files is counted, one with a missing or an unknown value too. What a value
+is follows from it and the public columns alone.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.tasks.preprocessing import Category, Columns, Number
+from client.tasks.rows import Encoded, Rows, TaskError
+from client.tasks.task import Task
+from privacy.contract.keys import StatisticsPlan
+from privacy.statistics.columns import CategoryColumn, Column, NumberColumn, StatisticsError
+from privacy.statistics.design import design
+
+SUMS = "sums"
+"""The name of the one array that is released."""
+
+
+class _Sums(nn.Module):
+    """In the place of a model's weights: the sums, which begin at 0."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.sums = nn.Parameter(torch.zeros(size))
+
+
+def described(columns: Columns) -> tuple[Column, ...]:
+    """The public descriptions of a task's columns, its label's among them."""
+    return tuple(_described(one) for one in (*columns.inputs, columns.label))
+
+
+def _described(column: Number | Category) -> Column:
+    if isinstance(column, Category):
+        return CategoryColumn(column.name, column.values)
+    return NumberColumn(column.name, column.low, column.high, column.date)
+
+
+def statistics_task(plan: StatisticsPlan, of: Task) -> Task:
+    """The task that counts the rows of another; TaskError where these have no public columns."""
+    if of.columns is None or of.load_with is None:
+        raise TaskError(
+            f"statistics.of must be a task whose rows have public columns, got {of.name}"
+        )
+    try:
+        asked = design(plan, described(of.columns))
+    except StatisticsError as error:
+        raise TaskError(str(error)) from None
+    known = {one.name: one for one in (*of.columns.inputs, of.columns.label)}
+    columns = [known[one.name] for one in asked.columns]
+    label, load_with = of.columns.label, of.load_with
+
+    def encode(table: Any) -> Encoded:
+        return _encoded(table, columns, label)
+
+    def load(path: Path | None, part: str) -> Rows:
+        return load_with(path, encode)
+
+    return Task(
+        name="statistics",
+        kind="regression",
+        classes=(),
+        inputs=tuple(one.name for one in columns),
+        label=label.name,
+        shape=(len(columns),),
+        model=lambda seed: _Sums(asked.size),
+        load=load,
+        wanted=of.wanted,
+        encode=encode,
+        loss=_nothing,
+        metrics=_nothing,
+        decode=_nothing,
+        embedded=of.embedded,
+        dtype=torch.float64,
+        y_dtype=torch.int64,
+        subjects=of.subjects,
+        options=json.dumps(asdict(plan), sort_keys=True),
+        statistics=asked,
+    )
+
+
+def _nothing(*_: Tensor) -> Any:
+    raise TaskError("statistics: nothing is learnt, so there is nothing to predict or to measure")
+
+
+def _encoded(table: Any, columns: Sequence[Number | Category], label: Number | Category) -> Encoded:
+    """Every row's raw values as privacy/statistics/columns.py has them; a label class as y."""
+    names, rows = set(table.column_names), table.num_rows
+    x = np.full((rows, len(columns)), np.nan)
+    for place, column in enumerate(columns):
+        if column.name in names:
+            x[:, place] = _values(column, table.column(column.name))
+    y = np.zeros(rows, dtype=np.int64)
+    if isinstance(label, Category) and label.name in names:
+        y, _ = label.codes(table.column(label.name))
+    index = np.arange(rows, dtype=np.int64)
+    return Encoded(torch.from_numpy(x), torch.from_numpy(np.ascontiguousarray(y)), index)
+
+
+def _values(column: Number | Category, raw: Any) -> NDArray[np.float64]:
+    try:
+        if isinstance(column, Number):
+            numbers, wrong = column.numbers(raw)
+            return np.where(wrong, np.inf, numbers)
+        codes, gone = column.codes(raw)
+    except TaskError as error:
+        raise TaskError(f"column {column.name}: {error}") from None
+    return np.where(gone, np.nan, codes.astype(np.float64))
