@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from client.statistics.statistics_task import statistics_task
+from client.statistics.statistics_task import countable, statistics_task
 from client.tasks.preprocessing import Category
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
@@ -19,7 +19,7 @@ def everything(of: Task) -> StatisticsPlan:
     """The questions that fit a task's columns, for a look without a plan."""
     if of.columns is None:
         raise TaskError(f"expected a task whose rows have public columns, got {of.name}")
-    columns = (of.columns.label, *of.columns.inputs)[:_MOST]
+    columns = countable(of.columns)[-_MOST:]  # the label is the last
     asked = {
         one.name: ("frequencies",)
         if isinstance(one, Category)

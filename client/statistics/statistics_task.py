@@ -34,9 +34,11 @@ class _Sums(nn.Module):
         self.sums = nn.Parameter(torch.zeros(size))
 
 
-def described(columns: Columns) -> tuple[Column, ...]:
-    """The public descriptions of a task's columns, its label's among them."""
-    return tuple(_described(one) for one in (*columns.inputs, columns.label))
+def countable(columns: Columns) -> tuple[Number | Category, ...]:
+    """The columns of a task that have public values or a public range, its label among them."""
+    return tuple(
+        one for one in (*columns.inputs, columns.label) if isinstance(one, Number | Category)
+    )
 
 
 def _described(column: Number | Category) -> Column:
@@ -52,10 +54,10 @@ def statistics_task(plan: StatisticsPlan, of: Task) -> Task:
             f"statistics.of must be a task whose rows have public columns, got {of.name}"
         )
     try:
-        asked = design(plan, described(of.columns))
+        asked = design(plan, [_described(one) for one in countable(of.columns)])
     except StatisticsError as error:
         raise TaskError(str(error)) from None
-    known = {one.name: one for one in (*of.columns.inputs, of.columns.label)}
+    known = {one.name: one for one in countable(of.columns)}
     columns = [known[one.name] for one in asked.columns]
     label, load_with = of.columns.label, of.load_with
 

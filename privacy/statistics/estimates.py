@@ -111,7 +111,7 @@ def _fit(size: int, inside: int, widths: tuple[int, ...]) -> tuple[Floats, Float
         level[np.arange(inside) // width, np.arange(inside)] = 1.0
         rows.append(level)
     matrix = np.concatenate(rows)
-    covariance = np.linalg.inv(matrix.T @ matrix)
+    covariance: Floats = np.linalg.inv(matrix.T @ matrix).astype(np.float64)
     return covariance @ matrix.T, covariance
 
 
@@ -140,7 +140,8 @@ class Ranks:
         steps = np.cumsum(self.found.counts[self.order])
         weights = np.ones(len(steps))
         weights[-1] = len(steps)  # the end of the curve is the best known
-        return np.maximum(isotonic_regression(steps, weights=weights).x, 0.0)
+        found: Floats = np.maximum(isotonic_regression(steps, weights=weights).x, 0.0)
+        return found
 
     def quantile(self, share: float) -> Interval | None:
         """The value below which `share` of the values lie, and where it may be.
