@@ -1,7 +1,6 @@
 """Which chart shows which figures of a report."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from privacy.report.charts import COLOURS, LIMIT, Series, bars, lines
@@ -156,8 +155,8 @@ def audit_picture(audit: Mapping[str, Any]) -> str:
     )
 
 
-def gauge(plain: Mapping[str, Any]) -> str:
-    """From guessing to certainty: where the best attacker ends."""
+def gauge(plain: Mapping[str, Any], percent: Callable[[float], str], t: Callable[..., str]) -> str:
+    """From guessing to certainty: where the best attacker ends; `t` translates its words."""
     most = plain["at_most"]
     exact = plain["exactly"]
 
@@ -167,9 +166,9 @@ def gauge(plain: Mapping[str, Any]) -> str:
     marks = "".join(
         f'<text x="{x(s):.0f}" y="58" text-anchor="{anchor}" font-size="12">{text}</text>'
         for s, text, anchor in (
-            (0.5, "50 %: guessing", "start"),
+            (0.5, t("50 %: guessing"), "start"),
             (0.75, "75 %", "middle"),
-            (1.0, "100 %: certainty", "end"),
+            (1.0, t("100 %: certainty"), "end"),
         )
     )
     inner = (
@@ -177,7 +176,7 @@ def gauge(plain: Mapping[str, Any]) -> str:
         if exact is not None
         else ""
     )
-    words = escape(f"The best attacker is right at most {100 * most:.1f} % of the time")
+    words = t("The best attacker is right at most {p} % of the time", p=percent(most))
     return (
         '<svg viewBox="0 0 620 64" role="img" xmlns="http://www.w3.org/2000/svg" '
         f'font-family="system-ui, sans-serif"><title>{words}</title>'

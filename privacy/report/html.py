@@ -1,41 +1,71 @@
 """The report as one self-contained page: no script, no outside resource, made for paper (A4)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from privacy.report.figures import audit_picture, gauge, life_picture, pictures
+from privacy.report.languages.translation import Translate, translator
 
 _TABLES: Final = 12
 
 
 def to_html(content: Mapping[str, Any]) -> str:
     """Render `Report.content`; everything that is shown comes from it."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(figure=figure, percent=percent, short=short, small=small)
-    source = files("privacy").joinpath("report", "report.html").read_text("utf-8")
-    template = environment.from_string(source)
     runs = [
         {**run, "pictures": _safe(pictures(run)), "tables": tables(run)} for run in content["runs"]
     ]
-    return template.render(
+    return _rendered("report.html", content, runs, "en", _safe(across(content)))
+
+
+def first_page(content: Mapping[str, Any], language: str) -> str:
+    """The first page of `to_html` by itself, in one of `LANGUAGES`."""
+    images = _safe(_gauge(content, translator(language)))
+    return _rendered("first_page_alone.html", content, content["runs"], language, images)
+
+
+def _rendered(
+    name: str,
+    content: Mapping[str, Any],
+    runs: Sequence[Mapping[str, Any]],
+    language: str,
+    images: Mapping[str, Markup],
+) -> str:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_template),
+    )
+    environment.filters.update(
+        figure=figure, percent=percent, short=short, small=small, one_in=one_in
+    )
+    return environment.get_template(name).render(
         **{"acts": [], **content, "runs": runs},
+        t=translator(language),
+        language=language,
         lead=next((run for run in runs if run.get("trust")), runs[0] if runs else None),
-        across=_safe(across(content)),
+        across=images,
         most_tables=_TABLES,
     )
 
 
+def _template(name: str) -> str:
+    return files("privacy").joinpath("report", name).read_text("utf-8")
+
+
+def _gauge(content: Mapping[str, Any], t: Translate) -> dict[str, str]:
+    plain = content["plain"]
+    return {} if plain["at_most"] is None else {"gauge": gauge(plain, percent, t)}
+
+
 def across(content: Mapping[str, Any]) -> dict[str, str]:
     """The pictures of the report as a whole."""
-    images: dict[str, str] = {}
-    if content["plain"]["at_most"] is not None:
-        images["gauge"] = gauge(content["plain"])
+    images = _gauge(content, translator("en"))
     if any(len(book["runs"]) > 1 for book in content["life"]):
         images["life"] = life_picture(content["life"])
     for check in content["checks"]:
@@ -82,6 +112,11 @@ def small(value: object) -> str:
     if not isinstance(value, int | float) or value <= 0:
         return "–"
     return f"1 in {round(1 / value):,}"
+
+
+def one_in(value: float) -> str:
+    """The n of a probability that is 1 in n."""
+    return f"{round(1 / value):,}"
 
 
 def short(value: object, length: int = 16) -> str:

@@ -12,14 +12,18 @@ from typing import Any, Final
 
 from privacy.identity.certificates import Authority, Request
 from privacy.identity.keys import IdentityError, new_signing_key, public_of, signing_public
+from privacy.report.bundle.data_protection import impact_assessment, processing_record
 from privacy.report.bundle.evidence import collect
 from privacy.report.bundle.registry_entry import to_yaml
 from privacy.report.bundle.seal import NAME, seal
-from privacy.report.html import to_html
+from privacy.report.html import first_page, to_html
+from privacy.report.languages.translation import LANGUAGES
 from privacy.report.report import Report, build
 from privacy.report.sources import FEDERATION, SITE, ReportError, kind_of, read
 
-FILES: Final = ("report.json", "report.html", "registry.yaml", NAME, "evidence")
+FIRST_PAGES: Final = {code: f"first-page.{code}.html" for code in LANGUAGES}
+DRAFTS: Final = ("registry.yaml", "dpia.md", "processing-record.md")
+FILES: Final = ("report.json", "report.html", *FIRST_PAGES.values(), *DRAFTS, NAME, "evidence")
 _LIBRARIES: Final = ("tacit", "dp-accounting", "numpy", "scipy", "cryptography")
 
 
@@ -75,7 +79,10 @@ def _write(
     (making / "report.json").write_text(report.to_json(), "utf-8")
     content = json.loads(report.to_json())
     (making / "report.html").write_text(to_html(content), "utf-8")
-    (making / "registry.yaml").write_text(to_yaml(content), "utf-8")
+    for language, name in FIRST_PAGES.items():
+        (making / name).write_text(first_page(content, language), "utf-8")
+    for name, draft in zip(DRAFTS, (to_yaml, impact_assessment, processing_record), strict=True):
+        (making / name).write_text(draft(content), "utf-8")
     return report, names
 
 
