@@ -26,8 +26,9 @@ sys.path.insert(0, str(ROOT))
 from table import save, versions
 
 from client.inference.export import quantized
-from client.inference.onnx_graph import to_onnx
+from client.inference.onnx_export import to_onnx
 from client.inference.predictor import session
+from client.tasks.rows import Rows
 from tests.support.models import own_key, release
 
 
@@ -88,10 +89,11 @@ def in_process(rounds: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, network, shape in (("mlp", mlp(), (784,)), ("cnn", cnn(), (1, 28, 28))):
         network.eval()
-        graph = to_onnx(network, shape)
         rows = np.random.default_rng(0).uniform(-1, 1, (512, *shape)).astype(np.float32)
+        whole = torch.from_numpy(rows)
+        graph = to_onnx(network, Rows(whole, torch.zeros(len(rows))))
         plain = session(graph.SerializeToString(), 1)
-        small = session(quantized(graph, rows).SerializeToString(), 1)
+        small = session(quantized(graph, whole).SerializeToString(), 1)
         for batch, calls in ((1, 1000), (256, 60)):
             x = np.ascontiguousarray(rows[:batch])
             tensor = torch.from_numpy(x)

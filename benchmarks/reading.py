@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 from table import quartiles, save, show, versions
 
 from client.inference.batch import run
-from client.inference.onnx_graph import to_onnx
+from client.inference.export import public_rows
+from client.inference.onnx_export import to_onnx
 from client.inference.predictor import predictor, session
 from client.models.loading import find
 from client.models.loading import load as load_model
@@ -138,7 +139,7 @@ def cases(folder: Path, threads: int) -> dict[str, dict[str, Callable[[], object
         model, plan=plan_for("table", schema=schema()), network=shaken(table), key=own_key(model)
     )
     ready = predictor(load_model(find(str(model)), Trust()), threads=threads)
-    graph = to_onnx(shaken(table), table.shape).SerializeToString()
+    graph = to_onnx(shaken(table), public_rows(table)).SerializeToString()
     scores = session(graph, threads)
     csv, packed = folder / "rows.csv", folder / "rows.parquet"
 

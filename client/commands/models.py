@@ -4,6 +4,7 @@ What needs torch is imported by the command that runs: `--help` is an instant.
 """
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +59,8 @@ def predict(
         str | None, typer.Option("--id", help="A column of the file to carry along.")
     ] = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Those of all classes, a column each.")
+        bool,
+        typer.Option("--probabilities", help="Those of all classes, a column each."),
     ] = False,
     json_: Json = False,
     skip_bad: SkipBad = False,
@@ -172,17 +174,18 @@ def export(
     """Write a released model in another form, its card inside, compared on the spot."""
     from client.commands.shared import opened, rows
     from client.inference.export import export as exported
+    from client.inference.export import suffix_of
     from client.models.loading import ModelError
     from client.models.trusted_keys import sign_beside
     from privacy.files import write_atomic
 
+    if out is not None and out.suffix != (wanted := suffix_of(format_)):
+        raise ModelError(f"out: expected a name that ends with {wanted}, got {out}")
     of = opened(model, directory, key, task, quiet=json_)
     private = None if data is None else rows(of, data)
     file = exported(of, format_, private)
     name = f"{of.task.name}-{of.card.round:06d}{'-int8' * (format_ == 'onnx-int8')}"
-    path = out or Path(name + file.suffix)
-    if path.suffix != file.suffix:
-        raise ModelError(f"out: expected a name that ends with {file.suffix}, got {path}")
+    path = out or Path(name + suffix_of(format_))
     write_atomic(path, file.content)
     sign_beside(path, file.content, of.card.run, of.card.round, directory)
     facts: dict[str, Any] = {
@@ -198,7 +201,7 @@ def export(
     for agreement in file.agreements:
         lost = "" if agreement.lost is None else f", {agreement.lost:.2f} points of accuracy lost"
         typer.echo(
-            f"  {agreement.rows} {agreement.source}: probabilities within "
+            f"  {agreement.rows} {agreement.source}: outputs within "
             f"{agreement.difference:.2g}, {100 * agreement.same:.2f} % same predictions{lost}"
         )
 
@@ -216,10 +219,11 @@ def serve(
     ] = 5.0,
     directory: Directory = None,
     key: Key = None,
+    task: Package = None,
 ) -> None:
     """Answer predictions over HTTP on this machine, always with the newest released model."""
     with loading():
-        from client.commands.shared import say_origin
+        from client.commands.shared import say_origin, tasks_of
         from client.models.loading import find, load
         from client.models.trusted_keys import known_keys
         from client.serving.address import Limits, listening
@@ -227,7 +231,8 @@ def serve(
 
     trust = known_keys(directory, key or ())
     where = listening(listen, token_file)
-    of = load(find(model, directory), trust)
+    tasks = tasks_of(directory, task)
+    of = load(find(model, directory), trust, tasks)
     say_origin(of)
     run(
         of,
@@ -236,6 +241,7 @@ def serve(
         newest=lambda: find(model, directory),
         trust=trust,
         refresh=refresh,
+        tasks=tasks,
     )
 
 
@@ -270,6 +276,7 @@ def adapt(
         return
     typer.echo(f"{path}: private to {site}, fitted to {adaptation.rows} rows")
     for name, value in adaptation.after.items():
-        typer.echo(f"  {name:<10} {adaptation.before[name]:.4f} -> {value:.4f} (held-out rows)")
+        before = adaptation.before.get(name, math.nan)
+        typer.echo(f"  {name:<10} {before:.4f} -> {value:.4f} (held-out rows)")
     if not adaptation.better:
         typer.echo("  the held-out loss did not fall: the released model is the better one")

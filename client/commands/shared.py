@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from client.data.input_files import chunks
+from client.dpsgd.trees import joined
 from client.inference import batch
 from client.inference.batch import Tally
 from client.models.loading import Model, find, load
@@ -76,9 +77,11 @@ def rows(model: Model, data: Path, skip_bad: bool = False) -> Rows:
     """All labelled rows of a file at once."""
     tally = Tally(name=f"{data}: ")
     parts = list(tally.watch(chunks(model.task, data, labels=True), skip_bad, lambda done: None))
-    labels = [chunk.y for chunk in parts if chunk.y is not None]
+    filled = [(chunk.x, chunk.y) for chunk in parts if chunk.y is not None and len(chunk.rows)]
     tell_faults(tally)
-    return Rows(torch.cat([chunk.x for chunk in parts]), torch.cat(labels))
+    if not filled:
+        raise TaskError(f"{data}: expected labelled rows, found none")
+    return Rows(joined([x for x, _ in filled]), torch.cat([y for _, y in filled]))
 
 
 def explained(model: Model, tally: Tally, out: Path | None) -> list[dict[str, Any]]:
@@ -88,7 +91,7 @@ def explained(model: Model, tally: Tally, out: Path | None) -> list[dict[str, An
 
     if not tally.first:
         return []
-    explanations = explain(model, torch.cat(tally.first), tally.numbers)
+    explanations = explain(model, joined(tally.first), tally.numbers)
     lines = [one.to_dict() for one in explanations]
     if out is not None:
         numbers = "".join(json.dumps(line) + "\n" for line in lines)

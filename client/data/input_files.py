@@ -72,7 +72,9 @@ def chunks(
     if not path.exists():
         raise TaskError(f"{path}: expected a file or a folder, found none")
     if task.read is not None:
-        yield from _task_chunks(task.read(path, labels), ident)
+        if group not in (None, "site"):
+            raise TaskError(f"group must be site where a task reads its own files, got {group!r}")
+        yield from own_chunks(task.read(path, labels), ident, by_site=group is not None)
         return
     try:
         for batch, ids in _batches(task, path, labels, group, ident):
@@ -84,7 +86,9 @@ def chunks(
         raise TaskError(str(error) if known else f"{path}: {error}") from error
 
 
-def _task_chunks(parts: Iterator[tuple[Rows, Any]], ident: str | None) -> Iterator[Chunk]:
+def own_chunks(
+    parts: Iterator[tuple[Rows, Any]], ident: str | None, *, by_site: bool = False
+) -> Iterator[Chunk]:
     """The rows of a task that reads its files itself; `id` is what its encoding names them."""
     for rows, part in parts:
         numbers = part.arrays.get("number", np.zeros(0, np.int64)) + 1
@@ -96,13 +100,19 @@ def _task_chunks(parts: Iterator[tuple[Rows, Any]], ident: str | None) -> Iterat
             rows.x,
             y,
             numbers,
-            list(rows.site) if rows.site is not None else None,
+            _sites(rows) if by_site else None,
             faults,
             0.0,
             None,
             ids,
             (ident or "id") if names is not None else "",
         )
+
+
+def _sites(rows: Rows) -> list[str]:
+    if rows.site is None and len(rows):
+        raise TaskError("group must be left out: the rows of this task name no site")
+    return list(rows.site or ())
 
 
 def _own_fault(fault: Mapping[str, Any]) -> Fault:

@@ -44,6 +44,11 @@ def replaced(tree: Any, values: Sequence[Tensor]) -> Any:
     return mapped(lambda _: next(following), tree)
 
 
+def cut(tree: Any, at: slice) -> Any:
+    """The same tree with the rows `at` of every tensor."""
+    return mapped(lambda x: x[at], tree)
+
+
 def floats(tree: Any) -> Any:
     """The same tree with floating tensors as float32."""
     return mapped(lambda x: x.float() if x.is_floating_point() else x, tree)

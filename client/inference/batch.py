@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-import torch
+from torch import Tensor
 
 from client.data.input_files import Chunk, Fault, chunks
+from client.dpsgd.trees import cut, mapped
 from client.inference.output_files import held_back, writing
 from client.inference.predictor import Predictor, predict
 from privacy.files import write_atomic
@@ -31,7 +32,7 @@ class Tally:
     rows: int = 0
     skipped: int = 0
     faults: list[Fault] = field(default_factory=list)
-    first: list[torch.Tensor] = field(default_factory=list)
+    first: list[Any] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
 
     def watch(self, source: Iterator[Chunk], skip_bad: bool, tell: Progress) -> Iterator[Chunk]:
@@ -43,9 +44,9 @@ class Tally:
             if chunk.faults and not skip_bad:
                 raise PredictingError(f"{self.name}{refusal(self.faults)}")
             wanted = self.explain - len(self.numbers)
-            if wanted > 0:
+            if wanted > 0 and len(chunk.rows):
                 shown = chunk.x if chunk.raw is None else chunk.raw
-                self.first.append(shown[:wanted].clone())
+                self.first.append(mapped(Tensor.clone, cut(shown, slice(wanted))))
                 self.numbers += chunk.rows[:wanted].tolist()
             yield chunk
             tell(chunk.done)

@@ -12,8 +12,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from client.inference.predictor import Predictions, Scores
+from client.dpsgd.trees import joined
+from client.inference.decoded_columns import best
+from client.inference.predictor import Predictions
 from client.tasks.task import Task
 
 SMALLEST: Final = 20
@@ -47,8 +51,9 @@ class Group:
 class Evaluation:
     """The metrics of all rows and of each group; `confusion[true][predicted]` counts rows.
 
-    A group is `behind` if its accuracy (or mean squared error) is worse than that of all other rows
-    by more than chance explains: two standard errors of the difference, at least 0.05 (or a tenth).
+    A group is `behind` if its accuracy is worse than that of all other rows by more than chance
+    explains: two standard errors of the difference, at least 0.05; where there are no classes, if
+    its mean loss (its mean squared error) is, by at least a tenth.
     """
 
     rows: int
@@ -89,8 +94,8 @@ def evaluate(
     task: Task, predicted: Iterator[Predictions], *, smallest: int = SMALLEST
 ) -> Evaluation:
     """Gather the scores of labelled rows (a few numbers a row) and measure them."""
-    scores: list[Scores] = []
-    labels: list[NDArray[Any]] = []
+    scores: list[Any] = []
+    labels: list[Tensor] = []
     groups: list[str] = []
     skipped = 0
     for part in predicted:
@@ -102,36 +107,38 @@ def evaluate(
         groups += part.groups or []
     if not scores:
         raise ValueError("expected labelled rows, found none")
-    return measure(task, np.concatenate(scores), np.concatenate(labels), groups, smallest, skipped)
+    return measure(task, joined(scores), torch.cat(labels), groups, smallest, skipped)
 
 
 def measure(
     task: Task,
-    scores: Scores,
-    labels: NDArray[Any],
+    scores: Any,
+    labels: Any,
     groups: Sequence[str] = (),
     smallest: int = SMALLEST,
     skipped: int = 0,
 ) -> Evaluation:
-    """The figures of scores [rows, outputs] against labels [rows], by group where given."""
+    """The figures of raw outputs (a tree of [rows, ...]) against labels, by group where given."""
+    scores, y = pytree.tree_map(torch.as_tensor, scores), torch.as_tensor(labels)
     evaluation = Evaluation(
-        rows=len(labels),
-        metrics=metrics(task, scores, labels),
-        confusion=confusion(scores, labels, len(task.classes)),
-        bins=reliability(task, scores, labels),
+        rows=len(y),
+        metrics=metrics(task, scores, y),
+        confusion=confusion(task, scores, y),
+        bins=reliability(task, scores, y),
         skipped=skipped,
         classes=task.classes,
     )
     if not groups:
         return evaluation
     names = np.array(groups, dtype=object)
-    errors = _errors(task, scores, labels)
+    errors = _errors(task, scores, y)
     shown, hidden = _large_enough(names, smallest)
     figures = []
     for name in shown:
         members = names == name
         behind = _behind(errors[members], errors[~members], task.kind)
-        of_own = metrics(task, scores[members], labels[members])
+        at = torch.from_numpy(members)
+        of_own = metrics(task, pytree.tree_map(lambda t, at=at: t[at], scores), y[at])
         figures.append(Group(name or "(none)", int(members.sum()), of_own, behind))
     return replace(evaluation, groups=tuple(figures), suppressed=hidden)
 
@@ -150,21 +157,20 @@ def _large_enough(names: NDArray[Any], smallest: int) -> tuple[list[str], int]:
     return sorted(name for name, _ in counts[hidden:]), hidden
 
 
-def metrics(task: Task, scores: Scores, labels: NDArray[Any]) -> dict[str, float]:
+def metrics(task: Task, scores: Any, y: Tensor) -> dict[str, float]:
     """The task's own metrics; for classes the area under the ROC curve and the ECE too."""
-    outputs, y = torch.from_numpy(scores), torch.from_numpy(labels)
-    values = dict(task.metrics(outputs, y))
-    if task.kind == "regression":
+    values = dict(task.metrics(scores, y))
+    if task.kind != "classification":
         return values
-    decoded = task.decode(outputs)
+    decoded = task.decode(scores)
     # A class that no row has, or every row has, has no curve.
     present = torch.unique(y)
     if len(present) > 1:
         classes = [1] if decoded.shape[1] == 2 else present.tolist()
-        values_of = decoded.numpy()
+        values_of, labels = decoded.numpy(), y.numpy()
         each = [auroc(values_of[:, c], labels == c) for c in classes]
         values["auc"] = sum(each) / len(each)
-    values["ece"] = calibration_error(reliability(task, scores, labels))
+    values["ece"] = calibration_error(reliability(task, scores, y))
     return values
 
 
@@ -182,21 +188,21 @@ def auroc(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float:
     return above / (hits * (len(scores) - hits))
 
 
-def confusion(scores: Scores, labels: NDArray[Any], classes: int) -> tuple[tuple[int, ...], ...]:
-    """How many rows of each class (first index) were taken for each class; none in a regression."""
-    if not classes:
+def confusion(task: Task, scores: Any, y: Tensor) -> tuple[tuple[int, ...], ...]:
+    """How many rows of each class (first index) were taken for each class; else none."""
+    if task.kind not in ("classification", "ordinal"):
         return ()
-    table = np.zeros((classes, classes), np.int64)
-    np.add.at(table, (labels, scores.argmax(1)), 1)
-    return tuple(tuple(int(count) for count in row) for row in table)
+    count = len(task.classes)
+    pairs = torch.bincount(y * count + best(task, task.decode(scores)), minlength=count * count)
+    return tuple(tuple(row) for row in pairs.reshape(count, count).tolist())
 
 
-def reliability(task: Task, scores: Scores, labels: NDArray[Any]) -> tuple[Bin, ...]:
+def reliability(task: Task, scores: Any, labels: Any) -> tuple[Bin, ...]:
     """Confidence against accuracy in tenths of confidence; empty ones are left out."""
-    if task.kind == "regression":
+    if task.kind != "classification":
         return ()
-    decoded = task.decode(torch.from_numpy(scores)).numpy()
-    confidence, right = decoded.max(1), decoded.argmax(1) == labels
+    decoded = task.decode(pytree.tree_map(torch.as_tensor, scores)).numpy()
+    confidence, right = decoded.max(1), decoded.argmax(1) == np.asarray(labels)
     place = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
     bins = []
     for i in range(BINS):
@@ -213,11 +219,12 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     return sum(b.rows * abs(b.confidence - b.accuracy) for b in bins) / total if total else 0.0
 
 
-def _errors(task: Task, scores: Scores, labels: NDArray[Any]) -> NDArray[np.float64]:
-    """A row's error: 1 for a wrong class; its squared error in a regression."""
-    if task.kind == "regression":
-        return np.asarray((scores.reshape(len(labels)) - labels) ** 2, np.float64)
-    return np.asarray(scores.argmax(1) != labels, np.float64)
+def _errors(task: Task, scores: Any, y: Tensor) -> NDArray[np.float64]:
+    """A row's error: 1 for a wrong class; its loss where there are no classes."""
+    if task.kind in ("classification", "ordinal"):
+        wrong = best(task, task.decode(scores)) != y
+        return np.asarray(wrong.double().numpy(), np.float64)
+    return np.asarray(task.loss(scores, y).double().numpy(), np.float64)
 
 
 def _behind(members: NDArray[np.float64], others: NDArray[np.float64], kind: str) -> bool:
@@ -225,5 +232,5 @@ def _behind(members: NDArray[np.float64], others: NDArray[np.float64], kind: str
         return False
     worse = float(members.mean() - others.mean())
     chance = 2 * float(np.sqrt(members.var() / len(members) + others.var() / len(others)))
-    least = 0.05 if kind == "classification" else 0.1 * float(others.mean())
+    least = 0.05 if kind in ("classification", "ordinal") else 0.1 * float(others.mean())
     return worse > max(chance, least)

@@ -12,23 +12,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import onnx
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
-from client.inference.onnx_graph import ConversionError, to_onnx
-from client.inference.onnx_runtime import quantization
-from client.inference.predictor import Scores, input_type, session
+from client.dpsgd.trees import joined
+from client.inference.decoded_columns import best, columns, leaves
+from client.inference.predictor import session
 from client.models.loading import Model, ModelError
 from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.model_card import POST_PROCESSING
+
+if TYPE_CHECKING:
+    import onnx
 
 FORMATS: Final = ("safetensors", "onnx", "onnx-int8")
 CLOSEST: Final = 1e-4
@@ -44,10 +45,12 @@ SYNTHETIC: Final = 512
 class Agreement:
     """How an export compares with its model: `rows` of `source`.
 
-    `difference` is the largest of any probability (or value), `same` the part of rows with the same
-    prediction, `lost` the points of accuracy lost where labels are known, and `lost_surely` what is
-    left of them after `CHANCE` standard errors: the rows that only one of the two has right differ
-    in number by chance too (McNemar 1947), and the more so the fewer rows there are.
+    `difference` is the largest of any probability; where outputs are no probabilities, of any raw
+    output, relative to it where it is above 1. `same` is the part of rows with the same prediction
+    (of numbers: that differ by at most `CLOSEST`), `lost` the points of accuracy lost where labels
+    are known, and `lost_surely` what is left of them after `CHANCE` standard errors: the rows that
+    only one of the two has right differ in number by chance too (McNemar 1947), and the more so
+    the fewer rows there are.
     """
 
     source: str
@@ -64,7 +67,6 @@ class Export:
 
     content: bytes
     model: Model
-    suffix: str
     agreements: tuple[Agreement, ...]
 
 
@@ -73,8 +75,7 @@ def export(model: Model, kind: str, private: Rows | None = None) -> Export:
 
     ModelError for a model that is private to its site, or an export that does not agree.
     """
-    if kind not in FORMATS:
-        raise ModelError(f"format: expected one of {', '.join(FORMATS)}, got {kind!r}")
+    suffix_of(kind)
     refuse_private(model)
     if model.network is None:
         raise ModelError(f"{model.path}: expected a checkpoint or .safetensors file, got ONNX")
@@ -82,13 +83,12 @@ def export(model: Model, kind: str, private: Rows | None = None) -> Export:
     public = public_rows(task)
     if kind == "safetensors":
         content, agreements = _safetensors(model), ()
-        return Export(content, model, ".safetensors", agreements)
-    try:
-        graph = to_onnx(network, task.shape, input_type(task))
-    except ConversionError as error:
-        raise ModelError(f"{model.path}: {error}") from error
+        return Export(content, model, agreements)
+    from client.inference.onnx_export import to_onnx
+
+    graph = to_onnx(network, public)
     if kind == "onnx-int8":
-        graph = quantized(graph, public.x.numpy())
+        graph = quantized(graph, public.x)
     compared = [
         compare(task, network, graph, rows, source)
         for rows, source in ((public, source_of(task)), (private, "rows at this site"))
@@ -98,7 +98,14 @@ def export(model: Model, kind: str, private: Rows | None = None) -> Export:
         _refuse_disagreeing(model, kind, agreement)
     outward = tuple(a for a in compared if a.source != "rows at this site")
     _describe(graph, model, kind, outward)
-    return Export(graph.SerializeToString(), model, ".onnx", tuple(compared))
+    return Export(graph.SerializeToString(), model, tuple(compared))
+
+
+def suffix_of(kind: str) -> str:
+    """How the name of an exported file ends; ModelError for a format that is none."""
+    if kind not in FORMATS:
+        raise ModelError(f"format: expected one of {', '.join(FORMATS)}, got {kind!r}")
+    return ".safetensors" if kind == "safetensors" else ".onnx"
 
 
 def refuse_private(model: Model) -> None:
@@ -119,20 +126,24 @@ def public_rows(task: Task) -> Rows:
     """Rows that are nobody's secret: the embedded test rows, or rows drawn from the bounds alone.
 
     A synthetic row has uniform features in -1..1, the range that tasks map their bounds to; where
-    the task computes features from pictures, these are made of blots of many sizes. Its label is 0
-    and says nothing.
+    the task computes features from pictures, these are made of blots of many sizes. Rows of a
+    reader or a package are those that its examination runs on. Labels say nothing.
     """
     if task.embedded:
         return task.load(None, "test")
     generator = torch.Generator().manual_seed(0)
+    if task.read is not None:
+        from client.tasks.packages.examine import made_up_rows
+
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            return made_up_rows(task, SYNTHETIC)
     shape = (SYNTHETIC, *task.shape)
     if task.front is not None:
         with torch.inference_mode():
             x = task.front(_blots(len(task.inputs), generator))
-    elif input_type(task) == torch.float32:
-        x = 2 * torch.rand(shape, generator=generator) - 1
     else:
-        x = torch.randint(0, 2, shape, generator=generator).to(input_type(task))
+        x = 2 * torch.rand(shape, generator=generator) - 1
     y = torch.zeros(SYNTHETIC, dtype=torch.int64)
     return Rows(x, y if task.kind == "classification" else y.float())
 
@@ -152,20 +163,36 @@ def _blots(columns: int, generator: torch.Generator) -> Tensor:
     return torch.cat(pictures).reshape(SYNTHETIC, columns).mul(2).clamp(-1, 1)
 
 
-def quantized(graph: onnx.ModelProto, rows: NDArray[Any]) -> onnx.ModelProto:
-    """The graph in int8, its ranges calibrated on `rows`; these are public, so it costs nothing.
+def quantized(graph: "onnx.ModelProto", x: Any) -> "onnx.ModelProto":
+    """The graph in int8, its ranges calibrated on rows; these are public, so it costs nothing.
 
     Weights and activations are quantised statically (Jacob et al. 2018); ranges of every layer are
     the largest seen. Weights keep to 7 bits: CPUs without VNNI add pairs of products in 16 bits,
     which overflow with 8, so that a file would score otherwise on another machine.
     """
+    import onnx
+
+    from client.inference.onnx_runtime import quantization
+
+    class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            arrays = {n: t.numpy() for n, t in (x if isinstance(x, dict) else {"x": x}).items()}
+            pieces = max(1, len(next(iter(arrays.values()))) // 128)
+            cut = {name: np.array_split(array, pieces) for name, array in arrays.items()}
+            self.batches: Iterator[dict[str, Any]] = iter(
+                {name: parts[i] for name, parts in cut.items()} for i in range(pieces)
+            )
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.batches, None)
+
     with tempfile.TemporaryDirectory(prefix="tacit-") as folder, _quiet():
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save(graph, source)
         quantization.quantize_static(
             source,
             target,
-            _Calibration(rows),
+            Calibration(),
             quant_format=quantization.QuantFormat.QDQ,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
@@ -174,15 +201,6 @@ def quantized(graph: onnx.ModelProto, rows: NDArray[Any]) -> onnx.ModelProto:
             calibrate_method=quantization.CalibrationMethod.MinMax,
         )
         return onnx.load(target)
-
-
-class _Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, rows: NDArray[Any]) -> None:
-        self.batches: Iterator[NDArray[Any]] = iter(np.array_split(rows, max(1, len(rows) // 128)))
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        batch = next(self.batches, None)
-        return None if batch is None else {"x": batch}
 
 
 @contextmanager
@@ -197,23 +215,37 @@ def _quiet() -> Iterator[None]:
 
 
 def compare(
-    task: Task, network: torch.nn.Module, graph: onnx.ModelProto, rows: Rows, source: str
+    task: Task, network: torch.nn.Module, graph: "onnx.ModelProto", rows: Rows, source: str
 ) -> Agreement:
     """Run both on the same rows."""
+    run = session(graph.SerializeToString())
     with torch.inference_mode():
-        expected: Scores = network(rows.x).numpy()
-    scores = session(graph.SerializeToString())(rows.x.numpy())
-    values = [task.decode(torch.from_numpy(s)).numpy() for s in (expected, scores)]
-    difference = float(np.abs(values[0] - values[1]).max())
-    if task.kind == "regression":
-        return Agreement(source, len(rows), difference, float(difference <= CLOSEST), None)
-    same = float((expected.argmax(1) == scores.argmax(1)).mean())
+        parts = [rows.take(range(i, min(i + 1024, len(rows)))).x for i in range(0, len(rows), 1024)]
+        expected, scores = (joined([way(x) for x in parts]) for way in (network, run))
+    if task.kind not in ("classification", "ordinal"):
+        differences = _relative(leaves(expected), leaves(scores), len(rows))
+        same = float((differences <= CLOSEST).double().mean())
+        return Agreement(source, len(rows), float(differences.max()), same, None)
+    columns(task, scores)  # refuses outputs that are no probabilities of the classes
+    before, after = task.decode(expected), task.decode(scores)
+    difference = float((before - after).abs().max())
+    chosen = best(task, before), best(task, after)
+    same = float((chosen[0] == chosen[1]).double().mean())
     if source.startswith("synthetic"):
         return Agreement(source, len(rows), difference, same, None)
-    before, after = (s.argmax(1) == rows.y.numpy() for s in (expected, scores))
-    worse, better = int((before & ~after).sum()), int((after & ~before).sum())
+    was, remains = (at == rows.y for at in chosen)
+    worse, better = int((was & ~remains).sum()), int((remains & ~was).sum())
     lost, surely = points_lost(worse, better, len(rows))
     return Agreement(source, len(rows), difference, same, lost, surely)
+
+
+def _relative(expected: dict[str, Tensor], scores: dict[str, Tensor], rows: int) -> Tensor:
+    """Each row's largest difference, relative to outputs above 1, [rows]."""
+    worst = torch.zeros(rows, dtype=torch.float64)
+    for name, value in expected.items():
+        one, other = value.double().reshape(rows, -1), scores[name].double().reshape(rows, -1)
+        worst = worst.maximum(((one - other).abs() / one.abs().clamp(min=1)).amax(1))
+    return worst
 
 
 def points_lost(worse: int, better: int, rows: int) -> tuple[float, float]:
@@ -245,13 +277,16 @@ def _safetensors(model: Model) -> bytes:
     if model.network is None:
         raise ModelError(f"{model.path}: expected a checkpoint, got ONNX")
     card = model.card.changed("the coordinator's own state left out", format="safetensors")
-    content: bytes = save(model.network.state_dict(), metadata=_metadata(model, card.to_json()))
+    tensors = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    content: bytes = save(tensors, metadata=_metadata(model, card.to_json()))
     return content
 
 
 def _describe(
-    graph: onnx.ModelProto, model: Model, kind: str, agreements: tuple[Agreement, ...]
+    graph: "onnx.ModelProto", model: Model, kind: str, agreements: tuple[Agreement, ...]
 ) -> None:
+    import onnx
+
     comparison = json.dumps([asdict(agreement) for agreement in agreements])
     what = "converted to ONNX" if kind == "onnx" else "converted to ONNX and quantised to int8"
     card = model.card.changed(f"{what}; {POST_PROCESSING}", format=kind)

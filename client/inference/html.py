@@ -43,8 +43,8 @@ These figures come from private rows and are not protected: this page is for the
 {% if evaluation.suppressed %}
 <p class="note">{{ evaluation.suppressed }} small groups are not shown.</p>
 {% endif %}{% endif %}
-{% if evaluation.confusion %}<h2>Confusion</h2><div class="scroll">{{ confusion }}</div>
-<h2>Reliability</h2>{{ reliability }}
+{% if evaluation.confusion %}<h2>Confusion</h2><div class="scroll">{{ confusion }}</div>{% endif %}
+{% if evaluation.bins %}<h2>Reliability</h2>{{ reliability }}
 <p class="note">On the diagonal, a stated probability is the true frequency; below it, the model is
 surer than it is right. ECE
 {{ "%.3f"|format(evaluation.metrics.ece) }}.</p>{% endif %}{% endblock %}"""
@@ -158,6 +158,8 @@ def picture(one: Explanation) -> str:
 
 
 def _image_side(one: Explanation) -> tuple[int, int] | None:
+    if one.x is None:
+        return None
     shape = one.x.shape
     if len(shape) == 3 and shape[0] == 1:
         return shape[1], shape[2]
@@ -170,6 +172,8 @@ def _image_side(one: Explanation) -> tuple[int, int] | None:
 
 def heat_svg(one: Explanation, height: int, width: int) -> str:
     """The image in grey beside its contributions: blue for, red against."""
+    if one.x is None or one.contributions is None:
+        return bars_svg(one.columns)
     cell = max(3, 224 // max(height, width))
     image = _scaled(one.x.reshape(height, width))
     heat = one.contributions.reshape(height, width)

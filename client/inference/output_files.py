@@ -1,7 +1,7 @@
 """Predictions to a file or a stream: CSV, Parquet or JSON lines; complete or absent.
 
-Columns: the site's own id column where it has one, `row` (from 1 through the file), `prediction`,
-`probability` (empty in a regression), and on request `p_CLASS` for each class.
+Columns: the site's own id column where it has one, `row` (from 1 through the file), and what
+`client.inference.decoded_columns` makes of the model's outputs.
 """
 
 import json
@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
@@ -35,26 +34,11 @@ class WritingError(ValueError):
 
 
 def table(part: Predictions) -> Any:
-    """The rows as a table; probabilities have six digits."""
-    count = len(part.rows)
+    """The rows as a table."""
     columns: dict[str, Any] = {}
     if part.ids is not None:
         columns[part.ids_name] = part.ids
-    columns["row"] = pa.array(part.rows)
-    if part.classes:
-        names = pa.array(part.classes, pa.string())
-        columns["prediction"] = names.take(pa.array(part.best))
-    else:
-        columns["prediction"] = pa.array(part.values, pa.float64())
-    probability = pa.nulls(count, pa.float64())
-    if part.probability is not None:
-        probability = pa.array(np.round(part.probability.astype(np.float64), 6))
-    columns["probability"] = probability
-    if part.every is not None:
-        for index, name in enumerate(part.classes):
-            values = np.round(part.every[:, index].astype(np.float64), 6)
-            columns[f"p_{name}"] = pa.array(values)
-    return pa.table(columns)
+    return pa.table(columns | {"row": pa.array(part.rows)} | part.columns)
 
 
 def records(part: Predictions) -> list[dict[str, Any]]:

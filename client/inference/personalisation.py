@@ -7,12 +7,13 @@ site alone, and every command that shares or exports models refuses it.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from client.dpsgd.trees import cut, tensors
 from client.inference.predictor import predictor
 from client.models.loading import Model, ModelError
 from client.tasks.rows import Rows
@@ -43,6 +44,7 @@ class Adapted:
 def adapt(model: Model, rows: Rows, site: str) -> Adapted:
     """Fit the last linear layer to `rows`, as near to the released weights as suits them.
 
+    Of a model with several heads, it is each head's last layer.
     A quarter of the rows is held out to say what it brought. How strongly the weights are pulled
     back is chosen on a quarter of the others, to which the model is fitted in the end.
     """
@@ -53,66 +55,128 @@ def adapt(model: Model, rows: Rows, site: str) -> Adapted:
     if len(rows) < FEWEST:
         raise ModelError(f"data: expected at least {FEWEST} labelled rows, got {len(rows)}")
     network, task = model.network, model.task
-    last = _last_layer(network)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     held = int(len(rows) * HELD_OUT)
     test, train = rows.take(order[:held]), rows.take(order[held:])
     before = _measured(model, test)
-    features = _inputs_of(network, last, train.x)
-    pull = _best_pull(last, features, train.y, task.loss)
-    _fit(last, features, train.y, task.loss, pull)
+    heads = _heads(network, train.take(range(2)).x)
+    fitting = _Fitting(network, heads, _kept(network, heads, train.x), train.y, task.loss)
+    pull = fitting.best_pull()
+    fitting.fit(range(len(train)), pull)
     after = _measured(model, test)
     changes = [*model.card.changes, "last layer fitted to one site's rows, without privacy"]
     metadata = model.metadata | {"private_to": site, "changes": json.dumps(changes)}
-    metadata.pop("card", None)
-    return Adapted(save(network.state_dict(), metadata=metadata), len(train), before, after)
+    for name in ("card", "base"):  # the file holds the whole model, frozen parts too
+        metadata.pop(name, None)
+    content = save({n: t.clone() for n, t in network.state_dict().items()}, metadata=metadata)
+    return Adapted(content, len(train), before, after)
 
 
-def _last_layer(network: nn.Module) -> nn.Linear:
+def _heads(network: nn.Module, x: Any) -> list[nn.Linear]:
+    """The linear layers whose results are the model's outputs; else the last linear layer."""
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise ModelError("adapt: expected a model that ends with a linear layer")
-    return layers[-1]
-
-
-def _inputs_of(network: nn.Module, layer: nn.Linear, x: Tensor) -> Tensor:
-    """What reaches `layer` when x goes through the network."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    results: list[tuple[nn.Linear, Tensor]] = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, _, result: results.append((layer, result)))
+        for layer in layers
+    ]
     try:
         with torch.no_grad():
-            for batch in x.split(4096):
-                network(batch)
+            outputs = {t.data_ptr() for t in tensors(network(x))}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [layer for layer, result in results if result.data_ptr() in outputs] or layers[-1:]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Features:
+    """What reaches the heads, and what they make of it, where the model ends in one of them."""
+
+    layer: nn.Linear
+    x: Tensor
+
+    def __call__(self, at: Any) -> Any:
+        return self.layer(self.x[at])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Whole:
+    """The whole model on rows, for one that goes on behind its heads."""
+
+    network: nn.Module
+    x: Any
+
+    def __call__(self, at: Any) -> Any:
+        return self.network(cut(self.x, at))
+
+
+def _kept(network: nn.Module, heads: list[nn.Linear], x: Any) -> Callable[[Any], Any]:
+    """How outputs are had of rows: from the one head's inputs, where these are all there is."""
+    if len(heads) > 1:
+        return _Whole(network, x)
+    seen: list[Tensor] = []
+    hook = heads[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    count = len(tensors(x)[0])
+    try:
+        with torch.no_grad():
+            begins = range(0, count, 4096)
+            outputs = [network(cut(x, slice(i, i + 4096))) for i in begins]
+            features = torch.cat(seen) if seen else torch.zeros(0)
+            if not all(isinstance(one, Tensor) for one in outputs) or len(features) != count:
+                return _Whole(network, x)
+            alone = heads[0](features)
     finally:
         hook.remove()
-    return torch.cat(seen)
+    whole = torch.cat(outputs)
+    same = alone.shape == whole.shape and bool(torch.allclose(alone, whole, atol=1e-5))
+    return _Features(heads[0], features) if same else _Whole(network, x)
 
 
-def _best_pull(layer: nn.Linear, features: Tensor, y: Tensor, loss: Loss) -> float:
-    """The pull with the least loss on rows that the layer was not fitted to."""
-    held = int(len(y) * HELD_OUT)
-    released = {name: value.clone() for name, value in layer.state_dict().items()}
-    losses = {}
-    for pull in PULLS:
-        _fit(layer, features[held:], y[held:], loss, pull)
-        with torch.inference_mode():
-            losses[pull] = float(loss(layer(features[:held]), y[:held]).mean())
-        layer.load_state_dict(released)
-    return min(losses, key=lambda pull: losses[pull])
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fitting:
+    """The heads of a model, fitted to rows; `outputs(at)` are the model's of the rows at `at`."""
 
+    network: nn.Module
+    heads: list[nn.Linear]
+    outputs: Callable[[Any], Any]
+    y: Tensor
+    loss: Loss
 
-def _fit(layer: nn.Linear, features: Tensor, y: Tensor, loss: Loss, pull: float) -> None:
-    released = [p.detach().clone() for p in layer.parameters()]
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        far = sum(
-            ((p - old) ** 2).sum() for p, old in zip(layer.parameters(), released, strict=True)
-        )
-        (loss(layer(features), y).mean() + pull * far).backward()
-        optimizer.step()
+    def best_pull(self) -> float:
+        """The pull with the least loss on rows that the heads were not fitted to."""
+        held = int(len(self.y) * HELD_OUT)
+        released = [{n: v.clone() for n, v in head.state_dict().items()} for head in self.heads]
+        losses = {}
+        for pull in PULLS:
+            self.fit(range(held, len(self.y)), pull)
+            with torch.inference_mode():
+                lost = self.loss(self.outputs(slice(0, held)), self.y[:held])
+                losses[pull] = float(lost.mean())
+            for head, values in zip(self.heads, released, strict=True):
+                head.load_state_dict(values)
+        return min(losses, key=lambda pull: losses[pull])
+
+    def fit(self, rows: range, pull: float) -> None:
+        """Descend the mean loss and `pull` times the squared distance from where they are now."""
+        at = slice(rows.start, rows.stop)
+        weights = [p for head in self.heads for p in head.parameters()]
+        released = [p.detach().clone() for p in weights]
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(False)
+        for parameter in weights:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.Adam(weights, lr=0.01)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            far = sum(((p - old) ** 2).sum() for p, old in zip(weights, released, strict=True))
+            (self.loss(self.outputs(at), self.y[at]).mean() + pull * far).backward()
+            optimizer.step()
 
 
 def _measured(model: Model, rows: Rows) -> dict[str, float]:
-    scores = predictor(model, threads=1).outputs(rows.x.numpy())
-    return model.task.metrics(torch.from_numpy(scores), rows.y)
+    scores = predictor(model).outputs(rows.x)
+    loss = float(model.task.loss(scores, rows.y).mean())
+    return {"loss": loss} | model.task.metrics(scores, rows.y)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx
 import torch
 from safetensors import SafetensorError, deserialize
 from torch import nn
@@ -188,6 +187,8 @@ def _from_safetensors(
 
 
 def _from_onnx(path: Path, content: bytes, digest: str, origin: Origin, tasks: Tasks) -> Model:
+    import onnx  # a moment: loaded where it is asked for
+
     try:
         graph = onnx.load_model_from_string(content)
         onnx.checker.check_model(graph)
@@ -205,14 +206,15 @@ def _from_onnx(path: Path, content: bytes, digest: str, origin: Origin, tasks: T
     if "card" not in metadata:
         raise ModelError("expected an ONNX file with a model card, found none")
     card = _agreeing(Card.from_json(metadata["card"]), task, metadata)
-    wanted = ("x", *task.shape)
-    values = [*graph.graph.input]
-    inputs = [
-        (value.name, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:]))
-        for value in values
-    ]
-    if inputs != [wanted] or [value.name for value in graph.graph.output] != ["scores"]:
-        raise ModelError(f"expected one input x of shape {task.shape} and one output scores")
+    shapes = {n: shape for n, (shape, _) in task.x_shapes.items()} or {"x": task.shape}
+    inputs = {
+        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])
+        for value in graph.graph.input
+    }
+    outputs = [value.name for value in graph.graph.output]
+    known = outputs == ["scores"] or (outputs and all(n.startswith("scores.") for n in outputs))
+    if inputs != shapes or not known:
+        raise ModelError(f"expected the inputs {shapes} and outputs named scores, got others")
     return Model(task, card, digest, origin, path, metadata, graph=content)
 
 
@@ -228,13 +230,7 @@ def _task(metadata: dict[str, str], tasks: Tasks) -> Task:
         raise ModelError("expected the digest of the plan inside, got another plan's")
     if plan.task != metadata["task"]:
         raise ModelError(f"expected a model of task {plan.task}, got {metadata['task']!r}")
-    task = tasks(plan)
-    if task.kind not in ("classification", "regression") or task.x_shapes:
-        raise ModelError(
-            f"expected one array a row, and classes or numbers, for these commands; {plan.task} is "
-            f"{task.kind}: use its checkpoint in Python (simulations.Result.model)"
-        )
-    return task
+    return tasks(plan)
 
 
 def _agreeing(card: Card, task: Task, metadata: dict[str, str]) -> Card:

@@ -40,6 +40,18 @@ def _content(schema: Any) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
+_NAME: Final = {
+    "name": "name",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "the file's name, where the task reads files; NAME.zip is unpacked",
+}
+_BODIES: Final = _content(_BODY) | {
+    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+}
+
+
 def _operation(name: str, summary: str, *statuses: int) -> dict[str, Any]:
     answers: dict[str, Any] = {
         "200": {"description": "the answer", "content": _content({"type": "object"})}
@@ -61,7 +73,7 @@ DESCRIPTION: Final[Mapping[str, Any]] = {
             "post": _operation(
                 "predict", "Predict one row, or several.", 400, 401, 408, 413, 421, 422
             )
-            | {"requestBody": {"required": True, "content": _content(_BODY)}}
+            | {"parameters": [_NAME], "requestBody": {"required": True, "content": _BODIES}}
         },
     },
 }

@@ -7,6 +7,7 @@ field alone. Rows of plain numbers, the common case, take a short way with the s
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -27,20 +28,29 @@ class RequestError(HttpError):
     """A request that cannot be answered: an HTTP status, and one line without any value."""
 
 
-Encode = Callable[[bytes], tuple[NDArray[Any], bool]]
-"""A request's body to encoded rows [rows, ...], and whether it asked for a single one."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """Encoded rows x, a tree of [rows, ...], whether one alone was asked for, and their names."""
+
+    x: Any
+    single: bool
+    names: list[str] | None = None
+
+
+Encode = Callable[[bytes, str], Request]
+"""A request's body, and the name of its file where it is one, to encoded rows."""
 
 
 def encoder(task: Task, most: int) -> Encode:
-    """The encoder of request bodies with at most `most` rows."""
+    """The encoder of request bodies of JSON with at most `most` rows."""
     short = _short_way(task)
     names = task.inputs
 
-    def encode(body: bytes) -> tuple[NDArray[Any], bool]:
+    def encode(body: bytes, name: str) -> Request:
         rows, single = _rows(body, most)
         values = _values(rows, names)
         x = short(values) if short is not None else None
-        return (_long_way(task, values) if x is None else x), single
+        return Request(torch.from_numpy(_long_way(task, values) if x is None else x), single)
 
     return encode
 

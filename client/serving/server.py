@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from client.inference.export import refuse_private
-from client.models.loading import Model, ModelError
+from client.models.loading import Model, ModelError, Tasks
 from client.models.provenance import Trust
 from client.serving.address import Limits, Listening, say
 from client.serving.service import HTTP_LIMITS, Service
+from client.tasks.registry import task_of
 from privacy.http.http_listener import HttpListener, ListenError, listen
 
 _GRACE_SECONDS: Final = 10.0
@@ -25,11 +26,12 @@ def run(
     newest: Callable[[], Path],
     trust: Trust,
     refresh: float,
+    tasks: Tasks = task_of,
 ) -> None:
     """Serve until SIGINT or SIGTERM; requests that are under way are answered first."""
     if not where.loopback:
         refuse_private(model)
-    service = Service(model, where, limits)
+    service = Service(model, where, limits, tasks)
     try:
         listener = listen(where.host, where.port)
     except ListenError as error:
@@ -39,6 +41,7 @@ def run(
     say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
     asyncio.run(_until_stopped(server, service, newest, trust, refresh))
     service.thread.shutdown()
+    service.current.close()
 
 
 async def _until_stopped(

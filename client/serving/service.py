@@ -13,17 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs
 
-import numpy as np
-from numpy.typing import NDArray
-
+from client.dpsgd.trees import cut, joined, tensors
+from client.inference.decoded_columns import columns
 from client.inference.export import refuse_private
-from client.inference.predictor import Predictor, Scores, decode, input_type, predictor
-from client.models.loading import Model, ModelError, load
+from client.inference.predictor import Predictor, one_row, predictor
+from client.models.loading import Model, ModelError, Tasks, load
 from client.models.provenance import Trust
 from client.serving.address import Limits, Listening, say
 from client.serving.description import DESCRIPTION, ROUTES
+from client.serving.file_rows import FileRows
 from client.serving.request import Encode, encoder
+from client.tasks.registry import task_of
 from privacy.http.exchange import HttpError, HttpLimits, Receive, Scope, Send, read_body, respond
 from privacy.http.request_head import is_local
 
@@ -52,14 +54,21 @@ class Ready:
     def of(cls, model: Model, limits: Limits) -> "Ready":
         """Load, warm up once, and describe."""
         model_predictor = predictor(model, threads=1)
-        quick = 0
+        quick, form = 0, one_row(model.task)
         for rows in (1, 8, 64, 512):
-            x = np.zeros((rows, *model.task.shape), _kind(model))
+            x = joined([form] * rows)
             began = min(_seconds(model_predictor, x) for _ in range(4))
             quick = rows if began < QUICK else quick
-        return cls(
-            model_predictor, encoder(model.task, limits.rows), model, _stamp(model.path), quick
-        )
+            if began > 0.1:
+                break
+        own = model.task.read is not None
+        encode = FileRows(model.task, limits.rows) if own else encoder(model.task, limits.rows)
+        return cls(model_predictor, encode, model, _stamp(model.path), quick)
+
+    def close(self) -> None:
+        """End what reads files, where the task has such."""
+        if isinstance(self.encode, FileRows):
+            self.encode.close()
 
     def card(self) -> dict[str, Any]:
         """What `/model` says."""
@@ -67,24 +76,20 @@ class Ready:
         return facts | {"card": self.model.card.to_dict()}
 
 
-def _kind(model: Model) -> str:
-    return str(input_type(model.task)).removeprefix("torch.")
-
-
-def _seconds(model_predictor: Predictor, x: NDArray[Any]) -> float:
+def _seconds(model_predictor: Predictor, x: Any) -> float:
     began = time.perf_counter()
     model_predictor.outputs(x)
     return time.perf_counter() - began
 
 
 def _at_once(
-    loop: asyncio.AbstractEventLoop, run: Callable[[NDArray[Any]], Scores], x: NDArray[Any]
-) -> "asyncio.Future[Scores]":
+    loop: asyncio.AbstractEventLoop, run: Callable[[Any], Any], x: Any
+) -> "asyncio.Future[Any]":
     """A future that is done already."""
-    future: asyncio.Future[Scores] = loop.create_future()
+    future: asyncio.Future[Any] = loop.create_future()
     try:
         future.set_result(run(x))
-    except RuntimeError as error:
+    except (RuntimeError, ModelError) as error:
         future.set_exception(error)
     return future
 
@@ -96,11 +101,13 @@ def _stamp(path: Path) -> tuple[Path, int]:
 class Service:
     """The application: an ASGI callable over the current model."""
 
-    def __init__(self, first: Model, where: Listening, limits: Limits) -> None:
-        self.where, self.limits = where, limits
+    def __init__(
+        self, first: Model, where: Listening, limits: Limits, tasks: Tasks = task_of
+    ) -> None:
+        self.where, self.limits, self.tasks = where, limits, tasks
         self.current = Ready.of(first, limits)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self.waiting: list[tuple[NDArray[Any], asyncio.Future[tuple[Scores, Ready]]]] = []
+        self.waiting: list[tuple[Any, asyncio.Future[tuple[Any, Ready]]]] = []
         self.busy = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,9 +131,9 @@ class Service:
         if scope["method"] != ROUTES[path]:
             raise HttpError(405, f"must be {ROUTES[path]}")
         if path == "/predict":
-            return await self._predicted(
-                await read_body(scope, receive, self.limits.body, HTTP_LIMITS)
-            )
+            name = parse_qs(scope["query_string"].decode("ascii", "replace")).get("name", [""])
+            body = await read_body(scope, receive, self.limits.body, HTTP_LIMITS)
+            return await self._predicted(body, name[0])
         if path == "/health":
             health = {"status": "ok", "model": self.current.model.digest[:16]}
             return json.dumps(health).encode()
@@ -142,31 +149,27 @@ class Service:
             if not hmac.compare_digest(given, b"Bearer " + self.where.token):
                 raise HttpError(401, "the token of this service is required")
 
-    async def _predicted(self, body: bytes) -> bytes:
+    async def _predicted(self, body: bytes, file: str) -> bytes:
         encode = self.current.encode
-        if len(body) > _LARGE:
-            x, single = await asyncio.to_thread(encode, body)
+        if len(body) > _LARGE or isinstance(encode, FileRows):
+            request = await asyncio.to_thread(encode, body, file)
         else:
-            x, single = encode(body)
-        scores, ready = await self._scores(x)
-        names, probability = decode(ready.model.task, scores)
-        predictions = [
-            {"prediction": name, "probability": None if p is None else round(p, 6)}
-            for name, p in zip(
-                names,
-                [None] * len(names) if probability is None else probability.tolist(),
-                strict=True,
-            )
-        ]
+            request = encode(body, file)
+        scores, ready = await self._scores(request.x)
+        found = columns(ready.model.task, scores)
+        values = [column.to_pylist() for column in found.values()]
+        predictions = [dict(zip(found, row, strict=True)) for row in zip(*values, strict=True)]
+        if request.names is not None:
+            for one, name in zip(predictions, request.names, strict=True):
+                one["id"] = name
         answer = {"model": ready.model.digest}
-        return json.dumps(
-            answer | (predictions[0] if single else {"predictions": predictions})
-        ).encode()
+        several = {"predictions": predictions}
+        return json.dumps(answer | (predictions[0] if request.single else several)).encode()
 
-    async def _scores(self, x: NDArray[Any]) -> tuple[Scores, Ready]:
+    async def _scores(self, x: Any) -> tuple[Any, Ready]:
         """The scores of these rows, from the next run of the model."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[tuple[Scores, Ready]] = loop.create_future()
+        future: asyncio.Future[tuple[Any, Ready]] = loop.create_future()
         self.waiting.append((x, future))
         if not self.busy:
             self.busy = True
@@ -177,34 +180,35 @@ class Service:
         """Run the model on what is waiting, whole requests at a time, then on what came since."""
         rows, taken = 0, 0
         for x, _ in self.waiting:
-            if taken and rows + len(x) > MOST_ROWS:
+            if taken and rows + _count(x) > MOST_ROWS:
                 break
-            rows, taken = rows + len(x), taken + 1
+            rows, taken = rows + _count(x), taken + 1
         batch, self.waiting = self.waiting[:taken], self.waiting[taken:]
         ready = self.current
-        joined = batch[0][0] if taken == 1 else np.concatenate([x for x, _ in batch])
-        if len(joined) <= ready.quick:
-            self._finish(loop, batch, ready, _at_once(loop, ready.ready.outputs, joined))
+        whole = batch[0][0] if taken == 1 else joined([x for x, _ in batch])
+        if rows <= ready.quick:
+            self._finish(loop, batch, ready, _at_once(loop, ready.ready.outputs, whole))
             return
-        running = loop.run_in_executor(self.thread, ready.ready.outputs, joined)
+        running = loop.run_in_executor(self.thread, ready.ready.outputs, whole)
         running.add_done_callback(lambda done: self._finish(loop, batch, ready, done))
 
     def _finish(
         self,
         loop: asyncio.AbstractEventLoop,
-        batch: list[tuple[NDArray[Any], asyncio.Future[tuple[Scores, Ready]]]],
+        batch: list[tuple[Any, asyncio.Future[tuple[Any, Ready]]]],
         ready: Ready,
-        done: "asyncio.Future[Scores]",
+        done: "asyncio.Future[Any]",
     ) -> None:
         error, start = done.exception(), 0
         for x, future in batch:
+            end = start + _count(x)
             if future.cancelled():
                 pass
             elif error is not None:
                 future.set_exception(error)
             else:
-                future.set_result((done.result()[start : start + len(x)], ready))
-            start += len(x)
+                future.set_result((cut(done.result(), slice(start, end)), ready))
+            start = end
         if self.waiting:
             loop.call_soon(self._start, loop)
         else:
@@ -215,14 +219,19 @@ class Service:
         path = newest()
         if _stamp(path) == self.current.stamp:
             return
-        model = load(path, trust)
+        model = load(path, trust, self.tasks)
         old = self.current.model
         if (model.task.name, model.card.schema) != (old.task.name, old.card.schema):
             raise ModelError(f"{path}: expected a model of task {old.task.name}")
         if not self.where.loopback:
             refuse_private(model)
-        self.current = Ready.of(model, self.limits)
+        before, self.current = self.current, Ready.of(model, self.limits)
+        before.close()
         say(f"now round {model.card.round} of run {model.card.run}: {model.origin.words}")
+
+
+def _count(x: Any) -> int:
+    return len(tensors(x)[0])
 
 
 def _place(error: BaseException) -> str:

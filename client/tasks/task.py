@@ -5,6 +5,7 @@ from more than one row at a time, so nothing here has to be paid for.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from client.tasks.preprocessing import Columns
 from client.tasks.rows import Encoded, Rows
 from privacy.statistics.design import Design
 from privacy.task_package.manifest import Kind
+
+Read = Callable[[Path, bool], Iterator[tuple[Rows, Any]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +45,9 @@ class Task:
     * `x_shapes`: where x is a tree of several arrays by name, each one's shape and type;
     * `y_shape`, `y_dtype`: of a label, where it is not one class or number;
     * `read(path, labels)`: rows of a file piece by piece, where the task has a reader of its own;
+    * `held_open(folder)`: such a `read` for many files below one folder, where each alone costs a
+      start;
+    * `times`: the public edges of a survival's bins;
     * `code`, `options`: of the task package that it comes from, as the plan has them; `changed()`
       says what it changed of the product, or remembers, since it was loaded: nothing may;
     * `pretrained`: what frozen models the rows are seen through, in words: with any, rows take long
@@ -72,7 +78,9 @@ class Task:
     x_shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
     y_shape: tuple[int, ...] = ()
     y_dtype: torch.dtype | None = None
-    read: Callable[[Path, bool], Iterator[tuple[Rows, Any]]] | None = None
+    read: Read | None = None
+    held_open: Callable[[Path], AbstractContextManager[Read]] | None = None
+    times: tuple[float, ...] = ()
     load_with: Callable[[Path | None, Callable[[Any], Encoded]], Rows] | None = None
     statistics: Design | None = None
     code: str = ""

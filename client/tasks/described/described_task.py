@@ -16,7 +16,7 @@ from client.data.wanted import Wanted
 from client.tasks.described.description import Description, described
 from client.tasks.described.holding_out import number_of, units
 from client.tasks.described.networks import Input, network
-from client.tasks.described.outcomes import outcome
+from client.tasks.described.outcomes import LIST, outcome
 from client.tasks.described.records import Record, inputs_of, records
 from client.tasks.losses import seeded
 from client.tasks.rows import Encoded, Omission, Reading, Rows, TaskError, check_part
@@ -31,8 +31,6 @@ _DEFAULT: Final = {
     "series": "cnn",
 }
 _CHUNK: Final = 1024
-_LIST: Final = ";"
-"""Between several labels of one row, and between the time and the event of a survival."""
 
 
 def task(text: str, model: ModelPlan | None = None) -> Task:
@@ -72,6 +70,7 @@ def task(text: str, model: ModelPlan | None = None) -> Task:
         y_shape=label_shape,
         y_dtype=label_type,
         read=source.read,
+        times=about.times,
     )
 
 
@@ -174,12 +173,12 @@ class _Source:
         if about.kind in ("classification", "ordinal"):
             return np.asarray(about.classes.index(_text(raw)), np.int64)
         if about.kind == "multi-label":
-            names = {one.strip() for one in str(raw).split(_LIST) if one.strip()}
+            names = {one.strip() for one in str(raw).split(LIST) if one.strip()}
             if names - set(about.classes):
                 raise ValueError
             return np.array([name in names for name in about.classes], np.float32)
         if about.kind == "survival":
-            values = raw if isinstance(raw, np.ndarray) else str(raw).split(_LIST)
+            values = raw if isinstance(raw, np.ndarray) else str(raw).split(LIST)
             time, event = (float(one) for one in values)
             if not 0 <= time < 1e30 or event not in (0.0, 1.0):
                 raise ValueError
@@ -226,8 +225,8 @@ def _wanted(about: Description) -> str:
     if about.kind in ("classification", "ordinal"):
         return f"one of {', '.join(about.classes[:20])}"
     words = {
-        "multi-label": f"names of classes with {_LIST!r} between them",
-        "survival": f"a time, {_LIST!r}, and 1 for an event or 0",
+        "multi-label": f"names of classes with {LIST!r} between them",
+        "survival": f"a time, {LIST!r}, and 1 for an event or 0",
         "counts": "a count",
     }
     return words.get(about.kind, "a number")

@@ -272,7 +272,7 @@ class Mixed(nn.Module):
         arrays = x if isinstance(x, dict) else {next(iter(self.words), "x"): x}
         for name, value in arrays.items():
             if name in self.words:
-                h = self.words[name](value.reshape(len(value), -1))
+                h = self.words[name](value.flatten(1))
                 parts.append(h.mean(1))
             else:
                 parts.append(value.flatten(1))

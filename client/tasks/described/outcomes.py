@@ -20,6 +20,8 @@ from client.tasks.rows import TaskError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Metrics = Callable[[Tensor, Tensor], dict[str, float]]
+LIST = ";"
+"""Between several labels of one row, and between the time and the event of a survival."""
 IGNORED = -100
 """The label of a token that is not learnt from, as padding."""
 

@@ -80,11 +80,12 @@ def _files(about: Description, path: Path, endings: tuple[str, ...]) -> Iterator
                 row.get(about.subject) or "" if about.subject else "",
             )
         return
-    if not path.is_dir():
-        raise TaskError(f"{path}: expected a folder, or a manifest in the schema")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
+    places = [path] if path.is_file() else sorted(path.rglob("*"))
+    files = [p for p in places if p.suffix.lower() in endings and p.is_file()]
+    if not files:
+        raise TaskError(f"{path}: expected files that end with {', '.join(endings)}, found none")
     for file in files:
-        parts = file.relative_to(path).parts[:-1]
+        parts = file.relative_to(path).parts[:-1]  # none of a file by itself
         names = dict(zip(reversed(about.folders), reversed(parts), strict=False))
         yield Record(
             "/".join((*parts, file.name)),

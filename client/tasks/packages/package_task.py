@@ -109,6 +109,8 @@ def _task(manifest: Manifest, values: Mapping[str, Any], module: Any, reader: Re
         code=reader.package.code,
         options=canonical_json(dict(values)),
         changed=changed,
+        times=manifest.times,
+        held_open=reader.held_open,
     )
 
 

@@ -6,6 +6,7 @@ in another order and without the rest, and must come out the same, bit for bit.
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from client.tasks.described.holding_out import number_of, units
 from client.tasks.packages.closed_process import Closed, Frame
 from client.tasks.packages.confinement import Bounds
 from client.tasks.rows import Omission, Reading, Rows, TaskError, check_part
+from client.tasks.task import Read
 from privacy.task_package.archive import SOURCE, Package
 from privacy.task_package.manifest import Manifest
 
@@ -68,16 +70,37 @@ class Reader:
             for part in self.parts(closed, labels=labels):
                 yield self._rows(part, labels=labels), part
 
+    @contextmanager
+    def held_open(self, folder: Path) -> Iterator[Read]:
+        """A `read` of files below `folder`, all by one closed process; one file at a time."""
+        with self.opened(folder) as closed:
+
+            def read(path: Path, labels: bool) -> Iterator[tuple[Rows, Part]]:
+                inside = path.relative_to(folder).as_posix()
+                for part in self.parts(closed, labels=labels, inside=inside):
+                    yield self._rows(part, labels=labels), part
+
+            yield read
+
     def opened(self, path: Path) -> Closed:
         """The closed process that reads these files."""
         return Closed(self.package, readable=path, bounds=self.bounds)
 
     def parts(
-        self, closed: Closed, *, labels: bool = True, only: Sequence[int] | None = None
+        self,
+        closed: Closed,
+        *,
+        labels: bool = True,
+        only: Sequence[int] | None = None,
+        inside: str = ".",
     ) -> Iterator[Part]:
-        """What the package makes of its files; `only` are the rows to encode, by number."""
+        """What the package makes of its files; `only` are the rows to encode, by number.
+
+        `inside` is the part of the readable folder that is meant.
+        """
         request = {
             "mode": "rows",
+            "inside": inside,
             "options": dict(self.options),
             "labels": labels,
             "only": None if only is None else list(only),

@@ -137,7 +137,7 @@ def _serve(
 
     package = unpack(content)
     if request["mode"] == "rows":
-        _rows(package, request, Path(data or "/"), out, missing)
+        _rows(package, request, Path(data or "/", request["inside"]), out, missing)
     elif request["mode"] == "examine":
         from client.tasks.packages.examine import report
 
