@@ -21,6 +21,7 @@ from privacy.identity.keys import signing_public, verify
 from privacy.ledger.heads import payload
 from privacy.ledger.ledger import Ledger
 from privacy.ledger.recovery import known_events
+from tests.support.patience import patience
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BIN = Path(sys.executable).parent
@@ -46,7 +47,7 @@ def bash(script: str, folder: Path, seconds: float = 500) -> subprocess.Complete
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=seconds)
+        out, err = process.communicate(timeout=patience(seconds))
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
