@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from client.audit.check import BROKEN, Check, broken
+from client.audit.check import BROKEN, Check, Worst, broken
 from client.audit.people_checks import PEOPLE_CHECKS
 from client.audit.probes import (
     CLIP,
@@ -206,7 +206,7 @@ def processes_differ(device: str) -> Check:
 
 def a_record_is_bounded(device: str) -> Check:
     """One record, however monstrous, moves the released sum by at most the clip."""
-    worst, p, where, tried = 0.0, 1.0, "", 0
+    worst = Worst()
     for probe in kinds(32):
         setting = Setting(sigma=_TINY, nominal=50, device=device)
         base = flat(release(probe, setting))
@@ -222,29 +222,21 @@ def a_record_is_bounded(device: str) -> Check:
                 rows = Rows(torch.cat([probe.rows.x, x]), torch.cat([probe.rows.y, y]))
                 moved = flat(release(Probe(probe.name, probe.model, rows), setting)) - base
                 length, chance = beyond(moved, CLIP * (1 + _SLACK), math.sqrt(2) * _TINY)
-                tried += 1
-                if not worst >= length:
-                    worst = length
-                if chance < p:
-                    p, where = chance, f"; {probe.name}, {field} x {scale:g}"
-    p = min(1.0, p * tried)
-    return Check("a record is bounded", worst, p, f"moved {worst:.4f} of the clip at most{where}")
+                worst = worst.and_(chance, f"{probe.name}, {field} x {scale:g}", length)
+    return worst.check("a record is bounded", f"moved {worst.size:.4f} of the clip at most")
 
 
 def sums_are_exact(device: str) -> Check:
     """The released sum is that of records clipped one by one, over the public denominator."""
-    worst, p, where, tried = 0.0, 1.0, "", 0
+    worst = Worst()
     for count, nominal in ((12, 20), (40, 20), (1, 20)):
         for probe in kinds(count):
             released = release(probe, Setting(sigma=_TINY, nominal=nominal, device=device))
             exact = clipped_sum(probe)
             rest = flat({name: released[name] - exact[name] for name in exact})
             length, chance = beyond(rest, CLIP * _SLACK * count, _TINY)
-            worst, tried = max(worst, length / count) if length == length else math.nan, tried + 1
-            if chance < p:
-                p, where = chance, f"; {probe.name}, {count} records"
-    p = min(1.0, p * tried)
-    return Check("sums are exact", worst, p, f"off by {worst:.2g} of the clip a record{where}")
+            worst = worst.and_(chance, f"{probe.name}, {count} records", length / count)
+    return worst.check("sums are exact", f"off by {worst.size:.2g} of the clip a record")
 
 
 def samples_are_poisson(device: str) -> Check:

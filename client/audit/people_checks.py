@@ -6,19 +6,25 @@ Each person of the probes has up to five rows. The checks are those of records, 
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import stats
+from torch import nn
 
-from client.audit.check import Check
-from client.audit.probes import CLIP, Probe, Sums, flat, kinds, linear_loss, release
+from client.audit.check import Check, Worst
+from client.audit.probes import CLIP, Probe, Sums, flat, kinds, linear_loss, made_up, release
 from client.audit.settings import ROWS_EACH, Setting
+from client.dpsgd.private_metrics import paid_metrics
 from client.tasks.losses import seeded
 from client.tasks.rows import Rows
 from privacy.audit.p_values import beyond
 
+METRICS: Final = ("accuracy", "classes", "loss", "rows")
+"""Every kind of paid metric."""
 _TINY: Final = 1e-5  # noise beside which the sums are seen plainly
 _SLACK: Final = 1e-3  # of the clip: rounding in float32
 _SCALES: Final = (1.0, 1e20, math.nan)
@@ -28,7 +34,7 @@ _RATE: Final = 0.25
 
 def a_person_is_bounded(device: str) -> Check:
     """A person with five rows, however monstrous, moves the released sum by at most the clip."""
-    worst, p, where, tried = 0.0, 1.0, "", 0
+    worst = Worst()
     for probe in kinds(20):
         people = _with_people(probe.rows)
         setting = Setting(sigma=_TINY, nominal=50, device=device, unit="subject")
@@ -37,29 +43,21 @@ def a_person_is_bounded(device: str) -> Check:
             rows = _and_one_more(people, scale)
             moved = flat(release(Probe(probe.name, probe.model, rows), setting)) - base
             length, chance = beyond(moved, CLIP * (1 + _SLACK), math.sqrt(2) * _TINY)
-            tried += 1
-            if not worst >= length:
-                worst = length
-            if chance < p:
-                p, where = chance, f"; {probe.name}, {ROWS_EACH} rows x {scale:g}"
-    p = min(1.0, p * tried)
-    return Check("a person is bounded", worst, p, f"moved {worst:.4f} of the clip at most{where}")
+            worst = worst.and_(chance, f"{probe.name}, {ROWS_EACH} rows x {scale:g}", length)
+    return worst.check("a person is bounded", f"moved {worst.size:.4f} of the clip at most")
 
 
 def sums_of_people_are_exact(device: str) -> Check:
     """The released sum is that of people's mean gradients, clipped one by one."""
-    worst, p, where, tried = 0.0, 1.0, "", 0
+    worst = Worst()
     for probe in kinds(23):
         person = Probe(probe.name, probe.model, _with_people(probe.rows))
         released = release(person, Setting(sigma=_TINY, nominal=20, device=device, unit="subject"))
         exact, count = _sum_by_person(person)
         rest = flat({name: released[name] - exact[name] for name in exact})
         length, chance = beyond(rest, CLIP * _SLACK * count, _TINY)
-        worst, tried = max(worst, length / count) if length == length else math.nan, tried + 1
-        if chance < p:
-            p, where = chance, f"; {probe.name}"
-    p = min(1.0, p * tried)
-    return Check("sums of people are exact", worst, p, f"off by {worst:.2g} of the clip{where}")
+        worst = worst.and_(chance, probe.name, length / count)
+    return worst.check("sums of people are exact", f"off by {worst.size:.2g} of the clip")
 
 
 def people_are_drawn_whole(device: str) -> Check:
@@ -85,8 +83,36 @@ def people_are_drawn_whole(device: str) -> Check:
     return Check("people are drawn whole", float(parts), 0.0 if parts else min(1.0, 3 * p), detail)
 
 
-def _one_weight_each(seed: int) -> torch.nn.Module:
-    make: Callable[[int], torch.nn.Module] = seeded(lambda: torch.nn.Linear(_COUNT, 1, bias=False))
+def metrics_of_people_are_bounded(device: str) -> Check:
+    """A person with five rows, however monstrous, adds to paid metrics what one unit may add."""
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(1))
+    people = Rows(x, (x[:, 0] > 0).long(), subject=torch.arange(60) // 3)
+    task = replace(
+        made_up("metrics", lambda _: nn.Identity(), people, lambda outputs, y: outputs[:, 0] ** 2),
+        kind="classification",
+        classes=("a", "b"),
+    )
+    plan = replace(
+        Setting(sigma=_TINY, unit="subject").plan,
+        metrics=METRICS,
+        metrics_sigma=_TINY,
+    )
+
+    def released(rows: Rows) -> NDArray[np.float64]:
+        sums = paid_metrics(task.model(0), rows, task, plan, device=torch.device(device))
+        scale = {"loss": plan.metrics_clip}
+        return np.array([sums[name] / scale.get(name, 1.0) for name in sorted(sums)])
+
+    worst, base, bound = Worst(), released(people), math.sqrt(len(METRICS))
+    for scale in _SCALES:
+        moved = released(_and_one_more(people, scale)) - base
+        length, chance = beyond(moved, bound * (1 + _SLACK), math.sqrt(2) * bound * _TINY)
+        worst = worst.and_(chance, f"{ROWS_EACH} rows x {scale:g}", length / bound)
+    return worst.check("metrics of people are bounded", f"moved {worst.size:.4f} of their bound")
+
+
+def _one_weight_each(seed: int) -> nn.Module:
+    make: Callable[[int], nn.Module] = seeded(lambda: nn.Linear(_COUNT, 1, bias=False))
     return make(seed)
 
 
@@ -100,11 +126,13 @@ def _with_people(rows: Rows) -> Rows:
 
 
 def _and_one_more(people: Rows, scale: float) -> Rows:
-    """The same people, and one more whose five rows all pull the same way."""
+    """The same people, and one more whose five rows are alike and all pull the same way."""
     if people.subject is None:
         raise ValueError("people must have subjects, got none")
     x = people.x[:1].repeat(ROWS_EACH, *[1] * (people.x.dim() - 1))
     y = torch.full((ROWS_EACH,), -4.0) * scale
+    if not people.y.is_floating_point():  # a class: the monster is in the inputs
+        x, y = torch.ones_like(x) * scale, torch.zeros(ROWS_EACH, dtype=people.y.dtype)
     one = torch.full((ROWS_EACH,), int(people.subject.max()) + 1)
     return Rows(
         torch.cat([people.x, x]), torch.cat([people.y, y]), subject=torch.cat([people.subject, one])
@@ -130,5 +158,10 @@ def _sum_by_person(probe: Probe) -> tuple[Sums, int]:
     return total, len(people)
 
 
-PEOPLE_CHECKS: Final = (a_person_is_bounded, sums_of_people_are_exact, people_are_drawn_whole)
+PEOPLE_CHECKS: Final = (
+    a_person_is_bounded,
+    sums_of_people_are_exact,
+    people_are_drawn_whole,
+    metrics_of_people_are_bounded,
+)
 """Each takes the device and gives one check."""

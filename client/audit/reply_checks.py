@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from client.app import REPLY, answer
 from client.audit.check import Check
+from client.audit.people_checks import METRICS
 from client.dpsgd.weights import shapes
 from client.round_request import ARRAYS, REQUEST, STYPE
 from client.site import Site
@@ -39,7 +40,6 @@ _TINY: Final = 1e-4  # noise beside which the steps are seen plainly
 _CLIP: Final = 0.01
 _RATE: Final = 0.5
 _SIGMA: Final = 1.7
-_METRICS: Final = ("accuracy", "classes", "loss", "rows")
 _ANSWERS: Final = 60
 _SCHEMA: Final = "\n".join(
     [
@@ -91,8 +91,8 @@ def replies_are_paid_for(device: str) -> Check:
 def paid_metrics_are_noised(device: str) -> Check:
     """Metrics on private rows bear the noise that their own event says, on its public grid."""
     with _site(device) as (site, ledger):
-        plan = _plan(sigma=5.0, steps=1, rate=_RATE, metrics=_METRICS, metrics_sigma=_SIGMA)
-        factor = math.sqrt(len(_METRICS))
+        plan = _plan(sigma=5.0, steps=1, rate=_RATE, metrics=METRICS, metrics_sigma=_SIGMA)
+        factor = math.sqrt(len(METRICS))
         z: dict[str, list[float]] = {name: [] for name in _exact(plan)}
         for number in range(1, _ANSWERS + 1):
             released = json.loads(_ask(site, plan, number).fields["metrics"])
@@ -155,7 +155,7 @@ def _site(device: str) -> Iterator[tuple[Site, Callable[[], tuple[Event, ...]]]]
             delta=1e-5,
             min_sigma=0.0,
             approve="within-limits",
-            outputs=("update", *_METRICS),
+            outputs=("update", *METRICS),
         )
         x = torch.eye(_WIDTH)
         y = torch.arange(_WIDTH) % 2

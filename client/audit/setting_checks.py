@@ -7,7 +7,7 @@ that nobody can foresee, and every kind of layer.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
-from client.audit.check import Check
+from client.audit.check import Check, Worst
 from client.audit.probes import (
     Probe,
     Sums,
@@ -41,27 +41,9 @@ _WORK: Final = 2**22  # outputs of all rows of a step, at most
 _PARTS: Final = 50  # micro-batches of a step, at most
 
 
-@dataclass(frozen=True, slots=True)
-class _Worst:
-    """The least p of many comparisons, and where it was found."""
-
-    p: float = 1.0
-    where: str = ""
-    tried: int = 0
-
-    def and_(self, p: float, where: str) -> "_Worst":
-        if p < self.p:
-            return _Worst(p, where, self.tried + 1)
-        return replace(self, tried=self.tried + 1)
-
-    def check(self, name: str, statistic: float, detail: str) -> Check:
-        p = min(1.0, self.p * max(1, self.tried))
-        return Check(name, statistic, p, f"{detail}; least likely: {self.where or 'nothing'}")
-
-
 def noise_under_every_setting(drawn: Sequence[Drawn], device: str) -> Check:
     """Of silent records nothing but noise is released: its scale, its tails, and no echo."""
-    worst, every = _Worst(), []
+    worst, every = Worst(), []
     for one in drawn:
         setting = replace(one.setting.visible(), device=device)
         if setting.optimizer == "adam":
@@ -79,7 +61,7 @@ def noise_under_every_setting(drawn: Sequence[Drawn], device: str) -> Check:
     if not np.isfinite(z).all():
         worst = worst.and_(0.0, "draws that are not finite")
     detail = f"{len(z)} draws under {len(every)} settings"
-    return worst.check("noise under every setting", float(z.std()), detail)
+    return worst.check("noise under every setting", detail, float(z.std()))
 
 
 def noise_under_adam(drawn: Sequence[Drawn], device: str) -> Check:
@@ -88,7 +70,7 @@ def noise_under_adam(drawn: Sequence[Drawn], device: str) -> Check:
     Adam hides how loud its gradients are: only beside records does it tell. Each record moves a
     weight of its own by exactly the clip, so that the sum is known at every step.
     """
-    worst, distance, count = _Worst(), 0.0, 0
+    worst, count = Worst(), 0
     source = np.random.default_rng()
     for one in drawn:
         if one.setting.optimizer != "adam":
@@ -104,15 +86,14 @@ def noise_under_adam(drawn: Sequence[Drawn], device: str) -> Check:
             expected = change(setting, start, means)
             grain = 1e-4 * setting.lr  # a first step is the sign alone: float32 dust is no law
             ks = stats.ks_2samp(np.rint(update / grain), np.rint(expected / grain))
-            worst = worst.and_(float(ks.pvalue), _where(one, setting))
-            distance, count = max(distance, float(ks.statistic)), count + len(update)
-    detail = f"{count} releases against as many draws"
-    return worst.check("noise under Adam", distance, detail)
+            worst = worst.and_(float(ks.pvalue), _where(one, setting), float(ks.statistic))
+            count += len(update)
+    return worst.check("noise under Adam", f"{count} releases against as many draws")
 
 
 def a_record_is_bounded_under_every_setting(drawn: Sequence[Drawn], device: str) -> Check:
     """One record, however monstrous, moves the released sum by at most the clip."""
-    worst, most = _Worst(), 0.0
+    worst = Worst()
     for one, probe in _with_kinds(drawn, count=24):
         setting = _plain_sum(one, device)
         base = _sum(probe, setting)
@@ -121,16 +102,15 @@ def a_record_is_bounded_under_every_setting(drawn: Sequence[Drawn], device: str)
             rows = Rows(torch.cat([probe.rows.x, x]), torch.cat([probe.rows.y, y]))
             moved = (_sum(Probe(probe.name, probe.model, rows), setting) - base) / setting.clip
             length, p = beyond(moved, 1 + _BOUND, math.sqrt(2) * _TINY)
-            worst = worst.and_(p, f"{probe.name}, gradient x {scale:g}, {setting.words}")
-            most = length if not most >= length else most
+            worst = worst.and_(p, f"{probe.name}, gradient x {scale:g}, {setting.words}", length)
     return worst.check(
-        "a record is bounded under every setting", most, f"moved {most:.4f} of the clip at most"
+        "a record is bounded under every setting", f"moved {worst.size:.4f} of the clip at most"
     )
 
 
 def sums_are_exact_under_every_setting(drawn: Sequence[Drawn], device: str) -> Check:
     """The released sum is that of records clipped one by one, however many rows there are."""
-    worst, most = _Worst(), 0.0
+    worst = Worst()
     for one, probe in _with_kinds(drawn, count=20):
         setting = _plain_sum(one, device)
         most_rows = _PARTS * (setting.micro_batch or len(probe.rows))
@@ -142,10 +122,10 @@ def sums_are_exact_under_every_setting(drawn: Sequence[Drawn], device: str) -> C
         exact = flat(clipped_sum(probe, setting.clip)) * times
         rest = (_sum(Probe(probe.name, probe.model, rows), setting) - exact) / setting.clip
         length, p = beyond(rest, _SLACK[setting.precision] * len(rows), _TINY)
-        most = max(most, length / len(rows)) if length == length else math.nan
-        worst = worst.and_(p, f"{probe.name}, {len(rows)} rows, {setting.words}")
+        at = f"{probe.name}, {len(rows)} rows, {setting.words}"
+        worst = worst.and_(p, at, length / len(rows))
     return worst.check(
-        "sums are exact under every setting", most, f"off by {most:.2g} of the clip a record"
+        "sums are exact under every setting", f"off by {worst.size:.2g} of the clip a record"
     )
 
 

@@ -9,8 +9,9 @@ import mmap
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Final
@@ -24,7 +25,7 @@ from client.data.reader import Batch, read
 from client.data.source import Options, options_of
 from client.data.values import ABSENT, distinct
 from client.data.wanted import Wanted
-from client.tasks.rows import Encoded, Omission, Reading, Rows, TaskError
+from client.tasks.rows import Encoded, NoRows, Omission, Reading, Rows, TaskError
 
 SPILL: Final = 256 * 2**20
 """Bytes of one array of rows that stay in memory; longer ones go to a file without a name."""
@@ -56,6 +57,23 @@ class Loaded:
     key: NDArray[np.int64] | None = None
 
 
+_row_by_row: ContextVar[bool] = ContextVar("row_by_row", default=False)
+
+
+@contextmanager
+def row_by_row() -> Iterator[None]:
+    """Within it `load` leaves out a row that has not its file's form, as any that does not fit.
+
+    So is read what a round trains on: one broken row takes no other with it. Elsewhere it is
+    refused with its line, since somebody is there who can mend it.
+    """
+    token = _row_by_row.set(True)
+    try:
+        yield
+    finally:
+        _row_by_row.reset(token)
+
+
 def load(
     path: Path,
     wanted: Wanted,
@@ -85,7 +103,10 @@ def _loaded(
     sites: list[str] = []
     reasons: Told = {}
     rows = lines = left_out = 0
-    for batch in read(path, wanted, options=options):
+    for batch in read(path, wanted, options=options, by_line=_row_by_row.get()):
+        for number, expected in batch.faults:
+            count, at = reasons.get(("", expected), (0, batch.place(number)))
+            reasons["", expected] = count + 1, at
         encoded, texts, lost = _encoded(path, batch, encode, roles, reasons)
         x.add(encoded.x.numpy())
         if encoded.y is None:
@@ -97,15 +118,16 @@ def _loaded(
         if roles.site in texts:
             values, index = texts[roles.site]
             sites += [values[i] for i in index[encoded.index].tolist()]
-        rows, lines = rows + batch.table.num_rows, lines + batch.lines
-        left_out += lost
+        rows += batch.table.num_rows + len(batch.faults)
+        lines += batch.lines
+        left_out += lost + len(batch.faults)
     omissions = tuple(
         Omission(*why, count, first)
         for why, (count, first) in sorted(reasons.items(), key=lambda item: -item[1][0])
     )
     reading = Reading(rows, lines, left_out, omissions)
     if left_out == rows:
-        raise TaskError(f"{path}: expected rows that fit, got none among {reading}")
+        raise NoRows(f"{path}: expected rows that fit, got none among {reading}")
     result = Rows(
         torch.from_numpy(x.whole()),
         torch.from_numpy(y.whole()),

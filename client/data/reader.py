@@ -22,7 +22,7 @@ from client.data.formats import columnar
 from client.data.formats.text import read_text
 from client.data.source import Options, options_of
 from client.data.wanted import Piece, Wanted
-from client.tasks.rows import TaskError
+from client.tasks.rows import NoRows, TaskError
 
 BROKEN: Final = (OSError, EOFError, zlib.error, pa.ArrowException, KeyError)
 """What reading a damaged file raises."""
@@ -50,17 +50,23 @@ class Batch:
 
 
 def read(
-    path: Path, wanted: Wanted, *, options: Options | None = None, lenient: bool = False
+    path: Path,
+    wanted: Wanted,
+    *,
+    options: Options | None = None,
+    lenient: bool = False,
+    by_line: bool = False,
 ) -> Iterator[Batch]:
     """The rows of a source, batch after batch; TaskError, one line, where it cannot be read.
 
-    `lenient` notes rows of the wrong form as faults instead of refusing the file.
+    `lenient` notes rows of the wrong form as faults instead of refusing the file. So does
+    `by_line`, of each line by itself: no line can change how another one is read.
     """
     options = options_of(path) if options is None else options
     first, seen = 1, 0
     places = sources(path, options)
     for index, place in enumerate(places):
-        pieces = _pieces(place, wanted, options, lenient)
+        pieces = _pieces(place, wanted, options, lenient, by_line)
         with closing(_ahead(pieces)) as ahead:
             for piece in ahead:
                 table = spelling.respelled(piece.table, wanted, options)
@@ -74,7 +80,7 @@ def read(
                 first += count
                 seen += count
     if not seen:
-        raise TaskError(f"{path}: expected rows, found none")
+        raise NoRows(f"{path}: expected rows, found none")
 
 
 def sources(path: Path, options: Options) -> list[Path]:
@@ -116,7 +122,9 @@ def _named(path: Path) -> list[Path]:
     return files
 
 
-def _pieces(path: Path, wanted: Wanted, options: Options, lenient: bool) -> Iterator[Piece]:
+def _pieces(
+    path: Path, wanted: Wanted, options: Options, lenient: bool, by_line: bool
+) -> Iterator[Piece]:
     try:
         if options.query:
             from client.data.formats.sql import answer  # an extra, loaded where it is asked for
@@ -129,7 +137,7 @@ def _pieces(path: Path, wanted: Wanted, options: Options, lenient: bool) -> Iter
         if form is not None:
             yield from columnar.read(path, form, wanted, options)
         else:
-            yield from read_text(path, wanted, options, lenient=lenient)
+            yield from read_text(path, wanted, options, lenient=lenient, by_line=by_line)
     except TaskError as error:
         known = str(error).startswith(str(path))
         raise TaskError(str(error) if known else f"{path}: {error}") from None

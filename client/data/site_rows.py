@@ -14,11 +14,11 @@ import torch
 from client.data.cache import Cache
 from client.data.check import check as look
 from client.data.contents import Contents
-from client.data.loading import release
+from client.data.loading import release, row_by_row
 from client.site import SiteError
 from client.tasks.registry import task, task_of_schema
-from client.tasks.rows import Rows, TaskError, builtin, cap
-from client.tasks.task import Task
+from client.tasks.rows import NoRows, Rows, TaskError, builtin, cap
+from client.tasks.task import Task, none_of
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy
 from privacy.contract.schema_digest import schema_digest
@@ -122,7 +122,12 @@ class SiteRows:
         key = (*of, self._digest or "", str(records), self._state())
         if self._rows is None or key != self._key:
             self._rows = None  # not both at once in memory
-            self._rows = self._read(learning, records, key)
+            try:
+                with row_by_row():
+                    self._rows = self._read(learning, records, key)
+            except NoRows as error:  # like any other number of them: the owner is told
+                self._tell("rows_read", training=0, file=str(error))
+                self._rows = none_of(learning)
             self._key = key
             if self._rows.reading is not None:
                 self._tell("rows_read", training=len(self._rows), file=str(self._rows.reading))
@@ -166,6 +171,11 @@ class SiteRows:
         rows = self(learning)
         if path is None:
             return
+        if not len(rows):
+            raise SiteError(f"--data {path}: expected rows that fit, found none")
+        for one in rows.reading.omissions if rows.reading is not None else ():
+            if not one.column:
+                raise SiteError(f"--data {path}: {one.first}: expected {one.expected}")
         if len(rows) < policy.min_rows:
             raise SiteError(f"--data: fewer rows than min_rows = {policy.min_rows}")
         if policy.max_unfit < 1 and (worst := look(learning, path).worst()) > policy.max_unfit:

@@ -1,16 +1,18 @@
 """Metrics on private rows, paid for: clipped sums with Gaussian noise, one release a round.
 
-Every record's part is a whole number of public units, so that the sums are exact integers: counts
-in ones, losses in 2^-20 of `metrics_clip`.
+Every record's part, or every person's where the person is the unit, is a whole number of public
+steps of 2^-20, so that the sums are exact integers.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from client.dpsgd.people import Group, People
 from client.dpsgd.trees import mapped
 from client.tasks.rows import Rows
 from client.tasks.task import Task
@@ -19,25 +21,25 @@ from privacy.mechanism import noise
 from privacy.mechanism.sensitivity import noise_std
 
 _CHUNK: Final = 4096
-_LOSS_STEPS: Final = 2.0**20
+_STEPS: Final = 2.0**20
 
 
 def paid_metrics(
     model: nn.Module, rows: Rows, task: Task, plan: Plan, *, device: torch.device
 ) -> dict[str, float]:
-    """Noisy sums over all rows of what `plan.metrics` names: loss, accuracy, rows, classes.
+    """Noisy sums over all units of what `plan.metrics` names: loss, accuracy, rows, classes.
 
     One record adds at most 1 to each of the k named kinds (loss over `metrics_clip`, a hit, a 1,
     the one-hot class), a vector of L2 norm at most sqrt(k), so that one Gaussian release at
-    `metrics_sigma` pays for all of them together. Counts are multiples of the noise's public grid,
-    losses of `metrics_clip` times it.
+    `metrics_sigma` pays for all of them together. A person adds the mean of what their rows would
+    add, at most `plan.rows_per_subject` of them, which is no longer; `rows` so counts people.
+    Counts are multiples of the noise's public grid, losses of `metrics_clip` times it.
     """
     sums: dict[str, float] = {}
     model.eval()
     with torch.no_grad():
-        for first in range(0, max(len(rows), 1), _CHUNK):
-            part = rows.take(np.arange(first, min(first + _CHUNK, len(rows))))
-            for name, value in _sums(model, part, task, plan, device).items():
+        for part, group in _chunks(rows, plan):
+            for name, value in _sums(model, part, group, task, plan, device).items():
                 sums[name] = sums.get(name, 0.0) + value
     names = sorted(sums)
     sigma = plan.metrics_sigma
@@ -52,24 +54,41 @@ def paid_metrics(
     }
 
 
+def _chunks(rows: Rows, plan: Plan) -> Iterator[tuple[Rows, Group | None]]:
+    """The rows some thousands at a time, whole people together; at least one part, maybe empty."""
+    if plan.unit != "subject":
+        for first in range(0, max(len(rows), 1), _CHUNK):
+            yield rows.take(np.arange(first, min(first + _CHUNK, len(rows)))), None
+        return
+    people = People.of(rows.subject, plan.rows_per_subject, len(rows))
+    for drawn in torch.arange(len(people)).split(max(1, _CHUNK // max(1, people.rows.shape[1]))):
+        at, group = people.take(drawn)
+        yield rows.take(at.numpy()), group
+
+
 def _sums(
-    model: nn.Module, rows: Rows, task: Task, plan: Plan, device: torch.device
+    model: nn.Module, rows: Rows, group: Group | None, task: Task, plan: Plan, device: torch.device
 ) -> dict[str, float]:
-    """The un-noised sums of some rows, each record's part in 0..1; exact in float64."""
+    """The un-noised sums of some rows or people, the part of each in 0..1; exact in float64."""
     y = rows.y.to(device)
     outputs = model(mapped(lambda t: t.to(device), rows.x))
-    sums: dict[str, float] = {}
+    parts: dict[str, Tensor] = {}
     if "loss" in plan.metrics:
         losses = torch.nan_to_num(task.loss(outputs, y), nan=plan.metrics_clip)
-        parts = losses.double().clamp(0, plan.metrics_clip) / plan.metrics_clip
-        sums["loss"] = float((parts * _LOSS_STEPS).round().sum() / _LOSS_STEPS)
+        parts["loss"] = losses.double().clamp(0, plan.metrics_clip) / plan.metrics_clip
     if "rows" in plan.metrics:
-        sums["rows"] = float(len(rows))
+        parts["rows"] = torch.ones(len(rows), dtype=torch.float64)
     if task.kind == "classification":
         if "accuracy" in plan.metrics:
-            sums["accuracy"] = float((outputs.argmax(1) == y).sum())
+            parts["accuracy"] = (outputs.argmax(1) == y).double()
         if "classes" in plan.metrics:
-            counts = torch.bincount(y, minlength=len(task.classes))
-            for name, count in zip(task.classes, counts.tolist(), strict=True):
-                sums[f"class {name}"] = float(count)
-    return sums
+            for number, name in enumerate(task.classes):
+                parts[f"class {name}"] = (y == number).double()
+    return {name: _exact_sum(part.cpu(), group) for name, part in parts.items()}
+
+
+def _exact_sum(parts: Tensor, group: Group | None) -> float:
+    """The sum of the rows' parts in 0..1, or of people's means, each rounded down to a step."""
+    if group is not None:
+        parts = (parts[group.at] * group.real).sum(1) / group.real.sum(1)
+    return float((parts * _STEPS).floor().sum() / _STEPS)

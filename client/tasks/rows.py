@@ -19,11 +19,15 @@ class TaskError(ValueError):
     """A task, a schema or a data file that cannot be used; always one line."""
 
 
+class NoRows(TaskError):
+    """A data file that can be read, and has no row that fits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Omission:
     """Rows that a public rule leaves out, each for itself: the column, what was expected of it.
 
-    `first` is where the first of them stands.
+    `first` is where the first of them stands; `column` is empty where the row is none of its form.
     """
 
     column: str
@@ -33,7 +37,8 @@ class Omission:
 
     def __str__(self) -> str:
         more = f" and {self.rows - 1} more" if self.rows > 1 else ""
-        return f"{self.first}{more}, column {self.column}: expected {self.expected}"
+        column = f", column {self.column}" if self.column else ""
+        return f"{self.first}{more}{column}: expected {self.expected}"
 
 
 @dataclass(frozen=True, slots=True)

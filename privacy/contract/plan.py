@@ -167,7 +167,7 @@ class Plan(Contract):
     def _metric_events(self) -> tuple[Event, ...]:
         if not self.metrics or self.metrics_sigma is None:
             return ()
-        return (Event("record", self.metrics_sigma, 1.0, 1),)
+        return (Event(self.unit, self.metrics_sigma, 1.0, 1),)
 
     def limit_of(self, site: str) -> Budget | None:
         """The budget that a site does not pass in this run, where the plan sets one."""

@@ -113,8 +113,11 @@ def adaptive_clip_is_whole(plan: Contract) -> str | None:
 
 def metrics_are_paid(plan: Contract) -> str | None:
     """Metrics of private rows leave with noise of their own."""
-    if plan.metrics and plan.unit != "record":
-        return f'metrics must be left out unless unit = "record", got unit = "{plan.unit}"'
+    if plan.metrics and not plan.noised_at_site:
+        return (
+            'metrics must be left out unless unit = "record" or "subject", '
+            f'got unit = "{plan.unit}"'
+        )
     if plan.metrics and plan.metrics_sigma is None:
         return "metrics_sigma is missing: it must be the noise multiplier of the metrics"
     return None

@@ -197,7 +197,7 @@ def _metrics(text: object, plan: Plan, site: str) -> dict[str, float] | None:
         return None
     values = _json(text, _SMALL)
     sigma = plan.metrics_sigma
-    if not isinstance(values, dict) or not plan.metrics or sigma is None or plan.unit != "record":
+    if not isinstance(values, dict) or not plan.metrics or sigma is None:
         raise ReplyError("bad-reply")
     classes = {name for name in values if name.startswith("class ")}
     names, expected = set(values) - classes, set(plan.metrics) - {"classes"}

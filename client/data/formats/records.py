@@ -24,6 +24,10 @@ _COLUMN: Final = 4096
 """Bytes of one column of a block, at least: so that wide tables come in few blocks."""
 LONGEST: Final = 64 * 2**20
 """Bytes of the longest record, quoted line breaks included."""
+_OPEN: Final = b"\0open"
+_LONG: Final = b"\0long"
+"""What stands for a line with an open quote, and for one that is too long, where they are noted."""
+_UNKNOWN: Final = "\ufffd".encode()
 _BOMS: Final = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -122,8 +126,11 @@ class Block:
         return b"".join([*parts, self.content[last:]])
 
 
-def utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
-    """The bytes of a file as UTF-8 without a byte order mark; TaskError names a wrong encoding."""
+def utf8(stream: BinaryIO, encoding: str, *, by_line: bool = False) -> Iterator[bytes]:
+    """The bytes of a file as UTF-8 without a byte order mark; TaskError names a wrong encoding.
+
+    `by_line` puts U+FFFD in the place of bytes that a declared encoding does not have.
+    """
     head = stream.read(4)
     plain = codecs.lookup(encoding).name in ("utf-8", "ascii", "utf-8-sig")
     if plain:
@@ -137,7 +144,8 @@ def utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
         while more := stream.read(BLOCK):
             yield more
         return
-    decoder, line = codecs.getincrementaldecoder(encoding)(), 1
+    decoder = codecs.getincrementaldecoder(encoding)("replace" if by_line else "strict")
+    line = 1
     more = head
     while True:
         try:
@@ -155,16 +163,30 @@ def utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
 
 
 def blocks(
-    chunks: Iterator[bytes], dialect: Dialect, line: int, columns: int, *, lenient: bool
+    chunks: Iterator[bytes],
+    dialect: Dialect,
+    line: int,
+    columns: int,
+    *,
+    lenient: bool,
+    by_line: bool = False,
 ) -> Iterator[Block]:
     """Blocks of whole records, looked through; Malformed where a record cannot be told.
 
-    `lenient` notes bytes that are no text for their record alone.
+    `lenient` notes bytes that are no text for their record alone. With `by_line` a record is one
+    line, unless the dialect is `multiline`, and whatever is wrong with it is noted for it alone: an
+    open quote takes no other record with it.
     """
     rest, coming = b"", next(chunks, b"")
     least = min(_COLUMN * columns, LONGEST // 2)
+    lenient, strict_ends = lenient or by_line, not by_line
+    by_line = by_line and not dialect.multiline
     final = False
     while not final:
+        while rest == _LONG and coming and b"\n" not in coming:
+            coming = next(chunks, b"")
+        if rest == _LONG:
+            coming = coming[coming.find(b"\n") :] if coming else b""
         parts, size = [rest], len(rest)
         while coming and (len(parts) == 1 or size < least):
             parts.append(coming)
@@ -174,17 +196,60 @@ def blocks(
         final = not coming
         if b"\n" not in rest and b"\r" in rest[:-1]:
             rest = rest.replace(b"\r", b"\n")  # lines that end as on old Macs
-        end, quoted, multiline = _scanned(rest, dialect, line, final)
+        if by_line:
+            lines, rest = _whole_lines(rest, final)
+            lines, quoted, multiline = _scanned_by_line(lines, dialect)
+            rest, end = lines + rest, len(lines)
+        else:
+            end, quoted, multiline = _scanned(rest, dialect, line, final)
         if end:
             block = Block(rest[:end], line, quoted, dialect.delimiter.encode(), multiline)
-            _check_text(block, lenient)
+            _check_text(block, dialect, lenient=lenient, strict_ends=strict_ends)
             if multiline and not dialect.multiline:
                 _check_spans(block, columns)
             yield block
             line += block.lines
             rest = rest[end:]
         if len(rest) > LONGEST:
-            raise Malformed(line, f"expected records of at most {LONGEST} bytes, got a longer one")
+            if not by_line:
+                raise Malformed(
+                    line, f"expected records of at most {LONGEST} bytes, got a longer one"
+                )
+            rest = _LONG
+
+
+def _whole_lines(rest: bytes, final: bool) -> tuple[bytes, bytes]:
+    end = len(rest) if final else rest.rfind(b"\n") + 1
+    return rest[:end], rest[end:]
+
+
+def _scanned_by_line(lines: bytes, dialect: Dialect) -> tuple[bytes, Quotes | Spans | None, bool]:
+    """Whole lines, with `_OPEN` in the place of each in which a quote stays open; their quotes."""
+    closed, quoted, multiline = _closed(lines, dialect)
+    if closed:
+        return lines, quoted, multiline
+    quote = dialect.quote.encode()
+    each = lines.split(b"\n")
+    for i, one in enumerate(each):
+        if quote in one and not _closed(one, dialect)[0]:
+            each[i] = _OPEN
+    lines = b"\n".join(each)
+    _, quoted, multiline = _scanned(lines, dialect, 1, final=True)
+    return lines, quoted, multiline
+
+
+def _closed(text: bytes, dialect: Dialect) -> tuple[bool, Quotes | Spans | None, bool]:
+    """Whether every quote in a text is closed in its line; and what `_scanned` says of it."""
+    try:
+        _, quoted, multiline = _scanned(text, dialect, 1, final=True)
+    except Malformed:
+        return False, None, False
+    if isinstance(quoted, Quotes):
+        return not multiline, quoted, multiline
+    if quoted is None:
+        return True, None, multiline
+    breaks = np.flatnonzero(np.frombuffer(text, np.uint8) == 10)
+    return len(quoted.outside(breaks)) == len(breaks), quoted, multiline
 
 
 def _scanned(
@@ -287,15 +352,25 @@ def _lone_returns(block: Block) -> NDArray[np.int64]:
     return alone if block.spans is None or not len(alone) else block.spans.outside(alone)
 
 
-def _check_text(block: Block, lenient: bool) -> None:
-    """Refuse a NUL and bytes that are no UTF-8; where `lenient`, note them for their record."""
+def _check_text(block: Block, dialect: Dialect, *, lenient: bool, strict_ends: bool) -> None:
+    """Refuse a NUL and bytes that are no UTF-8; where `lenient`, note them for their record.
+
+    `strict_ends` refuses a carriage return alone too.
+    """
     wrong: list[tuple[int, str]] = []
     at = block.content.find(b"\0")
     while at >= 0:
-        wrong.append((at, "text without a NUL byte"))
+        stands = block.content[at : at + len(_OPEN)]
+        wrong.append((at, _WHY.get(stands, "text without a NUL byte")))
         at = block.content.find(b"\0", at + 1) if lenient else -1
     alone = _lone_returns(block)
-    if len(alone):
+    if not strict_ends:
+        wrong += [(at, "no carriage return alone among line feeds") for at in alone.tolist()]
+        at = block.content.find(_UNKNOWN) if dialect.encoding != "utf-8" else -1
+        while at >= 0:
+            wrong.append((at, f"text in {dialect.encoding}"))
+            at = block.content.find(_UNKNOWN, at + 1)
+    elif len(alone):
         raise Malformed(
             block.at(int(alone[0])),
             "expected lines that end in one way, got a carriage return alone among line feeds",
@@ -315,3 +390,9 @@ def _check_text(block: Block, lenient: bool) -> None:
         raise Malformed(block.at(at), f"expected {expected}, got other bytes")
     for at, expected in wrong:
         block.bad.setdefault(block.record_at(at), expected)
+
+
+_WHY: Final = {
+    _OPEN: "a closing quote in its line (multiline = true in source.toml, if values have several)",
+    _LONG: f"a line of at most {LONGEST} bytes",
+}

@@ -27,14 +27,16 @@ _PACKED: Final = (
 )
 
 
-def read_text(path: Path, wanted: Wanted, options: Options, *, lenient: bool) -> Iterator[Piece]:
+def read_text(
+    path: Path, wanted: Wanted, options: Options, *, lenient: bool, by_line: bool
+) -> Iterator[Piece]:
     """The wanted columns of a CSV file, numbers as float64 where all of a block are some."""
     size = max(path.stat().st_size, 1)
     with path.open("rb") as raw, unpacked(raw) as stream:
         dialect = dialect_of(path, wanted, options)
-        chunks = utf8(stream, dialect.encoding)
+        chunks = utf8(stream, dialect.encoding, by_line=by_line)
         header, rest, line = first_record(chunks, dialect, wanted.comment)
-        names, headed = _names(header, dialect, wanted, options)
+        names, headed = _names(header, dialect, wanted, options, by_line=by_line)
         wanted_names = set(wanted.columns)
         columns = [name for name in names if name in wanted_names]
         more = chain(filter(None, [rest if headed else header + rest]), chunks)
@@ -47,8 +49,9 @@ def read_text(path: Path, wanted: Wanted, options: Options, *, lenient: bool) ->
             sorted(ABSENT | set(options.missing)),
         )
         before = first - 1
-        for block in blocks(more, dialect, first, len(names), lenient=lenient):
-            table = parser.table(block, lenient=lenient)
+        how = {"lenient": lenient, "by_line": by_line}
+        for block in blocks(more, dialect, first, len(names), **how):
+            table = parser.table(block, lenient=lenient or by_line)
             bad = tuple(sorted(block.bad.items()))
             lines = block.line + block.lines - 1
             yield Piece(table, bad, _Places(block), min(1.0, raw.tell() / size), lines - before)
@@ -122,9 +125,11 @@ def first_record(
 
 
 def _names(
-    header: bytes, dialect: Dialect, wanted: Wanted, options: Options
+    header: bytes, dialect: Dialect, wanted: Wanted, options: Options, *, by_line: bool
 ) -> tuple[list[str], bool]:
     """The columns of a file under the schema's names, and whether its first record says them."""
+    if options.header and by_line:  # the first record is a row like any other
+        return [options.rename.get(name, name) for name in options.header], False
     if b"\0" in header or not header.strip():
         raise TaskError("expected a header line of column names, found none")
     try:
