@@ -40,6 +40,8 @@ app = application(
         "client.commands.look": {
             "look": "Show the owner the exact figures of the site's own rows: they must stay at "
             "the site.",
+            "drift": "Tell whether recent rows differ from a reference beyond noise and chance; "
+            "exit 4 if they do.",
         },
         "client.commands.backup": {
             "backup": "Write this site's folder (keys, policy, ledgers) into one private archive "

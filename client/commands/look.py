@@ -1,4 +1,4 @@
-"""`look`: what a plan of statistics would release of the site's own rows, without any noise."""
+"""`look` and `drift`: what the site's own rows look like, exactly, and whether that changed."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,9 @@ from privacy.runtime import loading
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
     app.command("look")(look)
+    app.command("drift")(drift)
 
 
 def look(
@@ -66,3 +67,62 @@ def look(
     path = out or directory / "look.html"
     write_atomic(path, to_html(facts, noiseless=True).encode(), mode=PRIVATE)
     typer.echo(f"{path}: the exact figures of {data}, without noise; they must stay here")
+
+
+def drift(
+    data: Annotated[Path, typer.Argument(help="The recent rows.")],
+    against: Annotated[Path, typer.Option(help="A run of statistics, or older rows of this site.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model in use: a run, a checkpoint, latest.")
+    ] = None,
+    labelled: Annotated[
+        bool,
+        typer.Option("--labelled", help="The recent rows have labels: is the model calibrated?"),
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="An .html page.")] = None,
+    directory: Dir = HERE,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="A further signer's public key.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell whether recent rows differ from a reference beyond noise and chance; exit 4 if they do.
+
+    Nothing leaves this machine, and nothing is spent; the figures must stay here.
+    """
+    with loading():
+        from dataclasses import replace
+
+        from client.commands.shared import opened
+        from client.data.input_files import chunks
+        from client.inference.evaluation import evaluate
+        from client.inference.predictor import predict, predictor
+        from client.statistics.drift import calibration, worst
+        from client.statistics.drift import drift as compared
+        from client.statistics.drift_page import to_html
+
+    if labelled and model is None:
+        raise typer.BadParameter("--labelled must come with --model")
+    of = None if model is None else opened(model, directory, key, None, quiet=as_json)
+    found = compared(data, against, None if of is None else of.task)
+    if labelled and of is not None:
+        rows = chunks(of.task, data, labels=True)
+        measured = evaluate(of.task, predict(predictor(of), rows))
+        found = replace(found, calibration=calibration(measured))
+    if out is not None:
+        write_atomic(out, to_html(found).encode(), mode=PRIVATE)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict() | {"page": str(out) if out else None}))
+    else:
+        typer.echo(f"{found.rows} rows against {found.reference}")
+        for one in worst(found.columns):
+            if one.drifted:
+                typer.echo(f"  {one.column}: DRIFTED (distance {one.distance:.3f}, p {one.p:.1e})")
+        if (known := found.calibration) is not None:
+            verdict = "NOT CALIBRATED" if known.drifted else "calibrated within chance"
+            sure, right = 100 * known.confidence, 100 * known.accuracy
+            typer.echo(f"  the model is {sure:.1f} % sure, {right:.1f} % right: {verdict}")
+        if not found.drifted:
+            typer.echo("  no drift beyond noise and chance")
+    if found.drifted:
+        raise typer.Exit(4)

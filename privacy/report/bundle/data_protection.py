@@ -110,7 +110,7 @@ def columns_of(run: Mapping[str, Any]) -> list[str]:
     label = tables.get("label")
     names = list(columns) if isinstance(columns, Mapping) else []
     named = label.get("column", label.get("name")) if isinstance(label, Mapping) else label
-    return [str(name) for name in [*names, named] if isinstance(name, str)]
+    return list(dict.fromkeys(name for name in [*names, named] if isinstance(name, str)))
 
 
 def text(value: object) -> str:
