@@ -51,6 +51,7 @@ CLIENT_EVENTS: Final[Mapping[str, str]] = {
 }
 SERVER_EVENTS: Final[Mapping[str, str]] = {
     "audit_not_written": "The audit log could not be written, or is not sound; `why` says which.",
+    "authority_taken": "A site showed a certificate of the authority that takes over.",
     "certificate_expires_soon": "A certificate ends within 30 days; once a day for each.",
     "certificate_not_renewed": "A certificate is due, but `why`; it is tried again.",
     "certificate_renewed": "A certificate was renewed: a site's, or the coordinator's own.",

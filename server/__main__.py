@@ -19,6 +19,9 @@ app = application(
             "renew": "New certificates for the same keys: of the sites named, or of the "
             "coordinator itself.",
         },
+        "server.commands.authority": {
+            "authority": "The authority that signs all certificates, and its successor.",
+        },
         "server.commands.running": {
             "serve": "Stay open for the sites and play the queue's runs, one after another, until "
             "stopped.",

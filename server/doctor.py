@@ -13,6 +13,7 @@ from privacy.http.http_listener import ListenError, listen
 from privacy.identity.certificates import Certificate, issued_by
 from privacy.identity.keys import IdentityError
 from privacy.ledger.chain import LedgerError
+from server.registry.authority import rotation
 from server.registry.sites import Home, MembersError, split_host
 
 FLOWER: Final = "1.42.0"
@@ -67,12 +68,24 @@ def _folder(home: Home) -> Iterator[Check]:
     if not issued_by(pem, home.ca.read_bytes()):
         yield _check("certificate", "FAULT", "of another authority", "tacit-server renew")
     now = datetime.datetime.now(datetime.UTC)
-    for path in (home.ca, home.certificate):
-        yield _age(path.name, Certificate.read(path.read_bytes()), now, "tacit-server renew")
+    steps = {home.ca: "tacit-server authority rotate", home.certificate: "tacit-server renew"}
+    for path, then in steps.items():
+        yield _age(path.name, Certificate.read(path.read_bytes()), now, then)
+    yield from _rotation(home)
     for site, member in sorted(home.members().sites.items()):
         if not member.revoked:
             then = f"tacit-server renew {site}, and send the bundle"
             yield _age(f"site {site}", member.certificate, now, then)
+
+
+def _rotation(home: Home) -> Iterator[Check]:
+    state = rotation(home)
+    if state is not None and state.missing:
+        text = f"is being replaced; not yet taken in by {', '.join(state.missing)}"
+        yield _check("authority", "warn", text, "wait until they were connected")
+    elif state is not None:
+        text = "is being replaced; every site has the next one"
+        yield _check("authority", "warn", text, "tacit-server authority finish")
 
 
 def _trail(home: Home) -> Check:

@@ -4,15 +4,16 @@ import datetime
 import json
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from client.agent.route import split_address
 from privacy.files import PRIVATE, parse_json, read_bounded, read_json, write_atomic
 from privacy.identity import keys
-from privacy.identity.certificates import Certificate, issued_by, request
+from privacy.identity.certificates import Certificate, issued_by, request, split
 from privacy.identity.keys import IdentityError
+from privacy.identity.rotation import announced
 
 _LARGEST: Final = 1 << 20
 _MOST_HOSTS: Final = 32
@@ -142,7 +143,11 @@ def _next(key: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The coordinator's answer to a request: a certificate, its authority, names and key."""
+    """The coordinator's answer to a request: a certificate, its authority, names and key.
+
+    `following` is the authority that takes over, while one is announced, and `signature` the
+    coordinator's under the announcement.
+    """
 
     site: str
     pem: bytes
@@ -150,22 +155,33 @@ class Bundle:
     hosts: tuple[str, ...]
     verify: str
     certificate: Certificate
+    following: bytes = b""
+    signature: str = ""
 
 
 def read_bundle(content: bytes) -> Bundle:
     """Check a bundle's form, and that its authority issued its certificate; EnrolmentError."""
     try:
         fields = parse_json(content)
-        pem, ca = str(fields["certificate"]).encode(), str(fields["ca"]).encode()
+        pem, ca = str(fields["certificate"]).encode(), _authority(fields["ca"])
         hosts, verify = tuple(str(host) for host in fields["hosts"]), str(fields["verify"])
         bundle = Bundle(str(fields.get("site")), pem, ca, hosts, verify, Certificate.read(pem))
+        if "next" in fields:
+            following, signature = fields["next"]["ca"], str(fields["next"]["signature"])
+            bundle = replace(bundle, following=_authority(following), signature=signature)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise EnrolmentError("expected a bundle of tacit-server sign") from None
-    if not issued_by(pem, ca):
+    if not issued_by(pem, ca + bundle.following):
         raise EnrolmentError("its certificate is not of its own authority")
     if len(verify) != 64:
         raise EnrolmentError("expected the coordinator's verifying key")
     return bundle
+
+
+def _authority(pem: object) -> bytes:
+    """The one certificate of a text: whatever else stood in it would be trusted, and not shown."""
+    (one,) = split(str(pem).encode())
+    return one
 
 
 def join(
@@ -216,8 +232,11 @@ def take_renewed(folder: Path, content: bytes, now: datetime.datetime) -> bool:
         raise EnrolmentError("it is for another key")
     if certificate.signing != _signing(here.signing_key.read_bytes()):
         raise EnrolmentError("it is for another signing key")
-    if bundle.verify != here.verify or not issued_by(bundle.pem, here.ca.read_bytes()):
-        raise EnrolmentError("it is of another authority or verifying key")
+    if bundle.verify != here.verify:
+        raise EnrolmentError("it is of another verifying key")
+    trusted = _trusted_from_now(here, bundle)
+    if not issued_by(bundle.pem, trusted):
+        raise EnrolmentError("it is of another authority")
     if certificate.age(now) in ("expired", "early"):
         raise EnrolmentError(f"it is valid from {certificate.begins} to {certificate.ends}")
     if not 0 < len(bundle.hosts) <= _MOST_HOSTS:
@@ -225,9 +244,27 @@ def take_renewed(folder: Path, content: bytes, now: datetime.datetime) -> bool:
     for host in bundle.hosts:
         split_address(host)
     before = here.certificate.read_bytes()
+    if trusted != here.ca.read_bytes():  # before the certificate: a kill leaves what connects
+        write_atomic(here.ca, trusted, mode=PRIVATE)
     if (bundle.pem, list(bundle.hosts)) != (before, here.hosts):
         _write(here, bundle)
     return bundle.pem != before
+
+
+def _trusted_from_now(here: Enrolled, bundle: Bundle) -> bytes:
+    """Whom the site trusts once it has this bundle: EnrolmentError for another authority.
+
+    The next one is added where the verifying key announces it, and stands alone as soon as the
+    coordinator's bundles are its own.
+    """
+    trusted = split(here.ca.read_bytes())
+    if bundle.ca not in trusted:
+        raise EnrolmentError("it is of another authority")
+    if bundle.following:
+        if not announced(here.verify, bundle.ca, bundle.following, bundle.signature):
+            raise EnrolmentError("its next authority is not announced by the verifying key")
+        return bundle.ca + bundle.following
+    return bundle.ca if bundle.ca == trusted[-1] else b"".join(trusted)
 
 
 def _check(here: Enrolled, bundle: Bundle, site: str) -> None:
@@ -239,6 +276,8 @@ def _check(here: Enrolled, bundle: Bundle, site: str) -> None:
         raise EnrolmentError(f"for another key, expected one for {site}.csr as it is now")
     if certificate.signing not in _publics(here.signing_key, _signing):
         raise EnrolmentError("for another signing key, expected this site's")
+    if not issued_by(bundle.pem, bundle.ca):
+        raise EnrolmentError("its certificate is not of its own authority")
 
 
 def _publics(key: Path, public: Callable[[bytes], Any]) -> list[Any]:

@@ -338,6 +338,11 @@ class HttpConnection(asyncio.Protocol):
         else:
             self.transport.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+        return self._gone
+
     def stop(self) -> None:
         """Close at once, unless an answer is under way: `task` is then what to wait for."""
         if not self.working:

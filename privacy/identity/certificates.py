@@ -35,6 +35,7 @@ CERTIFICATE_DAYS: Final = 397
 _SKEW: Final = datetime.timedelta(minutes=5)
 _SIGNING: Final = x509.ObjectIdentifier("2.25.141129483820473059152461305")
 _ENROL: Final = b"tacit enrolment\0"
+_AUTHORITIES_MAX: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,7 @@ class Certificate:
     def read(cls, data: bytes) -> Self:
         """Read PEM or DER; IdentityError for anything else."""
         try:
-            pem = data.lstrip().startswith(b"-----")
-            certificate = (
-                x509.load_pem_x509_certificate if pem else x509.load_der_x509_certificate
-            )(data)
+            certificate = _load(data)
             public = certificate.public_key()
             value = _extension(certificate.extensions)
             return cls(
@@ -221,11 +219,35 @@ def issuer_of(certificate: bytes) -> str:
         raise IdentityError("certificate: must be X.509") from None
 
 
-def issued_by(certificate: bytes, authority: bytes) -> bool:
-    """Whether the authority (PEM) signed this certificate (PEM)."""
+def issued_by(certificate: bytes, authorities: bytes) -> bool:
+    """Whether one of the authorities (PEM, one or several) signed this certificate (PEM or DER)."""
     try:
-        leaf = x509.load_pem_x509_certificate(certificate)
-        leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+        leaf = _load(certificate)
+        listed = x509.load_pem_x509_certificates(authorities)[:_AUTHORITIES_MAX]
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return any(_signed_by(leaf, one) for one in listed)
+
+
+def split(authorities: bytes) -> list[bytes]:
+    """The certificates of a PEM text, each by itself and in one spelling; IdentityError."""
+    try:
+        listed = x509.load_pem_x509_certificates(authorities)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise IdentityError("authority: must be a certificate in PEM") from None
+    if len(listed) > _AUTHORITIES_MAX:
+        raise IdentityError(f"authority: must be at most {_AUTHORITIES_MAX} certificates")
+    return [one.public_bytes(serialization.Encoding.PEM) for one in listed]
+
+
+def _load(data: bytes) -> x509.Certificate:
+    pem = data.lstrip().startswith(b"-----")
+    return x509.load_pem_x509_certificate(data) if pem else x509.load_der_x509_certificate(data)
+
+
+def _signed_by(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        leaf.verify_directly_issued_by(authority)
     except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
         return False
     return True

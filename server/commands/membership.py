@@ -11,6 +11,7 @@ from privacy.audit_trail import record, recorded
 from privacy.identity.certificates import CERTIFICATE_DAYS, Certificate
 from privacy.identity.keys import signing_public
 from server.commands.options import HERE, Dir, Json, Reason
+from server.registry import authority
 from server.registry import sites as members
 from server.registry.sites import Home, Member, MembersError, plain, spaced
 
@@ -134,7 +135,7 @@ def renew(
     if not site or host:
         Home(directory).check()
         record(directory, "renew", "coordinator", reason=", ".join(host or []))
-        certificate = members.renew_server(directory, host or [], _now(), days=days)
+        certificate = authority.renew_server(directory, host or [], _now(), days=days)
         typer.echo(f"coordinator: valid to {certificate.ends:%Y-%m-%d}")
 
 

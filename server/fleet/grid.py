@@ -16,6 +16,7 @@ from server.fleet.pending_message import PendingMessage
 from server.fleet.superlink import Fleet
 from server.fleet.tls import Log
 from server.fleet.tls_server import Answer, TlsServer
+from server.registry.authority import take
 from server.registry.sites import Home, Member, bundle_now
 from server.registry.upkeep import CertificateUpkeep, note_renewal
 from server.rounds.site_grid import SiteGrid
@@ -144,9 +145,11 @@ def serve(
         fleet.flower.tick()
         upkeep()
 
-    def bundle(member: Member) -> Answer:
+    def bundle(member: Member, certificate: bytes) -> Answer:
         try:
             content, renewed = bundle_now(folder, member.name, datetime.datetime.now(datetime.UTC))
+            if take(home, member.name, certificate):
+                log("authority_taken", site=member.name)
         except (OSError, ValueError) as error:
             log("certificate_not_renewed", whose=f"site {member.name}", why=str(error))
             return 503, b""

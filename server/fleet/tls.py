@@ -40,11 +40,14 @@ class Refusals:
 
 
 def server_context(home: Home) -> ssl.SSLContext:
-    """TLS 1.3 alone, with a certificate of the federation's authority on both sides."""
+    """TLS 1.3 alone, with a certificate of the federation's authority on both sides.
+
+    While the authority is being replaced, sites show certificates of the old or the next one.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(home.ca)
+    context.load_verify_locations(cadata=home.authorities().decode())
     context.load_cert_chain(home.certificate, home.key)
     context.num_tickets = 0  # no resumption: every connection shows its certificate
     return context

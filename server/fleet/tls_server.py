@@ -19,7 +19,7 @@ from typing import Final
 from privacy.http.exchange import HttpError, HttpLimits, Receive, Scope, Send, read_body, respond
 from privacy.http.http_connection import HttpConnection
 from privacy.http.http_listener import HttpListener, listen
-from privacy.identity.certificates import Certificate
+from privacy.identity.certificates import Certificate, issued_by
 from privacy.identity.keys import IdentityError
 from server.fleet.tls import Log, Refusals, handshake_failure, server_context
 from server.registry.sites import Home, Member, Members
@@ -50,6 +50,7 @@ class FleetConnection(HttpConnection):
 
     key = ""
     site = ""
+    shown = b""
     refused_since = 0.0
     ends = datetime.datetime.max.replace(tzinfo=datetime.UTC)
 
@@ -58,8 +59,8 @@ class TlsServer(HttpListener):
     """Listens in a thread of its own and hands whole requests of known sites to `handle`.
 
     `seen(site)` hears of every request, `gone(site)` when the last connection of a site closed,
-    `changed(members)` when the list of sites is another; `bundle(member)` answers a site that asks
-    for its bundle.
+    `changed(members)` when the list of sites is another; `bundle(member, certificate)` answers a
+    site that asks for its bundle and showed this certificate (DER).
     """
 
     date = False  # of software that answers strangers, not even its clock is told
@@ -75,7 +76,7 @@ class TlsServer(HttpListener):
         gone: Callable[[str], None] = lambda site: None,
         changed: Callable[[Members], None] = lambda members: None,
         tick: Callable[[], None] = lambda: None,
-        bundle: Callable[[Member], Answer] = lambda member: (404, b""),
+        bundle: Callable[[Member, bytes], Answer] = lambda member, certificate: (404, b""),
     ) -> None:
         self._home, self._handle, self._log = home, handle, log
         self._seen, self._gone, self._changed, self._tick = seen, gone, changed, tick
@@ -84,6 +85,7 @@ class TlsServer(HttpListener):
         self._members = home.members()
         self._stamp = self._file_stamp()
         self._context = server_context(home)
+        self._authorities = home.authorities()
         super().__init__(listen(*where), self._app, _LIMITS, tls=lambda: self._context)
         self._sites: dict[str, OrderedDict[FleetConnection, None]] = {}
         self._thread = threading.Thread(target=self._run, name="tls-server", daemon=True)
@@ -146,7 +148,8 @@ class TlsServer(HttpListener):
             return
         tls = connection.transport.get_extra_info("ssl_object")
         try:
-            certificate = Certificate.read(tls.getpeercert(binary_form=True) or b"")
+            connection.shown = tls.getpeercert(binary_form=True) or b""
+            certificate = Certificate.read(connection.shown)
         except IdentityError:
             connection.transport.abort()
             return
@@ -158,6 +161,8 @@ class TlsServer(HttpListener):
         if len(mine) > _CONNECTIONS_A_SITE:
             oldest, _ = mine.popitem(last=False)
             oldest.transport.abort()
+        if not issued_by(connection.shown, self._authorities):  # its handshake began before
+            self._refuse_former(connection)
 
     def closed(self, connection: HttpConnection) -> None:
         super().closed(connection)
@@ -182,13 +187,26 @@ class TlsServer(HttpListener):
                 with contextlib.suppress(OSError, ValueError, KeyError):
                     self._members = self._home.members()
                     self._context = server_context(self._home)
+                    self._authorities = self._home.authorities()
                     self._changed(self._members)
+                    self._disconnect_former()
             now = datetime.datetime.now(datetime.UTC)
             for connections in list(self._sites.values()):
                 for connection in list(connections):
                     member = self._members.find(connection.key)
                     if member is None or member.revoked is not None or now >= connection.ends:
                         self._disconnect(connection, member)
+
+    def _disconnect_former(self) -> None:
+        """End the connections of whose certificate the authority is one no more."""
+        for connections in list(self._sites.values()):
+            for connection in list(connections):
+                if not issued_by(connection.shown, self._authorities):
+                    self._refuse_former(connection)
+
+    def _refuse_former(self, connection: FleetConnection) -> None:
+        self.refused("of a former authority", connection.peer, connection.site)
+        connection.transport.abort()
 
     def _disconnect(self, connection: FleetConnection, member: Member | None) -> None:
         """End a connection that is no longer allowed; a revoked site first hears why."""
@@ -203,7 +221,8 @@ class TlsServer(HttpListener):
 
     def _file_stamp(self) -> tuple[int, ...]:
         stamp: list[int] = []
-        for path in (self._home.sites, self._home.certificate):
+        home = self._home
+        for path in (home.sites, home.certificate, home.ca, home.next_ca):
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 stamp += [stat.st_ino, stat.st_mtime_ns]
@@ -234,7 +253,7 @@ class TlsServer(HttpListener):
         path = scope["path"]
         if path == BUNDLE and scope["method"] == "POST":
             self._seen(member.name)
-            return self._bundle(member)
+            return self._bundle(member, connection.shown)
         if not path.startswith(PREFIX) or scope["method"] != "POST":
             self.refused("path", connection.peer, member.name)
             return 404, b""
@@ -252,5 +271,6 @@ class TlsServer(HttpListener):
         if now is None or now.revoked is not None:
             self.refused("revoked", connection.peer, member.name)
             return GONE, b""
-        self._seen(member.name)
+        if not connection.closed:  # a poll outlives its connection, and must not bring it back
+            self._seen(member.name)
         return status, content

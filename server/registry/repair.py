@@ -10,7 +10,8 @@ from pathlib import Path
 from privacy.files import PRIVATE, write_atomic
 from privacy.identity.certificates import Authority, issued_by
 from privacy.identity.keys import IdentityError
-from server.registry.sites import AUTHORITY_NAME, Home, MembersError, renew_server
+from server.registry.authority import renew_server
+from server.registry.sites import AUTHORITY_NAME, Home, MembersError
 
 
 def repair(folder: Path, now: datetime.datetime) -> list[str]:
@@ -46,7 +47,8 @@ def _authority(home: Home, now: datetime.datetime) -> bytes:
     shown = [member.pem.encode() for member in home.members().sites.values()]
     if home.certificate.is_file():
         shown.append(home.certificate.read_bytes())
-    if not all(issued_by(pem, again) for pem in shown):
+    following = home.next_ca.read_bytes() if home.next_ca.is_file() else b""
+    if not all(issued_by(pem, again + following) for pem in shown):
         raise MembersError(
             f"{home.ca_key}: is not the key that signed this federation's certificates, nothing "
             "was changed (restore a whole backup into an empty folder: tacit-server restore FILE)"

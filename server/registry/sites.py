@@ -20,14 +20,17 @@ from privacy.identity.certificates import (
     Authority,
     Certificate,
     Request,
+    issued_by,
     read_request,
 )
 from privacy.identity.keys import (
     IdentityError,
     new_key,
     new_signing_key,
+    public_of,
     signing_public,
 )
+from privacy.identity.rotation import announce
 
 DEFAULT_PORT: Final = 8443
 AUTHORITY_NAME: Final = "tacit federation"
@@ -39,12 +42,16 @@ class MembersError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One enrolled site: its certificate as last issued, and when it was revoked, if it was."""
+    """One enrolled site: its certificate as last issued, and when it was revoked, if it was.
+
+    `authority` is the fingerprint of the next authority, once the site has taken it in.
+    """
 
     name: str
     pem: str
     revoked: str | None
     certificate: Certificate
+    authority: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -83,6 +90,15 @@ class Home:
         return self.folder / "ca.key"
 
     @property
+    def next_ca(self) -> Path:
+        """The authority that takes over, while a rotation is under way."""
+        return self.folder / "ca.next.pem"
+
+    @property
+    def next_ca_key(self) -> Path:
+        return self.folder / "ca.next.key"
+
+    @property
     def certificate(self) -> Path:
         return self.folder / "server.pem"
 
@@ -114,7 +130,7 @@ class Home:
     def present(self) -> list[str]:
         """Which of a coordinator's files are there: none of them may ever be overwritten."""
         files = (self.ca, self.ca_key, self.certificate, self.key, self.signing_key)
-        others = (self.federation, self.sites, self.runs, self.folder / "heads")
+        others = (self.federation, self.sites, self.runs, self.folder / "heads", self.next_ca_key)
         return [path.name for path in (*files, *others) if path.exists()]
 
     def check(self) -> "Home":
@@ -129,13 +145,22 @@ class Home:
         """The names and addresses, with their ports, under which the coordinator is reached."""
         return [str(host) for host in json.loads(self.federation.read_text())["hosts"]]
 
+    def authorities(self) -> bytes:
+        """The certificates (PEM) of whoever may sign: of two, while a rotation is under way."""
+        following = self.next_ca.read_bytes() if self.next_ca.is_file() else b""
+        return self.ca.read_bytes() + following
+
     def members(self) -> Members:
         """Read the list of sites."""
         try:
             content = json.loads(self.sites.read_text())
             sites = {
                 name: Member(
-                    name, entry["certificate"], entry["revoked"], _parse(entry["certificate"])
+                    name,
+                    entry["certificate"],
+                    entry["revoked"],
+                    Certificate.read(entry["certificate"].encode()),
+                    str(entry.get("authority", "")),
                 )
                 for name, entry in content["sites"].items()
             }
@@ -166,7 +191,7 @@ def create(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> bool:
     home = Home(folder)
     named = [split_host(host) for host in hosts]
     if home.federation.exists():
-        if hosts and [_address(pair) for pair in named] != home.hosts():
+        if hosts and [address(pair) for pair in named] != home.hosts():
             raise MembersError(
                 f"--dir {folder}: already a coordinator for {', '.join(home.hosts())}"
                 " (its names change with: tacit-server renew --host ...)"
@@ -189,9 +214,9 @@ def create(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> bool:
     write_atomic(home.ca, authority.certificate, mode=PRIVATE)
     write_atomic(home.ca_key, authority.key, mode=PRIVATE)
     write_atomic(home.signing_key, new_signing_key(), mode=PRIVATE)
-    write_atomic(home.sites, _json({"v": 1, "sites": {}, "revoked_keys": []}), mode=PRIVATE)
+    write_atomic(home.sites, as_json({"v": 1, "sites": {}, "revoked_keys": []}), mode=PRIVATE)
     write_atomic(
-        home.federation, _json({"v": 1, "hosts": [_address(pair) for pair in named]}), mode=PRIVATE
+        home.federation, as_json({"v": 1, "hosts": [address(pair) for pair in named]}), mode=PRIVATE
     )
     return True
 
@@ -220,7 +245,7 @@ def sign(
         raise MembersError(
             f"{csr}: its key is {spaced(wish.fingerprint)}, expected {spaced(plain(expect))}"
         )
-    with _changing(home) as content:
+    with changing(home) as content:
         members = home.members()
         before = members.sites.get(wish.site)
         if wish.fingerprint in members.revoked_keys:
@@ -231,7 +256,7 @@ def sign(
                     f"{csr}: {wish.site} is enrolled with another key (--replace strikes it off)"
                 )
             content["revoked_keys"] = sorted({*content["revoked_keys"], before.fingerprint})
-        pem = _authority(home).issue(wish, now, days).decode()
+        pem = signing_authority(home).issue(wish, now, days).decode()
         content["sites"][wish.site] = {"certificate": pem, "revoked": None}
     bundle = csr.with_name(f"{wish.site}.bundle")
     write_atomic(bundle, _bundle(home, wish.site, pem), mode=PRIVATE)
@@ -241,7 +266,7 @@ def sign(
 def revoke(folder: Path, site: str, now: datetime.datetime) -> Member:
     """Strike a site's key off, for good."""
     home = Home(folder).check()
-    with _changing(home) as content:
+    with changing(home) as content:
         member = known(home, site)
         when = member.revoked or now.isoformat(timespec="seconds")
         content["sites"][site]["revoked"] = when
@@ -257,7 +282,7 @@ def renew(
     It holds `days`, or as long as the one before.
     """
     home = Home(folder).check()
-    with _changing(home) as content:
+    with changing(home) as content:
         pem = _renewed(home, content, site, now, days)
     bundle = where / f"{site}.bundle"
     write_atomic(bundle, _bundle(home, site, pem), mode=PRIVATE)
@@ -267,50 +292,36 @@ def renew(
 def bundle_now(folder: Path, site: str, now: datetime.datetime) -> tuple[bytes, bool]:
     """A connected site's bundle as it is now; its certificate renewed if that is due: True then.
 
-    However often a site asks, the authority signs once in two thirds of a certificate's life.
+    However often a site asks, the authority signs once in two thirds of a certificate's life, and
+    the next authority once when it is announced.
     """
     home, renewed = Home(folder).check(), False
     pem = known(home, site).pem
-    if now >= Certificate.read(pem.encode()).renewal:
-        with _changing(home) as content:
-            pem, renewed = _renewed(home, content, site, now, None), True
-    return _bundle(home, site, pem), renewed
+    following = home.next_ca.is_file()
+    passed_on = not following or issued_by(pem.encode(), home.next_ca.read_bytes())
+    if now >= Certificate.read(pem.encode()).renewal or not passed_on:
+        with changing(home) as content:
+            pem, renewed = _renewed(home, content, site, now, None, following=following), True
+    return _bundle(home, site, pem, following=following), renewed
 
 
 def _renewed(
-    home: Home, content: dict[str, Any], site: str, now: datetime.datetime, days: float | None
+    home: Home,
+    content: dict[str, Any],
+    site: str,
+    now: datetime.datetime,
+    days: float | None,
+    *,
+    following: bool = False,
 ) -> str:
     member = known(home, site)
     if member.revoked is not None:
         raise MembersError(f"{site}: revoked {member.revoked}, expected a new request")
     wish = Request(site, member.certificate.key, member.certificate.signing)
-    pem = _authority(home).issue(wish, now, days or member.certificate.days).decode()
+    signer = signing_authority(home, following=following)
+    pem = signer.issue(wish, now, days or member.certificate.days).decode()
     content["sites"][site]["certificate"] = pem
     return pem
-
-
-def renew_server(
-    folder: Path,
-    hosts: Sequence[str],
-    now: datetime.datetime,
-    *,
-    days: float | None = None,
-) -> Certificate:
-    """A new certificate for the coordinator itself, for the same names or for others.
-
-    It holds `days`, or as long as the one before.
-    """
-    home = Home(folder).check()
-    with _changing(home):
-        addresses = [_address(split_host(host)) for host in hosts] or home.hosts()
-        names = list(dict.fromkeys(split_host(host)[0] for host in addresses))
-        if days is None and home.certificate.is_file():
-            days = Certificate.read(home.certificate.read_bytes()).days
-        key = home.key.read_bytes()
-        pem = _authority(home).issue_server(key, names, now, days or CERTIFICATE_DAYS)
-        write_atomic(home.certificate, pem, mode=PRIVATE)
-        write_atomic(home.federation, _json({"v": 1, "hosts": addresses}), mode=PRIVATE)
-    return Certificate.read(pem)
 
 
 def spaced(key: str) -> str:
@@ -323,17 +334,20 @@ def plain(text: str) -> str:
     return text.replace(" ", "").replace(":", "").lower().removeprefix("sha256")
 
 
-def _bundle(home: Home, site: str, pem: str) -> bytes:
-    return _json(
-        {
-            "v": 1,
-            "site": site,
-            "certificate": pem,
-            "ca": home.ca.read_text(),
-            "hosts": home.hosts(),
-            "verify": signing_public(home.signing_key.read_bytes()),
-        }
-    )
+def _bundle(home: Home, site: str, pem: str, *, following: bool = False) -> bytes:
+    bundle: dict[str, object] = {
+        "v": 1,
+        "site": site,
+        "certificate": pem,
+        "ca": home.ca.read_text(),
+        "hosts": home.hosts(),
+        "verify": signing_public(home.signing_key.read_bytes()),
+    }
+    if following:
+        new = home.next_ca.read_bytes()
+        signature = announce(home.signing_key, home.ca.read_bytes(), new)
+        bundle["next"] = {"ca": new.decode(), "signature": signature}
+    return as_json(bundle)
 
 
 def known(home: Home, site: str) -> Member:
@@ -346,12 +360,18 @@ def known(home: Home, site: str) -> Member:
     return member
 
 
-def _authority(home: Home) -> Authority:
-    return Authority(home.ca.read_bytes(), home.ca_key.read_bytes())
+def signing_authority(home: Home, *, following: bool = False) -> Authority:
+    """The authority that signs, or the one that takes over; MembersError where they do not fit."""
+    pair = (home.next_ca, home.next_ca_key) if following else (home.ca, home.ca_key)
+    certificate, key = (path.read_bytes() for path in pair)
+    if Certificate.read(certificate).key != public_of(key):
+        then = "tacit-server authority finish" if home.next_ca.is_file() else "tacit-server restore"
+        raise MembersError(f"{pair[1]}: must be the key of {pair[0].name} ({then})")
+    return Authority(certificate, key)
 
 
 @contextmanager
-def _changing(home: Home) -> Iterator[dict[str, Any]]:
+def changing(home: Home) -> Iterator[dict[str, Any]]:
     """The list of sites, to be changed: under a lock, written in one step if nothing failed."""
     with (home.folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -359,17 +379,13 @@ def _changing(home: Home) -> Iterator[dict[str, Any]]:
         before = json.dumps(content)
         yield content
         if json.dumps(content) != before:
-            write_atomic(home.sites, _json(content), mode=PRIVATE)
+            write_atomic(home.sites, as_json(content), mode=PRIVATE)
 
 
-def _parse(pem: str) -> Certificate:
-    return Certificate.read(pem.encode())
-
-
-def _address(pair: tuple[str, int]) -> str:
+def address(pair: tuple[str, int]) -> str:
     name, port = pair
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
-def _json(value: object) -> bytes:
+def as_json(value: object) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"

@@ -10,7 +10,8 @@ from privacy.audit_trail import record
 from privacy.identity.certificates import Certificate
 from privacy.identity.keys import IdentityError
 from privacy.ledger.chain import LedgerError
-from server.registry.sites import Home, renew_server
+from server.registry.authority import renew_server
+from server.registry.sites import Home
 
 _DAY: Final = 86_400.0
 _LOOK_SECONDS: Final = 5.0
