@@ -6,16 +6,20 @@ modes run beside them on the same batches with `torch.normal`. `--bfloat16` adds
 that precision.
 
     python benchmarks/step.py [--models mlp,mnist-cnn] [--turns 15] [--threads 2] [--no-opacus]
-        [--bfloat16]
+        [--bfloat16] [--cpu] [--memory]
 """
 
 import argparse
+import os
+import resource
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from contenders.models import Language, Vision, resnet
 from opacus.grad_sample import prepare_module
 from opacus.optimizers import get_optimizer_class
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
@@ -97,6 +101,11 @@ def cifar_cnn(_: bool) -> nn.Module:
     )
 
 
+def wide_mlp(_: bool) -> nn.Module:
+    """21 million weights in two layers."""
+    return nn.Sequential(nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000))
+
+
 @dataclass(frozen=True)
 class Case:
     build: Callable[[bool], nn.Module]
@@ -115,6 +124,10 @@ CASES = {
     "mnist-cnn": Case(mnist_cnn, 256, (1, 28, 28), 60_000, 5, 1.4),
     "text": Case(lambda _: Text(), 256, (32,), 60_000, 50, 2.0, tokens=10_000, classes=4),
     "cifar-cnn": Case(cifar_cnn, 64, (3, 32, 32), 10_000, 2, 2.0),
+    "resnet-18": Case(lambda _: resnet((2, 2, 2, 2), 64), 16, (3, 32, 32), 1000, 2, 2.0),
+    "vit-tiny": Case(lambda _: Vision(), 32, (3, 32, 32), 1000, 2, 1.5),
+    "gpt": Case(lambda _: Language(), 16, (128,), 1000, 2, 1.5, tokens=4096),
+    "mlp-4096": Case(wide_mlp, 128, (4096,), 1000, 2, 1.5, classes=1000),
     "lstm": Case(Sequence, 64, (32,), 10_000, 2, None, tokens=1000, classes=4),
 }
 
@@ -127,6 +140,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--opacus", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="CPU time in place of elapsed time.")
+    parser.add_argument("--memory", action="store_true", help="Also each contender's peak growth.")
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
     if chosen.threads:
@@ -138,13 +153,17 @@ def main() -> None:
     for name in chosen.models.split(","):
         case = CASES[name]
         runs = contenders(case, opacus=chosen.opacus, half=chosen.bfloat16)
-        times = interleaved(runs, chosen.turns)
+        clock = time.process_time if chosen.cpu else time.perf_counter
+        times = interleaved(runs, chosen.turns, clock=clock)
         relative = ratios(times, "plain")
         result["models"][name] = {
             "seconds": times,
             "ratios": relative,
             "steps": case.steps,
         }
+        if chosen.memory:
+            result["models"][name]["MB"] = {k: peak_growth(run) for k, run in runs.items()}
+            print(name, "peak growth, MB:", result["models"][name]["MB"], flush=True)
         base = sorted(times["plain"])[len(times["plain"]) // 2] / case.steps * 1e3
         cells = [
             f"{relative[k][1]:.2f} ({relative[k][0]:.2f}-{relative[k][2]:.2f})"
@@ -163,6 +182,22 @@ def main() -> None:
         "medians (quartiles) of interleaved turns; " + str(result["versions"]),
     )
     print(save("step", result))
+
+
+def peak_growth(turn: Callable[[], None]) -> int:
+    """By how many MB a turn in a child of its own raises the peak of its memory."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        turn()
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        os.write(write, str(grown // 1024).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    with os.fdopen(read) as file:
+        return int(file.read())
 
 
 def kernel() -> str:

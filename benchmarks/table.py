@@ -21,15 +21,20 @@ RESULTS = Path(__file__).parent / "results"
 Times = dict[str, list[float]]
 
 
-def interleaved(contenders: Mapping[str, Callable[[], Any]], turns: int, warm: int = 1) -> Times:
+def interleaved(
+    contenders: Mapping[str, Callable[[], Any]],
+    turns: int,
+    warm: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
     """Seconds of each contender in each of `turns` rounds of turns, after `warm` unmeasured."""
     times: Times = {name: [] for name in contenders}
     for turn in range(-warm, turns):
         for name, run in contenders.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if turn >= 0:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
 
 

@@ -8,7 +8,7 @@ numbers, in the same rounding, so that a factor made from the norm bounds what i
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +23,8 @@ SumOf = Callable[[Any], Tensor]
 ALL: Final = slice(None)
 """All rows of a batch."""
 
+_MOST: Final = 1 << 24
+"""Per-example gradients held at a time, in numbers; more are made again in chunks of examples."""
 _HUGE: Final = 2.0**64
 """A factor of a product of squares above this counts as infinite, so that none can underflow."""
 _BLOCK: Final = 1024
@@ -94,6 +96,63 @@ class Outer(Part):
         if self._bias is not None and self._bias.requires_grad:
             total = sum_of(self._bias)
             total.addmv_(g.t().to(total.dtype), factors.to(total.dtype))
+
+
+class Sampled(Part):
+    """Per-example gradients as they are, in chunks of at most `most` examples.
+
+    `uses` are (layer, input, output gradient) of every call of the layers that share parameters.
+    """
+
+    def __init__(self, uses: Sequence[tuple[Any, Any, Any]]) -> None:
+        self._uses = uses
+        rows = uses[0][1].shape[0]
+        width = sum(p.numel() for p in {p for layer, _, _ in uses for p in layer.trained})
+        self.most = max(1, _MOST // (width * max(layer.rows for layer, _, _ in uses)))
+        self._rows = rows
+        self._cached: Mapping[nn.Parameter, Tensor] | None = None
+        squares: list[Any] = []
+        for at in range(0, rows, self.most):
+            samples = self._samples(slice(at, at + self.most))
+            squares.append(sum(row_squares(_flat(x)[0]) for x in samples.values()))
+            if rows <= self.most:
+                self._cached = samples
+        self.square = torch.cat(squares)
+
+    def _samples(self, at: slice) -> dict[nn.Parameter, Tensor]:
+        samples: dict[nn.Parameter, Tensor] = {}
+        for layer, a, g in self._uses:
+            for p, sample in layer.samples(a[at], g[at]):
+                samples[p] = samples[p] + sample if p in samples else sample
+        return samples
+
+    def add(
+        self,
+        factors: Tensor,
+        broken: Tensor | None,
+        sum_of: SumOf = gradient_of,
+        rows: slice = ALL,
+    ) -> None:
+        start, stop, _ = rows.indices(self._rows)
+        step = stop - start if self._cached else self.most
+        for at in (slice(x, min(x + step, stop)) for x in range(start, stop, step)):
+            for p, sample in (self._cached or self._samples(at)).items():
+                flat, restored = _flat(sample[at] if self._cached else sample)
+                if broken is not None:
+                    flat = flat.masked_fill(broken[at, None], 0)
+                total = sum_of(p)
+                total.add_(restored(factors[at].to(total.dtype) @ flat.to(total.dtype)))
+
+
+def _flat(sample: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """[B, ...] as [B, n] in memory order, without copying; and the way back for one row."""
+    if sample.dim() == 1:  # of a parameter that is one number
+        return sample[:, None], lambda row: row.view(())
+    strides = sample.stride()
+    order = sorted(range(1, sample.dim()), key=lambda dim: -strides[dim])
+    laid = sample.permute(0, *order)
+    back = [order.index(dim) for dim in range(1, sample.dim())]
+    return laid.flatten(1), lambda row: row.view(laid.shape[1:]).permute(back)
 
 
 class Lookup(Part):

@@ -4,8 +4,9 @@ Book-keeping (Bu et al., ICML 2023) keeps each layer's input a and output gradie
 pairs come the per-example norms and then, with the clip factors known, the clipped sum. Parameters
 carry no gradient meanwhile, so the backward is cheaper than that of ordinary training.
 
-Norms are taken of exactly what is summed. The "ghost norm" of sequences and images, which forms
-<a a', g g'>, is not used: crafted records whose terms cancel would make it too small.
+Norms are taken of exactly what is summed, or certified: the "ghost norm" of sequences and images,
+which forms <a a', g g'>, would be too small for crafted records whose terms cancel, so all that
+rounding can have taken from it is added (`matrix_products`).
 """
 
 import logging
@@ -185,7 +186,7 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         units = rows if group is None else len(group)
         whole: Iterable[tuple[slice, SumOf]] = ((ALL, gradient_of),)
         with torch.no_grad():
-            every = parts(uses)
+            every = parts(uses, certify=group is None)
             factors, broken = clip_factors(_squares(every), self.clip)
             for block, sum_of in whole if self._sums is None else self._sums.blocks(units):
                 for part in every:
@@ -197,7 +198,7 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         """The batch's gradients by layer, not yet clipped, and each example's squared norm."""
         uses = self._uses(x, y, loss, group)
         with torch.no_grad():
-            every = parts(uses)
+            every = parts(uses, certify=group is None)
             return every, _squares(every)
 
     def _uses(self, x: Any, y: Tensor, loss: Loss, group: Group | None) -> dict[Layer, Uses]:

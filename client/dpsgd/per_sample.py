@@ -3,7 +3,7 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from client.dpsgd.clipped_sum import ALL, Lookup, Outer, Part, SumOf, gradient_of, row_squares
+from client.dpsgd.clipped_sum import Lookup, Outer, Part, Sampled
+from client.dpsgd.matrix_products import (
+    Certified,
+    Pairs,
+    certifiable,
+    convolved,
+    patches,
+    weight_samples,
+)
 from client.dpsgd.trees import Batch, tensors
 
 Uses = Sequence[tuple[Any, Any]]
@@ -32,10 +40,10 @@ DROPOUTS: Final = (
     nn.AlphaDropout,
     nn.FeatureAlphaDropout,
 )
-_MOST: Final = 1 << 24
-"""Per-example gradients held at a time, in numbers; more are made again in chunks of examples."""
-_CACHED: Final = 1 << 17
-"""Numbers that fit a core's cache."""
+_LARGE: Final = 1 << 19
+"""Numbers of one example's gradient of a layer that are dearer to hold than to certify its norm."""
+_TOGETHER: Final = 1 << 20
+"""Numbers of one example's gradients that may be held, of all layers that could do without."""
 
 
 class ModelError(ValueError):
@@ -68,6 +76,9 @@ class Layer(ABC):
 
     by: ClassVar[str] = ""
     """Whose gradients these are, where they are not our own."""
+    certified: bool | None = None
+    """Whether its norms are certified. Chosen once, on made-up rows: if it depended on the batch, a
+    record would change what the others give."""
 
     def __init__(self, module: nn.Module, path: str = "") -> None:
         self.module: Any = module
@@ -98,59 +109,17 @@ class Layer(ABC):
         """The part of a batch that this layer alone answers for."""
         return Sampled([(self, a, g) for a, g in uses])
 
+    def sizes(self, uses: Uses) -> tuple[int, int, int] | None:
+        """(T, p, d) where the gradients are products of [d, T] and [T, p] by themselves."""
+        return None
 
-class Sampled(Part):
-    """Per-example gradients as they are, in chunks of at most `most` examples."""
+    def pairs(self, uses: Uses) -> Pairs:
+        """Those matrices."""
+        raise ModelError(f"model: {self.name}: has no gradients that are products")
 
-    def __init__(self, uses: Sequence[tuple[Layer, Any, Any]]) -> None:
-        self._uses = uses
-        rows = uses[0][1].shape[0]
-        width = sum(p.numel() for p in {p for layer, _, _ in uses for p in layer.trained})
-        self.most = max(1, _MOST // (width * max(layer.rows for layer, _, _ in uses)))
-        self._rows = rows
-        self._cached: Mapping[nn.Parameter, Tensor] | None = None
-        squares: list[Any] = []
-        for at in range(0, rows, self.most):
-            samples = self._samples(slice(at, at + self.most))
-            squares.append(sum(row_squares(_flat(x)[0]) for x in samples.values()))
-            if rows <= self.most:
-                self._cached = samples
-        self.square = torch.cat(squares)
-
-    def _samples(self, at: slice) -> dict[nn.Parameter, Tensor]:
-        samples: dict[nn.Parameter, Tensor] = {}
-        for layer, a, g in self._uses:
-            for p, sample in layer.samples(a[at], g[at]):
-                samples[p] = samples[p] + sample if p in samples else sample
-        return samples
-
-    def add(
-        self,
-        factors: Tensor,
-        broken: Tensor | None,
-        sum_of: SumOf = gradient_of,
-        rows: slice = ALL,
-    ) -> None:
-        start, stop, _ = rows.indices(self._rows)
-        step = stop - start if self._cached else self.most
-        for at in (slice(x, min(x + step, stop)) for x in range(start, stop, step)):
-            for p, sample in (self._cached or self._samples(at)).items():
-                flat, restored = _flat(sample[at] if self._cached else sample)
-                if broken is not None:
-                    flat = flat.masked_fill(broken[at, None], 0)
-                total = sum_of(p)
-                total.add_(restored(factors[at].to(total.dtype) @ flat.to(total.dtype)))
-
-
-def _flat(sample: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """[B, ...] as [B, n] in memory order, without copying; and the way back for one row."""
-    if sample.dim() == 1:  # of a parameter that is one number
-        return sample[:, None], lambda row: row.view(())
-    strides = sample.stride()
-    order = sorted(range(1, sample.dim()), key=lambda dim: -strides[dim])
-    laid = sample.permute(0, *order)
-    back = [order.index(dim) for dim in range(1, sample.dim())]
-    return laid.flatten(1), lambda row: row.view(laid.shape[1:]).permute(back)
+    def restored(self, total: Tensor) -> Tensor:
+        """A sum of such products [d, p] in the shape of the weight."""
+        return total
 
 
 class Linear(Layer):
@@ -164,6 +133,17 @@ class Linear(Layer):
         if len(uses) > 1 and all(a.dim() == 2 for a, _ in uses):  # a recurrent cell: over time
             uses = [(torch.stack([a for a, _ in uses], 1), torch.stack([g for _, g in uses], 1))]
         return super().part(uses)
+
+    def sizes(self, uses: Uses) -> tuple[int, int, int] | None:
+        if any(a.dim() == 2 for a, _ in uses) and (len(uses) == 1 or uses[0][0].dim() > 2):
+            return None
+        places = sum(math.prod(a.shape[1:-1]) for a, _ in uses)
+        return places, *reversed(self.module.weight.shape)
+
+    def pairs(self, uses: Uses) -> Pairs:
+        many = [tuple(x.reshape(len(x), -1, x.shape[-1]) for x in pair) for pair in uses]
+        a, g = many[0] if len(many) == 1 else (torch.cat(x, 1) for x in zip(*many, strict=True))
+        return Pairs(a, g, a.shape[2])
 
 
 class Convolution(Layer):
@@ -180,63 +160,20 @@ class Convolution(Layer):
         return out.contiguous(memory_format=torch.channels_last)
 
     def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        conv = self.module
-        a = functional.pad(
-            a, conv._reversed_padding_repeated_twice, mode=_PADDING[conv.padding_mode]
-        )
-        if a.dim() == 3:
-            weight = _patched(a[:, :, None], g[:, :, None], conv).squeeze(3)
-        else:
-            weight = _patched(a, g, conv)
-        yield from _affine(conv, weight, g.flatten(2).sum(2, dtype=weight.dtype))
+        weight = weight_samples(a, g, self.module)
+        yield from _affine(self.module, weight, g.flatten(2).sum(2, dtype=weight.dtype))
 
+    def sizes(self, uses: Uses) -> tuple[int, int, int] | None:
+        if len(uses) > 1 or self.module.groups > 1:
+            return None
+        depth = self.module.out_channels
+        return uses[0][1][0, 0].numel(), self.module.weight.numel() // depth, depth
 
-def _patched(a: Tensor, g: Tensor, conv: Any) -> Tensor:
-    """Weight gradients [B, P, C / groups, height, width] of a convolution of padded images.
+    def pairs(self, uses: Uses) -> Pairs:
+        return patches(*uses[0], self.module)
 
-    Products of bfloat16 are made float32, so that norm and sum are taken of the same numbers.
-    """
-    wide = torch.float32 if g.dtype == torch.bfloat16 else g.dtype
-    kernel, stride, dilation = (
-        (1, *x) if len(x) == 1 else x for x in (conv.kernel_size, conv.stride, conv.dilation)
-    )
-    rows, pixels = a.shape[0], g.shape[2] * g.shape[3]
-    if conv.groups > 1:
-        columns = functional.unfold(a, kernel, dilation=dilation, stride=stride)
-        columns = columns.view(rows, conv.groups, -1, pixels).transpose(2, 3)
-        products = (g.reshape(rows, conv.groups, -1, pixels) @ columns).to(wide)
-        return products.view(rows, g.shape[1], -1, *kernel)
-    # With the channels innermost a patch is a few long runs, which copy several times faster than
-    # unfold does; a few examples at a time, so that their patches stay in the cache.
-    a = a.permute(0, 2, 3, 1).contiguous()
-    example, row, pixel, channel = a.stride()
-    patches = a.as_strided(
-        (rows, *g.shape[2:], *kernel, a.shape[3]),
-        (
-            *(example, row * stride[0], pixel * stride[1]),
-            *(row * dilation[0], pixel * dilation[1], channel),
-        ),
-    )
-    size = math.prod(kernel) * a.shape[3]
-    chunk = max(1, _CACHED // (pixels * size)) * torch.get_num_threads()
-    g = g.permute(0, 2, 3, 1).reshape(rows, pixels, -1).transpose(1, 2)
-    products = a.new_empty(rows, g.shape[1], size, dtype=wide)
-    for at in range(0, rows, chunk):
-        part = slice(at, at + chunk)
-        some = patches[part].reshape(-1, pixels, size)
-        if wide == g.dtype:
-            torch.bmm(g[part], some, out=products[part])
-        else:
-            products[part] = torch.bmm(g[part], some)
-    return products.view(rows, -1, *kernel, a.shape[3]).permute(0, 1, 4, 2, 3)
-
-
-_PADDING: Final = {
-    "zeros": "constant",
-    "reflect": "reflect",
-    "replicate": "replicate",
-    "circular": "circular",
-}
+    def restored(self, total: Tensor) -> Tensor:
+        return convolved(total, self.module)
 
 
 class Embedding(Layer):
@@ -268,14 +205,15 @@ class Norm(Layer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         x = args[0] if args else kwargs["input"]
         if x.dtype == self.module.weight.dtype:
-            return super().forward(x)
+            return super().forward(_centred(x, self.module))
         with torch.autocast(x.device.type, enabled=False):  # mixed, it is slower than float32
-            return super().forward(x.float()).to(x.dtype)
+            return super().forward(_centred(x.float(), self.module)).to(x.dtype)
 
     def samples(self, a: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
         norm = self.module
         if isinstance(norm, nn.GroupNorm):
-            normal = functional.group_norm(a, norm.num_groups, None, None, norm.eps)
+            centred = _centred(a, norm)
+            normal = functional.group_norm(centred, norm.num_groups, None, None, norm.eps)
             shape = (a.shape[0], norm.num_channels, -1)
             scaled, plain = (g * normal).reshape(shape).sum(2), g.reshape(shape).sum(2)
         else:
@@ -283,6 +221,19 @@ class Norm(Layer):
             shape = (a.shape[0], -1, *norm.normalized_shape)
             scaled, plain = (g * normal).reshape(shape).sum(1), g.reshape(shape).sum(1)
         yield from _affine(norm, scaled, plain)
+
+
+def _centred(x: Tensor, norm: nn.GroupNorm | nn.LayerNorm) -> Tensor:
+    """Images in channels_last less each group's rough mean: neither norm nor gradient changes.
+
+    torch takes their variance as E x^2 - (E x)^2, which a large mean leaves few digits of.
+    """
+    if isinstance(norm, nn.LayerNorm) or x.dim() != 4 or x.is_contiguous():
+        return x
+    means = x.detach()[:, :, ::2, ::2].mean((2, 3)).unflatten(1, (norm.num_groups, -1))
+    centres = means.mean(2, keepdim=True).expand_as(means).flatten(1)
+    centred: Tensor = x - centres[:, :, None, None]
+    return centred
 
 
 class Functional(Layer):
@@ -369,14 +320,41 @@ def layer_of(module: nn.Module, path: str = "") -> Layer:
     return _KINDS.get(type(module), other)(module, path)
 
 
-def parts(uses: Mapping[Layer, Uses]) -> list[Part]:
-    """The parts of a batch: a layer each, but those that share a parameter together."""
+def parts(uses: Mapping[Layer, Uses], *, certify: bool = True) -> list[Part]:
+    """The parts of a batch: a layer each, but those that share a parameter together.
+
+    Without `certify` every norm is that of a product that is held.
+    """
     owners: dict[nn.Parameter, int] = {}
     for layer in uses:
         for p in layer.trained:
             owners[p] = owners.get(p, 0) + 1
     shared = [layer for layer in uses if any(owners[p] > 1 for p in layer.trained)]
-    every = [layer.part(pairs) for layer, pairs in uses.items() if layer not in shared]
+    alone = {layer: pairs for layer, pairs in uses.items() if layer not in shared}
+    if certify and any(layer.certified is None for layer in alone):
+        _choose(alone)
+    every = [
+        Certified(layer.module, layer.pairs(pairs), layer.restored)
+        if certify and layer.certified
+        else layer.part(pairs)
+        for layer, pairs in alone.items()
+    ]
     if shared:
         every.append(Sampled([(layer, a, g) for layer in shared for a, g in uses[layer]]))
     return every
+
+
+def _choose(uses: Mapping[Layer, Uses]) -> None:
+    """Which layers' products are not held: too large, or too many of one example together."""
+    able: dict[Layer, int] = {}
+    for layer, pairs in uses.items():
+        sizes = layer.sizes(pairs)
+        if sizes is not None and certifiable(*sizes):
+            able[layer] = sizes[1] * sizes[2]
+        if layer.certified is None:
+            layer.certified = False
+    held = sum(able.values())
+    for layer, numbers in sorted(able.items(), key=lambda pair: -pair[1]):
+        if numbers >= _LARGE or held > _TOGETHER:
+            layer.certified = True
+            held -= numbers

@@ -46,7 +46,7 @@ _FAULTS: Final = (
 @dataclass(frozen=True, slots=True)
 class _Examination:
     channels_last: bool
-    layers: tuple[tuple[Layout | None, bool], ...]
+    layers: tuple[tuple[Layout | None, bool, bool | None], ...]
 
 
 _examinations: OrderedDict[Hashable, _Examination] = OrderedDict()
@@ -77,8 +77,9 @@ def examine(book: BookKeeping, domain: Domain, loss: Loss) -> None:
                 _confirmed.discard(_examinations.popitem(last=False)[0])
     if key is None or key not in _confirmed:
         book.watch(lambda: _confirmed.add(key))
-    for layer, (layout, copied) in zip(book.layers, examination.layers, strict=True):
-        layer.channels_last, layer.layout, layer.copied = examination.channels_last, layout, copied
+    for layer, facts in zip(book.layers, examination.layers, strict=True):
+        layer.channels_last = examination.channels_last
+        layer.layout, layer.copied, layer.certified = facts
 
 
 def forget() -> None:
@@ -110,7 +111,7 @@ def _examined(book: BookKeeping, domain: Domain, loss: Loss) -> _Examination:
             "model: expected finite losses with gradients on made-up rows, got none (give the task "
             "a `sample` of rows that it is made for)"
         )
-    facts = tuple((layer.layout, layer.copied) for layer in book.layers)
+    facts = tuple((layer.layout, layer.copied, layer.certified) for layer in book.layers)
     return _Examination(book.layers[0].channels_last, facts)
 
 
