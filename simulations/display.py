@@ -134,10 +134,11 @@ def sentence(summary: Mapping[str, Any]) -> str:
         return f"The rows of {len(summary['sites'])} sites were counted {_cost(summary)}."
     ended = {
         "done": "",
+        "by itself": f"Stopped by itself ({summary['detail']}). ",
         "budget": "Stopped early, since a further round would pass the sites' limits. ",
         "failed": f"Failed: {summary['detail']}. ",
         "stopped": f"Stopped as asked ({summary['detail']}). ",
-    }[summary["reason"]]
+    }["by itself" if summary["reason"] == "done" and summary["detail"] else summary["reason"]]
     text = f"{ended}{rounds} of {summary['task']} reached {_reached(summary)} {_cost(summary)}."
     useless = verdict(summary)
     return text if useless is None else f"{text} {useless}"

@@ -17,7 +17,14 @@ from privacy.accounting.epsilon import json_number, spent
 from privacy.accounting.events import Event
 from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import Budget
-from privacy.contract.forecast import Forecast, epsilons, forecast, names_subjects, sites_of
+from privacy.contract.forecast import (
+    Forecast,
+    epsilons,
+    fewest_rounds,
+    forecast,
+    names_subjects,
+    sites_of,
+)
 from privacy.contract.plan import Plan, SitePlan
 from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy, load_policy
@@ -96,7 +103,7 @@ def _groups(plan: Plan) -> dict[SitePlan, tuple[str, ...]]:
 def _rounds(plan: Plan, most: int, outlooks: list[Forecast]) -> list[int]:
     """Every round, or, of a long run, so many of them with the last and those before a refusal."""
     step = max(1, -(-plan.rounds // most))
-    chosen = set(range(step, plan.rounds + 1, step)) | {1, plan.rounds}
+    chosen = set(range(step, plan.rounds + 1, step)) | {1, plan.rounds, fewest_rounds(plan)}
     return sorted(chosen | {f.fits for f in outlooks if f.fits})
 
 
@@ -107,6 +114,7 @@ def _about(plan: Plan) -> dict[str, Any]:
         "unit": plan.unit,
         "rounds": plan.rounds,
         "delta": plan.delta,
+        "fewest_rounds": fewest_rounds(plan),
     }
 
 
@@ -172,6 +180,18 @@ def _person(plan: Plan, person: tuple[int, float] | None) -> str | None:
     return None
 
 
+def _ends(plan: Plan, counted: list[tuple[int, float]]) -> str | None:
+    """Both ends of a run that may stop by itself: what is not asked is not paid."""
+    first, prices = fewest_rounds(plan), dict(counted)
+    if first == plan.rounds or first not in prices:
+        return None
+    early, late = spent_text(prices[first]), spent_text(prices[plan.rounds])
+    return (
+        f"it may stop by itself after round {first}, at epsilon {early}; "
+        f"after round {plan.rounds} at the latest, at {late}"
+    )
+
+
 def _print(
     console: Console,
     plan: Plan,
@@ -199,6 +219,8 @@ def _print(
                 console.print(text, highlight=False, soft_wrap=True)
         else:
             console.print(f"{escape(label)}: no privacy is claimed; epsilon has no value")
+        if plan.private and (text := _ends(plan, counted[terms])) is not None:
+            console.print(text, highlight=False, soft_wrap=True)
         if one.refusal is not None:
             console.print(
                 f"round {one.refused} would be refused: {one.refusal.code} "

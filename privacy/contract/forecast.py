@@ -88,6 +88,12 @@ def epsilons(
         yield number, spent(taken, delta, records=records)
 
 
+def fewest_rounds(plan: Plan) -> int:
+    """After how many rounds a run may stop by itself at the earliest; all where it does not."""
+    patience = plan.operation.patience
+    return plan.rounds if patience is None else min(plan.rounds, patience + 1)
+
+
 def names_subjects(plan: Plan) -> bool:
     """Whether the plan's schema says which column tells persons apart."""
     try:

@@ -124,13 +124,17 @@ class Operation:
     `min_sites` trained sites make a round; `round_timeout` is in seconds; `keep` is how many
     checkpoints stay; the run stops after `stop_after` rounds, though the contract allows more.
     `check_noise` leaves out updates that are too quiet or too loud for the plan; a reply that comes
-    at most `late_rounds` rounds late still counts.
+    at most `late_rounds` rounds late still counts. With `patience` a run stops by itself where
+    `stop_metric` has not become better by more than `stop_gain` for so many rounds.
     """
 
     min_sites: Sites = 1
     round_timeout: Annotated[float, Interval(ge=0.1, le=1e7)] | None = None
     keep: Annotated[int, Interval(ge=1, le=1_000_000)] | None = None
     stop_after: Rounds | None = None
+    patience: Rounds | None = None
+    stop_metric: Literal["loss", "accuracy", "site_loss", "site_accuracy"] = "loss"
+    stop_gain: Weight = 0.0
     check_noise: bool = True
     late_rounds: Annotated[int, Interval(ge=0, le=1000)] = 2
 

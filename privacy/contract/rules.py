@@ -210,6 +210,15 @@ def statistics_are_one_release(plan: Contract) -> str | None:
     return None
 
 
+def patience_has_its_metric(plan: Contract) -> str | None:
+    """What a site measures is paid for by the contract, and not by the way it is run."""
+    operation = plan.operation
+    metric = operation.stop_metric.removeprefix("site_")
+    if operation.patience is None or metric == operation.stop_metric or metric in plan.metrics:
+        return None
+    return f'metrics must list "{metric}" where operation.stop_metric = "{operation.stop_metric}"'
+
+
 RULES: Final[tuple[Rule, ...]] = (
     no_privacy_keys_without_privacy,
     privacy_has_clip_and_delta,
@@ -230,6 +239,7 @@ RULES: Final[tuple[Rule, ...]] = (
     medians_count_sites_alike,
     a_package_describes_its_own_rows,
     statistics_are_one_release,
+    patience_has_its_metric,
 )
 
 
@@ -261,6 +271,14 @@ def metrics_noise_without_metrics(plan: Contract) -> str | None:
     return "metrics_sigma has no effect: the plan asks for no metrics"
 
 
+def patience_beyond_the_rounds(plan: Contract) -> str | None:
+    """A run that cannot stop by itself before its end."""
+    patience = plan.operation.patience
+    if patience is None or patience < plan.rounds:
+        return None
+    return f"operation.patience = {patience} stops nothing: there are {plan.rounds} rounds"
+
+
 def nothing_is_trimmed(plan: Contract) -> str | None:
     """A share of few sites may be less than one of them."""
     if plan.combine != "trimmed-mean" or plan.sites is None or plan.trim * plan.sites >= 1:
@@ -273,6 +291,7 @@ WARNINGS: Final[tuple[Rule, ...]] = (
     limit_never_binds,
     metrics_noise_without_metrics,
     nothing_is_trimmed,
+    patience_beyond_the_rounds,
 )
 
 

@@ -185,10 +185,24 @@ def unprotected(plan: Plan, kind: str) -> list[Item]:
             "not charged",
             "if these very records were used to choose them, that is not in ε",
         ),
-        _item("Early stopping", "not used", "a run ends by its plan or by the budget"),
+        _early(plan),
         _item("Starting model", "public", "drawn from the plan's public seed"),
     ]
     return items
+
+
+def _early(plan: Plan) -> Item:
+    """Whether a run may have ended by what it reached."""
+    operation = plan.operation
+    if operation.patience is None:
+        return _item("Early stopping", "not used", "a run ends by its plan or by the budget")
+    paid = operation.stop_metric.startswith("site_")
+    what = "paid metrics, charged with every round" if paid else "public records, which is free"
+    return _item(
+        "Early stopping",
+        "noised" if paid else "public",
+        f"by {what}; the best round's model is released, at the ε of all rounds that were asked",
+    )
 
 
 def _item(quantity: str, status: str, how: str) -> Item:

@@ -19,7 +19,7 @@ from privacy.accounting.events import Event
 from privacy.arrays import encode
 from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Exhausted
-from server.rounds import aggregation
+from server.rounds import aggregation, checkpoint
 from server.rounds.aggregation import State, Update
 from server.rounds.collection import (
     NO_ANSWER,
@@ -29,7 +29,7 @@ from server.rounds.collection import (
     there_already,
     without_arrays,
 )
-from server.rounds.history import RoundRecord, divergence, epsilons, round_line
+from server.rounds.history import Patience, RoundRecord, divergence, epsilons, round_line
 from server.rounds.job import Interrupted, Job
 from server.rounds.messages import BUDGET, Answer, Request, ask, packed
 from server.rounds.noise_check import check_noise
@@ -81,7 +81,13 @@ def _play(
     overdue: dict[str, Request] = {}  # what sites may still answer, rounds after they were asked
     failures = 0
     last = min(plan.rounds, plan.operation.stop_after or plan.rounds)
+    patience = Patience.of(plan, history)
+    if patience is not None and (text := patience.missing(plan, metrics)):
+        return Outcome("failed", history, text)
+    best = state if patience is None else _state_of(job, patience.best, state)
     while state.round < last:
+        if patience is not None and patience.spent(state.round):
+            return _stopped(job, patience, best, state, history, totals)
         sites = listener.ready(job.grid, state.round + 1, declined)
         if sites is None or (declined and len(sites) < plan.operation.min_sites):
             return _ended(history, declined, sites or ())
@@ -104,6 +110,8 @@ def _play(
             history.append(_record(job, state, record, totals, began))
             if (text := divergence(history[-1], untrained)) is not None:
                 return Outcome("failed", history, text)
+            if patience is not None and patience.improved(history[-1]):
+                best = state
             continue
         overdue = {m: r for m, r in record.overdue.items() if r.round <= state.round}
         if refusals:
@@ -115,6 +123,37 @@ def _play(
     if last < plan.rounds:
         return Outcome("stopped", history, f"operation.stop_after = {last}")
     return Outcome("done", history)
+
+
+def _state_of(job: Job, number: int, present: State) -> State:
+    """The state after a round whose checkpoint is still there, else the present one."""
+    if number in (0, present.round) or number not in checkpoint.numbers(job.folder.checkpoints):
+        return present
+    arrays, _ = checkpoint.read(checkpoint.path_of(job.folder.checkpoints, number))
+    return State.from_arrays(arrays, number)
+
+
+def _stopped(
+    job: Job,
+    patience: Patience,
+    best: State,
+    state: State,
+    history: list[Mapping[str, Any]],
+    totals: dict[str, float],
+) -> Outcome:
+    """The end of a run that no longer gets better: the best round's model is released.
+
+    It gets a line and a checkpoint of their own, without any site: its epsilon is that of all
+    rounds, since all of them were looked at to choose it.
+    """
+    if history[-1]["sites"]:
+        text = patience.words(state.round)
+        if best.round < state.round:
+            closing = replace(best, round=state.round + 1)
+            line = _record(job, closing, RoundRecord(), totals, time.perf_counter())
+            history.append(line)
+        return Outcome("done", history, text)
+    return Outcome("done", history, patience.words(state.round - 1))
 
 
 def _evaluated(job: Job, state: State) -> Mapping[str, float]:
