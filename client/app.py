@@ -43,6 +43,7 @@ from privacy.contract.decision import Refusal
 from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Entry, Exhausted, LedgerError, LedgerNotWritten
 from privacy.mechanism import noise
+from privacy.statistics.release import SUMS
 
 REPLY: Final = "reply"
 
@@ -105,7 +106,9 @@ class Begun:
     def train(self) -> Trained:
         """Exactly the steps that were paid for, on the rows."""
         if self.task.statistics is not None:
-            return self.on_rows(lambda rows: count(rows, self.task, self.plan, self.event))
+            return self.on_rows(
+                lambda rows: count(rows, self.task, self.plan, self.event, self.model)
+            )
         return self.on_rows(
             lambda rows: train(
                 self.model(),
@@ -224,7 +227,8 @@ def _begin(
 
 def _finish(begun: Begun, trained: Trained) -> RecordDict:
     site, plan, entries = begun.site, begun.plan, begun.entries
-    update = {name: trained.update[name] for name in begun.weights}
+    counted = begun.task.statistics is not None  # its weights predict, and stay as they are
+    update = {name: trained.update[name] for name in ((SUMS,) if counted else begun.weights)}
     fields = _fields(begun, update, trained.steps)
     if plan.metrics:
         sums = begun.on_rows(

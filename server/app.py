@@ -16,9 +16,10 @@ from flwr.serverapp import Grid, ServerApp
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Ledger
+from privacy.statistics.release import MODEL, SUMS
 from server.model_process import Child
 from server.registry.heads import HeadBook
-from server.rounds.job import Attempts, Job, Listener, Model
+from server.rounds.job import Attempts, Evaluator, Job, Listener, Model
 from server.rounds.loop import Outcome, federate
 from server.rounds.run_folder import FolderError, RunFolder
 from server.rounds.site_grid import SiteGrid
@@ -68,7 +69,9 @@ def coordinate(
     child.ready()
     run = replace(run, sign=sign_model)
     heads = HeadBook(home / "heads", run.id, run.path / "heads", sign, ledger_of)
-    model = child if first is None else Model(_fitting(first, child.initial()), child.evaluate)
+    model: Evaluator = child
+    if first is not None or (plan.statistics is not None and plan.statistics.groups):
+        model = Model(fitting(plan, first, child.initial()), child.evaluate)
     job = Job(plan, run, grid, model, heads, listener, ledger, attempts, base=child.base())
     outcomes: list[Outcome] = []
     context = Context(
@@ -84,12 +87,19 @@ def coordinate(
     return outcome, summary
 
 
-def _fitting(first: Arrays, model_arrays: Arrays) -> Callable[[], Arrays]:
-    """The weights of another run, if they are of this plan's model; FolderError."""
-    shapes = {name: array.shape for name, array in model_arrays.items()}
+def fitting(plan: Plan, first: Arrays | None, model_arrays: Arrays) -> Callable[[], Arrays]:
+    """The weights of another run, if they are of this plan's model; FolderError.
+
+    A plan of statistics takes them to predict with, and cannot do without where it has groups.
+    """
+    if first is None:
+        raise FolderError("--from RUN must name the run whose model's predictions are counted")
+    below = f"{MODEL}." if plan.statistics is not None else ""
+    shapes = {n.removeprefix(below): a.shape for n, a in model_arrays.items() if n != SUMS}
     if {name: array.shape for name, array in first.items()} != shapes:
         raise FolderError("--from: its model must have the layers and shapes of this plan's model")
-    return lambda: first
+    arrays = {**model_arrays, **{f"{below}{name}": array for name, array in first.items()}}
+    return lambda: arrays
 
 
 def _coordinator_ledger(path: Path) -> Ledger:

@@ -13,6 +13,7 @@ from server.rounds.aggregation import State
 from server.rounds.run_folder import RunFolder
 
 PAGE = "statistics.html"
+FAIRNESS = "fairness.json"
 
 
 def write_results(run: RunFolder, columns: Sequence[Column]) -> Path | None:
@@ -32,4 +33,6 @@ def write_results(run: RunFolder, columns: Sequence[Column]) -> Path | None:
     content = results.content()
     write_atomic(run.path / NAME, results.to_json().encode())
     write_atomic(run.path / PAGE, to_html(content).encode())
+    if plan.statistics.groups:
+        write_atomic(run.path / FAIRNESS, results.fairness_json().encode())
     return run.path / PAGE

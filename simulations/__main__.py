@@ -50,6 +50,10 @@ def simulate(
     ] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders are kept.")] = RUNS,
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    first: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="A run folder, whose model is the first one."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run --name.")] = False,
     insecure: Annotated[
         bool,
@@ -125,6 +129,7 @@ def simulate(
     again += "" if runs == RUNS else f" --runs {shlex.quote(str(runs))}"
     again += "" if data is None else f" --data {shlex.quote(str(data))}"
     again += "" if task is None else f" --task {shlex.quote(str(task))}"
+    again += "" if first is None else f" --from {shlex.quote(str(first))}"
     again += " --insecure-reproducible" if insecure else ""
     with ExitStack() as stack:
         stop = stack.enter_context(_interruptible())
@@ -141,6 +146,7 @@ def simulate(
                 runs / label,
                 task=task,
                 data=data,
+                first=first,
                 resume=resume,
                 insecure=insecure,
                 on_read=lambda reading: typer.echo(f"data: {reading}", err=True),

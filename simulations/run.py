@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from client.tasks.registry import provided, task_of
 from client.tasks.rows import Reading
 from privacy.accounting.epsilon import spent
+from privacy.arrays import Arrays
 from privacy.contract.forecast import check_finite
 from privacy.contract.plan import Plan, PlanError
 from privacy.mechanism import noise
-from server.app import make_app
+from server.app import fitting, make_app
 from server.evaluation import evaluate_on, frozen_base, initial_weights, public_columns
 from server.registry.signing import own_key, signer
 from server.rounds.aggregation import State
@@ -63,6 +64,7 @@ def simulate(
     data: Any = None,
     label: str | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    first: Path | str | None = None,
     resume: bool = False,
     insecure: bool = False,
     on_read: Callable[[Reading], None] = lambda reading: None,
@@ -80,6 +82,7 @@ def simulate(
     * `task` may be the path of a task package instead, a folder or a packed file; the plan's `code`
       is then its digest, and `data` the path of its files;
     * otherwise `data` is the path of the task's files, or None for an embedded task;
+    * `first` is the folder of a run whose model is the first one, or that statistics are of;
     * `insecure` makes noise and sampling reproducible from the seed: to debug, never private;
     * `progress` shows the rounds as they end, in a terminal or a notebook;
     * once `stop()` is true the run ends after the round that is under way.
@@ -114,6 +117,7 @@ def simulate(
             data,
             resume,
             insecure,
+            first=None if first is None else Path(first),
             on_read=on_read,
             on_start=on_start,
             on_round=on_round,
@@ -142,6 +146,7 @@ def _play(
     resume: bool,
     insecure: bool,
     *,
+    first: Path | None,
     on_read: Callable[[Reading], None],
     on_start: Callable[[Plan, int], None],
     on_round: Callable[[Mapping[str, Any]], None],
@@ -169,8 +174,10 @@ def _play(
     place = Place(plan, world.train, world.parts, folder, insecure)
     ledger = own_ledger(folder, COORDINATOR) if plan.unit == "client" else None
     on_start(plan, len(run_folder.history()))
-    initial = initial_weights(plan)
-    model, listener = Model(lambda: initial, _evaluator(plan, world)), Rounds(on_round, stop)
+    weights = initial_weights(plan)
+    if first is not None or (plan.statistics is not None and plan.statistics.groups):
+        weights = fitting(plan, _released(first), weights)()
+    model, listener = Model(lambda: weights, _evaluator(plan, world)), Rounds(on_round, stop)
     outcomes: list[Outcome] = []
     with ExitStack() as stack:
         if insecure:
@@ -205,6 +212,16 @@ def _play(
     if plan.statistics is not None:
         write_results(run_folder, public_columns(plan))
     return plan, outcome, summary
+
+
+def _released(folder: Path | None) -> Arrays | None:
+    """The model that a run has released so far; FolderError where there is none."""
+    if folder is None:
+        return None
+    last = RunFolder.open(folder).resume()
+    if last is None:
+        raise FolderError(f"{folder}: has no complete round yet")
+    return State.from_arrays(*last).released()
 
 
 def _fault(folder: Path) -> str | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from client.audit.check import Check
 from client.statistics.counting import count
-from client.statistics.statistics_task import SUMS, statistics_task
+from client.statistics.statistics_task import statistics_task
 from client.tasks.registry import task
 from client.tasks.rows import Rows
 from client.tasks.task import Task
@@ -23,7 +23,7 @@ from privacy.audit.p_values import beyond, chi_square
 from privacy.contract.keys import StatisticsPlan
 from privacy.contract.plan import Plan
 from privacy.mechanism.noise import grid
-from privacy.statistics.release import standard_deviation
+from privacy.statistics.release import SUMS, standard_deviation
 
 _TINY: Final = 1e-4  # noise beside which the sums are seen plainly
 _SIGMA: Final = 3.0
@@ -136,7 +136,7 @@ def _release(counted: Task, rows: Rows, sigma: float, unit: str) -> NDArray[np.f
     )
     if unit == "subject":
         plan = replace(plan, unit="subject", rows=None, subjects=100)
-    trained = count(rows, counted, plan, Event(unit, sigma, 1.0, 1))
+    trained = count(rows, counted, plan, Event(unit, sigma, 1.0, 1), lambda: counted.model(0))
     return trained.update[SUMS].astype(np.float64)
 
 

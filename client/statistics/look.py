@@ -1,5 +1,6 @@
 """An owner's look at the site's own rows: the figures of statistics, exact, for the owner alone."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def everything(of: Task) -> StatisticsPlan:
 
 def look(plan: StatisticsPlan, of: Task, data: Path | None, name: str) -> dict[str, Any]:
     """What the plan would release of these rows, without any noise, as JSON values."""
-    counted = statistics_task(plan, of)
+    counted = statistics_task(replace(plan, groups=(), label=None), of)
     if counted.statistics is None:
         raise TaskError("statistics: must have a design")
     rows = counted.load(data, "train")

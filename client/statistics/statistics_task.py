@@ -6,7 +6,7 @@ is follows from it and the public columns alone.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,18 @@ from privacy.contract.keys import StatisticsPlan
 from privacy.statistics.columns import CategoryColumn, Column, NumberColumn, StatisticsError
 from privacy.statistics.design import design
 
-SUMS = "sums"
-"""The name of the one array that is released."""
-
 
 class _Sums(nn.Module):
-    """In the place of a model's weights: the sums, which begin at 0."""
+    """In the place of a model's weights: the sums, which begin at 0.
 
-    def __init__(self, size: int) -> None:
+    Where predictions are counted, the weights of the model that makes them as well.
+    """
+
+    def __init__(self, size: int, model: nn.Module | None) -> None:
         super().__init__()
         self.sums = nn.Parameter(torch.zeros(size))
+        if model is not None:
+            self.model = model
 
 
 def countable(columns: Columns) -> tuple[Number | Category, ...]:
@@ -57,12 +59,17 @@ def statistics_task(plan: StatisticsPlan, of: Task) -> Task:
         asked = design(plan, [_described(one) for one in countable(of.columns)])
     except StatisticsError as error:
         raise TaskError(str(error)) from None
+    if plan.groups and (len(of.shape) != 1 or of.classes == () or of.label != plan.label):
+        raise TaskError(
+            f"statistics.label must be {of.label}, the label of a classification, got {plan.label}"
+        )
     known = {one.name: one for one in countable(of.columns)}
     columns = [known[one.name] for one in asked.columns]
     label, load_with = of.columns.label, of.load_with
 
     def encode(table: Any) -> Encoded:
-        return _encoded(table, columns, label)
+        raw = _encoded(table, columns, label)
+        return _with_features(raw, of.encode(table)) if plan.groups else raw
 
     def load(path: Path | None, part: str) -> Rows:
         return load_with(path, encode)
@@ -73,14 +80,14 @@ def statistics_task(plan: StatisticsPlan, of: Task) -> Task:
         classes=(),
         inputs=tuple(one.name for one in columns),
         label=label.name,
-        shape=(len(columns),),
-        model=lambda seed: _Sums(asked.size),
+        shape=(len(columns) + (of.shape[0] if plan.groups else 0),),
+        model=lambda seed: _Sums(asked.size, of.model(seed) if plan.groups else None),
         load=load,
         wanted=of.wanted,
         encode=encode,
         loss=_nothing,
         metrics=_nothing,
-        decode=_nothing,
+        decode=of.decode if plan.groups else _nothing,
         embedded=of.embedded,
         dtype=torch.float64,
         y_dtype=torch.int64,
@@ -106,6 +113,13 @@ def _encoded(table: Any, columns: Sequence[Number | Category], label: Number | C
         y, _ = label.codes(table.column(label.name))
     index = np.arange(rows, dtype=np.int64)
     return Encoded(torch.from_numpy(x), torch.from_numpy(np.ascontiguousarray(y)), index)
+
+
+def _with_features(raw: Encoded, features: Encoded) -> Encoded:
+    """The raw values, then the features that the model reads; NaN where a row does not fit."""
+    x = np.full((len(raw.x), features.x.shape[1]), np.nan)
+    x[features.index] = features.x.numpy()
+    return replace(raw, x=torch.cat([raw.x, torch.from_numpy(x)], 1))
 
 
 def _values(column: Number | Category, raw: Any) -> NDArray[np.float64]:

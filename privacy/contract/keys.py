@@ -183,7 +183,8 @@ class StatisticsPlan:
 
     `of` is the task whose rows are counted. A column of numbers has `bins` cells of equal width, or
     one for each whole number where it is among `whole`. `correlation` names columns whose moments
-    are released together.
+    are released together. With `groups`, columns of categories, the predictions of
+    the model that the run starts from are counted against the `label` in each group.
     """
 
     of: Name
@@ -200,9 +201,18 @@ class StatisticsPlan:
         Predicate(_distinct),
         Expected("a list of at most 50 different columns"),
     ] = ()
+    groups: Annotated[
+        tuple[ColumnName, ...],
+        Len(0, 10),
+        Predicate(_distinct),
+        Expected("a list of at most 10 different columns"),
+    ] = ()
+    label: ColumnName | None = None
 
     def __post_init__(self) -> None:
         check(self, PlanError, "statistics.")
+        if bool(self.groups) != (self.label is not None):
+            raise PlanError("statistics.groups and statistics.label must be given together")
         stray = [name for name in self.whole if name not in self.columns]
         if stray:
             raise PlanError(

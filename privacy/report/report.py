@@ -29,6 +29,7 @@ from privacy.report.text import (
     unit_words,
     unprotected,
 )
+from privacy.statistics.report_text import fairness_of
 
 VERSION: Final = 1
 VIEWS: Final = {
@@ -147,7 +148,7 @@ def _run(source: Source, reckoning: Reckoning) -> dict[str, Any]:
         },
         "policy": _policy(source, plan),
         "tuning": tuning(plan),
-        "utility": tables.utility(source.history) | {"fairness": "no group metrics on file"},
+        "utility": tables.utility(source.history) | {"fairness": fairness_of(source)},
         "security": security(source.kind),
         "risk": not_covered(plan, bool(promise and promise["groups"])),
         "pitfalls": pitfalls(plan, audited),

@@ -20,6 +20,7 @@ FEDERATION: Final = "federation"
 SITE: Final = "site"
 NOTES: Final = ".notes.json"
 ACTS: Final = "acts.json"
+FAIRNESS: Final = "fairness.json"
 LIMITS: Final = Limits(size=2**28, depth=32, digits=64, length=2**24, count=2**24)
 """Of a report's files, which hold every round of a run."""
 
@@ -66,6 +67,7 @@ class Source:
     policy: Mapping[str, Any] | None = None
     plans: Mapping[str, Plan] = field(default_factory=dict)
     audit: Mapping[str, Any] | None = None
+    fairness: Mapping[str, Any] | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     acts: Mapping[str, Any] = field(default_factory=dict)
     damage: tuple[Problem, ...] = ()
@@ -115,6 +117,7 @@ def read(
         policy=_toml(folder / "policy.toml", where, damage),
         plans=_plans(folder / "plans") if kind == SITE else {},
         audit=_json(folder / "audit.json", where, damage) or None,
+        fairness=_json(folder / FAIRNESS, where, damage) or None,
         origin=origin,
         acts=_acts(folder / ACTS, where, damage),
         damage=tuple(damage),

@@ -2,9 +2,11 @@
 
 A block is a part of the vector. `rows` is 1. A column's `cells` are a one-hot vector: its value
 falls into one cell. Each level of a `tree` above the cells (dyadic intervals: Hay et al. 2010) is
-one-hot too. The `moments` of k columns, scaled to -1..1, are (1, u_i, u_i u_j for i <= j): each
-entry is at most 1. So the squared norm of the whole vector is at most the number of one-hot blocks,
-plus the lengths of the blocks of moments: `bound` squared. docs/statistics.md has the proof.
+one-hot too. `groups` are one-hot over (group, label, prediction); `scores` hold a binary model's
+score, in 0..1, in the place of the row's group. The `moments` of k columns, scaled to -1..1, are
+(1, u_i, u_i u_j for i <= j): each entry is at most 1. So the squared norm of the whole vector is at
+most the number of one-hot and score blocks, plus the lengths of the blocks of moments: `bound`
+squared. docs/statistics.md has the proof.
 
 Every entry is a whole multiple of 2^-20, so that sums of up to 2^32 records are exact.
 """
@@ -35,7 +37,7 @@ _NUMBER: Final = frozenset({"missing", "outside", "histogram", "quantiles", "mea
 _CATEGORY: Final = frozenset({"missing", "frequencies"})
 _INSIDE: Final = frozenset({"histogram", "quantiles"})
 
-Kind = Literal["rows", "cells", "tree", "moments"]
+Kind = Literal["rows", "cells", "tree", "moments", "groups", "scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,28 @@ class Design:
         """The L2 norm that no record's vector passes; rounded up."""
         return math.nextafter(math.sqrt(sum(one.squared_norm for one in self.blocks)), math.inf)
 
+    @property
+    def classes(self) -> int:
+        """How many classes the label has; 0 where no predictions are counted."""
+        if self.plan.label is None:
+            return 0
+        label = next(one for one in self.columns if one.name == self.plan.label)
+        return len(label.values) if isinstance(label, CategoryColumn) else 0
+
+    @property
+    def width(self) -> int:
+        """How many numbers a row's values are: the columns, then prediction and score."""
+        return len(self.columns) + (2 if self.plan.groups else 0)
+
     def block(self, kind: Kind, column: int) -> Block | None:
         """A column's block of a kind; of trees the finest, of moments its own."""
         return next((b for b in self.blocks if b.kind == kind and b.columns == (column,)), None)
 
     def vectors(self, values: Floats) -> Floats:
-        """One vector a row [n, size] of the rows' values [n, columns].
+        """One vector a row [n, size] of the rows' values [n, width].
+
+        The prediction is the class's position and the score a number in 0..1, both NaN for a row
+        that the model cannot read: it counts in no group, as does one without a known label.
 
         A row whose vector were longer than the bound adds nothing: that never happens, and makes
         the bound hold whatever the code above it does.
@@ -101,6 +119,10 @@ class Design:
                 part[:, 0] = 1.0
             elif block.kind == "moments":
                 part[:] = self._moments(block, values)
+            elif block.kind in ("groups", "scores"):
+                cell, entry = self._predicted(block, values)
+                held = cell < block.size
+                part[rows[held], cell[held]] = entry[held]
             else:
                 cell = self._cells(block, values[:, block.columns[0]])
                 if block.kind == "tree":
@@ -120,6 +142,23 @@ class Design:
                 return np.asarray(cells == len(column.values) + 1, np.int64)
             return cells
         return column.cells(values, np.array(block.edges))
+
+    def _predicted(self, block: Block, values: Floats) -> tuple[NDArray[np.int64], Floats]:
+        """Each row's cell, the block's size where it has none, and what stands there."""
+        place, target = block.columns
+        group, label = self.columns[place], self.columns[target]
+        if isinstance(group, NumberColumn) or isinstance(label, NumberColumn):
+            raise StatisticsError("statistics.groups: must be categories")
+        of, said = group.cells(values[:, place]), values[:, target]
+        predicted, score = values[:, -2], values[:, -1]
+        known = (said >= 0) & (said < self.classes) & (predicted >= 0) & (predicted < self.classes)
+        known &= (score >= 0) & (score <= 1)
+        truth, guess = (np.where(known, one, 0).astype(np.int64) for one in (said, predicted))
+        if block.kind == "scores":
+            held = np.rint(np.where(known, score, 0.0) * STEPS) / STEPS
+            return np.where(known, of, block.size), held
+        cell = (of * self.classes + truth) * self.classes + guess
+        return np.where(known, cell, block.size), np.ones(len(values))
 
     def _moments(self, block: Block, values: Floats) -> Floats:
         pairs = [self._number(i).scaled(values[:, i]) for i in block.columns]
@@ -145,7 +184,8 @@ def design(plan: StatisticsPlan, columns: Sequence[Column]) -> Design:
     """
     known = {column.name: column for column in columns}
     # By name: a plan's tables come in another order by TOML than by its canonical text.
-    names = sorted({*plan.columns, *plan.correlation})
+    label = () if plan.label is None else (plan.label,)
+    names = sorted({*plan.columns, *plan.correlation, *plan.groups, *label})
     for name in names:
         if name not in known:
             near = ", ".join(sorted(known)[:20])
@@ -191,6 +231,7 @@ def _blocks(plan: StatisticsPlan, columns: Sequence[Column]) -> Iterator[_Made]:
         for word, size in (("mean", 2), ("moments", 3)):
             if word in questions and not (word == "mean" and "moments" in questions):
                 yield "moments", (index,), size, (), 1, word == "moments"
+    yield from _groups(plan, columns)
     if plan.correlation:
         at = tuple(i for i, column in enumerate(columns) if column.name in plan.correlation)
         for i in at:
@@ -198,6 +239,24 @@ def _blocks(plan: StatisticsPlan, columns: Sequence[Column]) -> Iterator[_Made]:
                 raise StatisticsError(f"statistics.correlation: {columns[i].name} must be a number")
         k = len(at)
         yield "moments", at, 1 + k + k * (k + 1) // 2, (), 1, True
+
+
+def _groups(plan: StatisticsPlan, columns: Sequence[Column]) -> Iterator[_Made]:
+    """(Group, label, prediction) of each column of groups, and a binary model's score by group."""
+    places = {column.name: i for i, column in enumerate(columns)}
+    if plan.label is None:
+        return
+    label = columns[places[plan.label]]
+    if isinstance(label, NumberColumn) or plan.label in plan.groups:
+        raise StatisticsError("statistics.label: must be a category that is not among the groups")
+    for name in plan.groups:
+        column = columns[places[name]]
+        if isinstance(column, NumberColumn):
+            raise StatisticsError(f"statistics.groups: {name} must be a category")
+        at, many = (places[name], places[plan.label]), len(column.values) + 2
+        yield "groups", at, many * len(label.values) ** 2, (), 1, False
+        if len(label.values) == 2:
+            yield "scores", at, many, (), 1, False
 
 
 def _number(

@@ -4,6 +4,8 @@ The sums are of whole multiples of 2^-20, so that they are exact in any order; `
 adds the noise. What leaves is divided by the bound: there, one record moves it by at most 1.
 """
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,10 @@ from privacy.mechanism.sensitivity import noise_std
 from privacy.statistics.columns import Floats
 from privacy.statistics.design import STEPS, Design
 
+SUMS: Final = "sums"
+"""The name of the one array that is released."""
+MODEL: Final = "model"
+"""Where predictions are counted, the weights that make them have names below this one."""
 _NUMBERS_AT_ONCE = 1 << 22
 
 

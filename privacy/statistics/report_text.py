@@ -1,8 +1,11 @@
 """What a report says in words about a run of statistics, in the places of training's sentences."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from privacy.contract.plan import Plan
+from privacy.report.sources import Source
+from privacy.statistics.fairness import RATES
 
 Item = Mapping[str, str]
 
@@ -106,3 +109,46 @@ def _output(what: str, recipient: str) -> Item:
 
 def _item(quantity: str, status: str, how: str) -> Item:
     return {"quantity": quantity, "status": status, "how": how}
+
+
+def fairness_of(source: Source) -> dict[str, Any]:
+    """J: the rates of a model in groups, from a paid release of statistics, or why there are none.
+
+    Rates are texts with their intervals; what cannot be read is said so, and shown as nothing.
+    """
+    words = "no group metrics on file: a plan of statistics with groups measures them, for a price"
+    if source.fairness is None:
+        return {"words": words, "groups": []}
+    try:
+        rows = [
+            {
+                "column": str(one["column"]),
+                "group": str(group["group"]),
+                "rows": _figures(group["rows"], 1, 0),
+                **{name: _figures(group.get(name), 100, 1) for name in RATES},
+            }
+            for one in source.fairness["fairness"]
+            for group in one["groups"]
+        ]
+        hidden = [
+            f"{one['column']}: {name}"
+            for one in source.fairness["fairness"]
+            for name in one["suppressed"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {"words": "fairness.json cannot be read", "groups": []}
+    words = (
+        "noisy counts over all sites, one paid release; in brackets what holds the true figure in "
+        "95 of 100 releases. Per cent; calibration is the share that has the class less the mean "
+        "score."
+    )
+    if hidden:
+        words += f" Too small to be shown: {', '.join(hidden)}."
+    return {"words": words, "groups": rows}
+
+
+def _figures(found: Mapping[str, Any] | None, scale: int, digits: int) -> str:
+    if found is None:
+        return "–"
+    value, low, high = (float(found[key]) * scale for key in ("value", "low", "high"))
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

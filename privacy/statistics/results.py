@@ -19,6 +19,7 @@ from privacy.files import DocumentError, Limits, canonical_json, parse_json, rea
 from privacy.statistics.columns import Column, Floats, StatisticsError, from_dict, to_dict
 from privacy.statistics.design import Design, design
 from privacy.statistics.differences import LEVEL, difference
+from privacy.statistics.fairness import fairness
 from privacy.statistics.figures import by_column, figures, order_of
 from privacy.statistics.release import standard_deviation
 
@@ -85,9 +86,16 @@ class Results:
             },
             "noise": {name: std for name, (_, std) in sorted(released.items())},
             "all": figures(of, total, noise),
+            "fairness": fairness(of, total, noise),
             "sites": {n: figures(of, *pair) for n, pair in sorted(released.items())},
             "differences": differences(of, released),
         }
+
+    def fairness_json(self) -> str:
+        """The groups' rates of all sites together: what a report shows, without a site's name."""
+        content = self.content()
+        keys = ("unit", "epsilon", "delta", "of", "fairness")
+        return canonical_json({key: content[key] for key in keys}) + "\n"
 
     def to_json(self) -> str:
         """The canonical text."""

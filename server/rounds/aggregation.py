@@ -14,6 +14,7 @@ from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise
 from privacy.mechanism.sensitivity import noise_std
+from privacy.statistics.release import SUMS
 
 Totals = dict[str, NDArray[Any]]
 """Sums of updates by name: float64 in the client unit, else float32."""
@@ -152,15 +153,11 @@ def combine(state: State, updates: Iterable[Update], plan: Plan, *, sites: int =
 def _counted(state: State, updates: Iterable[Update]) -> State:
     """The sum of all sites' noisy sums, and each site's own: they are noised, so both may be kept.
 
-    A name has one array of the same length at every site.
+    A model that made predictions stays as it was.
     """
-    sites: Arrays = {}
-    total: Totals = {name: np.zeros(a.shape) for name, a in state.weights.items()}
-    for update in updates:
-        for name, array in update.arrays.items():
-            total[name] += array
-            sites[update.site] = array
-    weights = {name: array.astype(np.float32) for name, array in total.items()}
+    sites = {update.site: update.arrays[SUMS] for update in updates}
+    total = sum(sites.values(), np.zeros(state.weights[SUMS].shape))
+    weights = {**state.weights, SUMS: total.astype(np.float32)}
     return State(state.round + 1, weights, sites=sites)
 
 

@@ -10,6 +10,7 @@ from flwr.app import Message
 
 from privacy.contract.plan import Plan
 from privacy.ledger.heads import HeadError
+from privacy.statistics.release import SUMS
 from server.rounds.aggregation import State
 from server.rounds.job import Heads
 from server.rounds.messages import Answer, ReplyError, Request
@@ -111,9 +112,10 @@ def judged(
     return answer
 
 
-def shapes_of(state: State) -> Shapes:
-    """The shapes that every update must have."""
-    return {name: array.shape for name, array in state.weights.items()}
+def shapes_of(state: State, plan: Plan) -> Shapes:
+    """The shapes that every update must have; of statistics the sums alone come back."""
+    names = state.weights if plan.statistics is None else (SUMS,)
+    return {name: state.weights[name].shape for name in names}
 
 
 def without_arrays(answer: Answer) -> Answer:

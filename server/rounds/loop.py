@@ -207,7 +207,12 @@ def _updates(
 
     def update(request: Request, message: Message) -> Update | None:
         answer = judged(
-            message, request, job.plan, shapes_of(state), job.heads, partial(check, request.round)
+            message,
+            request,
+            job.plan,
+            shapes_of(state, job.plan),
+            job.heads,
+            partial(check, request.round),
         )
         bare = without_arrays(answer)
         if request.round == number:

@@ -20,6 +20,7 @@ from privacy.ledger.chain import LedgerError, locked
 from privacy.ledger.entries import check_anchors, verify
 from privacy.report.sources import (
     ACTS,
+    FAIRNESS,
     FEDERATION,
     LIMITS,
     NOTES,
@@ -44,8 +45,9 @@ def collect(folder: Path, into: Path) -> dict[str, str]:
     into.mkdir(parents=True)
     whole = [name for name in _WHOLE if (folder / name).is_file()]
     data = {name: (folder / name).read_bytes() for name in whole}
-    if (folder / "audit.json").is_file():
-        (into / "audit.json").write_bytes((folder / "audit.json").read_bytes())
+    for name in ("audit.json", FAIRNESS):  # neither names a site
+        if (folder / name).is_file():
+            (into / name).write_bytes((folder / name).read_bytes())
     origin: dict[str, Any] = {
         "files": {name: hashlib.sha256(value).hexdigest() for name, value in data.items()},
         "model": _model(folder),

@@ -96,7 +96,8 @@ def test_people_are_capped_before_they_are_counted(data: Path) -> None:
     person = replace(person, rows=None) if person.rows is not None else person
     counted = task_of(person)
     rows = counted.load(data, "train")
-    trained = count(rows, counted, person, Event("subject", 1e-3, 1.0, 1))
+    event = Event("subject", 1e-3, 1.0, 1)
+    trained = count(rows, counted, person, event, lambda: counted.model(0))
     of = counted.statistics
     assert of is not None and trained.steps == 1
     sums = trained.update["sums"].astype(np.float64) * of.bound
