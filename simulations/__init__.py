@@ -16,12 +16,14 @@ import server
 if TYPE_CHECKING:
     from privacy.contract.plan import Operation, Plan, Simulation, SitePlan
     from privacy.contract.plan_file import load_plan
+    from simulations.comparison import Comparison, compare
     from simulations.own_task import OwnCodeError, OwnData
     from simulations.parameter_sweep import Sweep, sweep
     from simulations.result import History, Result
     from simulations.run import simulate
 
 __all__ = [
+    "Comparison",
     "History",
     "Operation",
     "OwnCodeError",
@@ -31,6 +33,7 @@ __all__ = [
     "Simulation",
     "SitePlan",
     "Sweep",
+    "compare",
     "load_plan",
     "simulate",
     "sweep",
@@ -45,6 +48,8 @@ for package in (client, privacy, server):
         )
 
 _HOMES: Final = {
+    "Comparison": "simulations.comparison",
+    "compare": "simulations.comparison",
     "History": "simulations.result",
     "Operation": "privacy.contract.plan",
     "OwnCodeError": "simulations.own_task",

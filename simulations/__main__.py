@@ -82,8 +82,17 @@ def simulate(
             help="Run every combination of these values of plan keys (repeatable): CSV and SVG.",
         ),
     ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="EPSILON,EPSILON",
+            help="The federation at these epsilons beside each site alone and no privacy.",
+        ),
+    ] = None,
     repeat: Annotated[
-        int, typer.Option("--repeat", min=1, max=1000, help="Seeds a combination, with --sweep.")
+        int,
+        typer.Option("--repeat", min=1, max=1000, help="Seeds a cell, with --sweep or --compare."),
     ] = 1,
     workers: Annotated[
         int, typer.Option("--workers", min=1, max=256, help="Processes that share a sweep.")
@@ -122,6 +131,15 @@ def simulate(
         if audit or dashboard or insecure or resume or tensorboard or mlflow:
             raise FolderError("--sweep runs alone: run it again under the same --name to go on")
         _swept(console, chosen, sweep, repeat, workers, runs / label, data, task, as_json=as_json)
+        return
+    if compare is not None:
+        if audit or dashboard or insecure or resume or task or tensorboard or mlflow or workers > 1:
+            raise FolderError("--compare runs alone, on the rows of a task that is there")
+        from privacy.contract.plan_file import swept_values
+        from simulations.comparison import present
+
+        epsilons = swept_values([f"epsilon={compare}"])["epsilon"]
+        present(console, chosen, epsilons, repeat, runs / label, data, as_json=as_json)
         return
     if repeat > 1 or workers > 1:
         raise FolderError("--repeat and --workers must be used with --sweep")

@@ -1,0 +1,247 @@
+"""What a federation gives its sites: accuracy by epsilon, beside each site alone and no privacy.
+
+Every cell is a run of its own on the same rows: what is learnt from all of them together costs more
+than any of them says.
+"""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from privacy.contract.plan import Plan, PlanError
+from privacy.contract.plan_file import override, parse
+from privacy.report.charts import Series, lines
+from simulations.dataset import World, prepare
+from simulations.display import metric_of
+from simulations.result import Svg, frame
+from simulations.run import simulate
+
+FEDERATION: Final = "federation"
+ALONE: Final = "each site alone"
+NO_PRIVACY: Final = "federation without privacy"
+_MOST_RUNS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The runs of a comparison: who trained, at which epsilon, from which seed, what was reached.
+
+    Of a site alone a record has its name. `metric` is measured on the same held-out rows for all.
+    """
+
+    metric: str
+    records: tuple[Mapping[str, Any], ...] = field(repr=False)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Mean, standard deviation (n - 1), least and most of each kind at each epsilon.
+
+        A site alone counts as the mean over the sites of a seed; `least_site` is the worst of them.
+        """
+        cells: dict[tuple[str, float | None], dict[int, list[float]]] = {}
+        for one in self.records:
+            by_seed = cells.setdefault((one["who"], one["epsilon"]), {})
+            by_seed.setdefault(one["seed"], []).append(one[self.metric])
+        rows = []
+        for (who, epsilon), by_seed in cells.items():
+            means = [statistics.fmean(values) for values in by_seed.values()]
+            row: dict[str, Any] = {
+                "who": who,
+                "epsilon": epsilon,
+                "runs": len(means),
+                "mean": statistics.fmean(means),
+                "standard_deviation": statistics.stdev(means) if len(means) > 1 else None,
+                "least": min(means),
+                "most": max(means),
+            }
+            if who == ALONE:
+                row["least_site"] = min(min(values) for values in by_seed.values())
+            rows.append(row)
+        return rows
+
+    def frame(self) -> Any:
+        """The records as a DataFrame of pandas, or of polars; ImportError without either."""
+        return frame([dict(record) for record in self.records])
+
+    def csv(self) -> str:
+        """The records as CSV text with a header."""
+        text = io.StringIO()
+        names = ["who", "site", "epsilon", "seed", "rounds", self.metric]
+        writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
+        writer.writeheader()
+        writer.writerows(self.records)
+        return text.getvalue()
+
+    def json(self) -> str:
+        """The table and the records as one JSON object."""
+        facts = {"metric": self.metric, "table": self.table(), "runs": list(self.records)}
+        return json.dumps(facts, indent=1, allow_nan=False) + "\n"
+
+    def plot(self) -> Svg:
+        """Mean and spread of the metric over epsilon; no privacy as a level line."""
+        table = self.table()
+        series: dict[str, list[tuple[float, float]]] = {}
+        level = next((row["mean"] for row in table if row["who"] == NO_PRIVACY), None)
+        for row in table:
+            if row["epsilon"] is None:
+                continue
+            series.setdefault(row["who"], []).append((row["epsilon"], row["mean"]))
+            spread = row["standard_deviation"] or 0.0
+            for sign, word in ((1, "+"), (-1, "-")):
+                if spread:
+                    name = f"{row['who']}, {word} standard deviation"
+                    point = (row["epsilon"], row["mean"] + sign * spread)
+                    series.setdefault(name, []).append(point)
+        runs = max(row["runs"] for row in table)
+        return Svg(
+            lines(
+                [Series(name, tuple(sorted(points))) for name, points in series.items()],
+                title=f"{self.metric} by epsilon",
+                description=f"mean and standard deviation of {runs} runs a point",
+                x_label="epsilon",
+                y_label=self.metric,
+                limit=None if level is None else ("without privacy", level),
+                from_zero=False,
+            )
+        )
+
+
+def compare(
+    plan: Plan,
+    epsilons: Sequence[float],
+    *,
+    seeds: Sequence[int] | int = 1,
+    data: Any = None,
+    on_run: Callable[[Mapping[str, Any], int], None] = lambda record, runs: None,
+) -> Comparison:
+    """Simulate a plan's federation, each of its sites alone, and the federation without privacy.
+
+    A site alone has the same plan, rows and epsilon, and its own where the plan gives it one; all
+    are measured on the same held-out rows. `seeds` is a number of seeds, counted up from the
+    plan's, or the seeds themselves. PlanError for a plan whose sites add no noise themselves.
+    """
+    if not plan.noised_at_site or plan.statistics is not None:
+        raise PlanError('unit must be "record" or "subject" for a comparison of sites')
+    if not epsilons or len(set(epsilons)) < len(epsilons):
+        raise PlanError("a comparison must have different values of epsilon")
+    chosen = range(plan.seed, plan.seed + seeds) if isinstance(seeds, int) else list(seeds)
+    records: list[Mapping[str, Any]] = []
+    metric = ""
+    for seed in chosen:
+        resolved, world = prepare(_changed(plan, [f"seed={seed}"]), data)
+        runs = len(chosen) * (1 + len(epsilons) * (1 + len(world.parts)))
+        if runs > _MOST_RUNS:
+            raise PlanError(f"a comparison must have at most {_MOST_RUNS} runs, got {runs}")
+        for who, site, epsilon, work, rows in _runs(resolved, world, epsilons):
+            result = simulate(work, data=rows)
+            reached = result.summary["metrics"]
+            metric = metric or _metric(reached)
+            record = {
+                "who": who,
+                "site": site,
+                "epsilon": epsilon,
+                "seed": seed,
+                "rounds": result.summary["rounds"],
+                metric: reached.get(f"pooled_{metric}", reached.get(metric)),
+            }
+            records.append(record)
+            on_run(record, runs)
+    return Comparison(metric, tuple(records))
+
+
+_Run = tuple[str, str, float | None, Plan, Any]
+
+
+def _runs(plan: Plan, world: World, epsilons: Sequence[float]) -> Iterator[_Run]:
+    whole = (world.train, world.test)
+    yield NO_PRIVACY, "", None, _changed(plan, ["unit=none"]), whole
+    for epsilon in epsilons:
+        yield FEDERATION, "", epsilon, _changed(plan, [f"epsilon={epsilon!r}"]), whole
+        for name in world.parts:
+            own = plan.site_overrides(name).epsilon or epsilon
+            yield ALONE, name, epsilon, _alone(plan, name, own), (world.rows(name), world.test)
+
+
+def _alone(plan: Plan, site: str, epsilon: float) -> Plan:
+    """The plan of one site that trains by itself, on its own rows."""
+    table = plan.to_dict()
+    for key in ("cohort", "combine", "trim"):
+        table.pop(key, None)
+    table |= {"sites": 1, "split": "iid", "site": {}, plan.units_key: plan.units_of(site)}
+    table["operation"] = {**table["operation"], "min_sites": 1}
+    override(table, [f"epsilon={epsilon!r}"])
+    return parse(table)
+
+
+def _changed(plan: Plan, changes: Sequence[str]) -> Plan:
+    table = plan.to_dict()
+    if "unit=none" in changes:  # nobody has an epsilon where nothing is private
+        sites = table["site"].items()
+        table["site"] = {n: {k: v for k, v in one.items() if k == "rows"} for n, one in sites}
+        for key in ("metrics", "metrics_sigma"):
+            table.pop(key, None)
+    override(table, changes)
+    return parse(table)
+
+
+def _metric(metrics: Mapping[str, float]) -> str:
+    name = metric_of(metrics)
+    if name is None:
+        raise PlanError("a comparison must have held-out rows to measure on, got none")
+    return name
+
+
+def write(comparison: Comparison, folder: Path) -> None:
+    """`comparison.csv`, `.json` and `.svg` in a folder."""
+    from privacy.files import write_atomic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "comparison.csv", comparison.csv().encode())
+    write_atomic(folder / "comparison.json", comparison.json().encode())
+    write_atomic(folder / "comparison.svg", comparison.plot().encode())
+
+
+def present(
+    console: Console,
+    plan: Plan,
+    epsilons: Sequence[float],
+    repeat: int,
+    folder: Path,
+    data: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """The command: run a comparison, write its files, and show its table or one JSON object."""
+    with Progress(console=Console(stderr=True), disable=as_json) as bar:
+        shown = bar.add_task("runs", total=None)
+        result = compare(
+            plan,
+            epsilons,
+            seeds=repeat,
+            data=data,
+            on_run=lambda _, runs: bar.update(shown, total=runs, advance=1),
+        )
+    write(result, folder)
+    if as_json:
+        facts = {"run": str(folder), "metric": result.metric, "table": result.table()}
+        print(json.dumps(facts, allow_nan=False))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("who", "epsilon", "runs", f"mean {result.metric}", "deviation", "worst site"):
+        table.add_column(name, justify="left" if name == "who" else "right")
+    for row in result.table():
+        figures = (row["mean"], row["standard_deviation"], row.get("least_site"))
+        texts = ["-" if value is None else f"{value:.4f}" for value in figures]
+        epsilon = "-" if row["epsilon"] is None else f"{row['epsilon']:g}"
+        table.add_row(row["who"], epsilon, str(row["runs"]), *texts)
+    console.print(table, highlight=False)
+    console.print(f"comparison.csv, .json, .svg are in {folder}", highlight=False, soft_wrap=True)
+    console.print("Each run's epsilon counts that run alone: choosing by them costs more.")
