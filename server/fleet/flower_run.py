@@ -49,6 +49,19 @@ class FlowerRun:
             _run_id=self.run_id, _src_node_id=SUPERLINK_NODE_ID, _src_task_id=self._task
         )
 
+    def delivered(self, number: str) -> Message | None:
+        """A message that its node has not had yet and that still holds: it counts as delivered.
+
+        Flower's own look for one goes through the messages of all nodes.
+        """
+        with self.state.lock:
+            self.state._check_stored_messages({number})
+            message: Message | None = self.state.message_ins_store.get(number)
+            if message is None or message.metadata.delivered_at:
+                return None
+            message.metadata.delivered_at = datetime.datetime.now(datetime.UTC).isoformat()
+            return message
+
     def keep_upload(self, session: str) -> None:
         """An upload lasts as long as its message is waited for.
 

@@ -84,26 +84,30 @@ class LinkGrid(SiteGrid):
         return self._fleet.post_all(posted, self.reply_limit)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        fleet = self._fleet
-        arrivals = fleet.arrivals
-        for number in message_ids:
-            with fleet.news:
-                item = fleet.pending.get(number)
-                if item is None:
-                    continue
-                if not item.ready and not item.failure:
-                    if item.expired:
-                        fleet.fail(item, "too late")
-                    elif fleet.silent(item.site) > self._patience:
-                        fleet.fail(item, "away")
-                if not item.ready and not item.failure:
-                    continue
+        fleet, wanted = self._fleet, set(message_ids)
+        with fleet.news:
+            arrivals = fleet.arrivals
+            if wanted.isdisjoint(fleet.pending.settled):
+                self._give_up(wanted)
+            number = next((one for one in fleet.pending.settled if one in wanted), "")
+            item = fleet.pending.get(number)
+        if item is not None:
             reply = self._read(item)
             fleet.forget(number)
             self._heard = -1  # there may be more: `wait` does not wait
             return [reply]
         self._heard = arrivals
         return []
+
+    def _give_up(self, numbers: Iterable[str]) -> None:
+        """End the wait for those that are too late, or whose sites have been away for too long."""
+        fleet = self._fleet
+        for number in numbers:
+            item = fleet.pending.get(number)
+            if item is not None and item.expired:
+                fleet.fail(item, "too late")
+            elif item is not None and fleet.silent(item.site) > self._patience:
+                fleet.fail(item, "away")
 
     def _read(self, item: PendingMessage) -> Message:
         if not item.failure:

@@ -22,6 +22,7 @@ from flwr.app.message import remove_content_from_message
 from flwr.common.constant import (
     TIMESTAMP_HEADER,
 )
+from flwr.common.serde import message_to_proto
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -42,7 +43,7 @@ from privacy.message_objects import OBJECTS_MAX, decode_arrays, gather
 from server.fleet.authentication import Denied, authenticate
 from server.fleet.flower_run import FlowerRun
 from server.fleet.liveness import Liveness, PollWaiters
-from server.fleet.pending_message import PendingMessage
+from server.fleet.pending_message import PendingMessage, PendingMessages
 from server.fleet.tls import Log
 from server.fleet.tls_server import PREFIX, Answer, Headers
 from server.registry.sites import Member, Members
@@ -63,7 +64,7 @@ class Fleet:
         self.state, self.run_id = self.flower.state, self.flower.run_id
         self.log = log
         self.news = threading.Condition(threading.RLock())
-        self.pending: dict[str, PendingMessage] = {}
+        self.pending = PendingMessages()
         self.arrivals = 0
         self.nodes: dict[str, int] = {}
         self.sites: dict[int, str] = {}
@@ -93,7 +94,7 @@ class Fleet:
                     self.active.discard(site)
                     self.sites.pop(self.nodes.pop(site, 0), None)
                     self._keys.pop(site)
-                    for item in self.pending.values():
+                    for _, item in self.pending.items():
                         if item.site == site and not item.ready and not item.failure:
                             self.fail(item, "revoked")
                 if site not in self._keys and not member.revoked:
@@ -165,10 +166,9 @@ class Fleet:
             self.state.deactivate_node(node)  # else it is refused until its heartbeat expires
             answer = fleet_handlers.activate_node(request, self.state)
             self.active.add(member.name)
-            for item in self.pending.values():
-                if item.node == node and not item.ready and not item.failure:
+            for number, item in self.pending.of_node(node):
+                if not item.ready and not item.failure:
                     # What has arrived of its reply stays: the client goes on from there.
-                    number = item.message.metadata.message_id
                     self.state.message_ins_store[number].metadata.delivered_at = ""
             self.news.notify_all()
         self.waiters.notify(member.name)
@@ -216,7 +216,15 @@ class Fleet:
             here = site in self.active and self.nodes.get(site) == node
             if not here or generation != self.waiters.generation(site):
                 return None
-            return fleet_handlers.pull_messages(request, self.state, self.state.object_store)
+            response = fleet_pb2.PullMessagesResponse()
+            for number, _ in self.pending.of_node(node):
+                message = self.flower.delivered(number)
+                if message is not None:
+                    response.messages_list.append(message_to_proto(message))
+                    tree = self.state.object_store.get_object_tree(number)
+                    response.message_object_trees.append(tree)
+                    break
+            return response
 
     def _deactivate(self, member: Member, node: int, request: Any) -> Any:
         answer = fleet_handlers.deactivate_node(request, self.state)
@@ -229,11 +237,9 @@ class Fleet:
         return answer
 
     def _pull_object(self, member: Member, node: int, request: Any) -> Any:
-        is_pending = any(
-            request.object_id in item.objects
-            for item in list(self.pending.values())
-            if item.node == node
-        )
+        with self.news:
+            items = self.pending.of_node(node)
+        is_pending = any(request.object_id in item.objects for _, item in items)
         if not is_pending or request.run_id != self.run_id:
             return message_pb2.PullObjectResponse(object_found=False, object_available=False)
         return fleet_handlers.pull_object(request, self.state)
@@ -266,6 +272,7 @@ class Fleet:
                 raise Denied(400, "a reply that Flower's state refuses")
             item.reply, item.missing = tree.object_id, set(answer.objects_to_push)
             self._sessions[answer.session_id] = item
+            item.sessions.add(answer.session_id)
             self.flower.keep_upload(answer.session_id)
             if not item.missing:
                 self._complete(item)
@@ -291,6 +298,7 @@ class Fleet:
 
     def _complete(self, item: PendingMessage) -> None:
         item.ready = True
+        self.pending.settle(item.message.metadata.message_id)
         self._delete(item.message.metadata.message_id)  # nobody asks for the request any more
         self.arrivals += 1
         self._end_uploads(item)
@@ -300,6 +308,7 @@ class Fleet:
         """The item has no reply any more; whoever asks for it gets an error."""
         self._drop_reply(item)
         item.failure = why
+        self.pending.settle(item.message.metadata.message_id)
         self.arrivals += 1
         self.log("reply_missing", site=item.site, why=why)
         self.news.notify_all()
@@ -314,9 +323,10 @@ class Fleet:
         item.reply, item.missing, item.size, item.ready = None, set(), 0, False
 
     def _end_uploads(self, item: PendingMessage) -> None:
-        for session in [s for s, one in self._sessions.items() if one is item]:
-            del self._sessions[session]
+        for session in item.sessions:
+            self._sessions.pop(session, None)
             self.flower.end_upload(session)
+        item.sessions.clear()
 
     def _delete(self, root: str) -> None:
         # Under the lock of the uploads: equal objects of another site's upload must not vanish.
@@ -326,7 +336,7 @@ class Fleet:
     def overtake(self, nodes: set[int]) -> None:
         """Before new messages to these nodes: nobody waits for what they, or the absent, owe."""
         with self.news:
-            for number, item in list(self.pending.items()):
+            for number, item in self.pending.items():
                 if item.node in nodes or self.silent(item.site):
                     if not item.ready and not item.failure:
                         self.log(
@@ -350,7 +360,7 @@ class Fleet:
             session = self.state.start_session(self.run_id)
             stored, missing = self.state.store_message_and_object_tree(bare, tree, session)
             item = PendingMessage(bare, node, site, frozenset(objects), 0)
-            self.pending[number] = item
+            self.pending.add(number, item)
             if not stored:
                 self.fail(item, "not connected")
             for name in missing:
@@ -363,7 +373,7 @@ class Fleet:
     def forget(self, number: str) -> None:
         """Drop a message and its reply."""
         with self.news:
-            item = self.pending.pop(number, None)
+            item = self.pending.pop(number)
             if item is not None:
                 self._drop_reply(item)
                 self.state.delete_messages({number})
