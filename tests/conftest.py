@@ -1,7 +1,7 @@
 """Every test runs quiet, on one thread and in a folder of its own; marks and profiles.
 
 A test is one of three kinds, by the folder of its file unless it is marked itself: `unit`,
-`integration` (servers, processes, whole runs) or `statistical` (a conclusion from random draws).
+`integration` (servers, processes, training, whole runs) or `statistical` (a conclusion from random draws).
 Beside them `slow`: over some five seconds; `make test` leaves it out. Hypothesis has two profiles:
 `ci` has as many examples as a test asks for, `dev` a tenth of them.
 """
@@ -34,9 +34,15 @@ KINDS = ("unit", "integration", "statistical")
 INTEGRATION = (
     "integration",
     "attacks",
+    "client/agent",
     "client/commands",
+    "client/doctor",
     "client/inference",
     "client/serving",
+    "client/tasks/described",
+    "client/tasks/packages",
+    "client/test_app.py",
+    "client/test_hostile_rows.py",
     "privacy/commands",
     "privacy/report/bundle",
     "server/dashboard",
@@ -51,7 +57,7 @@ HERE = Path(__file__).resolve().parent
 
 def kind(path: Path) -> str:
     """The kind of a test file's tests that are not marked themselves."""
-    where = path.relative_to(HERE).as_posix()
+    where = f"{path.relative_to(HERE).as_posix()}/"
     kinds = {"integration": INTEGRATION, "statistical": STATISTICAL}
     found = [
         name
