@@ -1,8 +1,9 @@
 """Every test runs quiet, on one thread and in a folder of its own; marks and profiles.
 
 A test is one of three kinds, by the folder of its file unless it is marked itself: `unit`,
-`integration` (servers, processes, training, whole runs) or `statistical` (a conclusion from random draws).
-Beside them `slow`: over some five seconds; `make test` leaves it out. Hypothesis has two profiles:
+`integration` (servers, processes, training, whole runs) or `statistical` (a conclusion from random
+draws). Beside them `slow`: over some five seconds; `make test` leaves it out. Hypothesis has two
+profiles:
 `ci` has as many examples as a test asks for, `dev` a tenth of them.
 """
 
