@@ -3,8 +3,7 @@
 A test is one of three kinds, by the folder of its file unless it is marked itself: `unit`,
 `integration` (servers, processes, training, whole runs) or `statistical` (a conclusion from random
 draws). Beside them `slow`: over some five seconds; `make test` leaves it out. Hypothesis has two
-profiles:
-`ci` has as many examples as a test asks for, `dev` a tenth of them.
+profiles: `ci` has as many examples as a test asks for, `dev` a tenth of them.
 """
 
 import os
