@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from client.data.reader import Batch, read
 from client.data.source import Options, options_of
-from client.data.values import ABSENT, distinct
+from client.data.values import ABSENT, distinct, ident
 from client.data.wanted import Wanted
 from client.tasks.rows import Encoded, NoRows, Omission, Reading, Rows, TaskError
 
@@ -187,7 +187,8 @@ def _texts(name: str, column: Any) -> tuple[list[str], NDArray[np.integer[Any]]]
         texts, index = distinct(column)
     except TaskError as error:
         raise TaskError(f"column {name}: {error}") from None
-    return ["" if text is None or text.strip() in ABSENT else text.strip() for text in texts], index
+    names = ["" if text is None else ident(text) for text in texts]
+    return ["" if name in ABSENT else name for name in names], index
 
 
 def _numbers(values: list[str], index: NDArray[np.integer[Any]]) -> NDArray[np.int64]:

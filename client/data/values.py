@@ -5,6 +5,7 @@ A value that is none of these is marked, never repeated.
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,13 +62,33 @@ def _days(column: Any, date: bool) -> Floats:
     return values / 86_400e6
 
 
+_INVISIBLE: Final = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
+"""Soft hyphens, zero-width blanks and marks of byte order: what copying leaves in a cell."""
+_WHOLE: Final = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
+
+
+def plain(text: str) -> str:
+    """A text without blanks around it and what nobody sees in it, in Unicode's composed form."""
+    text = text.strip()
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", text.translate(_INVISIBLE).strip())
+
+
+def ident(text: str) -> str:
+    """The name of a person or a place: plain, and 17.0 is 17, as a column with gaps is written."""
+    text = plain(text)
+    match = _WHOLE.fullmatch(text)
+    return text if match is None else match[1]
+
+
 _NUMBER: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NAN: Final = re.compile(r"[+-]?nan", re.IGNORECASE)
 
 
 def _number(text: str | None) -> float:
     """A finite number, NaN for a missing one, infinity for what is none; true and false count."""
-    if text is None or (text := text.strip()) in ABSENT or _NAN.fullmatch(text):
+    if text is None or (text := plain(text)) in ABSENT or _NAN.fullmatch(text):
         return math.nan
     if _NUMBER.fullmatch(text):
         value = float(text)
@@ -82,7 +103,7 @@ def is_number(text: str) -> bool:
 
 def _day(text: str | None) -> float:
     """An ISO date or time as days since 1970-01-01 in UTC; NaN and infinity as for numbers."""
-    if text is None or (text := text.strip()) in ABSENT:
+    if text is None or (text := plain(text)) in ABSENT:
         return math.nan
     try:
         moment = datetime.fromisoformat(text)
@@ -108,10 +129,10 @@ class Coded:
 def coded(column: Any, position: Callable[[str], int | None], unknown: int) -> Coded:
     """A column's values by `position`, which is asked once for each distinct text."""
     texts, index = distinct(column)
-    positions = [None if text is None else position(text.strip()) for text in texts]
+    positions = [None if text is None else position(plain(text)) for text in texts]
     codes = np.array([unknown if code is None else code for code in positions], dtype=np.int64)
     gone = [
-        code is None and (text is None or text.strip() in ABSENT)
+        code is None and (text is None or plain(text) in ABSENT)
         for text, code in zip(texts, positions, strict=True)
     ]
     return Coded(codes, np.array(gone, dtype=bool), index)

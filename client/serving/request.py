@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from client.data.values import plain
 from client.tasks.preprocessing import Number
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
@@ -58,7 +59,7 @@ def encoder(task: Task, most: int) -> Encode:
 def _rows(body: bytes, most: int) -> tuple[Sequence[Any], bool]:
     """The rows of `{"row": ..}` or `{"rows": [..]}`."""
     try:
-        request = json.loads(body, parse_constant=_no_constant)
+        request = json.loads(body, parse_constant=_no_constant, object_pairs_hook=_distinct)
     except (ValueError, RecursionError):
         raise RequestError(400, "expected JSON") from None
     if not isinstance(request, dict) or len(request) != 1 or not {"row", "rows"} & set(request):
@@ -71,6 +72,14 @@ def _rows(body: bytes, most: int) -> tuple[Sequence[Any], bool]:
     if len(rows) > most:
         raise RequestError(413, f"rows: expected at most {most}, got {len(rows)}")
     return rows, False
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are different, where JSON would keep the last of two."""
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        raise ValueError
+    return names
 
 
 def _no_constant(name: str) -> float:
@@ -147,7 +156,7 @@ def _text(value: Any, row: int, name: str) -> str | None:
     """A JSON value as the text that a file would hold."""
     if value is None:
         return None
-    if isinstance(value, str) and len(value) <= LONGEST and value.isprintable():
+    if isinstance(value, str) and len(value) <= LONGEST and plain(value).isprintable():
         return value
     if isinstance(value, bool):
         return str(int(value))

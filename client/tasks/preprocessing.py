@@ -5,7 +5,6 @@ column, never repeated.
 """
 
 import math
-import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from client.data.values import Coded, Floats, Mask, coded, numeric, whole
+from client.data.values import Coded, Floats, Mask, coded, numeric, plain, whole
 from client.data.wanted import Wanted
 from client.tasks.features.backbones import Backbone
 from client.tasks.features.text import Text
@@ -133,7 +132,7 @@ class Category:
         return coded(column, lambda text: self._position(known, text), len(self.values))
 
     def _same(self, text: str) -> str:
-        text = unicodedata.normalize("NFC", text.strip())
+        text = plain(text)
         return text.casefold() if self.fold else text
 
     def _position(self, known: Mapping[str, int], text: str) -> int | None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from client.data.source import Options
+from client.data.values import plain
 from client.data.wanted import Piece, Wanted
 from client.tasks.rows import TaskError
 
@@ -78,24 +79,40 @@ def _arrow(path: Path, form: str, wanted: Wanted, options: Options) -> Iterator[
 
 def chosen(names: Sequence[str], wanted: Wanted, options: Options) -> dict[str, str]:
     """The wanted columns of a file: its name of each -> the schema's."""
-    known = {name: options.rename.get(name, name).strip() for name in names}
-    every = [options.rename.get(name, name).strip() for name in names]
     columns = set(wanted.columns)
+    titles = [options.rename.get(name, name).strip() for name in names]
+    every = [title if title in columns else plain(title) for title in titles]
+    known = dict(zip(names, every, strict=True))
     counts = Counter(every)
     doubled = next((name for name in every if name in columns and counts[name] > 1), None)
     if doubled is not None:
         raise TaskError(f"expected distinct column names, got {doubled!r} twice")
     selection = {name: column for name, column in known.items() if column in columns}
-    require(set(selection.values()), wanted)
+    require(set(selection.values()), wanted, every)
     return selection
 
 
-def require(columns: set[str], wanted: Wanted) -> None:
-    """Refuse a file that lacks a column."""
+def require(columns: set[str], wanted: Wanted, names: Sequence[str] = ()) -> None:
+    """Refuse a file that lacks a column; a name of the file that was meant is told."""
     missing = [name for name in wanted.required if name not in columns]
     if missing:
         more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
-        raise TaskError(f"expected a column named {missing[0]!r}{more}, found none")
+        raise TaskError(
+            f"expected a column named {missing[0]!r}{more}, found none{_meant(missing[0], names)}"
+        )
+
+
+def _meant(wanted: str, names: Sequence[str]) -> str:
+    """What may stand in a file in the place of a column; never any other of its texts."""
+    if names and names[0].casefold().startswith("sep="):
+        return ": its first line is Excel's sep=, delete that line"
+    if any(_letters(name) == _letters(wanted) for name in names):
+        return " but one that is spelt otherwise (give [rename] in source.toml)"
+    return ""
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in plain(name).casefold() if c.isalnum())
 
 
 def check_types(schema: Any, columns: dict[str, str]) -> None:

@@ -1,6 +1,5 @@
 """A text file's header and records: which delimiter, which columns, and where each row stands."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from client.data.formats.columnar import require
 from client.data.formats.csv import DELIMITERS, Parser, split_header
 from client.data.formats.records import LONGEST, Block, Dialect, Malformed, blocks, utf8
 from client.data.source import Options
-from client.data.values import ABSENT
+from client.data.values import ABSENT, plain
 from client.data.wanted import Piece, Wanted
 from client.tasks.rows import TaskError
 
@@ -143,7 +142,7 @@ def _names(
     def split(delimiter: str) -> list[str]:
         titles = [name.strip() for name in split_header(header, dialect, delimiter)]
         known = [options.rename.get(name, name) for name in titles]
-        return [name if name in columns else unicodedata.normalize("NFC", name) for name in known]
+        return [name if name in columns else plain(name) for name in known]
 
     names = split(dialect.delimiter)
     hits = len(columns & set(names))
@@ -166,7 +165,7 @@ def _names(
         known = doubled in columns  # a name that nobody asked for may be a value
         which = repr(doubled) if known else f"that of column {names.index(doubled) + 1}"
         raise TaskError(f"expected distinct column names, got {which} twice")
-    require(set(names), wanted)
+    require(set(names), wanted, names)
     return names, True
 
 

@@ -7,6 +7,7 @@ import bz2
 import decimal
 import gzip
 import io
+import json
 import re
 import sqlite3
 import zipfile
@@ -22,6 +23,7 @@ import pytest
 
 from client.data.check import check
 from client.data.input_files import chunks
+from client.serving.request import RequestError, encoder
 from client.tasks.registry import task
 from client.tasks.rows import TaskError
 
@@ -177,6 +179,10 @@ ODD: dict[str, tuple[Callable[[Path], Path], Expected]] = {
     "a category that nobody knows": (rows("41.8125,Qux7,yes"), ((41.8125, "", "yes"),)),
     "a missing category": (rows("41.8125,,yes", "41.8125,NA,no"),
                            ((41.8125, "", "yes"), (41.8125, "", "no"))),
+    "what nobody sees": (rows("41.8125,Os\u00adlo\u200b,yes", "\ufeff17.4375,Bergen\u00a0,no",
+                              header="age\u200b,city,ill"), TWO),
+    "two byte order marks": (text("\ufeff\ufeff" + PLAIN), TWO),
+    "a delimiter at each end": (text(PLAIN.replace("\n", ",\n")), TWO),
     "gzip": (text(gzip.compress(PLAIN.encode()), "t.csv.gz"), TWO),
     "gzip in two members": (
         text(gzip.compress(PLAIN[:20].encode()) + gzip.compress(PLAIN[20:].encode()), "t.csv.gz"),
@@ -217,6 +223,18 @@ ODD: dict[str, tuple[Callable[[Path], Path], Expected]] = {
     "a doubled column": (rows("41.8125,9,Oslo,yes", header="age,age,city,ill"),
                          "distinct column names, got 'age' twice"),
     "a column that is not there": (rows("41.8125,yes", header="age,ill"), "named 'city'"),
+    "another case of names": (text(PLAIN.replace("age", "AGE")), "spelt otherwise"),
+    "another spelling of names": (text(PLAIN.replace("age", "A_ge")), "spelt otherwise"),
+    "doubled after trimming": (rows("41.8125,9,Oslo,yes", header="age, age\u200b,city,ill"),
+                               "distinct column names, got 'age' twice"),
+    "Excel's first line": (text("sep=,\n" + PLAIN), "Excel's sep="),
+    "a title": (text("Export,,\n" + PLAIN), "expected a column named"),
+    "gzip with bytes behind it": (text(gzip.compress(PLAIN.encode()) + b"hush", "t.csv.gz"),
+                                  "damaged"),
+    "gzip without its sum": (text(gzip.compress(PLAIN.encode())[:-8], "t.csv.gz"), "damaged"),
+    "gzip whose second member is cut": (
+        text(gzip.compress(PLAIN.encode()) + gzip.compress(PLAIN.encode() * 99)[:-9], "t.csv.gz"),
+        "damaged"),
     "semicolons": (text(PLAIN.replace(",", ";")), "fits ';'"),
     "tabs under the name of commas": (text(PLAIN.replace(",", "\t")), r"fits '\\t'"),
     "bars": (text(PLAIN.replace(",", "|")), r"fits '\|'"),
@@ -268,6 +286,15 @@ ODD: dict[str, tuple[Callable[[Path], Path], Expected]] = {
     "not-a-number": (columns(age=pa.array([41.8125, float("nan")])), TWO[:1]),
     "null columns": (columns(city=pa.nulls(2)), ((41.8125, "", "yes"), (17.4375, "", "no"))),
     "columns of nothing but nulls": (columns(age=pa.nulls(2)), "expected rows that fit"),
+    "blanks in the names of columns": (columns(**{" age ": pa.array([41.8125, 17.4375])}),
+                                       "distinct column names, got 'age' twice"),
+    "old moments for numbers": (columns(age=pa.array([1, 2], pa.timestamp("ns"))),
+                                "column age: expected numbers"),
+    "structures": (columns(age=pa.array([{"hush": 1.0}, {"hush": 2.0}])),
+                   "column age: .* got nested values"),
+    "a structure that nobody asked for": (columns(more=pa.array([{"a": 1.0}, {"a": 2.0}])), TWO),
+    "whole numbers without a sign": (columns(age=pa.array([2**64 - 1, 0], pa.uint64())),
+                                     ((100, "Oslo", "yes"), (0, "Bergen", "no"))),
     "nested": (columns(city=pa.array([["Oslo"], ["Bergen"]])), "column city: .* got nested values"),
     "binary": (columns(city=pa.array([b"Oslo", b"Bergen"])), "column city: .* got binary ones"),
     "moments for numbers": (columns(age=pa.array([1, 2], pa.timestamp("s"))),
@@ -362,3 +389,54 @@ def test_prediction_tells_such_rows_one_by_one(name: str, tmp_path: Path) -> Non
     assert told
     assert told[0].split(",")[0] in expected
     assert not [value for value in PRIVATE if value in " ".join(told)]
+
+
+CELLS = (
+    *("41.8125", " 41.8125 ", "+4.18125e1", ".5", "5.", "-0", "007", "1e300", "-1e300", "true"),
+    *("1e400", "-1e400", "1e-400", "nan", "NaN", "inf", "", "NA", "?", "1,5", "1 000", "1_7"),
+    *("0x11", "\u0661\u0667", "\uff11\uff17", "\u22125", "4d1", "1.2.3", "41%", "2020-01-01"),
+    *("\u200b5", "\u00a041\u00a0", "9" * 400),
+)
+PLACES = (
+    *("Oslo", " Oslo ", "A\u030alesund", "Os\u00adlo", "oslo"),
+    *("", "NA", "Qux7", "\u041eslo", "1"),
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_service_reads_a_cell_as_a_file_does(place: str, tmp_path: Path) -> None:
+    encode = encoder(TABLE, 10)
+    path = tmp_path / "t.csv"
+    lines = ["age,city,ill", *(f'"{cell}","{place}",yes' for cell in CELLS)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    fitting: dict[int, list[float]] = {}
+    for chunk in chunks(TABLE, path):
+        fitting |= dict(zip(chunk.rows.tolist(), chunk.x.tolist(), strict=True))
+    for number, cell in enumerate(CELLS, 1):
+        for row in ([cell, place], {"city": place, "age": cell}):
+            body = json.dumps({"row": row}).encode()
+            if number in fitting:
+                assert encode(body, "").x.tolist() == [fitting[number]], cell
+                continue
+            with pytest.raises(RequestError) as refused:
+                encode(body, "")
+            assert refused.value.status == 422
+            assert not cell.strip() or cell not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"row": {"age": 1, "age": 2, "city": "Oslo"}}',
+        '{"row": [1, "Oslo"], "row": [2, "Oslo"]}',
+        '{"row": [NaN, "Oslo"]}',
+        '{"row": [1e400, "Oslo"]}',
+        '{"row": [1, ["Oslo"]]}',
+        '{"row": [1, "Os\u0000lo"]}',
+        '{"rows": []}',
+    ],
+)
+def test_the_service_refuses_what_has_two_meanings(body: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        encoder(TABLE, 10)(body.encode(), "")
+    assert refused.value.status in (400, 422)

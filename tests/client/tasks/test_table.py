@@ -205,7 +205,8 @@ def test_a_file_that_is_none_or_damaged_is_one_line(tmp_path: Path, name: str) -
         ('"indicator"', '"drop"', "columns.age.missing: expected"),
         ('["Rome", "Oslo"]', "[]", "columns.city.values: expected"),
         ('["Rome", "Oslo"]', '["Rome", "Rome"]', "distinct"),
-        ('type = "category"', 'type = "text"', "type: expected number or category"),
+        ('type = "category"', 'type = "sound"', "type: expected"),
+        ('type = "category"', 'type = "text"', "values: expected one of"),
         ("[columns.age]", "[columns", "must be TOML"),
     ],
 )
