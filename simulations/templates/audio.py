@@ -13,7 +13,7 @@ FRAME = 256
 
 def read(path: Path, options: dict[str, Any]) -> Iterator[Path]:
     """One raw record after the other; nothing is computed from more than one of them."""
-    yield from sorted(path.rglob("*.wav"))
+    yield from [path] if path.is_file() else sorted(path.rglob("*.wav"))
 
 
 def encode(record: Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import nn
 
 def read(path: Path, options: dict[str, Any]) -> Iterator[Path]:
     """One raw record after the other; nothing is computed from more than one of them."""
-    yield from sorted(path.rglob("*.png"))
+    yield from [path] if path.is_file() else sorted(path.rglob("*.png"))
 
 
 def encode(record: Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from client.audit import people_checks
 from client.audit.audit import one_thread, through_ledger
 from client.audit.canary import bounds, planted
-from client.dpsgd import people
+from client.dpsgd import people, private_metrics
 from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.accounting.epsilon import spent
@@ -80,7 +80,19 @@ def half_of_a_person(patch):
     patch.setattr(people.People, "take", taken)
 
 
+def metrics_added_up(patch):
+    """A person's rows are added up in paid metrics, as if they were people."""
+    patch.setattr(private_metrics, "_exact_sum", lambda parts, group: float(parts.sum()))
+
+
+def losses_unbounded(patch):
+    """The means of a person's losses are not held below the bound."""
+    patch.setattr(torch.Tensor, "clamp", lambda self, *bounds, **named: self)
+
+
 PLANTS = {
+    "metrics added up": (metrics_added_up, "metrics_of_people_are_bounded"),
+    "losses without a bound": (losses_unbounded, "metrics_of_people_are_bounded"),
     "rows drawn one by one": (rows_drawn_one_by_one, "a_person_is_bounded"),
     "clipped by row": (clipped_by_row, "a_person_is_bounded"),
     "rows added up": (rows_added_up, "sums_of_people_are_exact"),

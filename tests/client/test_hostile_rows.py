@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from client.data.site_rows import SiteRows, Source
+from client.site import SiteError
 from client.tasks.registry import task
 from privacy.arrays import decode, encode
 from privacy.contract.policy import Policy
@@ -44,6 +45,57 @@ HOSTILE: dict[str, bytes] = {
     "ragged": b"q,40\n",
     "too many": b"q,40,no,1,2,3\n",
 }
+
+
+BROKEN_LINES = HOSTILE | {
+    "a carriage return alone": b"q,4\r0,no\n",
+    "text after a quote": b'"q"x,40,no\n',
+    "blanks before a quote": b'q, "40",no\n',
+    "an open quote at the end": b'q,40,"no\n',
+    "two open quotes": b'"q,40,no\n"r,4,no\n',
+}
+
+
+def read(folder: Path, content: bytes) -> tuple[list[Any], list[str]]:
+    """What a round trains on of this file, and what the owner is told of it."""
+    (folder / "d.csv").write_bytes(content)
+    told: list[str] = []
+    tell = lambda event, **fields: told.append(fields["file"])  # noqa: E731
+    rows = SiteRows(Source(folder / "d.csv"), SCHEMA, lambda: POLICY, tell)(task("table", SCHEMA))
+    people = [] if rows.subject is None else rows.subject.tolist()
+    return [rows.x.tolist(), rows.y.tolist(), people], told
+
+
+@pytest.mark.parametrize("at", [1, 50, 101], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("kind", BROKEN_LINES)
+def test_a_line_that_is_no_row_takes_no_other_row_with_it(
+    tmp_path: Path, kind: str, at: int
+) -> None:
+    if kind == "over-long line" and at != 50:
+        pytest.skip("once is enough: it has 70 MB")
+    lines = ["who,age,ill\n", *(f"{line}\n" for line in GOOD)]
+    plain, _ = read(tmp_path, "".join(lines).encode())
+    before, after = ("".join(part).encode() for part in (lines[:at], lines[at:]))
+    rows, told = read(tmp_path, before + BROKEN_LINES[kind] + after)
+    assert rows == plain
+    assert kind == "none" or "left out" in told[-1]
+
+
+def test_no_row_that_fits_is_a_number_of_rows_like_any_other(tmp_path: Path) -> None:
+    for content in (b"who,age,ill\n", b"who,age,ill\np,50,perhaps\np,1\n"):
+        rows, told = read(tmp_path, content)
+        assert rows == [[], [], []]
+        assert len(told) == 1
+        assert "found none" in told[0] or "got none" in told[0]
+
+
+def test_where_the_owner_starts_the_client_such_a_line_is_refused_with_its_place(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "d.csv").write_text("\n".join(["who,age,ill", *GOOD, "q,40"]) + "\n")
+    rows = SiteRows(Source(tmp_path / "d.csv"), SCHEMA, lambda: POLICY, lambda _, **__: None)
+    with pytest.raises(SiteError, match="line 102: expected 3 values, got 2"):
+        rows.check()
 
 
 def replied(folder: Path, content: bytes, policy: Policy = POLICY) -> tuple[dict[str, Any], Desk]:

@@ -17,6 +17,7 @@ from privacy.report.bundle.verify import verify
 from privacy.report.bundle.write import file_report
 from server.__main__ import app as server_app
 from server.registry.sites import Home
+from tests.support.forks import fork_model_processes
 from tests.support.run_folders import run_folder
 
 SITES = ("cleveland", "hungarian", "va", "switzerland")
@@ -63,7 +64,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         client(site, answer, plan.digest[:12], "--reason", "ethics vote 12/26")
     client(folder / "va", "pause", "--reason", "moving")
     client(folder / "va", "data", "add", "people", "--ledger", folder / "va" / "people.jsonl")
-    server(home, "submit", "digits", "--name", "first")
+    with pytest.MonkeyPatch.context() as patch:
+        fork_model_processes(patch)
+        server(home, "submit", "digits", "--name", "first")
     server(home, "pause", "first", "--reason", "too early")
     server(home, "revoke", "switzerland", "--reason", "left the study")
     server(home, "renew")

@@ -173,18 +173,20 @@ def test_when_all_budgets_are_spent_the_run_stops_with_3(world: World) -> None:
 
 
 def test_when_all_sites_fail_the_run_stops_with_1_and_says_why(world: World) -> None:
-    """Adult is no embedded task: every site accepts the plan, pays, and finds no rows."""
+    """Adult is no embedded task: no site has rows of its schema, and none pays for it."""
     with told(world):
         clients = [world.client(number) for number in range(3)]
         server = world.server("--min-sites", 3, "--set", "rounds=3", plan="adult")
         assert server.wait(patience(240)) == 1
         assert all(client.poll() is None for client in clients), "the clients stay"
-    why = "0 of at least 3 sites trained (east: failed; north: failed; south: failed)"
+    each = "; ".join(f"{site}: schema-differs" for site in sorted(world.sites))
+    why = f"0 of at least 3 sites trained ({each})"
     assert (world.summary()["reason"], world.summary()["detail"]) == ("failed", why)
     assert f"failed: {why} after 0 rounds" in world.log("server")
-    for site in world.sites:
-        assert world.said(site, "failed", error="TaskError")
-        assert f"round=1 site={site} answer=failed" in world.log("server")
+    for number, site in enumerate(world.sites):
+        assert world.said(site, "declined", reason="schema-differs")
+        assert f"round=1 site={site} answer=schema-differs" in world.log("server")
+        assert world.paid(number) == []
     assert "Traceback" not in world.log("server")
 
 

@@ -26,8 +26,14 @@ from server.service.queue import QueueError
 from server.service.status import read as read_status
 from simulations.grid import LocalGrid
 from tests.support.federation import coordinator, member, now
+from tests.support.forks import fork_model_processes
 
 SET = "rounds=2 sigma=2.0 rate=0.2 delta=3e-4 sites=5 rows=300"
+
+
+@pytest.fixture(autouse=True)
+def _forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_model_processes(monkeypatch)
 
 
 class Nodes:

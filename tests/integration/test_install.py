@@ -137,7 +137,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
         script = folder / "venv" / "bin" / name
         python = folder / "venv" / "bin" / "python"
         script.write_text(
-            f"#!{python}\nimport sys\nfrom {module} import {function}\n{function}()\n"
+            f"#!{python}\nfrom {module} import {function}\n"
+            f'if __name__ == "__main__":\n    {function}()\n'  # as pip's scripts: children spawn
         )
         script.chmod(0o755)
     return folder / "venv" / "bin"
@@ -187,4 +188,4 @@ def test_the_wheel_without_extras_runs_the_readme(bare: Path, tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert "done after 5 rounds" in done.stdout
+    assert "done after 5 rounds" in done.stdout, done.stdout + done.stderr

@@ -21,6 +21,8 @@ from privacy.identity.keys import signing_public, verify
 from privacy.ledger.heads import payload
 from privacy.ledger.ledger import Ledger
 from privacy.ledger.recovery import known_events
+from tests.support.forks import forked_commands
+from tests.support.patience import patience
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BIN = Path(sys.executable).parent
@@ -33,9 +35,11 @@ def blocks(section: str) -> list[str]:
     return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
 
 
-def bash(script: str, folder: Path, seconds: float = 500) -> subprocess.CompletedProcess[str]:
-    """Run a script; whatever it started is ended with it."""
-    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+def bash(
+    script: str, folder: Path, seconds: float = 500, commands: Path = BIN
+) -> subprocess.CompletedProcess[str]:
+    """Run a script with the commands of a folder; whatever it started is ended with it."""
+    environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         ["bash", "-c", script],
         cwd=folder,
@@ -46,7 +50,7 @@ def bash(script: str, folder: Path, seconds: float = 500) -> subprocess.Complete
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=seconds)
+        out, err = process.communicate(timeout=patience(seconds))
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -62,10 +66,15 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def federated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which the Federate block was run, line by line."""
+    """The folder in which the Federate block was run, line by line.
+
+    Its commands are forks; test_install.py runs the block with those of an installed wheel.
+    """
     folder = tmp_path_factory.mktemp("federate")
     (block,) = blocks("Federate")
-    done = bash(block.replace("8443", str(free_port())) + "\nwait\n", folder)
+    script = block.replace("8443", str(free_port())) + "\nwait\n"
+    with forked_commands(tmp_path_factory.mktemp("commands") / "bin") as commands:
+        done = bash(script, folder, commands=commands)
     assert "done after 5 rounds" in done.stdout, done.stdout + done.stderr
     return folder
 

@@ -83,6 +83,19 @@ def test_a_run_pays_for_people_and_says_so(tmp_path: Path, split: str) -> None:
     assert all("epsilon_person" not in entry for entry in line["sites"].values())
 
 
+def test_paid_metrics_are_of_people_and_paid_as_theirs(tmp_path: Path) -> None:
+    metrics = 'metrics=["loss", "accuracy", "rows", "classes"]'
+    run(tmp_path, metrics, "metrics_sigma=4", "split=natural")
+    ledger = Ledger.open(tmp_path / "run" / "ledgers" / "oslo.jsonl")
+    paid = sorted((event.unit, event.sigma, event.rate) for event in ledger.merged())
+    assert paid == [("subject", 2.0, 0.5), ("subject", 4.0, 1.0)]
+    line = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[-1])
+    shown = line["metrics"]
+    assert shown["site_rows"] == pytest.approx(144, abs=6 * 8 * 3**0.5)  # people, not 720 rows
+    assert shown["site_class no"] + shown["site_class yes"] < 300
+    assert 0 < shown["site_loss"] < 3
+
+
 def test_the_plan_counts_people_and_never_rows(tmp_path: Path) -> None:
     plan, world = prepare(by_person(tmp_path, "split=natural"), people(tmp_path))
     for city in CITIES:

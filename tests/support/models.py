@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from client.commands.models import register
-from client.tasks.registry import task as find_task
+from client.tasks.registry import task_of
 from client.tasks.task import Task
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import parse
@@ -81,10 +81,11 @@ def release(
     *,
     key: bytes | None = None,
     extra: Mapping[str, str] | None = None,
+    task: Task | None = None,
 ) -> Path:
     """Write round `number` of a run into a run folder, signed if there is a key."""
     plan = plan or plan_for("digits")
-    task = find_task(plan.task, plan.schema)
+    task = task or task_of(plan)
     path = folder / "checkpoints" / f"{number:06d}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     (folder / "plan.toml").write_text(plan.to_toml(), encoding="utf-8")

@@ -12,6 +12,7 @@ from client.agent.credentials import Enrolled, EnrolmentError, enroll, join, tak
 from client.agent.renewal import Renewal
 from privacy.identity.keys import fingerprint, public_of
 from server.registry import sites as members
+from server.registry.authority import renew_server
 from tests.support.federation import (
     Events,
     answers,
@@ -75,7 +76,7 @@ def test_a_renewed_certificate_holds_as_long_as_the_one_before(tmp_path: Path) -
 
 def test_new_addresses_of_the_coordinator_arrive_over_the_connection(tmp_path: Path) -> None:
     home, sites = coordinator(tmp_path, "a")
-    members.renew_server(home, ["127.0.0.1", "coordinator.example:443"], now())
+    renew_server(home, ["127.0.0.1", "coordinator.example:443"], now())
     with linked(home) as grid, running(sites["a"], grid.address):
         assert wait_for(lambda: "coordinator.example:443" in Enrolled(sites["a"]).hosts)
     assert Enrolled(sites["a"]).hosts == ["127.0.0.1:8443", "coordinator.example:443"]

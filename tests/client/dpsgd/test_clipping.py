@@ -14,7 +14,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.dpsgd import per_sample
+from client.dpsgd import clipped_sum, per_sample
 from client.dpsgd.clipping import BookKeeping
 from client.dpsgd.examination.made_up_rows import Domain
 from client.dpsgd.examination.separation import examine
@@ -357,7 +357,7 @@ def test_chunks_of_examples_change_nothing(most: int, clip: float) -> None:
     x[3, 0, 0, 0] = float("inf")
     whole = by_bookkeeping(model, x, y, clip)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(per_sample, "_MOST", 10 * most)
+        patch.setattr(clipped_sum, "_MOST", 10 * most)
         chunked = by_bookkeeping(model, x, y, clip)
     for name, s in whole.items():
         assert torch.allclose(s, chunked[name], rtol=1e-5, atol=1e-6)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from opacus.layers import DPLSTM
 from torch import Tensor, nn
 
-from client.dpsgd import per_sample
+from client.dpsgd import clipped_sum
 from client.dpsgd.clipping import BookKeeping
 from client.dpsgd.people import People
 from client.dpsgd.training import TrainingError, train
@@ -164,7 +164,7 @@ def test_chunks_of_people_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     at, group = people.take(torch.arange(3))
     sums = []
     for most in (1 << 24, 100):
-        monkeypatch.setattr(per_sample, "_MOST", most)
+        monkeypatch.setattr(clipped_sum, "_MOST", most)
         book = BookKeeping(model, clip=CLIP)
         model.zero_grad()
         book.accumulate(rows.x[at], rows.y[at], cross_entropy, group)

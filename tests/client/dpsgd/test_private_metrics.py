@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,3 +118,54 @@ def test_without_a_row_the_same_sums_are_noised_and_named(sums):
     """A file without rows must not show in what a reply holds."""
     few = noised(sums, [1.0, 2.0], KINDS)
     assert noised(sums, [], KINDS).tolist() == [0.0] * len(few)
+
+
+def of_people(sums, losses, subject, kinds, **more):
+    """As `noised`, of people: row i has the loss losses[i] and belongs to subject[i]."""
+    task = SimpleNamespace(
+        kind="classification",
+        classes=("a", "b"),
+        loss=lambda out, y: torch.tensor([losses[int(i)] for i in out[:, 2]], dtype=torch.float32),
+    )
+    x = torch.zeros(len(losses), 3)
+    x[:, 2] = torch.arange(len(losses))
+    rows = Rows(x, torch.arange(len(losses)) % 2, subject=torch.tensor(subject, dtype=torch.int64))
+    plan = replace(
+        load_plan("digits", [f"metrics_sigma={SIGMA}", f"metrics={list(kinds)!r}"]),
+        **{"unit": "subject", "rows": None, "subjects": 900} | more,
+    )
+    device = torch.device("cpu")
+    private_metrics.paid_metrics(nn.Identity(), rows, task, plan, device=device)
+    return sums["values"]
+
+
+@pytest.mark.parametrize("kinds", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("most", [None, 2])
+def test_a_person_with_many_rows_moves_what_is_noised_by_at_most_one(sums, kinds, most):
+    base, whose = [0.5, 2.0, 1.0, 3.0], [7, 3, 7, 3]
+    for losses in ([9.0] * 6, LOSSES, [math.nan, -math.inf, 1e30]):
+        before = of_people(sums, base, whose, kinds, rows_per_subject=most)
+        moved = of_people(
+            sums, [*base, *losses], [*whose, *[5] * len(losses)], kinds, rows_per_subject=most
+        )
+        moved = (moved - before) / sums["unit"]
+        assert np.isfinite(moved).all()
+        assert np.linalg.norm(moved) <= 1 + 1e-9
+
+
+def test_a_person_counts_once_with_the_mean_of_their_rows(sums, monkeypatch):
+    for chunk in (4096, 2):  # a person's rows stay together however few rows go at a time
+        monkeypatch.setattr(private_metrics, "_CHUNK", chunk)
+        # rows 0, 2, 3 are person 4's (classes a, a, b), row 1 is person 1's (class b)
+        found = of_people(sums, [1.0, 2.5, 3.0, 50.0], [4, 1, 4, 4], KINDS, metrics_clip=5.0)
+        accuracy, a, b, loss, rows = found
+        assert rows == 2
+        assert loss == pytest.approx((1 + 3 + 5) / 3 / 5 + 2.5 / 5, abs=2**-19)
+        assert (a, b) == pytest.approx((2 / 3, 1 / 3 + 1), abs=2**-19)
+        assert accuracy <= 2
+        first = of_people(sums, [1.0, 2.5, 3.0, 50.0], [4, 1, 4, 4], ("loss",), rows_per_subject=1)
+        assert first == pytest.approx(1 / 5 + 2.5 / 5, abs=2**-19)
+
+
+def test_no_people_are_noise_alone(sums):
+    assert of_people(sums, [], [], KINDS).tolist() == [0] * 5

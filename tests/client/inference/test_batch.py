@@ -15,8 +15,6 @@ import torch
 
 from client.commands.shared import opened
 from client.data.input_files import chunks
-from client.inference.onnx_graph import to_onnx
-from client.inference.predictor import session
 from client.tasks.registry import task as find_task
 from client.tasks.rows import TaskError
 from tests.support.models import command, digits_csv, own_key, plan_for, release, shaken
@@ -251,31 +249,6 @@ def test_a_million_rows_predict_within_constant_memory(run: Path, tmp_path: Path
         assert count == 1000 * rows
         peaks.append(peak)
     assert peaks[1] < peaks[0] + 100_000
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        torch.nn.Linear(12, 3),
-        torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.GELU(), torch.nn.LayerNorm(8)),
-        torch.nn.Sequential(
-            torch.nn.Unflatten(1, (1, 12)),
-            torch.nn.Conv1d(1, 4, 3, padding=1),
-            torch.nn.GroupNorm(2, 4),
-            torch.nn.ReLU(),
-            torch.nn.MaxPool1d(2),
-            torch.nn.AvgPool1d(2, 1),
-            torch.nn.Flatten(),
-            torch.nn.Linear(20, 3),
-        ),
-    ],
-    ids=["linear", "norm", "convolution"],
-)
-def test_a_graph_gives_the_scores_of_its_model(network: torch.nn.Module) -> None:
-    x = torch.randn(7, 12, generator=torch.Generator().manual_seed(0))
-    found = session(to_onnx(network, (12,)).SerializeToString(), 1)(x.numpy())
-    with torch.inference_mode():
-        assert np.abs(found - network(x).numpy()).max() < 1e-5
 
 
 def test_values_of_a_regression_come_in_the_labels_unit(tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ import json
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,14 +14,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import typer
 from sklearn.datasets import load_digits
 
+from client.commands.models import register
 from client.models.loading import ModelError, find, load
 from client.models.provenance import Trust
 from client.serving.address import Limits, Listening, listening
 from client.serving.server import run as host
 from client.serving.service import Service
 from client.tasks.registry import task as find_task
+from tests.support.forks import Fork
 from tests.support.models import command, own_key, plan_for, release, shaken
 from tests.support.patience import patience, wait_for
 
@@ -31,18 +32,20 @@ ROOT = Path(__file__).parents[3]
 DIGITS = load_digits().data
 
 
+def serving(arguments: list[str]) -> None:
+    """The command in a process of its own."""
+    app = typer.Typer()
+    register(app)
+    app(arguments)
+
+
 @contextlib.contextmanager
 def served(folder: Path, *further: str, env: dict[str, str] | None = None) -> Iterator[Any]:
     """The service as a process of its own; yields its address, its process and its log."""
-    code = "import sys\nfrom tests.support.models import command\nimport typer\n" \
-        "from client.commands.models import register\n" \
-        "app = typer.Typer()\nregister(app)\napp()"  # fmt: skip
     log = folder.parent / "serve.log"
     arguments = ["serve", "--model", str(folder), "--listen", "127.0.0.1:0", *further]
     with log.open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], cwd=ROOT, stderr=errors, stdout=errors
-        )
+        process = Fork(lambda: serving(arguments), output=errors, cwd=ROOT, env=env)
     try:
         deadline = time.monotonic() + patience(60)
         while "listening on" not in log.read_text():

@@ -9,6 +9,7 @@ from privacy.identity.certificates import Certificate
 from privacy.identity.keys import new_key
 from server.doctor import examine
 from server.registry import sites as members
+from server.registry.authority import renew_server
 from server.registry.repair import repair
 from server.registry.sites import Home, MembersError
 from server.registry.upkeep import CertificateUpkeep
@@ -63,7 +64,7 @@ def test_what_follows_from_nothing_is_not_made(tmp_path: Path, name: str) -> Non
 
 def test_the_coordinators_certificate_is_renewed_while_it_runs(tmp_path: Path) -> None:
     home, sites = coordinator(tmp_path, "north")
-    before = members.renew_server(home, [], now() - LONG_AGO)
+    before = renew_server(home, [], now() - LONG_AGO)
     events = Events()
     with linked(home, events) as grid:
         assert events.wait("certificate_renewed", whose="coordinator")
@@ -77,7 +78,7 @@ def test_the_coordinators_certificate_is_renewed_while_it_runs(tmp_path: Path) -
 def test_what_ends_soon_is_told_once_a_day_and_a_lost_authority_key_too(tmp_path: Path) -> None:
     home, _ = coordinator(tmp_path, "north")
     members.renew(home, "north", now() - LONG_AGO, tmp_path, days=310)
-    members.renew_server(home, [], now() - LONG_AGO, days=310)
+    renew_server(home, [], now() - LONG_AGO, days=310)
     Home(home).ca_key.unlink()
     events = Events()
     upkeep = CertificateUpkeep(Home(home), events)

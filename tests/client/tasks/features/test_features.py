@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from client.inference.onnx_graph import to_onnx
+from client.inference.onnx_export import to_onnx
 from client.inference.predictor import session
 from client.tasks.features.backbones import FILES, Backbone, digest_of
 from client.tasks.features.public_layers import RandomFeatures, RowNorm
 from client.tasks.features.sentence_encoder import SentenceEncoder
 from client.tasks.features.text import Text
 from client.tasks.registry import task
-from client.tasks.rows import TaskError
+from client.tasks.rows import Rows, TaskError
 
 SCHEMA = """
 label = "kind"
@@ -115,7 +115,7 @@ def test_random_features_approach_the_gaussian_kernel_and_have_one_length() -> N
 def test_an_exported_graph_holds_the_first_layers(first: nn.Module) -> None:
     model = nn.Sequential(first, nn.Linear(5 if isinstance(first, RowNorm) else 16, 3)).eval()
     x = torch.randn(7, 5)
-    scores = session(to_onnx(model, (5,)).SerializeToString())(x.numpy())
+    scores = session(to_onnx(model, Rows(x, torch.zeros(7))).SerializeToString())(x).numpy()
     assert np.allclose(scores, model(x).detach().numpy(), atol=1e-5)
 
 

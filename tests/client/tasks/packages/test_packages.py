@@ -16,7 +16,15 @@ from client.tasks.packages.store import Packages
 from client.tasks.rows import Rows, TaskError
 from privacy.contract.plan import Plan, PlanError
 from privacy.task_package.archive import PackageError
+from tests.support.forks import fork_closed_processes
 from tests.support.task_packages import MANIFEST, MODEL, READ, package, packed, rows
+
+
+@pytest.fixture(autouse=True)
+def _forks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh interpreter takes seconds: one test here starts it as a site does."""
+    if request.node.name != "test_a_packages_numbers_are_those_of_a_task_with_the_same_model":
+        fork_closed_processes(monkeypatch)
 
 
 def plan(code: str | None, **changes: object) -> Plan:
