@@ -59,7 +59,7 @@ app = application(
             "spot.",
             "serve": "Answer predictions over HTTP on this machine, always with the newest "
             "released model.",
-            "adapt": "Fit the last layer to this site's own rows: a model for this site alone, "
+            "adapt": "Fit a model to this site's own rows: a model for this site alone, "
             "never shared.",
         },
         "client.commands.audit": {

@@ -246,8 +246,14 @@ def serve(
 
 
 def adapt(
-    model: Name,
     data: Data,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model whose last layer is fitted.")
+    ] = None,
+    towards: Annotated[
+        str | None,
+        typer.Option("--towards", help="In its place: fit all layers, held near this model."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="A .safetensors file.")] = None,
     json_: Json = False,
     skip_bad: SkipBad = False,
@@ -255,16 +261,19 @@ def adapt(
     key: Key = None,
     task: Package = None,
 ) -> None:
-    """Fit the last layer to this site's own rows: a model for this site alone, never shared."""
+    """Fit a model to this site's own rows: a model for this site alone, never shared."""
     from client.commands.shared import opened, rows
     from client.inference.personalisation import adapt as adapted
     from client.models.loading import ModelError
     from client.models.trusted_keys import sign_beside, site_name
     from privacy.files import write_atomic
 
-    of = opened(model, directory, key, task, quiet=json_)
+    named = model if towards is None else towards
+    if named is None or (model is not None and towards is not None):
+        raise ModelError("must have exactly one of --model and --towards")
+    of = opened(named, directory, key, task, quiet=json_)
     site = site_name(directory)
-    adaptation = adapted(of, rows(of, data, skip_bad), site)
+    adaptation = adapted(of, rows(of, data, skip_bad), site, whole=towards is not None)
     path = out or Path(f"{of.task.name}-{of.card.round:06d}-private.safetensors")
     if path.suffix != ".safetensors":
         raise ModelError(f"out: expected a name that ends with .safetensors, got {path}")

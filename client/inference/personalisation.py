@@ -1,19 +1,25 @@
-"""Personalisation that stays at home: the last layer fitted to the site's own rows, not privately.
+"""Personalisation that stays at home: a released model fitted to the site's own rows, unprotected.
+
+Either its last layer, or all that was trained, held near the released weights (Ditto: Li et al.
+2021, whose personal model minimises the site's own loss plus lambda / 2 |v - w|^2).
 
 What comes out carries its site's rows without any protection. Its file says so, is signed by the
 site alone, and every command that shares or exports models refuses it.
 """
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from client.dpsgd.trees import cut, tensors
+from client.dpsgd.trees import cut, mapped, tensors
+from client.dpsgd.weights import trained_of
 from client.inference.predictor import predictor
 from client.models.loading import Model, ModelError
 from client.tasks.rows import Rows
@@ -24,6 +30,10 @@ HELD_OUT: Final = 0.25
 STEPS: Final = 300
 PULLS: Final = (100.0, 1.0, 0.1, 0.01, 0.001)
 """How strongly the weights are held near the released ones, from hardly moved to free."""
+EPOCHS: Final = 60
+PATIENCE: Final = 5
+"""Passes over the rows: at most so many, and so many more once the held-out loss falls no more."""
+_BATCH: Final = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,12 +51,12 @@ class Adapted:
         return self.after["loss"] < self.before["loss"]
 
 
-def adapt(model: Model, rows: Rows, site: str) -> Adapted:
-    """Fit the last linear layer to `rows`, as near to the released weights as suits them.
+def adapt(model: Model, rows: Rows, site: str, *, whole: bool = False) -> Adapted:
+    """Fit a model to `rows`, as near to the released weights as suits them.
 
-    Of a model with several heads, it is each head's last layer.
-    A quarter of the rows is held out to say what it brought. How strongly the weights are pulled
-    back is chosen on a quarter of the others, to which the model is fitted in the end.
+    The last linear layer alone (of a model with several heads, each head's), or with `whole` all
+    that was trained. A quarter of the rows is held out to say what it brought. How strongly the
+    weights are pulled back is chosen on a quarter of the others, on which a whole model stops too.
     """
     if model.network is None:
         raise ModelError(
@@ -59,13 +69,19 @@ def adapt(model: Model, rows: Rows, site: str) -> Adapted:
     held = int(len(rows) * HELD_OUT)
     test, train = rows.take(order[:held]), rows.take(order[held:])
     before = _measured(model, test)
-    heads = _heads(network, train.take(range(2)).x)
-    fitting = _Fitting(network, heads, _kept(network, heads, train.x), train.y, task.loss)
-    pull = fitting.best_pull()
-    fitting.fit(range(len(train)), pull)
+    if whole:
+        _Towards(network, train, task.loss).fit()
+        change = "all trained layers fitted to one site's rows, without privacy"
+    else:
+        heads = _heads(network, train.take(range(2)).x)
+        fitting = _Fitting(network, heads, _kept(network, heads, train.x), train.y, task.loss)
+        fitting.fit(range(len(train)), fitting.best_pull())
+        change = "last layer fitted to one site's rows, without privacy"
     after = _measured(model, test)
-    changes = [*model.card.changes, "last layer fitted to one site's rows, without privacy"]
-    metadata = model.metadata | {"private_to": site, "changes": json.dumps(changes)}
+    metadata = model.metadata | {
+        "private_to": site,
+        "changes": json.dumps([*model.card.changes, change]),
+    }
     for name in ("card", "base"):  # the file holds the whole model, frozen parts too
         metadata.pop(name, None)
     content = save({n: t.clone() for n, t in network.state_dict().items()}, metadata=metadata)
@@ -174,6 +190,72 @@ class _Fitting:
             far = sum(((p - old) ** 2).sum() for p, old in zip(weights, released, strict=True))
             (self.loss(self.outputs(at), self.y[at]).mean() + pull * far).backward()
             optimizer.step()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Towards:
+    """All that was trained of a model, fitted to rows and pulled towards the released weights.
+
+    The model stays in the mode of evaluation: what is frozen in it keeps its statistics.
+    """
+
+    network: nn.Module
+    rows: Rows
+    loss: Loss
+
+    def fit(self) -> None:
+        """Leave the model with the weights, of all pulls and passes, of the least held-out loss.
+
+        Those are the released ones where nothing is better.
+        """
+        self.network.eval()
+        trained = trained_of(self.network)
+        released = {name: p.detach().clone() for name, p in trained.items()}
+        held = int(len(self.rows) * HELD_OUT)
+        checked, fitted = self.rows.take(range(held)), self.rows.take(range(held, len(self.rows)))
+        best, least = released, self._lost(checked)
+        for pull in PULLS:
+            self._set(trained, released)
+            weights, loss = self._descended(trained, released, fitted, checked, pull)
+            if loss < least:
+                best, least = weights, loss
+        self._set(trained, best)
+
+    def _descended(
+        self,
+        trained: Mapping[str, Tensor],
+        released: Mapping[str, Tensor],
+        fitted: Rows,
+        checked: Rows,
+        pull: float,
+    ) -> tuple[dict[str, Tensor], float]:
+        """The best weights on the way down with one pull, and their loss on the rows `checked`."""
+        order = torch.Generator().manual_seed(1)
+        optimizer = torch.optim.Adam(list(trained.values()), lr=1e-3)
+        best, least, since = dict(released), math.inf, 0
+        for _ in range(EPOCHS):
+            for batch in torch.split(torch.randperm(len(fitted), generator=order), _BATCH):
+                optimizer.zero_grad()
+                far = sum(((p - released[name]) ** 2).sum() for name, p in trained.items())
+                outputs = self.network(mapped(itemgetter(batch), fitted.x))
+                (self.loss(outputs, fitted.y[batch]).mean() + pull / 2 * far).backward()
+                optimizer.step()
+            loss, since = self._lost(checked), since + 1
+            if loss < least:
+                best = {name: p.detach().clone() for name, p in trained.items()}
+                least, since = loss, 0
+            if since >= PATIENCE:
+                break
+        return best, least
+
+    def _lost(self, rows: Rows) -> float:
+        with torch.inference_mode():
+            return float(self.loss(self.network(rows.x), rows.y).mean())
+
+    def _set(self, trained: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, p in trained.items():
+                p.copy_(values[name])
 
 
 def _measured(model: Model, rows: Rows) -> dict[str, float]:

@@ -65,16 +65,15 @@ def test_an_exported_graph_has_no_gradients_to_explain_by(run: Path, tmp_path: P
     assert (answer.code, "need gradients" in answer.err) == (2, True)
 
 
-def test_an_adapted_model_is_better_at_home_and_stays_there(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--model", "--towards"])
+def test_an_adapted_model_is_better_at_home_and_stays_there(option: str, tmp_path: Path) -> None:
     site, data = tmp_path / "clinic", digits_csv(tmp_path / "d.csv", 900)
     site.mkdir()
     weak = release(
         tmp_path / "weak", network=find_task("digits").model(0), key=own_key(tmp_path / "weak")
     )
     own = tmp_path / "own.safetensors"
-    answer = command(
-        "adapt", "--model", weak, "--data", data, "--dir", site, "--out", own, "--json"
-    )
+    answer = command("adapt", option, weak, "--data", data, "--dir", site, "--out", own, "--json")
     assert answer.code == 0, answer.err
     assert answer.json["private_to"] == "clinic"
     assert answer.json["after"]["accuracy"] > answer.json["before"]["accuracy"] + 0.5

@@ -97,6 +97,9 @@ def test_each_kind_is_predicted_measured_explained_and_adapted(
     adapted = command("adapt", "--model", run, "--data", data, "--out", out, "--json")
     assert adapted.code == 0, adapted.err
     assert adapted.json["after"]["loss"] <= adapted.json["before"]["loss"] + 0.1
+    whole = command("adapt", "--towards", run, "--data", data, "--out", out, "--json")
+    assert whole.code == 0, whole.err
+    assert whole.json["after"]["loss"] <= whole.json["before"]["loss"] + 0.1
     assert command("predict", "--model", out, "--data", data, "--json").code == 0
 
 
