@@ -6,26 +6,26 @@ judges, the ledger is spent and on disk, and only then is a row looked at.
 
 import json
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from client import secure_round
 from client.dpsgd.private_metrics import paid_metrics
-from client.dpsgd.training import Trained, model_refusal, train
+from client.dpsgd.training import Trained, clipped_sum, model_refusal, train
 from client.dpsgd.weights import MOST_NORM, filled
 from client.judgement import judged
 from client.proposal import ACTION, answer_proposal
 from client.release import Field, Paid, Public, Trusted, release
+from client.reply import REPLY, Coded, about
 from client.round_request import (
     ARRAYS,
-    LONGEST_ID,
     STYPE,
     Refused,
     check_permitted,
@@ -43,9 +43,10 @@ from privacy.contract.decision import Refusal
 from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Entry, Exhausted, LedgerError, LedgerNotWritten
 from privacy.mechanism import noise
+from privacy.secagg.party import Agreed
+from privacy.secagg.plan_ring import largest_batch
+from privacy.secagg.ring import Sums
 from privacy.statistics.release import SUMS
-
-REPLY: Final = "reply"
 
 T = TypeVar("T")
 
@@ -74,6 +75,11 @@ def make_app(resolve: Callable[[Context, RecordDict], Site], mods: Sequence[Mod]
             answer_proposal(resolve(context, message.content), message.content), reply_to=message
         )
 
+    @app.query(secure_round.ACTION)
+    def on_step(message: Message, context: Context) -> Message:
+        site = resolve(context, message.content)
+        return Message(secure_round.answer_step(site, message.content), reply_to=message)
+
     @app.query()
     def on_query(message: Message, context: Context) -> Message:
         name = {"site": Public(resolve(context, message.content).name)}
@@ -85,7 +91,10 @@ def make_app(resolve: Callable[[Context, RecordDict], Site], mods: Sequence[Mod]
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A round that was accepted and paid for: everything is settled but the training itself."""
+    """A round that was accepted and paid for: everything is settled but the training itself.
+
+    `agreed` is what the parties of secure aggregation know of each other.
+    """
 
     site: Site
     request_fields: Mapping[str, Any]
@@ -98,6 +107,7 @@ class Begun:
     entries: tuple[Entry, ...]
     key: str
     began: float
+    agreed: Agreed | None = None
 
     def model(self) -> torch.nn.Module:
         """A model of its own, with the weights that were asked."""
@@ -146,53 +156,28 @@ def answer(site: Site, content: RecordDict) -> RecordDict:
 def received(site: Site, content: RecordDict) -> RecordDict:
     """Take the released model that a coordinator hands out; nothing is computed from rows."""
     request_fields = fields_of(content)
-    with _Coded(site, request_fields) as coded:
+    with Coded(site, request_fields) as coded:
         request = read_round_request(site, request_fields)
         learning = check_permitted(site, request, handed_out=True)
         weights, _ = read_weights(content, learning, request.plan.seed)
         site.on_model(request.plan, request.run, request.round, weights)
-        return RecordDict({REPLY: ConfigRecord(_about(site, request_fields, "received", ""))})
+        return RecordDict({REPLY: ConfigRecord(about(site, request_fields, "received", ""))})
     return coded.reply()
 
 
 def begin(site: Site, content: RecordDict) -> Begun | RecordDict:
     """Check, judge and spend; a reply at once where it is refused, or was given before."""
     request_fields = fields_of(content)
-    with _Coded(site, request_fields) as coded:
+    with Coded(site, request_fields) as coded:
         return _begin(site, content, request_fields)
     return coded.reply()
 
 
 def finish(begun: Begun, training: Callable[[], Trained]) -> RecordDict:
     """Train, and release what was paid for."""
-    with _Coded(begun.site, begun.request_fields) as coded:
-        return _finish(begun, training())
+    with Coded(begun.site, begun.request_fields) as coded:
+        return _finish_secure(begun) if begun.plan.is_secure else _finish(begun, training())
     return coded.reply()
-
-
-class _Coded:
-    """Turns whatever is raised into a code: an exception's text may hold data."""
-
-    def __init__(self, site: Site, fields: Mapping[str, Any]) -> None:
-        self._site, self._fields, self._status, self._code = site, fields, "failed", "failed"
-
-    def __enter__(self) -> "_Coded":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
-    ) -> bool:
-        if isinstance(error, Refused):
-            self._status, self._code = error.status, error.code
-            run, number = self._fields.get("run"), self._fields.get("round")
-            self._site.on_event(error.status, reason=error.code, run=run, round=number)
-        elif isinstance(error, Exception):
-            self._site.on_event("failed", error=type(error).__name__, where=_where(error))
-        return isinstance(error, Exception)
-
-    def reply(self) -> RecordDict:
-        """The refusal: a code and nothing else."""
-        return _refusal(self._site, self._fields, self._status, self._code)
 
 
 def _begin(
@@ -201,13 +186,13 @@ def _begin(
     request = read_round_request(site, request_fields)
     run, number, plan = request.run, request.round, request.plan
     learning = check_permitted(site, request)
-    trains = plan.noised_at_site and learning.statistics is None
+    trains = plan.per_example and learning.statistics is None
     if trains and (why := model_refusal(learning, plan.seed)):
         site.on_event("model_refused", message=why)
         raise Refused("model-refused")
     weights, known = read_weights(content, learning, plan.seed)
     key = f"{run}/{number}/{known}"
-    stored_reply = site.replies.get(key)
+    stored_reply = site.replies.get(key) if not plan.is_secure else None
     if stored_reply is not None:
         site.on_event("reply_resent", run=run, round=number)
         return _reply(site, unpacked(stored_reply), request_fields)
@@ -217,11 +202,13 @@ def _begin(
         and not site.follows(request_fields["head"])
     ):
         raise Refused("ledger-untrusted")
+    agreed = secure_round.agreed_for(site, request) if plan.is_secure else None
     events = _judged(site, plan, number, run)
     entries = _spend(site, plan, events, run, number)
     event, began = (events[0] if events else None), time.perf_counter()
     return Begun(
-        site, request_fields, run, number, plan, learning, weights, event, entries, key, began
+        *(site, request_fields, run, number, plan, learning, weights, event, entries, key, began),
+        agreed,
     )
 
 
@@ -244,10 +231,40 @@ def _finish(begun: Begun, trained: Trained) -> RecordDict:
         if plan.noised_at_site:  # un-noised replies are never kept on disk
             _keep(site, begun.key, values)
         reply = _reply(site, values, begun.request_fields)
+    _log_trained(begun, trained.steps)
+    return reply
+
+
+def _log_trained(begun: Begun, steps: int) -> None:
     seconds = round(time.perf_counter() - begun.began, 3)
-    site.on_event(
-        "trained", run=begun.run, round=begun.number, steps=trained.steps, seconds=seconds
-    )
+    begun.site.on_event("trained", run=begun.run, round=begun.number, steps=steps, seconds=seconds)
+
+
+def _finish_secure(begun: Begun) -> RecordDict:
+    """One clipped sum with this site's share of the noise, masked; no copy of it stays."""
+    site, plan, event = begun.site, begun.plan, begun.event
+    if event is None:
+        raise Refused("bad-request")
+
+    def sums(rows: Rows) -> Sums:
+        model, expected = begun.model(), largest_batch(plan)
+        if plan.per_example:
+            return clipped_sum(
+                *(model, rows, begun.task, plan), event=event, expected=expected, device=site.device
+            )
+        about_run: Any = {"site": site.name, "round": begun.number, "device": site.device}
+        trained = train(model, rows, begun.task, plan, event=None, **about_run)
+        return secure_round.clipped_update(trained.update, plan)
+
+    words = secure_round.masked(site, plan, begun.agreed, begun.on_rows(sums))
+    fields = {
+        "update": Paid(words.tobytes(), event, begun.entries[0]),
+        "sigma": Public(float(event.sigma)),
+    }
+    with site.ledger.snapshot() if site.ledger is not None else nullcontext():
+        values = release(fields, ledger=site.ledger, trust_coordinator=False)
+        reply = _reply(site, values, begun.request_fields, secure_round.WORDS)
+    _log_trained(begun, plan.steps)
     return reply
 
 
@@ -286,6 +303,7 @@ def _spend(
             plan=plan.digest,
             records=site.policy.records_per_subject,
             coordinator=site.coordinator,
+            alone=site.policy.budget_alone if plan.is_secure else None,
         )
     except Exhausted:
         raise Refused("budget-exhausted") from None
@@ -312,40 +330,11 @@ def _fields(begun: Begun, update: Arrays, steps: int) -> dict[str, Field]:
     return {"update": Trusted(encode(update, plan.wire)), "below": Trusted(below)}
 
 
-def _reply(site: Site, values: Mapping[str, Any], request_fields: Mapping[str, Any]) -> RecordDict:
+def _reply(
+    site: Site, values: Mapping[str, Any], request_fields: Mapping[str, Any], stype: str = STYPE
+) -> RecordDict:
     update = values["update"]
-    array = Array(dtype="uint8", shape=(len(update),), stype=STYPE, data=update)
+    array = Array(dtype="uint8", shape=(len(update),), stype=stype, data=update)
     others = {name: value for name, value in values.items() if name != "update"}
-    fields = _about(site, request_fields, "trained", "") | others
+    fields = about(site, request_fields, "trained", "") | others
     return RecordDict({ARRAYS: ArrayRecord({"update": array}), REPLY: ConfigRecord(fields)})
-
-
-def _refusal(site: Site, request_fields: Mapping[str, Any], status: str, code: str) -> RecordDict:
-    return RecordDict({REPLY: ConfigRecord(_about(site, request_fields, status, code))})
-
-
-def _about(site: Site, request_fields: Mapping[str, Any], status: str, code: str) -> dict[str, Any]:
-    """What every reply says beside its payload: all of it public, and checked at the door."""
-    run, number = request_fields.get("run"), request_fields.get("round")
-    fields: dict[str, Field] = {
-        "run": Public(run if isinstance(run, str) and len(run) <= LONGEST_ID else ""),
-        "round": Public(number if isinstance(number, int) else 0),
-        "site": Public(site.name),
-        "status": Public(status),
-        "reason": Public(code),
-    }
-    if site.ledger is not None and code != "ledger-untrusted":
-        events = (
-            site.ledger.merged(run, coordinator=site.coordinator) if isinstance(run, str) else ()
-        )
-        fields["events"] = Public(json.dumps([event.to_dict() for event in events]))
-        proof = site.proof(request_fields.get("head"))
-        if proof is not None:
-            fields["head"] = Public(json.dumps(proof.to_dict()))
-    return release(fields, ledger=site.ledger, trust_coordinator=False)
-
-
-def _where(error: BaseException) -> str:
-    """The innermost place of an exception: function and line, never its text."""
-    frames = traceback.extract_tb(error.__traceback__, limit=-1)
-    return f"{frames[0].name}:{frames[0].lineno}" if frames else ""

@@ -15,9 +15,10 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from client.agent import process
 from client.agent.credentials import Enrolled
-from client.app import REPLY, make_app
+from client.app import make_app
 from client.data.site_rows import Source
 from client.release import Public, release
+from client.reply import REPLY
 from client.round_request import REQUEST
 from client.site import Site, SiteError
 from privacy.event_log import EventLog

@@ -19,6 +19,7 @@ from privacy.contract.decision import (
     TOO_MANY_TODAY,
     Accepted,
     Refusal,
+    alone,
     with_records,
 )
 from privacy.contract.forecast import rounds_that_fit
@@ -143,4 +144,7 @@ def _rounds_left(
     for past, limit, records in budgets:
         if limit is not None and most > 0:
             most = rounds_that_fit(past, events, limit, records=records, most=most)
+    limit = site.policy.budget_alone
+    if plan.is_secure and limit is not None and most > 0:
+        most = rounds_that_fit(alone(standing.spent), alone(events), limit, most=most)
     return most

@@ -18,6 +18,8 @@ from privacy.contract.policy import Policy
 from privacy.files import write_atomic
 from privacy.ledger.heads import Head, Proof
 from privacy.ledger.ledger import Ledger, LedgerError
+from privacy.secagg.parties import Attempt, Roster
+from privacy.secagg.party import Advertised, Confirmed, Masked, Shared
 
 
 class SiteError(ValueError):
@@ -118,6 +120,22 @@ def unpacked(data: bytes) -> dict[str, Any]:
     return values | {"update": data[8 + size :]}
 
 
+@dataclass(slots=True)
+class SecureState:
+    """Where this site stands in secure aggregation: in one attempt at most, in memory alone.
+
+    `masks` is False only in a simulation that leaves them out.
+    """
+
+    masks: bool = True
+    attempt: Attempt | None = None
+    state: Advertised | Shared | Masked | Confirmed | None = None
+
+
+def _no_key(payload: bytes) -> bytes:
+    raise SiteError("signing.key: this site has no key to sign with")
+
+
 def _nothing(*_: Any, **facts: Any) -> None:
     return None
 
@@ -135,7 +153,8 @@ class Site:
     model that arrives. `accepts(plan)` says whether a plan is for this site's data, by its task and
     schema alone. `tasks(plan)` gives its task, of a package by approved bytes alone (TaskError).
     `on_fault(error)` is called where rows could not be read or trained on in a round that was paid
-    for; the round is answered all the same.
+    for; the round is answered all the same. `sign` signs with this site's key, and `parties(plan)`
+    are the verifying keys of a plan's parties, in secure aggregation.
     """
 
     name: str
@@ -155,6 +174,9 @@ class Site:
     accepts: Callable[[Plan], bool] = lambda plan: True
     tasks: Callable[[Plan], Task] = task_of
     paused: Callable[[], bool] = lambda: False
+    sign: Callable[[bytes], bytes] = _no_key
+    parties: Callable[[Plan], Roster] = lambda plan: plan.roster
+    secure: SecureState = field(default_factory=SecureState)
 
     def is_addressed_by(self, head: object) -> bool:
         """Whether a head that a coordinator sent is one of this ledger, not of another here."""

@@ -23,6 +23,7 @@ from privacy.contract.keys import (  # noqa: E402
     Contract,
     ModelPlan,
     Operation,
+    SecurePlan,
     Simulation,
     SitePlan,
     StatisticsPlan,
@@ -50,8 +51,9 @@ TABLES = {
     "site.NAME": SitePlan,
     "model": ModelPlan,
     "statistics": StatisticsPlan,
+    "secure": SecurePlan,
 }
-NESTED = {"site", "operation", "simulation", "model", "statistics"}
+NESTED = {"site", "operation", "simulation", "model", "statistics", "secure"}
 
 
 def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:

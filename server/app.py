@@ -64,7 +64,7 @@ def coordinate(
     """
     began = time.perf_counter()
     ledger = None
-    if plan.unit == "client":
+    if plan.noised_centrally:
         ledger = _coordinator_ledger(home / "ledgers" / "coordinator.jsonl")
     child.ready()
     run = replace(run, sign=sign_model)

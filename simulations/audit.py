@@ -63,7 +63,7 @@ def audit_plan(
             checks.append(check)
             on_check(check)
         left = max(1.0, seconds - (time.monotonic() - began))
-        if plan.unit == "client":
+        if plan.noised_centrally:
             scored, event, more = _clients(plan, coins)
         else:
             scored, event, more = _records(plan, data, left, device, coins)

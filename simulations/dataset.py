@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -13,15 +13,17 @@ import numpy as np
 
 from client.data.cache import Cache
 from client.data.contents import Contents
-from client.site import LastReply, Replies, Site
+from client.site import LastReply, Replies, SecureState, Site
 from client.tasks.registry import task_of
 from client.tasks.rows import Rows, TaskError
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import with_counts
 from privacy.contract.policy import Policy
 from privacy.contract.schema_digest import schema_digest
+from privacy.identity.keys import new_signing_key, sign, signing_public
 from privacy.ledger.ledger import Ledger
 from privacy.mechanism import noise
+from privacy.secagg.parties import Roster
 from simulations.own_task import described
 from simulations.partition import split
 
@@ -68,6 +70,12 @@ class Place:
     parts: Parts
     folder: Path
     insecure: bool
+    signing: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def roster(self) -> Roster:
+        """The simulated parties' verifying keys."""
+        return {name: signing_public(key) for name, key in self.signing.items()}
 
     def site(self, name: str, replies: Replies | None = None) -> Site:
         """A simulated site: a ledger that begins with the run, and the plan's limit as policy."""
@@ -83,6 +91,9 @@ class Place:
             check_head=lambda head: True,  # the coordinator is this process: nothing is signed
             replies=store,
             on_fault=self._fault,
+            sign=lambda payload: sign(self.signing[name], payload),
+            parties=lambda _: self.roster,
+            secure=SecureState(masks=self.plan.simulation.masks),
         )
 
     def _fault(self, error: Exception) -> None:
@@ -132,6 +143,11 @@ class Recent:
         self._replies[site, key] = reply
         while self._bytes > self.most:
             self._bytes -= len(self._replies.popitem(last=False)[1])
+
+
+def signing_keys(plan: Plan, names: Iterable[str]) -> dict[str, bytes]:
+    """Keys of simulated parties, where a plan has them sign; new for each process."""
+    return {name: new_signing_key() for name in names} if plan.is_secure else {}
 
 
 def sites(place: Place) -> Callable[[str], Site]:

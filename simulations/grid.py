@@ -93,8 +93,10 @@ class LocalGrid(SiteGrid):
             return []
         number, reply = collected
         request = self._requests.pop(number)
-        if self._late(self._names[request.metadata.dst_node_id], request.metadata.group_id):
-            self._held[number] = request.metadata.dst_node_id, reply
+        meta = request.metadata
+        trained = meta.message_type == "train"  # other messages ask for nothing that takes long
+        if trained and self._late(self._names[meta.dst_node_id], meta.group_id):
+            self._held[number] = meta.dst_node_id, reply
             return [Message(Error(code=LATE, reason="late"), reply_to=request)]
         return [reply]
 

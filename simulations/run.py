@@ -31,7 +31,7 @@ from server.rounds.run_folder import FolderError, RunFolder
 from server.rounds.site_grid import SiteGrid
 from server.rounds.summary import summarise
 from server.statistics_files import write_results
-from simulations.dataset import FAULT, Data, Place, World, own_ledger, prepare
+from simulations.dataset import FAULT, Data, Place, World, own_ledger, prepare, signing_keys
 from simulations.display import RunView
 from simulations.engines.pool import Processes, Serial
 from simulations.engines.vector import Vector, stack_of
@@ -171,8 +171,9 @@ def _play(
     run_folder = replace(
         run_folder, durable=False, sign=signer(own_key(run_folder.path), durable=False)
     )
-    place = Place(plan, world.train, world.parts, folder, insecure)
-    ledger = own_ledger(folder, COORDINATOR) if plan.unit == "client" else None
+    keys = signing_keys(plan, world.parts)
+    place = Place(plan, world.train, world.parts, folder, insecure, keys)
+    ledger = own_ledger(folder, COORDINATOR) if plan.noised_centrally else None
     on_start(plan, len(run_folder.history()))
     weights = initial_weights(plan)
     if first is not None or (plan.statistics is not None and plan.statistics.groups):
@@ -199,6 +200,8 @@ def _play(
             ledger=ledger,
             base=frozen_base(plan),
             records_per_person=world.records_per_person() if plan.unit == "record" else {},
+            roster=place.roster,
+            masks=plan.simulation.masks,
         )
         make_app(lambda _: outcomes.append(federate(job)))(grid=grid, context=context)
     (outcome,) = outcomes
@@ -236,7 +239,7 @@ def _ledger_epsilons(plan: Plan, run: RunFolder, sites: Sequence[str]) -> dict[s
     """What the ledgers say that each site paid in this run, replies that never came included."""
     paid = {}
     for site in sites:
-        name = COORDINATOR if plan.unit == "client" else site
+        name = COORDINATOR if plan.noised_centrally else site
         if (run.path / "ledgers" / f"{name}.jsonl").exists():
             events = own_ledger(run.path, name).events(run.id)
             paid[site] = spent(events, plan.required_delta)

@@ -12,8 +12,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from client.agent import received_plans
 from client.agent.credentials import Enrolled
-from client.app import REPLY, answer
+from client.app import answer
 from client.dpsgd.weights import trained_of
+from client.reply import REPLY
 from client.round_request import ARRAYS, REQUEST, STYPE
 from client.site import Site
 from client.tasks.packages.examine import made_up_rows

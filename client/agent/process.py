@@ -26,7 +26,7 @@ from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, builtin_policy, load_policy
 from privacy.event_log import EventLog
 from privacy.files import remove_stale
-from privacy.identity.keys import verify
+from privacy.identity.keys import sign, verify
 from privacy.ledger.heads import Head, HeadError, payload
 from privacy.ledger.ledger import Ledger, LedgerError
 
@@ -155,6 +155,7 @@ def resident(
         check_head=check_head,
         coordinator=key,
         ledger_id=people.id,
+        sign=lambda payload: sign(site.signing_key, payload),
     )
     if look:
         rows.check()

@@ -55,6 +55,7 @@ _STEPS: Final = 8
 def conform(device: str, drawn: Sequence[Drawn]) -> Iterator[Check]:
     """All checks, in turn: plain steps, whole replies, then steps under the `drawn` settings."""
     from client.audit.reply_checks import REPLY_CHECKS  # with Flower
+    from client.audit.secure.checks import SECURE_CHECKS
 
     plain = (
         noise_without_records,
@@ -70,7 +71,8 @@ def conform(device: str, drawn: Sequence[Drawn]) -> Iterator[Check]:
         steps_are_counted,
     )
     every: list[tuple[Callable[..., Check], Callable[[], Check]]]
-    every = [(check, partial(check, device)) for check in (*plain, *PEOPLE_CHECKS, *REPLY_CHECKS)]
+    groups = (*plain, *PEOPLE_CHECKS, *REPLY_CHECKS, *SECURE_CHECKS)
+    every = [(check, partial(check, device)) for check in groups]
     every += [(check, check) for check in STATISTICS_CHECKS]
     every += [(check, partial(check, drawn, device)) for check in SETTING_CHECKS]
     for check, carry_out in every:

@@ -19,10 +19,11 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from client.app import REPLY, answer
+from client.app import answer
 from client.audit.check import Check
 from client.audit.people_checks import METRICS
 from client.dpsgd.weights import shapes
+from client.reply import REPLY
 from client.round_request import ARRAYS, REQUEST, STYPE
 from client.site import Site
 from client.tasks.registry import task_of

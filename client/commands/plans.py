@@ -18,6 +18,7 @@ from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.accounting.rounding import left_text, spent_text
 from privacy.audit_trail import recorded
+from privacy.contract.decision import alone
 from privacy.contract.forecast import Forecast, epsilons, forecast
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, load_policy
@@ -206,9 +207,25 @@ def _facts(directory: Path, rules: Policy, plan: Plan) -> dict[str, Any]:
         if not plan.private
         else next(iter(epsilons(outlook, plan.required_delta, [plan.rounds])))[1],
         "left": max(0.0, rules.epsilon - used),
+        **_alone(plan, outlook, rules, past),
         "refused": None if outlook.refusal is None else outlook.refused,
         "code": "" if outlook.refusal is None else outlook.refusal.code,
         "message": "" if outlook.refusal is None else outlook.refusal.message,
+    }
+
+
+def _alone(plan: Plan, outlook: Forecast, rules: Policy, past: tuple[Event, ...]) -> dict[str, Any]:
+    """Secure aggregation: who the parties are, and what is spent if all others collude."""
+    if not plan.is_secure:
+        return {}
+    whole = [replace(event, count=event.count * plan.rounds) for event in alone(outlook.events)]
+    used = spent(alone(past), rules.delta, records=None)
+    return {
+        "asks_alone": spent(whole, rules.delta, records=None),
+        "left_alone": max(0.0, rules.epsilon_alone - used),
+        "parties": dict(plan.roster),
+        "colluding": plan.terms.colluding,
+        "dropouts": plan.terms.dropouts,
     }
 
 
@@ -249,6 +266,12 @@ def _print(console: Console, facts: dict[str, Any]) -> None:
         say(f"epsilon {cost} is asked, {left} is left")
     elif "task" in facts:
         say(f"no epsilon is spent here: unit {facts['unit']}")
+    if "asks_alone" in facts:
+        cost, left = spent_text(facts["asks_alone"]), left_text(facts["left_alone"])
+        say(
+            f"this holds while at most {facts['colluding']} other parties work with the coordinator"
+        )
+        say(f"epsilon {cost} is asked if all of them do, {left} is left of epsilon_alone")
     say(f"{facts['plan']}: {facts['state']}")
     if "task" not in facts:
         say("it was not asked yet; it may be, from now on")
@@ -256,6 +279,10 @@ def _print(console: Console, facts: dict[str, Any]) -> None:
     say(f"task {printable(facts['task'])}, {facts['rounds']} rounds, unit {facts['unit']}")
     if facts["purpose"]:
         say(f"  purpose, as the coordinator states it: {printable(facts['purpose'], 500)}")
+    if "asks_alone" in facts:
+        say("secure aggregation among these parties: compare each key with its site's owner")
+        for name, key in facts["parties"].items():
+            say(f"  {name}: {key}")
     if facts["refused"] is not None:
         say(f"round {facts['refused']} would be refused: {facts['code']} ({facts['message']})")
     if facts["since_plan"] is None:

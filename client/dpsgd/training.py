@@ -145,18 +145,59 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = plan.lr_at((round - 1) * steps + step, plan.rounds * steps)
             optimizer.begin(0 if event is None else len(drawn))  # plain sums need no bound
-            batch = torch.from_numpy(drawn).to(device)
-            for part in torch.split(batch, plan.micro_batch) if plan.micro_batch else (batch,):
-                at, group = (part, None) if people is None else people.take(part.cpu())
-                at = at.to(device)
-                some = mapped(partial(torch.index_select, dim=0, index=at), x)
-                more = () if group is None else (group,)
-                add(some, y.index_select(0, at), task.loss, *more)
+            _add_units(add, drawn, x, y, task, plan, people)
             optimizer.step()
             if on_step is not None:
                 on_step(step, drawn, optimizer)
     update = {name: (p.detach() - old[name]).cpu().numpy() for name, p in named.items()}
     return Trained(update, steps)
+
+
+def clipped_sum(
+    model: nn.Module,
+    rows: Rows,
+    task: Task,
+    plan: Plan,
+    *,
+    event: Event,
+    expected: float,
+    device: torch.device | str = "cpu",
+) -> dict[str, NDArray[np.float64]]:
+    """One step's clipped sum by parameter, before any noise: for secure aggregation alone.
+
+    The units are drawn with the event's rate. `expected`, a public number, is what the rounding of
+    sums is bounded for. Nothing of it may leave but through `privacy.secagg.ring.Ring.share`.
+    """
+    people = _people(rows, plan) if event.unit == "subject" else None
+    model.to(device).train()
+    x, y = mapped(lambda t: t.to(device), rows.x), rows.y.to(device)
+    named = trained_of(model)
+    sums = BatchSum(list(named.values()), slack(expected))
+    drawn = noise.poisson(len(rows) if people is None else len(people), event.rate)
+    with _summed(model, Rows(x, y), task, plan, event, sums) as add:
+        sums.begin(len(drawn))
+        _add_units(add, drawn, x, y, task, plan, people)
+        _, parts = sums.total()
+        return {n: parts[p].detach().cpu().double().numpy() for n, p in named.items()}
+
+
+def _add_units(
+    add: "Add",
+    drawn: NDArray[np.int64],
+    x: Any,
+    y: Tensor,
+    task: Task,
+    plan: Plan,
+    people: People | None,
+) -> None:
+    """Add the contributions of the units drawn, at most `micro_batch` of them at a time."""
+    batch = torch.from_numpy(drawn).to(y.device)
+    for part in torch.split(batch, plan.micro_batch) if plan.micro_batch else (batch,):
+        at, group = (part, None) if people is None else people.take(part.cpu())
+        at = at.to(y.device)
+        some = mapped(partial(torch.index_select, dim=0, index=at), x)
+        more = () if group is None else (group,)
+        add(some, y.index_select(0, at), task.loss, *more)
 
 
 def optimizer_of(trained: Sequence[Tensor], plan: Plan) -> torch.optim.Optimizer:

@@ -139,6 +139,14 @@ def _facts(
             "code": outlook.refusal.code,
             "message": outlook.refusal.message,
         }
+    if plan.is_secure:
+        last = list(epsilons(outlook, plan.required_delta, [plan.rounds], colluding=True))
+        facts["epsilon_alone"] = _finite(last[0][1])
+        facts["secure"] = {
+            "parties": plan.terms.parties,
+            "dropouts": plan.terms.dropouts,
+            "colluding": plan.terms.colluding,
+        }
     if rules is not None and rules.budget is not None:
         before = json_number(spent(past, rules.delta, records=None))
         facts["policy"] = {**_limit(rules.budget), "spent": before}
@@ -215,6 +223,14 @@ def _print(
                 if number <= one.fits:
                     table.add_row(str(number), spent_text(value))
             console.print(table, highlight=False)
+            if plan.is_secure:
+                (last,) = epsilons(one, plan.required_delta, [plan.rounds], colluding=True)
+                console.print(
+                    f"this holds while at most {plan.terms.colluding} other parties work with the "
+                    f"coordinator; after all rounds, if all others do: {spent_text(last[1])}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
             if (text := _person(plan, people[terms])) is not None:
                 console.print(text, highlight=False, soft_wrap=True)
         else:

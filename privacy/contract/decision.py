@@ -78,7 +78,17 @@ def judge(
     ):
         if limit is not None and not within((*past, *events), limit, records=records):
             return Refusal(EXHAUSTED, _over(past, events, limit, records))
+    if plan.is_secure and (limit := policy.budget_alone) is not None:
+        before, after = alone(spent), alone(events)
+        if not within((*before, *after), limit, records=None):
+            text = _over(before, after, limit, None)
+            return Refusal(EXHAUSTED, f"if all other parties collude, {text} (epsilon_alone)")
     return Accepted(events[0], events)
+
+
+def alone(events: Sequence[Event]) -> tuple[Event, ...]:
+    """What the events are where all other parties of secure aggregation collude."""
+    return tuple(event.alone() for event in events)
 
 
 def with_records(events: Sequence[Event], policy: Policy) -> tuple[Event, ...]:
@@ -106,12 +116,40 @@ def permitted(plan: Plan, policy: Policy, rounds_today: int = 0) -> Refusal | No
         return Refusal("plan-denied", f"the plan {plan.digest[:16]} was denied")
     if policy.approve == "list" and plan.digest not in policy.plans:
         return Refusal("plan-not-approved", f"plans does not list {plan.digest}")
+    if plan.is_secure and (refusal := _parties(plan, policy)):
+        return refusal
     if missing := [name for name in outputs_of(plan) if name not in policy.outputs]:
         return Refusal("output-not-allowed", f"outputs does not list {', '.join(missing)}")
     if plan.steps > policy.max_steps:
         return Refusal("too-many-steps", f"max_steps is {policy.max_steps}, asked {plan.steps}")
     if rounds_today >= policy.max_rounds_per_day:
         return Refusal(TOO_MANY_TODAY, f"{rounds_today} rounds were spent on today")
+    return None
+
+
+def _parties(plan: Plan, policy: Policy) -> Refusal | None:
+    """Whether the owner takes these parties for independent ones, and the plan holds enough."""
+    terms = plan.terms
+    if policy.epsilon_alone == 0:
+        return Refusal("secure-not-allowed", "epsilon_alone is 0: no secure aggregation")
+    if terms.parties < policy.min_parties:
+        return Refusal(
+            "too-few-parties", f"min_parties is {policy.min_parties}, asked {terms.parties}"
+        )
+    if terms.colluding < policy.max_colluding:
+        return Refusal(
+            "too-many-colluding",
+            f"max_colluding is {policy.max_colluding}, the plan holds against {terms.colluding}",
+        )
+    if ANY in policy.parties:
+        return None
+    if not plan.roster:
+        return Refusal("parties-not-known", "the plan names no party's key (site.NAME.key)")
+    if plan.digest in policy.plans:  # its owner approved the keys with it
+        return None
+    strangers = [name for name, key in plan.roster.items() if key not in policy.parties]
+    if strangers:
+        return Refusal("parties-not-known", f"parties lists no key of {', '.join(strangers)}")
     return None
 
 
@@ -136,7 +174,7 @@ def _offer(
     """
     events = plan.events_of_round(site)
     groups = any(event.records > 1 for event in with_records(events, policy))
-    if not policy.more_noise or groups or policy.budget is None:
+    if not policy.more_noise or groups or policy.budget is None or plan.is_secure:
         return events
     first, beside = events[0], tuple(replace(e, count=left) for e in events[1:])
     most = _MOST_NOISE * first.sigma  # a coordinator takes no reply with more noise than this

@@ -12,7 +12,7 @@ from typing import Final
 from privacy.accounting.epsilon import spent, within
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
-from privacy.contract.decision import EXHAUSTED, Accepted, Refusal, judge, with_records
+from privacy.contract.decision import EXHAUSTED, Accepted, Refusal, alone, judge, with_records
 from privacy.contract.outputs import Output, outputs
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import LIMITS
@@ -69,6 +69,8 @@ def forecast(
     ):
         if limit is not None and plan.noised_at_site:
             fits = rounds_that_fit(history, events, limit, records=records, most=fits)
+    if plan.is_secure and (limit := policy.budget_alone) is not None:
+        fits = rounds_that_fit(alone(past), alone(events), limit, most=fits)
     if fits < plan.rounds and barred is None:
         run = tuple(replace(e, count=fits) for e in events)
         last = judge(plan, policy, (*past, *run), site=site, round=fits + 1, run=run)
@@ -77,14 +79,20 @@ def forecast(
 
 
 def epsilons(
-    outlook: Forecast, delta: float, rounds: Sequence[int], *, records: int = 1
+    outlook: Forecast,
+    delta: float,
+    rounds: Sequence[int],
+    *,
+    records: int = 1,
+    colluding: bool = False,
 ) -> Iterator[tuple[int, float]]:
     """Epsilon of the site in this run after each of `rounds`, as far as it takes part.
 
-    It is that of a person with so many `records`.
+    It is that of a person with so many `records`; `colluding`: against all other parties together.
     """
     for number in rounds:
-        taken = [replace(e, count=min(number, outlook.fits)) for e in outlook.events]
+        events = alone(outlook.events) if colluding else outlook.events
+        taken = [replace(e, count=min(number, outlook.fits)) for e in events]
         yield number, spent(taken, delta, records=records)
 
 

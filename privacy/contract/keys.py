@@ -24,6 +24,7 @@ FORMAT: Final = 2
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _CODE: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _LAYER: Final = re.compile(r"[a-z][a-z0-9-]{0,20}( [0-9][0-9.]{0,8}){0,4}")
+_KEY: Final = re.compile(r"[0-9a-f]{64}")
 _OPTION: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _SPLIT: Final = re.compile(r"iid|natural|dirichlet:(?=.*[1-9])(\d+\.?\d*|\.\d+)|labels:[1-9]\d*")
 
@@ -34,6 +35,10 @@ def _is_name(value: str) -> bool:
 
 def _is_code(value: str) -> bool:
     return bool(_CODE.fullmatch(value))
+
+
+def _is_key(value: str) -> bool:
+    return bool(_KEY.fullmatch(value))
 
 
 def _is_layer(value: str) -> bool:
@@ -67,6 +72,9 @@ ResultsDigest = Annotated[
     str,
     Predicate(_is_code),
     Expected('"sha256:" and the 64 hexadecimal digits of a statistics.json'),
+]
+VerifyingKey = Annotated[
+    str, Predicate(_is_key), Expected("a verifying key of 64 hexadecimal digits")
 ]
 Layer = Annotated[str, Predicate(_is_layer), Expected('a layer such as "conv 16 3"')]
 Network = Literal[
@@ -112,6 +120,7 @@ class Simulation:
     workers: Annotated[int, Interval(ge=1, le=1024)] = 2
     dropout: Share = 0.0
     slow: Share = 0.0
+    masks: bool = True
 
     def __post_init__(self) -> None:
         check(self, PlanError, "simulation.")
@@ -144,15 +153,33 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class SitePlan:
-    """`[site.NAME]`: what differs at one site: its rows or people, its epsilon, its limit."""
+    """`[site.NAME]`: what differs at one site: its rows or people, its epsilon, its limit.
+
+    `key` is the site's verifying key, as its owner gave it: a party of secure aggregation.
+    """
 
     rows: Rows | None = None
     epsilon: Epsilon | None = None
     limit: Epsilon | None = None
     subjects: Rows | None = None
+    key: VerifyingKey | None = None
 
     def __post_init__(self) -> None:
         check(self, PlanError, "site.")
+
+
+@dataclass(frozen=True, slots=True)
+class SecurePlan:
+    """`[secure]`: how many parties may drop out of a round, and how many may collude.
+
+    The noise of a sum is enough without that of so many: the sites' shares are larger for it.
+    """
+
+    dropouts: Annotated[int, Interval(ge=0, le=1000)]
+    colluding: Annotated[int, Interval(ge=0, le=1000)]
+
+    def __post_init__(self) -> None:
+        check(self, PlanError, "secure.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +280,8 @@ class Contract:
     momentum: Share = 0.9
     schedule: Literal["constant", "cosine"] = "constant"
     l2: Weight = 0.0
-    aggregation: Literal["fedavg", "fedprox"] = "fedavg"
+    aggregation: Literal["fedavg", "fedprox", "secure"] = "fedavg"
+    secure: SecurePlan | None = None
     mu: Weight = 0.0
     combine: Literal["mean", "median", "trimmed-mean"] = "mean"
     trim: Annotated[float, Interval(gt=0, lt=0.5)] = 0.1
@@ -300,8 +328,23 @@ class Contract:
 
     @property
     def noised_at_site(self) -> bool:
-        """Whether each site adds the noise itself and pays from a ledger of its own."""
+        """Whether each site adds noise itself and pays from a ledger of its own."""
+        return self.per_example or (self.unit == "client" and self.is_secure)
+
+    @property
+    def per_example(self) -> bool:
+        """Whether every record's or person's gradient is bounded by itself."""
         return self.unit in ("record", "subject")
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the coordinator learns the sum of the sites' updates alone."""
+        return self.aggregation == "secure"
+
+    @property
+    def noised_centrally(self) -> bool:
+        """Whether the coordinator adds the noise, and pays from its own ledger."""
+        return self.unit == "client" and not self.is_secure
 
     @property
     def units_key(self) -> Literal["rows", "subjects"]:

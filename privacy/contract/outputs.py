@@ -16,6 +16,7 @@ PUBLIC: Final[Mapping[str, str]] = {
     "events": "this run's events: they follow from the plan",
     "sigma": "the noise multiplier used: the plan's, or the policy's where that is more",
     "head": "the ledger's length and salted digests: how often was spent, never on what",
+    "message": "secure aggregation: fresh keys, encrypted shares of them, signatures; no data",
 }
 """The fields of a round's reply that tell nothing of any record, each with the reason why."""
 
@@ -50,6 +51,15 @@ REASONS: Final = frozenset(
         "bad-request",
         "paused",
         "failed",
+        "secure-not-allowed",
+        "too-few-parties",
+        "too-many-colluding",
+        "parties-not-known",
+        "bad-keys",
+        "wrong-party-list",
+        "bad-shares",
+        "wrong-survivors",
+        "out-of-order",
     }
 )
 """The only reasons that can leave: codes, never data."""
@@ -71,6 +81,8 @@ def outputs(plan: Plan, events: tuple[Event, ...]) -> tuple[Output, ...]:
         what = "the noisy sum of clipped gradients"
         if plan.statistics is not None:
             what = "noisy sums: every count and moment that [statistics] names, in one release"
+        if plan.is_secure:
+            what = "masked: only the sum over all parties shows, with the noise of all"
         paid = [Output("update", events[0], True, what)]
         if plan.metrics:
             names = ", ".join(plan.metrics)
@@ -78,7 +90,7 @@ def outputs(plan: Plan, events: tuple[Event, ...]) -> tuple[Output, ...]:
     else:
         why = (
             "clipped at the site; the coordinator adds the noise before it publishes"
-            if plan.unit == "client"
+            if plan.noised_centrally
             else "without any noise"
         )
         paid = [Output("update", None, False, f"shown to the coordinator {why}")]

@@ -23,6 +23,7 @@ from privacy.contract.keys import (
     ModelPlan,
     Operation,
     PlanError,
+    SecurePlan,
     Simulation,
     SitePlan,
     StatisticsPlan,
@@ -30,12 +31,14 @@ from privacy.contract.keys import (
 from privacy.contract.rules import broken
 from privacy.contract.schema import check
 from privacy.files import canonical_json
+from privacy.secagg.parties import Roster, Terms
 
 __all__ = [
     "ModelPlan",
     "Operation",
     "Plan",
     "PlanError",
+    "SecurePlan",
     "Simulation",
     "SitePlan",
     "StatisticsPlan",
@@ -56,6 +59,9 @@ class Plan(Contract):
     the mean gradient of at most `rows_per_subject` rows. unit "client": one release a round, the
     sum of the sites' clipped updates. A plan with `statistics` has one round of one release at rate
     1, of the sum of each record's (or person's) answers, which have L2 norm at most 1 together.
+
+    aggregation "secure": the sum over all sites is released alone, and each adds a share of the
+    noise of variance (sigma * clip)^2 / `terms.shares`.
     """
 
     def __post_init__(self) -> None:
@@ -80,6 +86,32 @@ class Plan(Contract):
         """The plan for so many rows (or people) at a site without overrides."""
         number: dict[str, Any] = {self.units_key: count}
         return replace(self, **number)
+
+    @property
+    def terms(self) -> Terms:
+        """The parties of secure aggregation, and how many may be missing; PlanError without it."""
+        if self.secure is None or self.sites is None:
+            raise PlanError('secure must be set where aggregation = "secure", got nothing')
+        try:
+            return Terms(self.sites, self.secure.dropouts, self.secure.colluding)
+        except ValueError as error:
+            raise PlanError(f"secure.{error}") from None
+
+    @property
+    def least_sites(self) -> int:
+        """How many sites make a round: the coordinator's `min_sites`, or what the noise needs."""
+        least = self.operation.min_sites
+        return max(least, self.terms.least) if self.is_secure else least
+
+    @property
+    def roster(self) -> Roster:
+        """The verifying keys of the parties that the plan names; empty in a simulation."""
+        return {name: one.key for name, one in sorted(self.site.items()) if one.key is not None}
+
+    @property
+    def shares(self) -> int:
+        """How many honest parties' noise a released sum has at least: 1 where each adds all."""
+        return self.terms.shares if self.is_secure else 1
 
     def denominator(self, site: str) -> float:
         """What the noisy sum of a step is divided by: rate * units, never a true count."""
@@ -142,8 +174,8 @@ class Plan(Contract):
         if sigma is None:
             return None
         if self.unit == "client":
-            return Event("client", sigma, 1.0, 1)
-        return Event(self.unit, sigma, self.rate, self.steps)
+            return Event("client", sigma, 1.0, 1, shares=self.shares)
+        return Event(self.unit, sigma, self.rate, self.steps, shares=self.shares)
 
     def events_of_round(self, site: str) -> tuple[Event, ...]:
         """Everything that one round at one site pays for: the update, then the paid extras."""
@@ -208,7 +240,8 @@ class Plan(Contract):
             if item.name in _SINCE and value in (item.default, {}):
                 continue
             value = dict(value) if isinstance(value, Mapping) else value
-            value = _set(value) if isinstance(value, ModelPlan | StatisticsPlan) else value
+            tables = ModelPlan | SecurePlan | StatisticsPlan
+            value = _set(value) if isinstance(value, tables) else value
             values[item.name] = list(value) if isinstance(value, tuple) else value
         values["site"] = {name: _set(one) for name, one in sorted(self.site.items())}
         values["operation"] = _set(self.operation)

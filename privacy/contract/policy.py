@@ -68,6 +68,12 @@ class Policy:
     unit: Literal["any", "record", "subject"] = "any"
     records_per_subject: Annotated[int, Interval(ge=1, le=1_000_000_000)] = 1
     forecast: bool = True
+    epsilon_alone: Annotated[
+        float, Predicate(_is_limit), Expected("a number >= 0 and <= 1e+06"), INFINITE
+    ] = 0.0
+    min_parties: Annotated[int, Interval(ge=3, le=1000)] = 3
+    max_colluding: Annotated[int, Interval(ge=0, le=1000)] = 1
+    parties: Names = ()
 
     def __post_init__(self) -> None:
         check(self, PolicyError)
@@ -86,6 +92,13 @@ class Policy:
         """The limit over the life of the population; None only in a simulation without one."""
         return Budget(self.epsilon, self.delta) if math.isfinite(self.epsilon) else None
 
+    @property
+    def budget_alone(self) -> Budget | None:
+        """The limit where all other parties collude; None only in a simulation without one."""
+        if not math.isfinite(self.epsilon_alone):
+            return None
+        return Budget(self.epsilon_alone, self.delta)
+
     @classmethod
     def simulated(cls, plan: Plan, limit: Budget | None) -> "Policy":
         """What a simulated site allows: the whole plan, up to its limit in it."""
@@ -99,6 +112,9 @@ class Policy:
             packages=() if plan.code is None else (plan.code,),
             outputs=outputs_of(plan),
             trust_coordinator=True,
+            epsilon_alone=math.inf,
+            max_colluding=0,
+            parties=(ANY,),
         )
 
     def to_toml(self) -> str:
@@ -149,6 +165,12 @@ MEANINGS: Final[Mapping[str, str]] = {
     "unit": 'whom a plan must protect: "record", "subject" (a person with all rows), or "any"',
     "forecast": "tell a coordinator that proposes a plan how many of its rounds the budget holds",
     "records_per_subject": "the limit binds this many records of one person together",
+    "epsilon_alone": "secure aggregation: the most that may ever be spent if all other parties "
+    "collude; 0 refuses it",
+    "min_parties": "secure aggregation: the fewest parties that a plan may have",
+    "max_colluding": "secure aggregation: a plan must hold against so many colluding parties",
+    "parties": "verifying keys of the parties whose owners gave them to this one; an approved plan "
+    "names its own",
 }
 
 

@@ -15,9 +15,8 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, Final
 
-from privacy.accounting.epsilon import spent, within
+from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
-from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import Budget
 from privacy.ledger import anchor
 from privacy.ledger.chain import (
@@ -43,7 +42,7 @@ from privacy.ledger.entries import (
     without_salt,
 )
 from privacy.ledger.heads import GENESIS, Head, Proof, extends, fold, leaf
-from privacy.ledger.totals import SpendingState, Totals
+from privacy.ledger.totals import SpendingState, Totals, exceeded
 
 __all__ = [
     "Entry",
@@ -214,8 +213,12 @@ class Ledger:
         plan: str,
         records: int | None = None,
         coordinator: str = "",
+        alone: Budget | None = None,
     ) -> tuple[Entry, ...]:
-        """Spend the events of one round (its steps, its paid metrics) together or not at all."""
+        """Spend the events of one round (its steps, its paid metrics) together or not at all.
+
+        `alone` limits what is spent where all other parties of secure aggregation collude.
+        """
         if not events:
             return ()
         if records is not None:
@@ -234,13 +237,8 @@ class Ledger:
                 raise LedgerError(
                     self.path, f"holds {past[0].unit} events; cannot add others ({sorted(units)})"
                 )
-            if limit is not None and not within((*past, *events), limit, records=None):
-                epsilon = spent((*past, *events), limit.delta, records=None)
-                raise Exhausted(
-                    self.path,
-                    f"spending would reach epsilon {spent_text(epsilon, 6)} of "
-                    f"{limit.epsilon:.6g} at delta {limit.delta:.3g}",
-                )
+            if (text := exceeded(past, events, limit, alone)) is not None:
+                raise Exhausted(self.path, text)
             self._mark_day(log_fd)
             if torn := self._chain.torn:
                 self._write_note(log_fd, "tail-dropped", {"bytes": len(torn)})

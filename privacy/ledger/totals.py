@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from privacy.accounting.epsilon import spent, within
 from privacy.accounting.events import Event
+from privacy.accounting.rounding import spent_text
+from privacy.accounting.segments import Budget
 from privacy.ledger.chain import VERSION
 from privacy.ledger.entries import Entry, Note
 
@@ -73,6 +76,30 @@ class Totals:
         return len(met)
 
 
+def exceeded(
+    past: Sequence[Event], events: Sequence[Event], limit: Budget | None, alone: Budget | None
+) -> str | None:
+    """Which limit `events` would pass after `past`, in one line; None where they fit.
+
+    `alone` limits what is spent where all other parties of secure aggregation collude.
+    """
+    every = (*past, *events)
+    if limit is not None and not within(every, limit, records=None):
+        epsilon = spent(every, limit.delta, records=None)
+        return (
+            f"spending would reach epsilon {spent_text(epsilon, 6)} of {limit.epsilon:.6g} at "
+            f"delta {limit.delta:.3g}"
+        )
+    colluding = tuple(event.alone() for event in every)
+    if alone is not None and not within(colluding, alone, records=None):
+        epsilon = spent(colluding, alone.delta, records=None)
+        return (
+            f"spending would reach epsilon {spent_text(epsilon, 6)} of {alone.epsilon:.6g} at "
+            f"delta {alone.delta:.3g} if all other parties collude"
+        )
+    return None
+
+
 def _largest_cap(log: Sequence[Note]) -> int:
     caps = [note.details.get("records") for note in log if note.what == "policy"]
     return max((cap for cap in caps if isinstance(cap, int)), default=1)
@@ -80,4 +107,7 @@ def _largest_cap(log: Sequence[Note]) -> int:
 
 def _order(item: tuple[Event, int]) -> tuple[Any, ...]:
     event = item[0]
-    return (event.unit, event.sigma, event.rate, event.steps, event.records, event.sensitivity)
+    return (
+        *(event.unit, event.sigma, event.rate, event.steps, event.records),
+        *(event.sensitivity, event.shares),
+    )

@@ -214,6 +214,7 @@ def _weaker(paid: Sequence[Event], planned: Sequence[Event], where: str) -> list
             e.unit == event.unit
             and e.rate <= event.rate * (1 + 1e-12)
             and e.steps == event.steps
+            and e.shares <= event.shares
             and e.noise >= event.noise * (1 - 1e-9)
             for e in paid
         )

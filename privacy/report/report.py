@@ -128,7 +128,9 @@ def _run(source: Source, reckoning: Reckoning) -> dict[str, Any]:
     return common | {
         "plan": plan.to_json() if source.kind != FEDERATION else None,
         "releases": releases(plan, source.kind),
-        "trust": trust(plan, source.kind),
+        "trust": trust(
+            plan, source.kind, promise["federation"].get("epsilon_colluding") if promise else None
+        ),
         "guarantee": promise,
         "unprotected": unprotected(plan, source.kind),
         "mechanism": mechanism(plan),
@@ -240,8 +242,16 @@ def _plain(runs: Sequence[Mapping[str, Any]], lives: Sequence[Mapping[str, Any]]
         "epsilon": "infinite" if len(known) < len(epsilons) else max(known, default=None),
         "delta": max(accounts, key=_epsilon)["delta"] if accounts else None,
         "without_any_guarantee": sorted(n for n, unit in units.items() if unit == "none"),
-        "open_to_the_coordinator": sorted(n for n, unit in units.items() if unit == "client"),
+        "open_to_the_coordinator": sorted(
+            run["name"]
+            for run in runs
+            if run["identity"]["unit"] == "client" and not _is_secure(run)
+        ),
     }
+
+
+def _is_secure(run: Mapping[str, Any]) -> bool:
+    return bool(run["guarantee"]) and "epsilon_colluding" in run["guarantee"]["federation"]
 
 
 def _epsilon(account: Mapping[str, Any]) -> float:

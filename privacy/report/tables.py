@@ -13,6 +13,7 @@ from privacy.accounting.epsilon import json_number as number
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
+from privacy.contract.decision import alone
 from privacy.contract.plan import Plan
 from privacy.ledger.entries import Entry
 from privacy.report.recount import Account, Reckoning
@@ -57,7 +58,19 @@ def guarantee(
             "rule": "the largest over the sites: no person is at two of them",
             "epsilon_if_shared": number(composed),
             "rule_if_shared": "composed over all sites: somebody is at every one of them",
+            **_colluding(plan, reckoning, delta),
         },
+    }
+
+
+def _colluding(plan: Plan, reckoning: Reckoning, delta: float) -> dict[str, Any]:
+    """Secure aggregation: the largest epsilon where all other parties work together."""
+    if not plan.is_secure:
+        return {}
+    each = [spent(alone(account.run), delta) for account in reckoning.accounts]
+    return {
+        "epsilon_colluding": number(max(each, default=0.0)),
+        "rule_colluding": "all other sites and the coordinator work together against one site",
     }
 
 

@@ -61,6 +61,7 @@ def releases(plan: Plan, kind: str) -> list[Item]:
     """B: every output, who receives it, how often."""
     if plan.statistics is not None:
         return report_text.releases(plan)
+    secure = "masked improvement: only the sum of all sites' can be read, with all their noise"
     update = {
         "record": "noisy improvement of the model (noise added at the site)",
         "subject": "noisy improvement of the model (noise added at the site)",
@@ -68,7 +69,11 @@ def releases(plan: Plan, kind: str) -> list[Item]:
         "none": "improvement of the model, neither bounded nor noisy",
     }[plan.unit]
     items: list[Item] = [
-        {"output": update, "recipient": "coordinator", "often": "once a round and site"},
+        {
+            "output": secure if plan.is_secure else update,
+            "recipient": "coordinator",
+            "often": "once a round and site",
+        },
         {
             "output": "shared model after the round",
             "recipient": "all sites, and whom the coordinator gives it",
@@ -99,16 +104,35 @@ def releases(plan: Plan, kind: str) -> list[Item]:
     return items
 
 
-def trust(plan: Plan, kind: str) -> dict[str, str]:
-    """C: who adds the noise where, and against whom it holds."""
-    if plan.noised_at_site:
+def trust(plan: Plan, kind: str, colluding: object = None) -> dict[str, str]:
+    """C: who adds the noise where, and against whom it holds.
+
+    `colluding` is epsilon where all other parties of secure aggregation work together.
+    """
+    if plan.is_secure:
+        terms = plan.terms
+        noise = (
+            "Every site adds a share of the noise and masks what it sends; the masks cancel in the "
+            f"sum of all. {terms.shares} honest sites' shares of the {terms.parties} are enough "
+            "for the figure stated."
+        )
+        figure = f"{colluding:.4g}" if isinstance(colluding, float) else "infinite"
+        holds = (
+            "The guarantee holds against the coordinator and everyone who sees the model, also "
+            f"where up to {terms.colluding} other sites tell the coordinator all that they know, "
+            f"and up to {terms.dropouts} sites drop out of a round. Against all other sites and "
+            f"the coordinator together epsilon is {figure}: a site's own share of the noise alone "
+            "protects it there."
+        )
+        model = "Federated, with distributed noise under secure aggregation"
+    elif plan.noised_at_site:
         noise = "Every site adds the noise itself, before anything leaves it."
         holds = (
             "The guarantee holds against the coordinator, against every other site, against all of "
             "them together, and against everyone who sees the model."
         )
         model = "Federated, with noise at the sites"
-    elif plan.unit == "client":
+    elif plan.noised_centrally:
         noise = "The coordinator adds the noise after adding up the sites' bounded improvements."
         holds = (
             "The guarantee holds against the other sites and everyone who sees the model. It does "
@@ -133,7 +157,7 @@ def unprotected(plan: Plan, kind: str) -> list[Item]:
         return report_text.unprotected(plan)
     status = "not sent"
     items: list[Item] = []
-    if plan.unit == "client":
+    if plan.noised_centrally:
         items.append(
             _item("Improvements of single sites", "in clear", "seen by the coordinator, not kept")
         )
@@ -228,7 +252,7 @@ def not_covered(plan: Plan, groups: bool) -> list[str]:
         )
     if plan.noised_at_site:
         items.append("The same person's records at two sites: then the sites' ε add up.")
-    if plan.unit == "client":
+    if plan.noised_centrally:
         items.append("The coordinator, who sees the sites' improvements before the noise.")
     return items
 
@@ -282,6 +306,16 @@ def mechanism(plan: Plan) -> list[Item]:
         _fact("Layers that mix records (batch normalisation)", "refused"),
         _fact("Undefined gradients", "set to zero before the bound is applied"),
     ]
+    if plan.is_secure:
+        items.append(
+            _fact(
+                "Secure aggregation",
+                "Bonawitz et al. 2017 with signed keys and signed lists of parties and survivors; "
+                f"threshold {plan.terms.threshold} of {plan.terms.parties}; one step a round; that a "
+                "sum of rounded Gaussians is not quite one adds less than 1e-9 to delta up to "
+                "epsilon 4 where a billion numbers are released",
+            )
+        )
     if plan.average:
         items.append(_fact("Released model", "running average of the rounds (costs nothing more)"))
     return items

@@ -7,6 +7,7 @@ the sum's law differs from that of one Gaussian.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from privacy.mechanism import noise
 from privacy.mechanism.sensitivity import noise_std
 from privacy.secagg.masks import Words
+
+Sums = Mapping[str, NDArray[np.float64]]
+"""A site's clipped sums by the model's names."""
 
 _LARGEST_NOISE: Final = 2**15
 """More steps than a share of the noise ever has: 10.2 deviations of less than 2^11 steps."""
@@ -83,6 +87,24 @@ class Ring:
         signed = words.view(np.dtype("<i4" if self.bits == 32 else "<i8"))
         total: NDArray[np.float64] = signed.astype(np.float64) * self.step
         return total
+
+
+def in_order(sums: Sums) -> NDArray[np.float64]:
+    """All numbers in one vector, in the order of the names: the same at every party."""
+    return np.concatenate([np.zeros(0), *(sums[name].reshape(-1) for name in sorted(sums))])
+
+
+def by_name(
+    vector: NDArray[np.float64], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, NDArray[np.float64]]:
+    """What `in_order` joined, in arrays of these shapes."""
+    parts: dict[str, NDArray[np.float64]] = {}
+    at = 0
+    for name in sorted(shapes):
+        size = math.prod(shapes[name])
+        parts[name] = vector[at : at + size].reshape(shapes[name])
+        at += size
+    return parts
 
 
 def ring_for(

@@ -23,6 +23,7 @@ from server.commands.options import (
     SetOption,
 )
 from server.commands.running import labelled, requested, resolved
+from server.registry.roster import with_roster
 from server.registry.sites import Home, MembersError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def propose(
 ) -> None:
     """Show a plan to the sites before it runs; their answers: tacit-server show NAME."""
     home, queue = _opened(directory)
-    chosen = _resolved(plan, list(set_ or []), min_sites)
+    chosen = with_roster(_resolved(plan, list(set_ or []), min_sites), home.members())
     label = _free(home, queue, labelled(name, chosen))
     with recorded(directory, "propose", label, fingerprint=chosen.digest):
         added = queue.add(label, chosen, state="proposed")
@@ -92,7 +93,7 @@ def submit(
             queue.submit(plan, data=public, after=after, at=when, parent=parent)
         _added(home, queue.find(plan), as_json)
         return
-    chosen = _resolved(plan, list(set_ or []), min_sites)
+    chosen = with_roster(_resolved(plan, list(set_ or []), min_sites), home.members())
     label = _free(home, queue, labelled(name, chosen))
     more: dict[str, Any] = {"data": public, "after": after, "at": when, "parent": parent}
     with recorded(directory, "submit", label, fingerprint=chosen.digest):

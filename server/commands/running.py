@@ -32,6 +32,7 @@ from server.commands.options import (
 )
 from server.commands.tasks import TaskPackage, add_package
 from server.commands.view import View
+from server.registry.roster import with_roster
 from server.registry.sites import Home, MembersError, split_host
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def run(
 
     view = View(as_json=as_json)
     with Child(draft, data, home.tasks) as child:
-        chosen = draft if resume else resolved(draft, child)
+        chosen = draft if resume else with_roster(resolved(draft, child), home.members())
         with _link(home, where, view) as (grid, stop):
             listening = "{}:{}".format(*grid.address)
             record(home.folder, "run", label, fingerprint=chosen.digest)

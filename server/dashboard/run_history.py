@@ -43,6 +43,15 @@ REASONS: Final[Mapping[str, str]] = {
     "old-reply": "it answered another round or run",
     "ledger-not-written": "its ledger cannot be written: its disk is full or broken",
     "paused": "its owner has paused it",
+    "secure-not-allowed": "its policy allows no secure aggregation",
+    "too-few-parties": "fewer parties than its policy asks for",
+    "too-many-colluding": "the plan holds against fewer colluding parties than its policy asks for",
+    "parties-not-known": "its owner has not approved the parties' keys",
+    "bad-keys": "secure aggregation: keys without their owner's signature",
+    "wrong-party-list": "secure aggregation: a list of parties that not all have signed",
+    "bad-shares": "secure aggregation: shares that are not what they must be",
+    "wrong-survivors": "secure aggregation: survivors that not enough have signed",
+    "out-of-order": "secure aggregation: a message that does not follow the last one",
     "failed": "an error at the site",
 }
 """The codes of refusals and failures in plain words."""

@@ -41,6 +41,11 @@ def main(grid: Grid, context: Context) -> None:
     if resume and name is None:
         raise MembersError("resume: expected a name beside it")
     draft = planned(home, source, overrides, least, name if resume else None)
+    if draft.is_secure:
+        raise StockError(
+            'aggregation must not be "secure": stock Flower starts a new process for every '
+            "message, and a party's keys are in memory alone (tacit-server run)"
+        )
     label = labelled(name, draft)
     view = View(as_json=False)
     if timeout is not None:

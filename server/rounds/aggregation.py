@@ -91,7 +91,7 @@ class Update:
 def start(weights: Arrays, plan: Plan) -> State:
     """The state before the first round."""
     mean = {n: a.copy() for n, a in weights.items()} if plan.average else None
-    return State(0, weights, mean=mean, clip=plan.clip if plan.unit == "client" else None)
+    return State(0, weights, mean=mean, clip=plan.clip if plan.noised_centrally else None)
 
 
 def cohort(names: Iterable[str], plan: Plan, number: int) -> list[str]:
@@ -129,14 +129,14 @@ def combine(state: State, updates: Iterable[Update], plan: Plan, *, sites: int =
     if plan.statistics is not None:
         return _counted(state, updates)
     if plan.combine != "mean":
-        return _moved(state, _middle(list(updates), plan), plan)
+        return moved(state, _middle(list(updates), plan), plan)
     total: Totals = {}
     weight, below = 0.0, 0.0
     for update in updates:
         weight += _add(total, update, state, plan)
         below += update.below or 0.0
         del update  # else it would stay in memory while the next one unfolds
-    if plan.unit == "client":
+    if plan.noised_centrally:
         mean = _noisy_mean(total, state, plan, sites)
     elif weight == 0:
         raise ValueError("updates: must be at least one, got none")
@@ -144,10 +144,10 @@ def combine(state: State, updates: Iterable[Update], plan: Plan, *, sites: int =
         mean = total
         for name in mean:
             mean[name] /= np.float32(weight)
-    moved = _moved(state, mean, plan)
-    if plan.unit == "client" and plan.clip_quantile is not None:
-        return replace(moved, clip=_adapted(state, below, sites, plan))
-    return moved
+    following = moved(state, mean, plan)
+    if plan.noised_centrally and plan.clip_quantile is not None:
+        return replace(following, clip=_adapted(state, below, sites, plan))
+    return following
 
 
 def _counted(state: State, updates: Iterable[Update]) -> State:
@@ -167,7 +167,7 @@ def _add(total: Totals, update: Update, state: State, plan: Plan) -> float:
     In the client unit the sums are float64: the noise pays for their rounding, which is less.
     """
     arrays, share = update.arrays, 1.0
-    if plan.unit == "client":
+    if plan.noised_centrally:
         clipped, _ = noise.clip(list(arrays.values()), _clip(state))
         for name, array in zip(arrays, clipped, strict=True):
             if name in total:
@@ -202,7 +202,7 @@ def _middle(updates: list[Update], plan: Plan) -> Arrays:
     return middle
 
 
-def _moved(state: State, step: Arrays, plan: Plan) -> State:
+def moved(state: State, step: Arrays, plan: Plan) -> State:
     """The state after a step; `step` becomes its velocity, without another copy of the model."""
     if plan.server_momentum and state.velocity is not None:
         for name, old in state.velocity.items():

@@ -120,4 +120,4 @@ def shapes_of(state: State, plan: Plan) -> Shapes:
 
 def without_arrays(answer: Answer) -> Answer:
     """The answer for the record: what was released is not part of it."""
-    return replace(answer, arrays=None, below=None, proof=None)
+    return replace(answer, arrays=None, below=None, proof=None, words=None)

@@ -9,8 +9,10 @@ from typing import Any
 
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
+from privacy.contract.decision import alone
 from privacy.contract.plan import Plan
 from server.rounds.messages import FINAL_REFUSALS, WAITING_REFUSALS, Answer, Request
+from server.secure.sums import SecureSum
 
 
 @dataclass(slots=True)
@@ -25,6 +27,7 @@ class RoundRecord:
     bytes_down: int = 0
     late: list[tuple[int, Answer]] = field(default_factory=list)
     overdue: dict[str, Request] = field(default_factory=dict)
+    secure: SecureSum | None = None
 
     def trained(self) -> list[Answer]:
         """The answers that carried an update."""
@@ -47,7 +50,7 @@ class RoundRecord:
             return "no site is connected"
         reasons = {f"{a.site}: {a.reason or a.status}" for a in self.answers.values()}
         listed = "; ".join(sorted(reasons))
-        least = plan.operation.min_sites
+        least = plan.least_sites
         return f"{len(self.sites())} of at least {least} sites trained ({listed})"
 
 
@@ -154,7 +157,7 @@ def round_line(
             paid = spent(answer.events, plan.required_delta)
             totals[answer.site] = max(totals.get(answer.site, 0.0), paid)
     for site, answer in sorted(record.answers.items()):
-        events = coordinator_events if plan.unit == "client" else answer.events
+        events = coordinator_events if plan.noised_centrally else answer.events
         sites[site] = _site_entry(plan, answer, events, totals)
         if plan.unit == "record" and records and site in records:
             sites[site] |= _person(plan, events, records[site])
@@ -164,9 +167,10 @@ def round_line(
         **metrics,
         **paid_metrics(plan, record.trained()),
     }
+    secure = {} if record.secure is None else {"secure": record.secure.facts(plan.terms)}
     finite = {name: value for name, value in every.items() if math.isfinite(value)}
     diverged = {"diverged": True} if len(finite) < len(every) else {}
-    extra = diverged | ({"late": dict(sorted(late.items()))} if late else {})
+    extra = diverged | secure | ({"late": dict(sorted(late.items()))} if late else {})
     return extra | {
         "round": number,
         "metrics": finite,
@@ -201,6 +205,8 @@ def _site_entry(
     before = totals.get(site, 0.0)
     epsilon = max(before, spent(events, plan.required_delta)) if events else before
     totals[site] = epsilon
+    if plan.is_secure:
+        entry["epsilon_alone"] = spent(alone(events), plan.required_delta) if events else 0.0
     return entry | {
         "epsilon_round": epsilon - before,
         "epsilon": epsilon,

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Ledger
+from privacy.secagg.parties import Roster
 from server.rounds.messages import Answer
 from server.rounds.run_folder import RunFolder
 from server.rounds.site_grid import SiteGrid
@@ -120,7 +121,9 @@ class Job:
 
     `records_per_person` says, where it is known, how many records of one person a site holds at
     most: then the history states the epsilon of a person beside that of a record. `base` is the
-    digest of the model's frozen part, which does not travel.
+    digest of the model's frozen part, which does not travel. `roster` has the verifying keys of the
+    parties of secure aggregation where the plan does not name them, and `masks` is False where
+    there are none: both in a simulation alone.
     """
 
     plan: Plan
@@ -133,3 +136,5 @@ class Job:
     attempts: Attempts = Attempts()
     records_per_person: Mapping[str, int] = field(default_factory=dict)
     base: str = ""
+    roster: Roster = field(default_factory=dict)
+    masks: bool = True

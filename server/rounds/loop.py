@@ -33,6 +33,8 @@ from server.rounds.history import Patience, RoundRecord, divergence, epsilons, r
 from server.rounds.job import Interrupted, Job
 from server.rounds.messages import BUDGET, Answer, Request, ask, packed
 from server.rounds.noise_check import check_noise
+from server.secure.attempts import secure_sum
+from server.secure.combination import combine_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def _play(
         if patience is not None and patience.spent(state.round):
             return _stopped(job, patience, best, state, history, totals)
         sites = listener.ready(job.grid, state.round + 1, declined)
-        if sites is None or (declined and len(sites) < plan.operation.min_sites):
+        if sites is None or (declined and len(sites) < plan.least_sites):
             return _ended(history, declined, sites or ())
         began, record = time.perf_counter(), RoundRecord(overdue=overdue)
         try:
@@ -183,6 +185,9 @@ def _start(job: Job) -> State:
 
 def _train(job: Job, state: State, sites: Collection[str], record: RoundRecord) -> State | None:
     """One round; None where too few sites trained. Only one update is in memory at a time."""
+    if job.plan.is_secure:
+        record.secure = secure_sum(job, state, sites, record)
+        return None if record.secure is None else combine_sum(state, record.secure, job.plan)
     updates: Iterator[Update] = _updates(job, state, sites, record)
     first = next(updates, None)
     if first is None:
@@ -195,7 +200,7 @@ def _train(job: Job, state: State, sites: Collection[str], record: RoundRecord) 
     updates = itertools.chain(iter([first]), updates)
     del first
     following = aggregation.combine(state, updates, job.plan, sites=len(record.answers) or 1)
-    return following if len(record.sites()) >= job.plan.operation.min_sites else None
+    return following if len(record.sites()) >= job.plan.least_sites else None
 
 
 def _updates(
@@ -278,7 +283,7 @@ def _ask(job: Job, state: State, sites: Collection[str], record: RoundRecord) ->
     """Send the round's requests to the cohort; the requests by the ids of their messages."""
     plan, number = job.plan, state.round + 1
     weights = packed(encode(state.weights))
-    clip = state.clip if plan.unit == "client" else None
+    clip = state.clip if plan.noised_centrally else None
     text = plan.to_json()
     messages, requests = [], []
     nodes = {site: node for node, site in job.grid.names().items() if site in sites}

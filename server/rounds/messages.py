@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -12,11 +13,13 @@ from flwr.serverapp import Grid
 from privacy.accounting.events import Event
 from privacy.arrays import Arrays
 from privacy.contract.outputs import REASONS
+from privacy.secagg.masks import Words
 
 ARRAYS: Final = "arrays"
 REQUEST: Final = "request"
 REPLY: Final = "reply"
 STYPE: Final = "safetensors"
+WORDS: Final = "words"
 
 _LEDGER: Final = re.compile(r"[0-9a-f]{0,32}")
 BUDGET: Final = "budget-exhausted"
@@ -33,6 +36,9 @@ FINAL_REFUSALS: Final = frozenset(
         "too-many-steps",
         "noise-too-low",
         "rate-too-high",
+        "secure-not-allowed",
+        "too-few-parties",
+        "too-many-colluding",
     }
 )
 """A site that declines with one of these is not asked again in this run, unless it says that it
@@ -46,6 +52,7 @@ WAITING_REFUSALS: Final = frozenset(
         "ledger-not-written",
         "ledger-untrusted",
         "too-many-rounds-today",
+        "parties-not-known",
     }
 )
 """A site that declines with one of these waits for a person or for the next day."""
@@ -85,6 +92,7 @@ class Answer:
     metrics: Mapping[str, float] | None = None
     proof: Mapping[str, Any] | None = None
     size: int = 0
+    words: Words | None = None
 
 
 def packed(weights: bytes) -> Array:
@@ -92,13 +100,25 @@ def packed(weights: bytes) -> Array:
     return Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
 
 
-def ask(grid: Grid, node: int, request: Request, weights: Array, *, kind: str = "train") -> Message:
-    """The message to one site; `kind` is "train", or "evaluate" to hand out a released model."""
+def ask(
+    grid: Grid,
+    node: int,
+    request: Request,
+    weights: Array,
+    *,
+    kind: str = "train",
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> Message:
+    """The message to one site; `kind` is "train", or "evaluate" to hand out a released model.
+
+    `more` are the fields of secure aggregation.
+    """
     fields: dict[str, Any] = {
         "run": request.run,
         "round": request.round,
         "site": request.site,
         "plan": request.plan,
+        **more,
     }
     if request.clip is not None:
         fields["clip"] = request.clip

@@ -18,7 +18,10 @@ from privacy.contract.outputs import PUBLIC, REASONS
 from privacy.contract.plan import Plan
 from privacy.files import DocumentError, Limits, parse_json
 from privacy.mechanism import noise
-from server.rounds.messages import ARRAYS, REPLY, STYPE, Answer, ReplyError, Request
+from privacy.secagg.masks import Words
+from privacy.secagg.plan_ring import ring_of
+from privacy.secagg.ring import RingError
+from server.rounds.messages import ARRAYS, REPLY, STYPE, WORDS, Answer, ReplyError, Request
 
 _FIELDS: Final = frozenset({*PUBLIC, "metrics", "below"})
 _STATUSES: Final = ("trained", "declined", "failed")
@@ -60,7 +63,12 @@ def read_reply(message: Message, request: Request, plan: Plan, shapes: Shapes) -
         if "metrics" in fields or "below" in fields or record:
             raise ReplyError("bad-reply")
         return Answer(site, str(status), str(reason), events, sigma, proof=proof)
-    arrays, size = _update(record, plan, site, shapes)
+    words: Words | None = None
+    arrays: Arrays | None = None
+    if plan.is_secure:
+        words, size = _words(record, plan, shapes)
+    else:
+        arrays, size = _update(record, plan, site, shapes)
     return Answer(
         site,
         str(status),
@@ -72,6 +80,7 @@ def read_reply(message: Message, request: Request, plan: Plan, shapes: Shapes) -
         _metrics(fields.get("metrics"), plan, site),
         proof,
         size,
+        words,
     )
 
 
@@ -120,7 +129,7 @@ def _is_planned(event: Event, planned: Event) -> bool:
     """
     same = all(
         getattr(event, key) == getattr(planned, key)
-        for key in ("unit", "sampling", "rate", "steps")
+        for key in ("unit", "sampling", "rate", "steps", "shares")
     )
     return same and event.count >= 1 and _is_noise(event.noise, planned.noise)
 
@@ -163,6 +172,18 @@ def _update(record: object, plan: Plan, site: str, shapes: Shapes) -> tuple[Arra
     ):  # in unit "client" the coordinator clips it
         raise ReplyError("bad-update")
     return arrays, len(array.data)
+
+
+def _words(record: object, plan: Plan, shapes: Shapes) -> tuple[Words, int]:
+    """A masked update: as many words of the ring as the model has numbers, whatever they are."""
+    array = record.get("update") if isinstance(record, ArrayRecord) and len(record) == 1 else None
+    if array is None or array.stype != WORDS or array.dtype != "uint8":
+        raise ReplyError("bad-update")
+    count = sum(math.prod(shape) for shape in shapes.values())
+    try:
+        return ring_of(plan, count).read(array.data, count), len(array.data)
+    except RingError:
+        raise ReplyError("bad-update") from None
 
 
 def norm_bound(plan: Plan, site: str, parameters: int) -> float:

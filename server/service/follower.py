@@ -49,7 +49,7 @@ class Follower:
         self, grid: SiteGrid, number: int, declined: Mapping[str, Answer]
     ) -> Collection[str] | None:
         """Wait until enough sites can take part; a run that never can again ends."""
-        plan, least = self.submission.plan, self.submission.plan.operation.min_sites
+        plan, least = self.submission.plan, self.submission.plan.least_sites
         logged = ""
         self.between_rounds()
         while True:

@@ -105,7 +105,7 @@ class Service:
             return True  # only its end is left to be written
         self.proposals.refresh(self.grid, run.plan, run=run_id, number=done + 1)
         turnout = self.attendance(run.plan, done + 1)
-        least = run.plan.operation.min_sites
+        least = run.plan.least_sites
         if len(turnout.able) >= least:
             return True
         if not turnout.reachable(least):

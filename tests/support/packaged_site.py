@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from client.app import REPLY, answer
+from client.app import answer
 from client.data.site_rows import SiteRows, Source
+from client.reply import REPLY
 from client.round_request import ARRAYS, REQUEST, STYPE
 from client.site import Site
 from client.tasks.packages import store

@@ -93,8 +93,19 @@ def _loss(content: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str
         else {},
         "privacy_parameters_details": "The largest over the sites and over the life of their "
         f"ledgers. If one person were at every site, epsilon of this run would be {_short(shared)}."
+        + _colluding(promise)
         + _groups(promise),
     }
+
+
+def _colluding(promise: Mapping[str, Any]) -> str:
+    epsilon = promise["federation"].get("epsilon_colluding")
+    if epsilon is None:
+        return ""
+    return (
+        " Under secure aggregation these hold against the coordinator and the public; against all "
+        f"other sites and the coordinator together epsilon is {_short(epsilon)}."
+    )
 
 
 def _groups(promise: Mapping[str, Any]) -> str:
@@ -109,7 +120,7 @@ def _short(value: object) -> str:
 def _model(run: Mapping[str, Any] | None, runs: int) -> dict[str, Any]:
     if run is None:
         return {"model_name": "Federated"}
-    central = run["identity"]["unit"] == "client"
+    central = run["trust"]["model"].startswith("Central")
     return {
         "model_name": "Central" if central else "Federated",
         "model_name_details": run["trust"]["noise"],

@@ -1,0 +1,1 @@
+"""Rounds of secure aggregation: the coordinator asks in five steps, and learns one sum."""
