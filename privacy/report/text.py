@@ -311,9 +311,9 @@ def mechanism(plan: Plan) -> list[Item]:
             _fact(
                 "Secure aggregation",
                 "Bonawitz et al. 2017 with signed keys and signed lists of parties and survivors; "
-                f"threshold {plan.terms.threshold} of {plan.terms.parties}; one step a round; that a "
-                "sum of rounded Gaussians is not quite one adds less than 1e-9 to delta up to "
-                "epsilon 4 where a billion numbers are released",
+                f"threshold {plan.terms.threshold} of {plan.terms.parties}; one step a round; a "
+                "sum of rounded Gaussians differs from one by less than 1e-9 of delta up to epsilon 4, "
+                "where a billion numbers are released",
             )
         )
     if plan.average:
