@@ -310,10 +310,9 @@ def mechanism(plan: Plan) -> list[Item]:
         items.append(
             _fact(
                 "Secure aggregation",
-                "Bonawitz et al. 2017 with signed keys and signed lists of parties and survivors; "
-                f"threshold {plan.terms.threshold} of {plan.terms.parties}; one step a round; a "
-                "sum of rounded Gaussians differs from one by less than 1e-9 of delta up to epsilon 4, "
-                "where a billion numbers are released",
+                "Bonawitz et al. 2017 with signed keys and lists, threshold "
+                f"{plan.terms.threshold} of {plan.terms.parties}; one step a round. That sums of "
+                "rounded Gaussians differ from one adds less than 1e-9 to delta (epsilon <= 4).",
             )
         )
     if plan.average:

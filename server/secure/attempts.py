@@ -176,7 +176,7 @@ class _Round:
     ) -> tuple[Words, tuple[str, ...]]:
         """The sum of the updates that came, modulo the ring, and whose they were."""
         job, number = self.job, self.state.round + 1
-        weights, shapes = packed(encode(self.state.weights)), shapes_of(self.state)
+        weights, shapes = packed(encode(self.state.weights)), shapes_of(self.state, job.plan)
         total = self.ring.zeros(sum(a.size for a in self.state.weights.values()))
         survivors: list[str] = []
 
