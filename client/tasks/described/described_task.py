@@ -1,5 +1,7 @@
 """A task without code: a schema says what the rows are, the plan's `[model]` what is trained."""
 
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +21,7 @@ from client.tasks.described.networks import Input, network
 from client.tasks.described.outcomes import LIST, outcome
 from client.tasks.described.records import Record, inputs_of, records
 from client.tasks.losses import seeded
-from client.tasks.rows import Encoded, Omission, Reading, Rows, TaskError, check_part
+from client.tasks.rows import Encoded, NoRows, Omission, Reading, Rows, TaskError, check_part
 from client.tasks.task import Task
 from privacy.contract.keys import ModelPlan
 
@@ -30,6 +32,10 @@ _DEFAULT: Final = {
     "arrays": "linear",
     "series": "cnn",
 }
+_UNREADABLE: Final = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError),
+    *(NotImplementedError, OSError, RuntimeError, SyntaxError, TypeError, struct.error, zlib.error),
+)
 _CHUNK: Final = 1024
 
 
@@ -116,7 +122,7 @@ class _Source:
         reading = _reading(parts)
         filled = [one for one in parts if one.arrays]
         if not filled:
-            raise TaskError(f"{path}: expected records that fit, got none among {reading}")
+            raise NoRows(f"{path}: expected records that fit, got none among {reading}")
         whole = _Part(
             {n: np.concatenate([one.arrays[n] for one in filled]) for n in filled[0].arrays},
             {n: [text for one in filled for text in one.texts[n]] for n in filled[0].texts},
@@ -144,6 +150,10 @@ class _Source:
                 arrays = record.arrays()
             except ValueError as error:
                 part.faults.append(_fault(number, record, "the record", str(error)))
+                continue
+            except _UNREADABLE:  # what a picture's or a sound's library makes of a crafted file
+                expected = "a record that can be read"
+                part.faults.append(_fault(number, record, "the record", expected))
                 continue
             try:
                 y = self._label(record.label) if labels else None

@@ -9,7 +9,8 @@ import hashlib
 import re
 import wave
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -68,8 +69,8 @@ def _files(about: Description, path: Path, endings: tuple[str, ...]) -> Iterator
         for place, row in _lines(about, folder / about.manifest):
             name = row.get(about.file) or ""
             file = folder / name
-            inside = file.resolve().is_relative_to(folder.resolve())
-            if not name or not inside:
+            named = bool(name) and "\0" not in name
+            if not named or not file.resolve().is_relative_to(folder.resolve()):
                 yield Record(place, _fails("a file of the folder"), None)
                 continue
             yield Record(
@@ -239,20 +240,65 @@ def _window(about: Description, rows: list[Mapping[str, str]]) -> Arrays:
 
 
 def _lines(about: Description, file: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The records of a CSV file by the names of its first line; of one that is none, nothing."""
     delimiter = "\t" if file.suffix == ".tsv" else about.delimiter
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            table = csv.DictReader(lines, delimiter=delimiter, strict=True)
-            for row in table:
-                yield (
-                    f"line {table.line_num}",
-                    {k: v for k, v in row.items() if isinstance(k, str) and isinstance(v, str)},
-                )
+        with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+            names: list[str] | None = None
+            for line, values in _by_line(lines, delimiter):
+                if names is None:
+                    if values is None:
+                        raise TaskError(f"{file}: expected a CSV file, got a damaged first line")
+                    names = values or None
+                elif values is None or any("\ufffd" in value for value in values):
+                    yield f"line {line}", {}
+                elif values:
+                    yield f"line {line}", dict(zip(names, values, strict=False))
     except FileNotFoundError:
         raise TaskError(f"{file}: expected a CSV file, found none") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        what = error.strerror if isinstance(error, OSError) else "damaged, or not UTF-8"
+    except OSError as error:
+        what = error.strerror or "damaged"
         raise TaskError(f"{file}: expected a CSV file that can be read, got one {what}") from None
+
+
+def _by_line(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
+    """Each record's first line, from 1, and its values; None of a line that is no record.
+
+    Such a line (text after a closing quote, a quote that stays open) is left alone, and what it
+    would have swallowed is read again: it takes no other record with it.
+    """
+    source = _Again(lines)
+    table, line = csv.reader(source, delimiter=delimiter, strict=True), 1
+    while True:
+        source.taken.clear()
+        try:
+            values = next(table)
+        except StopIteration:
+            return
+        except csv.Error:
+            source.coming.extendleft(reversed(source.taken[1:]))
+            yield line, None
+            line += 1
+            continue
+        yield line, values
+        line += len(source.taken)
+
+
+class _Again:
+    """Lines, of which the last ones that were `taken` can be put back to be `coming`."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self.taken: list[str] = []
+        self.coming: deque[str] = deque()
+
+    def __iter__(self) -> "_Again":
+        return self
+
+    def __next__(self) -> str:
+        line = self.coming.popleft() if self.coming else next(self._lines)
+        self.taken.append(line)
+        return line
 
 
 def _only(path: Path, *endings: str) -> Path:

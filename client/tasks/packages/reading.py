@@ -19,7 +19,7 @@ from client.data.loading import chosen
 from client.tasks.described.holding_out import number_of, units
 from client.tasks.packages.closed_process import Closed, Frame
 from client.tasks.packages.confinement import Bounds
-from client.tasks.rows import Omission, Reading, Rows, TaskError, check_part
+from client.tasks.rows import NoRows, Omission, Reading, Rows, TaskError, check_part
 from client.tasks.task import Read
 from privacy.task_package.archive import SOURCE, Package
 from privacy.task_package.manifest import Manifest
@@ -150,7 +150,7 @@ class Reader:
         filled = [part for part in parts if part.arrays]
         reading = _reading(parts, self.tell)
         if not filled:
-            raise TaskError(f"{path}: expected rows that fit, got none among {reading}")
+            raise NoRows(f"{path}: expected rows that fit, got none among {reading}")
         arrays = {n: np.concatenate([p.arrays[n] for p in filled]) for n in filled[0].arrays}
         self._encode_again(closed, arrays)
         texts: dict[str, list[str]] = {}

@@ -204,3 +204,42 @@ def test_a_schema_that_is_wrong_is_named_by_its_key(old: str, new: str, text: st
     assert old in PICTURES
     with pytest.raises(TaskError, match=text):
         task_of_schema(PICTURES.replace(old, new, 1))
+
+
+TEXTS = 'reader = "texts"\nclasses = ["no", "yes"]\nlength = 5\nwords = 100\n'
+BROKEN_LINES = {
+    "text after a quote": b'"q"x,no\n',
+    "an open quote": b'"q,no\n',
+    "an open quote in the last value": b'q,"no\n',
+    "bytes that are no text": b"q\xff,no\n",
+    "a NUL": b"\0,maybe\n",
+    "one value": b"q\n",
+    "a very long value": b"q" * 200_000 + b",no\n",
+}
+
+
+@pytest.mark.parametrize("at", [1, 4, 9])
+@pytest.mark.parametrize("kind", BROKEN_LINES)
+def test_a_line_that_is_no_record_takes_no_other_with_it(
+    tmp_path: Path, kind: str, at: int
+) -> None:
+    lines = [b"text,label\n", *(b'"day %d, and more",yes\n' % i for i in range(8))]
+    lines[3] = b'"one ""word"" of\ntwo lines",no\n'
+    file = tmp_path / "texts.csv"
+    seen = []
+    for extra in (b"", BROKEN_LINES[kind]):
+        file.write_bytes(b"".join([*lines[:at], extra, *lines[at:]]))
+        rows = task("texts", TEXTS).load(file, "all")
+        seen.append((rows.x.tolist(), rows.y.tolist()))
+    assert seen[0] == seen[1]
+
+
+def test_names_of_files_that_no_system_has_are_records_that_do_not_fit(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "data", 2)
+    rows = [b"file,label", b"a/dark/0.png,dark", b"a\0b,dark", b"x" * 5000 + b",light"]
+    (folder / "labels.csv").write_bytes(b"\n".join(rows))
+    schema = (
+        'reader = "images"\nclasses = ["dark", "light"]\nmanifest = "labels.csv"\nsize = [6, 5]\n'
+    )
+    read = task("images", schema).load(folder, "all")
+    assert len(read) == 1 and read.reading is not None and read.reading.left_out == 2
