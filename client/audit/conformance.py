@@ -105,9 +105,11 @@ def noise_beside_records(device: str) -> Check:
             _gather(samples, probe, rest, std)
             against.append(float(flat(rest) @ flat(exact)) / (std * _length(exact)))
     scale = _scale_check("noise beside a full sample", samples)
-    along = float(np.sum(against) / math.sqrt(len(against)))  # noise along the sum: N(0, 1)
-    p = min(1.0, 2 * min(scale.p, float(2 * stats.norm.sf(abs(along)))))
-    return Check(scale.name, scale.statistic, p, f"{scale.detail}; along the sum z = {along:.2f}")
+    z = np.array(against)  # noise along the sum, the direction that tells most: N(0, 1)
+    along = float(z.sum() / math.sqrt(len(z)))
+    ps = (scale.p, float(2 * stats.norm.sf(abs(along))), chi_square(float(z @ z), len(z)))
+    detail = f"{scale.detail}; along the sum z = {along:.2f}, deviation {z.std():.2f}"
+    return Check(scale.name, scale.statistic, min(1.0, 3 * min(ps)), detail)
 
 
 def noise_of_many_steps(device: str) -> Check:

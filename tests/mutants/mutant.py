@@ -50,7 +50,7 @@ def planted() -> tuple[Mutant, ...]:
     """The mutations chosen by hand, with the tests named there, else those of `covering`."""
     table = tomllib.loads(PLANTED.read_text(encoding="utf-8"))
     return tuple(
-        Mutant(**one | {"tests": tuple(one.get("tests", covering(one["file"])))})
+        Mutant(**one | {"tests": tuple(one.get("tests") or covering(one["file"]))})
         for one in table["mutant"]
     )
 

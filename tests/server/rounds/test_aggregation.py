@@ -112,6 +112,7 @@ def test_a_state_survives_its_checkpoint(average: bool, momentum: bool) -> None:
     overrides = [f"average={str(average).lower()}", f"server_momentum={0.5 if momentum else 0}"]
     plan = load_plan("digits", overrides)
     state = combine(start(arrays(1, 2), plan), [Update("a", arrays(3, 4))], plan)
+    assert state.to_arrays()["server/round"].tolist() == [state.round] == [1]
     again = State.from_arrays(state.to_arrays(), 1)
     for name in ("weights", "velocity", "mean"):
         one, other = getattr(state, name), getattr(again, name)
