@@ -14,6 +14,7 @@ import privacy
 import server
 
 if TYPE_CHECKING:
+    from client.dpsgd.twins import private_twins
     from privacy.contract.plan import Operation, Plan, Simulation, SitePlan
     from privacy.contract.plan_file import load_plan
     from simulations.comparison import Comparison, compare
@@ -35,6 +36,7 @@ __all__ = [
     "Sweep",
     "compare",
     "load_plan",
+    "private_twins",
     "simulate",
     "sweep",
 ]
@@ -60,6 +62,7 @@ _HOMES: Final = {
     "SitePlan": "privacy.contract.plan",
     "Sweep": "simulations.parameter_sweep",
     "load_plan": "privacy.contract.plan_file",
+    "private_twins": "client.dpsgd.twins",
     "simulate": "simulations.run",
     "sweep": "simulations.parameter_sweep",
 }

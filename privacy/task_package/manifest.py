@@ -110,7 +110,9 @@ class Manifest:
     * `label_shape`, `label_dtype`: of kind "values" and "tokens", whose loss is the package's own;
     * `test` is the share of rows (or subjects) held out by a public hash; 0 where `encode` says
       itself of every row whether it is held out;
-    * `subjects`: whether every row says whose it is, as a site's cap and the unit "subject" need.
+    * `subjects`: whether every row says whose it is, as a site's cap and the unit "subject" need;
+    * `twins`: whether the product replaces LSTM, GRU, RNN and attention of the model by private
+      twins, with their weights.
     """
 
     name: Name
@@ -127,6 +129,7 @@ class Manifest:
     label_dtype: Literal["float32", "int64"] = "float32"
     test: Annotated[float, Interval(ge=0, lt=1)] = 0.2
     subjects: bool = False
+    twins: bool = False
     needs: Lines = ()
     options: Mapping[str, OptionRule] = field(default_factory=dict)
 

@@ -132,8 +132,8 @@ def _check_modules(model: nn.Module) -> None:
         errors = validator(module) if validator is not None else ()
         if errors:
             raise ModelError(
-                f"model: {name} cannot be followed example by example (use opacus.layers."
-                f"DP{type(module).__name__}; opacus.validators.ModuleValidator.fix(model) does)"
+                f"model: {name} cannot be followed example by example (private_twins(model) of "
+                "simulations, or twins = true in task.toml, replaces it and keeps its weights)"
             )
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from client.data.wanted import Wanted
+from client.dpsgd.per_sample import ModelError
+from client.dpsgd.twins import private_twins
 from client.tasks.described.outcomes import Outcome, outcome
 from client.tasks.losses import seeded
 from client.tasks.packages.product import product_changed
@@ -92,7 +94,7 @@ def _task(manifest: Manifest, values: Mapping[str, Any], module: Any, reader: Re
         inputs=(),
         label=manifest.label,
         shape=shapes[first] if single else (),
-        model=seeded(lambda: _model(module, values)),
+        model=seeded(lambda: _model(module, values, twins=manifest.twins)),
         load=reader.load,
         wanted=Wanted(()),
         encode=_no_columns,
@@ -114,11 +116,14 @@ def _task(manifest: Manifest, values: Mapping[str, Any], module: Any, reader: Re
     )
 
 
-def _model(module: Any, values: Mapping[str, Any]) -> nn.Module:
+def _model(module: Any, values: Mapping[str, Any], *, twins: bool) -> nn.Module:
     built = module.model(values)
     if not isinstance(built, nn.Module):
         raise TaskError(f"{SOURCE}: model must give a torch module, got {type(built).__name__}")
-    return built
+    try:
+        return private_twins(built) if twins else built
+    except ModelError as error:
+        raise TaskError(f"{SOURCE}: {error}") from None
 
 
 def _outcome(manifest: Manifest) -> Outcome | None:

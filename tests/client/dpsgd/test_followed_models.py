@@ -188,7 +188,7 @@ def test_outputs_of_any_tree_and_inputs_of_any_tree_are_followed() -> None:
         (
             Made(lambda m, x: m.h(m.l(x)[0][:, -1]), l=nn.LSTM(WIDTH, 5), h=nn.Linear(5, 2)),
             "sequence",
-            r"l \(LSTM\).*opacus\.layers\.DPLSTM",
+            r"l \(LSTM\).*private_twins",
         ),
         (
             nn.Sequential(
@@ -197,7 +197,7 @@ def test_outputs_of_any_tree_and_inputs_of_any_tree_are_followed() -> None:
                 nn.Linear(TIME * WIDTH, 2),
             ),
             "sequence",
-            r"0\.self_attn \(MultiheadAttention\).*DPMultiheadAttention",
+            r"0\.self_attn \(MultiheadAttention\).*private_twins",
         ),
         (
             Made(
