@@ -129,7 +129,8 @@ class Attention(nn.Module):
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return heads
 
     def _mask(self, attention: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
         """What is added to the scores [B, heads, T, S]; torch's masks are True where none looks."""
