@@ -56,7 +56,11 @@ def audit_plan(
     began = time.monotonic()
     coins = np.random.default_rng(seed)
     seed_of_settings = secrets.randbelow(2**32) if seed is None else seed
-    visited = plan if plan.noised_at_site else None
+    if plan.is_secure and not plan.per_example:
+        raise PlanError(
+            'unit must be "record" or "subject" to audit where aggregation = "secure", got "client"'
+        )
+    visited = plan if plan.per_example else None
     with one_thread():
         checks = []
         for check in conform(device, settings_of(seed_of_settings, visited)):

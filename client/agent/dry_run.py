@@ -23,7 +23,7 @@ from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.arrays import encode
 from privacy.contract.outputs import PUBLIC
-from privacy.contract.plan import Plan
+from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy, load_policy
 from privacy.ledger.heads import GENESIS
@@ -37,6 +37,11 @@ def rehearse(directory: Path, name: str | None, policy: Path | None) -> dict[str
     site = Enrolled(directory)
     known = site.name if site.about.is_file() else "rehearsal"
     plan = _plan(directory, name)
+    if plan.is_secure:
+        raise PlanError(
+            'aggregation must not be "secure" for a dry run: a masked reply is random words, and '
+            "needs the other parties (docs/secure-aggregation.md)"
+        )
     rules = _rules(directory, policy, plan)
     tasks = Packages(directory, lambda: rules.packages)
     learning = tasks(plan)

@@ -24,6 +24,7 @@ from client.audit.check import BROKEN, Check, broken
 from client.audit.conformance import conform
 from client.audit.membership_inference import attack
 from client.audit.probes import made_up
+from client.audit.secure.canaries import score_sums
 from client.audit.settings import Drawn, draw, of_plan
 from client.tasks.losses import cross_entropy, layered, seeded
 from client.tasks.rows import Rows
@@ -164,6 +165,13 @@ def through_ledger(
         def pay(event: Event, number: int) -> Event:
             return ledger.spend(event, None, run="audit", round=number, plan=plan.digest).event
 
+        if plan.is_secure:
+            done = plan.rounds if rounds is None else rounds
+            scored, _ = score_sums(
+                *(task, rows, plan), count=count, rounds=done, pay=pay, device=device, coins=coins
+            )
+            (paid,) = ledger.merged()
+            return scored, paid
         scored = score(
             task,
             rows,
