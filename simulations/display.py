@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.live import Live
@@ -122,9 +122,13 @@ class RunView:
         return max(0.0, min(left)) if left else None
 
 
+_LEADING: Final = ("accuracy", "r2", "mse", "c_index", "deviance", "mae", "loss")
+_WORDS: Final = {"c_index": "C-index"}
+
+
 def metric_of(metrics: Mapping[str, float]) -> str | None:
     """The metric that a task is judged by."""
-    return next((name for name in ("accuracy", "r2", "mse") if name in metrics), None)
+    return next((name for name in _LEADING if name in metrics), None)
 
 
 def sentence(summary: Mapping[str, Any]) -> str:
@@ -153,6 +157,8 @@ def verdict(summary: Mapping[str, Any]) -> str | None:
                 f"This model is useless: always '{baseline['class']}' has accuracy "
                 f"{baseline['accuracy']:.4f}."
             )
+    elif metrics.get("c_index", 1.0) <= 0.5:
+        return "This model is useless: it orders patients no better than chance (C-index <= 0.5)."
     elif metrics.get("r2", 1.0) <= 0.0:
         return "This model is useless: the mean of the held-out labels is as good (r2 <= 0)."
     return None
@@ -169,13 +175,15 @@ def _reached(summary: Mapping[str, Any]) -> str:
     name = metric_of(metrics)
     if name is None:
         return "no metric"
-    text = f"{name} {metrics[name]:.4f}"
+    text = f"{_WORDS.get(name, name)} {metrics[name]:.4f}"
     if name != "accuracy" or baseline is None:
         return text
     if baseline["accuracy"] < 1.3 / baseline["classes"]:
         return text
     balanced = metrics.get("balanced_accuracy")
-    both = "" if balanced is None else f"balanced accuracy {balanced:.4f}; "
+    both = "" if balanced is None else f"balanced accuracy {balanced:.4f}, "
+    if "f1" in metrics:
+        both += f"{'macro ' if baseline['classes'] > 2 else ''}F1 {metrics['f1']:.4f}, "
     return f"{text} ({both}always '{baseline['class']}' would have {baseline['accuracy']:.4f})"
 
 

@@ -195,10 +195,13 @@ def life(
     }
 
 
+_LEADING: Final = ("accuracy", "r2", "mse", "c_index", "deviance", "mae", "loss")
+
+
 def utility(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """K: the metrics a round, and which one leads."""
     names = sorted({name for line in history for name in line.get("metrics", {})})
-    lead = next((n for n in ("accuracy", "r2", "mse", "loss") if n in names), None)
+    lead = next((n for n in _LEADING if n in names), None)
     per_round = [
         {"round": line["round"], **{n: metric(line["metrics"].get(n)) for n in names}}
         for line in history

@@ -50,7 +50,7 @@ function show(data) {
   const status = (end && end + (r.detail && r.ended === "failed" ? `: ${r.detail}` : "")) || (r.idle > 120 ? `nothing new for ${Math.round(r.idle / 60)} minutes` : r.done < r.rounds ? `running: round ${r.done + 1} of ${r.rounds}` : "finishing");
   if ($("state").textContent !== status) $("state").textContent = status;
   $("purpose").textContent = r.purpose ? `${r.purpose} (${r.task})` : r.task;
-  const h = r.history.at(-1), names = h && h.metrics ? Object.keys(h.metrics) : [], lead = ["accuracy", "r2", "mse", "loss"].find(n => names.includes(n)) || names[0];
+  const h = r.history.at(-1), names = h && h.metrics ? Object.keys(h.metrics) : [], lead = ["accuracy", "r2", "mse", "c_index", "deviance", "mae", "loss"].find(n => names.includes(n)) || names[0];
   const busy = r.sites.filter(s => s.status === "trained" && s.last === r.done).length;
   const tiles = [["Rounds", `${r.done} of ${r.rounds}`], ["Sites in the last round", `${busy} of ${r.sites.length}`], [lead || "Quality", lead ? num(h.metrics[lead]) : "–"],
     ["ε so far", r.unit === "none" ? "none" : num(r.epsilon)], ["δ", num(r.delta)], ["Seconds a round", h ? num(h.seconds, 3) : "–"], ["Sent a round", bytes(h?.bytes_down)], ["Received a round", bytes(h?.bytes_up)]];
