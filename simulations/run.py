@@ -159,6 +159,11 @@ def _play(
     check_finite(plan)
     if plan.simulation.engine == "vector":
         stack_of(plan)  # refuses a model that it cannot train
+    connected = False
+    if plan.simulation.engine == "ray":
+        from simulations.engines.ray import connect
+
+        connected = connect(plan.simulation.workers)  # refuses a cluster that is not there
     if resume:
         run_folder = RunFolder.open(folder, plan)
         ended = run_folder.summary()
@@ -185,7 +190,7 @@ def _play(
             stack.enter_context(
                 noise.insecure(f"{plan.seed}/{COORDINATOR}/{len(run_folder.history())}")
             )
-        engine = _engine(place)
+        engine = _engine(place, connected)
         stack.callback(engine.close)
         grid = _grid(plan, engine, list(world.parts))
         context = Context(
@@ -265,7 +270,7 @@ def _baseline(plan: Plan, world: World) -> dict[str, Any] | None:
     return {"class": classes[answer], "classes": len(classes), "accuracy": accuracy}
 
 
-def _engine(place: Place) -> Engine:
+def _engine(place: Place, connected: bool) -> Engine:
     """What runs the clients, by the plan's `[simulation] engine`."""
     options = place.plan.simulation
     if options.engine == "processes":
@@ -273,7 +278,7 @@ def _engine(place: Place) -> Engine:
     if options.engine == "ray":
         from simulations.engines.ray import RayActors
 
-        return RayActors(place, options.workers)
+        return RayActors(place, options.workers, connected=connected)
     if options.engine == "vector":
         return Vector(place)
     return Serial(place)

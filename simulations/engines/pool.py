@@ -79,6 +79,11 @@ class Waiting(Generic[W]):
         queue = self._new if had is None else self._again.setdefault(had, deque())
         queue.append((number, site, message))
 
+    def lost(self, worker: W) -> None:
+        """A worker is gone: what waits for it goes to anybody."""
+        self._new.extend(self._again.pop(worker, ()))
+        self._had = {site: had for site, had in self._had.items() if had != worker}
+
     def take(self, worker: W) -> Asked | None:
         """The next message for a worker that has nothing to do."""
         queue = self._again.get(worker) or self._new

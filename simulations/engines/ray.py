@@ -1,38 +1,71 @@
 """Ray actors behind the Grid, for a simulation over several machines; the rows are sent once."""
 
-from typing import Any
+import os
+import socket
+from typing import Any, Final
 
 import ray
 from flwr.app import Message
+from ray.exceptions import RayActorError, RayError
 
 from privacy import runtime
 from simulations.dataset import Place
-from simulations.engines.pool import Waiting, simulated_app
+from simulations.engines.pool import EngineError, Waiting, simulated_app
 from simulations.grid import context, identify
+
+_CONNECT_SECONDS: Final = 5.0
+
+
+class ClusterError(ValueError):
+    """A cluster that cannot be joined: bad input, nothing was started."""
+
+
+def connect(workers: int) -> bool:
+    """Join the cluster at RAY_ADDRESS, or start Ray on loopback; whether this did either.
+
+    ClusterError where nobody answers at that address.
+    """
+    runtime.prepare()  # who simulates from a program of their own has not
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        ray.init(
+            num_cpus=workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _node_ip_address="127.0.0.1",
+        )
+        return True
+    refused = f"RAY_ADDRESS must be the HOST:PORT of a running Ray cluster, got {address!r}"
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        try:  # Ray itself would try for a minute
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise ClusterError(f"{refused} ({error})") from None
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError, RayError) as error:
+        raise ClusterError(f"{refused} ({str(error).splitlines()[0]})") from None
+    return True
 
 
 class RayActors:
     """A fixed number of actors, each with the shipped ClientApp; started on loopback by default.
 
     Where Ray is already running (RAY_ADDRESS), its cluster is used; ledgers then need a file system
-    that all machines share.
+    that all machines share. What an actor was doing when it died, or its machine, is asked of
+    another: the site then trains, and pays, again. `connected` is what `connect` said.
     """
 
-    def __init__(self, place: Place, workers: int) -> None:
-        runtime.prepare()  # who simulates from a program of their own has not
-        self._started_ray = not ray.is_initialized()
-        if self._started_ray:
-            ray.init(
-                num_cpus=workers,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-                _node_ip_address="127.0.0.1",
-            )
+    def __init__(self, place: Place, workers: int, *, connected: bool) -> None:
+        self._connected = connected
         shared = ray.put(place)
         actor = ray.remote(num_cpus=1)(_Actor)
         self._idle = [actor.remote(shared) for _ in range(workers)]
-        self._busy: dict[Any, tuple[str, Any]] = {}
+        self._busy: dict[Any, tuple[str, str, Message, Any]] = {}
         self._waiting: Waiting[Any] = Waiting()
 
     def submit(self, number: str, site: str, message: Message) -> None:
@@ -44,26 +77,35 @@ class RayActors:
         """The next reply of any actor."""
         if not self._busy:
             return None
-        (ready,), _ = ray.wait(list(self._busy), num_returns=1)
-        number, actor = self._busy.pop(ready)
-        reply: Message = ray.get(ready)
-        self._idle.append(actor)
-        self._feed()
-        return number, reply
+        while True:
+            (ready,), _ = ray.wait(list(self._busy), num_returns=1)
+            number, site, message, actor = self._busy.pop(ready)
+            try:
+                reply: Message = ray.get(ready)
+            except RayActorError:
+                self._waiting.lost(actor)
+                self._waiting.put(number, site, message)
+                self._feed()
+                if not self._busy:
+                    raise EngineError("every worker of the Ray cluster has died") from None
+                continue
+            self._idle.append(actor)
+            self._feed()
+            return number, reply
 
     def close(self) -> None:
-        """End the actors, and Ray if it was started here."""
-        for actor in (*self._idle, *(actor for _, actor in self._busy.values())):
+        """End the actors, and leave Ray if it was joined or started for this run."""
+        for actor in (*self._idle, *(busy[-1] for busy in self._busy.values())):
             ray.kill(actor)
-        if self._started_ray:
+        if self._connected:
             ray.shutdown()
 
     def _feed(self) -> None:
         for actor in list(self._idle):
             request = self._waiting.take(actor)
             if request is not None:
-                number, site, message = request
-                self._busy[actor.answer.remote(site, message)] = (number, actor)
+                _, site, message = request
+                self._busy[actor.answer.remote(site, message)] = (*request, actor)
                 self._idle.remove(actor)
 
 

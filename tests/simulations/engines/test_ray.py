@@ -1,0 +1,81 @@
+"""The engine `ray`: a cluster is joined, refused before anything is written, and may lose nodes."""
+
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privacy.contract.plan_file import load_plan
+from simulations import simulate
+from simulations.engines.pool import Waiting
+
+CLUSTER = """
+import sys
+from privacy.runtime import prepare
+prepare()
+import ray
+from ray.cluster_utils import Cluster
+from privacy.contract.plan_file import load_plan
+from simulations import simulate
+import os
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+other = cluster.add_node(num_cpus=1)
+os.environ["RAY_ADDRESS"] = cluster.address
+settings = ["rounds=4", "sites=4", "steps=1", "simulation.engine=ray", "simulation.workers=2"]
+rounds = []
+
+def on_round(line):
+    rounds.append(sum(site["status"] == "trained" for site in line["sites"].values()))
+    if len(rounds) == 2:
+        cluster.remove_node(other, allow_graceful=False)
+
+result = simulate(load_plan("digits", settings), sys.argv[1], on_round=on_round)
+print(result.outcome.reason, rounds)
+cluster.shutdown()
+"""
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "127.0.0.1:99999999", "ray://:x"])
+def test_a_cluster_that_is_not_there_is_refused_before_anything_is_written(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    plan = load_plan("digits", ["simulation.engine=ray", "rounds=1"])
+    with pytest.raises(ValueError, match="RAY_ADDRESS must be the HOST:PORT"):
+        simulate(plan, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_waits_for_a_lost_worker_goes_to_another() -> None:
+    class Meta:
+        group_id = "1"
+
+    class Request:
+        metadata = Meta
+
+    message: Any = Request
+    waiting: Waiting[str] = Waiting()
+    waiting.put("1", "site-0", message)
+    assert waiting.take("one") == ("1", "site-0", message)
+    waiting.put("2", "site-0", message)  # the same site again: for the worker that had it
+    assert waiting.take("other") is None
+    waiting.lost("one")
+    assert waiting.take("other") == ("2", "site-0", message)
+    assert waiting._again == {} or waiting._again.get("one", deque()) == deque()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_over_two_nodes_and_after_one_of_them_died(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    ended = subprocess.run(
+        [sys.executable, "-c", CLUSTER, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.stdout.splitlines()[-1:] == ["done [4, 4, 4, 4]"], ended.stderr[-2000:]
