@@ -67,7 +67,8 @@ def open_atomic(path: Path, *, mode: int | None = None, durable: bool = True) ->
     """A new file that takes the place of `path` when the block ends, and vanishes if it raises.
 
     The temporary file has a random name, is made anew (O_EXCL, O_NOFOLLOW) in the same folder, and
-    is locked, so that `remove_stale` tells it from what a kill left.
+    is locked, so that `remove_stale` tells it from what a kill left. FileError where it cannot be
+    written, by the block too.
     """
     with ExitStack() as stack:
         try:
@@ -78,7 +79,12 @@ def open_atomic(path: Path, *, mode: int | None = None, durable: bool = True) ->
             stack.callback(file.close)
         except OSError as error:
             raise FileError(path, error) from error
-        yield file
+        try:
+            yield file
+        except OSError as error:
+            if error.filename is not None:  # of another file: what the block reads, say
+                raise
+            raise FileError(path, error) from error
         try:
             file.flush()
             if durable:
