@@ -137,6 +137,8 @@ def builtin_policy() -> Policy:
         min_sigma=0.0,
         approve="within-limits",
         outputs=(UPDATE, STATISTICS),
+        epsilon_alone=1000.0,
+        parties=(ANY,),
     )
 
 
