@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from client.judgement import judged
 from client.release import Public, release
+from client.round_request import is_run_id
 from client.site import Site
 from client.tasks.rows import TaskError
 from privacy.contract.decision import (
@@ -30,7 +31,6 @@ from privacy.ledger.ledger import LedgerError, SpendingState
 REQUEST = "request"
 REPLY = "reply"
 ACTION = "propose"
-_LONGEST_ID = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def answer_proposal(site: Site, content: RecordDict) -> RecordDict:
         answer = ProposalAnswer("failed", "failed", 0)
     run_id = request.get("run")
     fields = {
-        "run": run_id if isinstance(run_id, str) and len(run_id) <= _LONGEST_ID else "",
+        "run": run_id if is_run_id(run_id) else "",
         "round": request.get("round") if isinstance(request.get("round"), int) else 0,
         "site": site.name,
         "status": answer.status,
@@ -85,7 +85,7 @@ def _read(site: Site, request: Mapping[str, Any]) -> tuple[Plan, str, int]:
     run, number, text = request.get("run"), request.get("round"), request.get("plan")
     if request.get("site") != site.name or not isinstance(text, str):
         raise _BadProposal
-    if not isinstance(run, str) or len(run) > _LONGEST_ID:
+    if run != "" and not is_run_id(run):
         raise _BadProposal
     try:
         plan = from_json(text)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from flwr.app import ConfigRecord, RecordDict
 
 from client.release import Field, Public, release
-from client.round_request import LONGEST_ID, Refused
+from client.round_request import Refused, is_run_id
 from client.site import Site
 
 REPLY: Final = "reply"
@@ -47,7 +47,7 @@ def about(site: Site, request_fields: Mapping[str, Any], status: str, code: str)
     """What every reply says beside its payload: all of it public, and checked at the door."""
     run, number = request_fields.get("run"), request_fields.get("round")
     fields: dict[str, Field] = {
-        "run": Public(run if isinstance(run, str) and len(run) <= LONGEST_ID else ""),
+        "run": Public(run if is_run_id(run) else ""),
         "round": Public(number if isinstance(number, int) else 0),
         "site": Public(site.name),
         "status": Public(status),

@@ -4,9 +4,10 @@ What needs no weights is judged first: the request's form, pause, task, approval
 Then a model is built, and its own shapes say how many bytes of weights are taken.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
@@ -22,7 +23,7 @@ from privacy.contract.plan_file import from_json
 ARRAYS: Final = "arrays"
 REQUEST: Final = "request"
 STYPE: Final = "safetensors"
-LONGEST_ID: Final = 64
+_RUN_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 NO_SUBJECTS: Final = (
     "the schema must name a subject column: the plan's unit is the person, or the policy's "
     "records_per_subject is above 1"
@@ -58,7 +59,7 @@ def fields_of(content: RecordDict) -> Mapping[str, Any]:
 def read_round_request(site: Site, fields: Mapping[str, Any]) -> RoundRequest:
     """The request as a value; Refused where it is none to this site."""
     run, number, text = fields.get("run"), fields.get("round"), fields.get("plan")
-    if not isinstance(run, str) or not 0 < len(run) <= LONGEST_ID or not isinstance(text, str):
+    if not is_run_id(run) or not isinstance(text, str):
         raise Refused("bad-request")
     if isinstance(number, bool) or not isinstance(number, int) or fields.get("site") != site.name:
         raise Refused("bad-request")
@@ -66,9 +67,14 @@ def read_round_request(site: Site, fields: Mapping[str, Any]) -> RoundRequest:
         plan = from_json(text)
     except PlanError:
         raise Refused("bad-request") from None
-    if not 1 <= number <= plan.rounds or not run.isprintable():
+    if not 1 <= number <= plan.rounds:
         raise Refused("bad-request")
     return RoundRequest(run, number, plan, fields)
+
+
+def is_run_id(run: object) -> TypeGuard[str]:
+    """Whether a value names a run: a word, which in a line of a log cannot look like more facts."""
+    return isinstance(run, str) and bool(_RUN_ID.fullmatch(run))
 
 
 def check_permitted(site: Site, request: RoundRequest, *, handed_out: bool = False) -> Task:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -15,11 +15,16 @@ from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy
-from privacy.files import write_atomic
+from privacy.files import DocumentError, Limits, parse_json, write_atomic
 from privacy.ledger.heads import Head, Proof
 from privacy.ledger.ledger import Ledger, LedgerError
 from privacy.secagg.parties import Attempt, Roster
 from privacy.secagg.party import Advertised, Confirmed, Masked, Shared
+
+_CLAIM: Final = Limits(size=2048, depth=2, digits=16, length=512, count=16)
+"""A coordinator's word on a ledger's head: a count, a digest, a signature, a ledger's name."""
+_STORED: Final = Limits(size=1 << 26, depth=8, length=1 << 26)
+"""The fields of a stored reply, which hold whole proofs as text."""
 
 
 class SiteError(ValueError):
@@ -116,7 +121,7 @@ def packed(values: Mapping[str, Any]) -> bytes:
 def unpacked(data: bytes) -> dict[str, Any]:
     """What `packed` had."""
     size = int.from_bytes(data[:8], "little")
-    values: dict[str, Any] = json.loads(data[8 : 8 + size])
+    values: dict[str, Any] = parse_json(data[8 : 8 + size], _STORED)
     return values | {"update": data[8 + size :]}
 
 
@@ -181,8 +186,8 @@ class Site:
     def is_addressed_by(self, head: object) -> bool:
         """Whether a head that a coordinator sent is one of this ledger, not of another here."""
         try:
-            claim = json.loads(head) if isinstance(head, str) else None
-        except ValueError:
+            claim = parse_json(head, _CLAIM) if isinstance(head, str) else None
+        except DocumentError:
             return False
         return isinstance(claim, dict) and claim.get("ledger", "") == self.ledger_id
 
@@ -205,7 +210,7 @@ class Site:
         if not isinstance(head, str):
             return None
         try:
-            claim = json.loads(head)
+            claim = parse_json(head, _CLAIM)
             return Head(claim["n"], claim["digest"]) if self.check_head(claim) else None
         except (ValueError, KeyError, TypeError):
             return None

@@ -26,12 +26,16 @@ from privacy.contract.forecast import rounds_that_fit
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy, load_policy
+from privacy.files import Limits, parse_json, read_bounded
 from privacy.identity.keys import verify
 from privacy.ledger.ledger import Ledger
 from privacy.ledger.recovery import Known, RecoveryError, known_events, recover
 from privacy.runtime import ACCOUNTANTS, load
 
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
+_HEADS_MAX: Final = 1 << 28
+_HEAD_LINE: Final = Limits(size=1 << 26, count=1 << 20)
+"""A file of heads, as a coordinator sends it to an owner who recovers a ledger."""
 
 
 def register(app: typer.Typer) -> None:
@@ -240,8 +244,8 @@ def _key(text: str) -> str:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text.split("\n") if line]
+        content = read_bounded(path, _HEADS_MAX)
+        lines = [parse_json(line, _HEAD_LINE) for line in content.split(b"\n") if line]
     except (OSError, ValueError) as error:
         raise RecoveryError(f"{path}: expected a JSON object a line ({error})") from None
     if not all(isinstance(line, dict) for line in lines):

@@ -23,7 +23,7 @@ from privacy.contract.forecast import Forecast, epsilons, forecast
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, load_policy
 from privacy.files import write_atomic
-from privacy.printable import printable
+from privacy.printable import folded, printable
 from privacy.runtime import ACCOUNTANTS, load
 
 Hash = Annotated[str, typer.Argument(metavar="HASH", help="The plan's hash, or its beginning.")]
@@ -259,7 +259,8 @@ def _number(value: float | None) -> str:
 
 def _print(console: Console, facts: dict[str, Any]) -> None:
     def say(line: str) -> None:
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        for part in folded(line):
+            console.print(escape(part), highlight=False, soft_wrap=True)
 
     if facts.get("asks") is not None:  # first, so that nothing from outside can hide it
         cost, left = spent_text(facts["asks"]), left_text(facts["left"])

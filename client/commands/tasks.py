@@ -1,12 +1,15 @@
 """`task add`, `list`, `show`, `diff`, `check`, `approve`, `remove`: whose code may run here."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from client.commands.options import HERE, Dir, Json, PolicyFile
+from client.commands.options import HERE, Dir, Json, PolicyFile, Reason
+from privacy.audit_trail import recorded
+from privacy.printable import folded, printable
 from privacy.task_package.archive import PackageError
 
 Hash = Annotated[str, typer.Argument(metavar="HASH", help="The package's hash, or its beginning.")]
@@ -33,11 +36,12 @@ def add(
 
     package = load_package(file)
     manifest = manifest_of(package)
-    store.add(directory, package)
+    with recorded(directory, "task add", manifest.name, fingerprint=package.digest):
+        store.add(directory, package)
     if as_json:
         typer.echo(json.dumps({"name": manifest.name, "code": package.code}))
         return
-    typer.echo(f"{manifest.name} {manifest.version}: {package.code} is here, not approved")
+    _say([f"{manifest.name} {printable(manifest.version)}: {package.code} is here, not approved"])
     typer.echo(f"read it: tacit-client task show {package.digest[:16]}")
 
 
@@ -73,14 +77,12 @@ def show(hash_: Hash, directory: Dir = HERE, source: bool = False) -> None:
     """
     from client.tasks.packages import store
     from client.tasks.packages.review import examined, shown
-    from privacy.printable import printable
 
     package = store.read(directory, store.find(directory, hash_))
-    for line in shown(package, examined(package)):
-        typer.echo(line)
+    _say(shown(package, examined(package)))
     if source:
         for number, line in enumerate(package.source.splitlines(), 1):
-            typer.echo(f"{number:4} {printable(line.replace(chr(9), '    '), 400)}")
+            _say([f"{number:4} {printable(line.replace(chr(9), '    '), 400)}"])
 
 
 def diff(
@@ -103,8 +105,7 @@ def diff(
         if not known:
             raise PackageError("no package was approved before it: tacit-client task show HASH")
         digest = known[-1]
-    for line in difference(store.read(directory, digest), new):
-        typer.echo(line)
+    _say(difference(store.read(directory, digest), new))
 
 
 def check(
@@ -122,8 +123,7 @@ def check(
     package = load_package(path)
     report = examined(package)
     if not as_json:
-        for line in shown(package, report):
-            typer.echo(line)
+        _say(shown(package, report))
     if report["refused"]:
         raise PackageError(str(report["refused"]))
     facts: dict[str, Any] = {"code": package.code, "examined": report}
@@ -137,7 +137,11 @@ def check(
 
 
 def approve(
-    hash_: Hash, directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = False
+    hash_: Hash,
+    directory: Dir = HERE,
+    policy: PolicyFile = None,
+    reason: Reason = "",
+    as_json: Json = False,
 ) -> None:
     """Allow a package's code to run at this site: it is then trusted like the product itself.
 
@@ -153,17 +157,22 @@ def approve(
     report = examined(package)
     if report["refused"]:
         raise PackageError(f"{digest[:16]}: cannot be approved: {report['refused']}")
-    approve_package(policy or directory / "policy.toml", package.code)
     manifest = manifest_of(package)
+    with recorded(directory, "task approve", manifest.name, fingerprint=digest, reason=reason):
+        approve_package(policy or directory / "policy.toml", package.code)
     if as_json:
         typer.echo(json.dumps({"code": package.code, "state": "approved"}))
         return
-    typer.echo(f"{manifest.name} {manifest.version}: {package.code} is approved")
+    _say([f"{manifest.name} {printable(manifest.version)}: {package.code} is approved"])
     typer.echo("its code is trusted like the product; plans are approved by themselves, as before")
 
 
 def remove(
-    hash_: Hash, directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = False
+    hash_: Hash,
+    directory: Dir = HERE,
+    policy: PolicyFile = None,
+    reason: Reason = "",
+    as_json: Json = False,
 ) -> None:
     """Forget a package, and take its approval back."""
     from client.agent.received_plans import approve_package
@@ -171,14 +180,22 @@ def remove(
 
     digest = store.find(directory, hash_)
     path = policy or directory / "policy.toml"
-    if path.is_file():
-        approve_package(path, store.PREFIX + digest, allowed=False)
-    store.remove(directory, digest)
+    with recorded(directory, "task remove", digest[:16], fingerprint=digest, reason=reason):
+        if path.is_file():
+            approve_package(path, store.PREFIX + digest, allowed=False)
+        store.remove(directory, digest)
     typer.echo(
         json.dumps({"code": store.PREFIX + digest, "state": "removed"})
         if as_json
         else f"{digest[:16]}: removed; no plan that names it is taken any more"
     )
+
+
+def _say(lines: Iterable[str]) -> None:
+    """A package's words in lines that a terminal does not break."""
+    for line in lines:
+        for part in folded(line):
+            typer.echo(part)
 
 
 def _approved(directory: Path, policy: Path | None) -> tuple[str, ...]:

@@ -14,11 +14,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy.files import write_atomic
+from privacy.files import DocumentError, parse_json, write_atomic
 
 MODELS_MAX: Final = 100
 BYTES_MAX: Final = 4 * 1024**3
 """What a site keeps of the models that it was handed; the oldest go."""
+_LINES_MAX: Final = 4 * MODELS_MAX
 
 
 def folder(directory: Path) -> Path:
@@ -49,7 +50,9 @@ def keep(directory: Path, content: bytes, signature: bytes | None, *, run: str, 
 def _forget_oldest(directory: Path) -> None:
     """Keep the last `MODELS_MAX` models, and of them as many as `BYTES_MAX` holds."""
     names, size = set[str](), 0
-    for entry in reversed(_entries(folder(directory) / "index.jsonl")):
+    index = folder(directory) / "index.jsonl"
+    entries = _entries(index)
+    for entry in reversed(entries):
         path = folder(directory) / f"{entry['model']}.safetensors"
         if path.name in names or not path.is_file():
             continue
@@ -59,6 +62,10 @@ def _forget_oldest(directory: Path) -> None:
             path.with_name(f"{path.name}.sig").unlink(missing_ok=True)
         else:
             names.add(path.name)
+    if len(entries) > _LINES_MAX:  # a file of lines without models would grow for ever
+        kept = [one for one in entries if f"{one['model']}.safetensors" in names]
+        lines = [json.dumps(one) + "\n" for one in kept[-MODELS_MAX:]]
+        write_atomic(index, "".join(lines).encode())
 
 
 def pack(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> bytes:
@@ -95,8 +102,8 @@ def _entries(index: Path) -> list[dict[str, object]]:
     entries = []
     for line in index.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
-        except ValueError:
+            entry = parse_json(line)
+        except DocumentError:
             continue
         if isinstance(entry, dict) and str(entry.get("model", "")).isalnum():
             entries.append(entry)

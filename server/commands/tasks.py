@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from privacy.audit_trail import recorded
 from privacy.files import write_atomic
 from privacy.task_package.archive import SUFFIX, load_package
 from privacy.task_package.manifest import manifest_of
@@ -36,7 +37,10 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Keep a task package, so that queued plans may name it; sites get the file by your ways."""
-    name, code = add_package(Home(directory).check(), file)
+    home = Home(directory).check()
+    package = load_package(file)
+    with recorded(directory, "task add", manifest_of(package).name, fingerprint=package.digest):
+        name, code = add_package(home, file)
     if as_json:
         typer.echo(json.dumps({"name": name, "code": code}))
     else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from privacy.files import PRIVATE, write_atomic
+from privacy.files import PRIVATE, Limits, read_json, write_atomic
 from privacy.identity.certificates import (
     CERTIFICATE_DAYS,
     Authority,
@@ -34,6 +34,7 @@ from privacy.identity.rotation import announce
 
 DEFAULT_PORT: Final = 8443
 AUTHORITY_NAME: Final = "tacit federation"
+_LISTED: Final = Limits(size=1 << 26, count=1 << 20)
 
 
 class MembersError(ValueError):
@@ -143,7 +144,7 @@ class Home:
 
     def hosts(self) -> list[str]:
         """The names and addresses, with their ports, under which the coordinator is reached."""
-        return [str(host) for host in json.loads(self.federation.read_text())["hosts"]]
+        return [str(host) for host in read_json(self.federation)["hosts"]]
 
     def authorities(self) -> bytes:
         """The certificates (PEM) of whoever may sign: of two, while a rotation is under way."""
@@ -153,7 +154,7 @@ class Home:
     def members(self) -> Members:
         """Read the list of sites."""
         try:
-            content = json.loads(self.sites.read_text())
+            content = read_json(self.sites, _LISTED)
             sites = {
                 name: Member(
                     name,
@@ -375,7 +376,7 @@ def changing(home: Home) -> Iterator[dict[str, Any]]:
     """The list of sites, to be changed: under a lock, written in one step if nothing failed."""
     with (home.folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        content = json.loads(home.sites.read_text())
+        content = read_json(home.sites, _LISTED)
         before = json.dumps(content)
         yield content
         if json.dumps(content) != before:

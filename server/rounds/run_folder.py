@@ -17,7 +17,7 @@ from typing import Any
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan, override, parse
-from privacy.files import FileError, remove_stale, write_atomic
+from privacy.files import FileError, read_json, remove_stale, write_atomic
 from server.rounds import checkpoint
 
 
@@ -92,7 +92,7 @@ class RunFolder:
     def open(cls, path: Path, plan: Plan | None = None) -> "RunFolder":
         """A run to go on with; FolderError where it is none or was begun under another plan."""
         try:
-            about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            about = read_json(path / "run.json")
             run, digest = str(about["id"]), str(about["plan"])
         except (OSError, ValueError, KeyError, TypeError):
             raise FolderError(f"{path}: expected the folder of a run to resume") from None
@@ -115,7 +115,7 @@ class RunFolder:
 
     def facts(self) -> dict[str, Any]:
         """What run.json says of the run."""
-        facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        facts: dict[str, Any] = read_json(self.path / "run.json")
         return facts
 
     def write_round(

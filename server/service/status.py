@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from privacy.files import FileError, write_atomic
+from privacy.files import DocumentError, FileError, read_json, write_atomic
 
 FILE: Final = "status.json"
 LOCK: Final = ".coordinator"
@@ -54,8 +54,8 @@ def running(folder: Path) -> bool:
 def read(folder: Path) -> dict[str, Any]:
     """The last status that was written, with `state` "running", "stopped" or "killed"."""
     try:
-        status: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        status: dict[str, Any] = read_json(folder / FILE)
+    except (OSError, DocumentError):
         status = {}
     if not isinstance(status, dict):
         status = {}
