@@ -12,6 +12,7 @@ end the run goes on without kills, and each process's own memory is compared at 
 """
 
 import argparse
+import datetime
 import json
 import os
 import random
@@ -80,7 +81,7 @@ class Federation:
     def __init__(self, folder: Path, sites: int) -> None:
         self.folder, self.home = folder, folder / "coordinator"
         self.sites = [f"site-{number}" for number in range(sites)]
-        now = members.datetime.datetime.now(members.datetime.UTC)
+        now = datetime.datetime.now(datetime.UTC)
         members.create(self.home, ["127.0.0.1"], now)
         for site in self.sites:
             csr, _ = enroll(folder / site, site)
@@ -168,7 +169,7 @@ def _command(name: str, words: list[str]) -> None:
     if name == "coordinator":
         from server.__main__ import main
 
-        service.Child = Weights  # type: ignore[misc,assignment]
+        service.Child = Weights  # type: ignore[attr-defined]
         main()
     else:
         from client.__main__ import main as client_main

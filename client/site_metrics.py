@@ -57,9 +57,9 @@ class SiteMetrics(Collector):
         yield from self._plans()
         ends = here.read_certificate().ends if here.certificate.is_file() else None
         if ends is not None:
-            left = (ends - datetime.datetime.now(datetime.UTC)).total_seconds() / 86_400
-            days: Samples = {(f"site {here.name}",): left}
-            yield gauge("tacit_certificate_days", "Days until it ends.", days, "whose")
+            seconds = (ends - datetime.datetime.now(datetime.UTC)).total_seconds()
+            left: Samples = {(f"site {here.name}",): seconds}
+            yield gauge("tacit_certificate_remaining_seconds", "Until it ends.", left, "whose")
         free = shutil.disk_usage(here.folder).free
         yield gauge("tacit_disk_free_bytes", "Free on the folder's disk.", {(): free})
         yield from from_log(log)

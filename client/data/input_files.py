@@ -17,6 +17,7 @@ from torch import Tensor
 from client.data.formats.input_arrays import ArraysError, arrays
 from client.data.reader import BROKEN, Batch, is_table, read
 from client.data.source import options_of
+from client.data.values import texts
 from client.tasks.rows import Rows, TaskError
 from client.tasks.task import Task
 
@@ -168,7 +169,7 @@ def _encoded(task: Task, batch: Batch, labels: bool, group: str | None, ids: str
     if group is not None:
         if group not in table.column_names:
             raise TaskError(f"expected a column named {group!r} to group by, found none")
-        values = table.column(group).take(indices).to_pylist()
+        values = texts(table.column(group).take(indices))
         groups = ["" if value is None else str(value).strip() for value in values]
     faults = [
         Fault(number, batch.place(number), "the line", expected)

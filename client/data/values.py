@@ -166,4 +166,13 @@ def distinct(column: Any) -> tuple[Sequence[str | None], NDArray[np.integer[Any]
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise TaskError(f"expected text or numbers, got {column.type}") from error
     encoding = pc.dictionary_encode(column, null_encoding="encode")
-    return encoding.dictionary.to_pylist(), encoding.indices.to_numpy()
+    return texts(encoding.dictionary), encoding.indices.to_numpy()
+
+
+def texts(column: Any) -> list[Any]:
+    """A column's values as Python has them; TaskError where a text is not UTF-8."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        raise TaskError("a text must be UTF-8, got other bytes") from None
+    return values

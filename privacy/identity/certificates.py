@@ -36,6 +36,11 @@ _SKEW: Final = datetime.timedelta(minutes=5)
 _SIGNING: Final = x509.ObjectIdentifier("2.25.141129483820473059152461305")
 _ENROL: Final = b"tacit enrolment\0"
 _AUTHORITIES_MAX: Final = 8
+_MALFORMED: Final = (
+    *(ValueError, TypeError, UnsupportedAlgorithm),
+    *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+)
+"""What the library raises for bytes that are no certificate and no request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ def read_request(pem: bytes) -> Request:
         csr = x509.load_pem_x509_csr(pem)
         signed, public = csr.is_signature_valid, csr.public_key()
         value = _extension(csr.extensions)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except _MALFORMED:
         raise IdentityError("request: expected a certificate request in PEM") from None
     if not signed or not isinstance(public, ec.EllipticCurvePublicKey):
         raise IdentityError("request: its signature does not hold")
@@ -111,7 +116,7 @@ class Certificate:
                 ends=certificate.not_valid_after_utc,
                 hosts=_hosts(certificate),
             )
-        except (ValueError, TypeError, UnsupportedAlgorithm):
+        except _MALFORMED:
             raise IdentityError("certificate: expected a certificate in PEM or DER") from None
 
     @property
@@ -215,7 +220,7 @@ def issuer_of(certificate: bytes) -> str:
     """The issuer's name of any certificate (DER), as it says itself; IdentityError."""
     try:
         return x509.load_der_x509_certificate(certificate).issuer.rfc4514_string()[:200]
-    except (ValueError, UnsupportedAlgorithm):
+    except _MALFORMED:
         raise IdentityError("certificate: must be X.509") from None
 
 
@@ -224,7 +229,7 @@ def issued_by(certificate: bytes, authorities: bytes) -> bool:
     try:
         leaf = _load(certificate)
         listed = x509.load_pem_x509_certificates(authorities)[:_AUTHORITIES_MAX]
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except _MALFORMED:
         return False
     return any(_signed_by(leaf, one) for one in listed)
 
@@ -233,7 +238,7 @@ def split(authorities: bytes) -> list[bytes]:
     """The certificates of a PEM text, each by itself and in one spelling; IdentityError."""
     try:
         listed = x509.load_pem_x509_certificates(authorities)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except _MALFORMED:
         raise IdentityError("authority: must be a certificate in PEM") from None
     if len(listed) > _AUTHORITIES_MAX:
         raise IdentityError(f"authority: must be at most {_AUTHORITIES_MAX} certificates")
@@ -248,7 +253,7 @@ def _load(data: bytes) -> x509.Certificate:
 def _signed_by(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         leaf.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+    except (InvalidSignature, *_MALFORMED):
         return False
     return True
 

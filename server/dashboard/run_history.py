@@ -225,6 +225,9 @@ def _line(text: str) -> dict[str, Any] | None:
 
 def figure(value: Any, otherwise: Any = None) -> Any:
     """A finite number as it is, since JSON knows no other."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return otherwise
-    return value
+    try:
+        return value if math.isfinite(value) else otherwise
+    except OverflowError:  # a whole number beyond every float
+        return otherwise

@@ -4,18 +4,30 @@ import datetime
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 from privacy.event_log import EventLog
 from privacy.identity.certificates import Certificate
 from privacy.metrics import Collector, Metric, counter, from_log, gauge
 from server.registry.sites import Home
 from server.rounds.history import last_line
-from server.service.queue import STATES, Queue
+from server.service.queue import STATES, Queue, Submission
 
+RUNS_MAX: Final = 50
+ENDED: Final = frozenset({"done", "budget", "failed", "stopped"})
 Samples = dict[tuple[str, ...], float]
+
+
+def recent(runs: Sequence[Submission]) -> list[Submission]:
+    """The runs that have not ended, and the last `RUNS_MAX` of the others: no label grows for ever.
+
+    Their histories are read at each look.
+    """
+    ended = [run for run in runs if run.state in ENDED]
+    shown = {run.number for run in ended[-RUNS_MAX:]}
+    return [run for run in runs if run.state not in ENDED or run.number in shown]
 
 
 class CoordinatorMetrics(Collector):
@@ -66,7 +78,7 @@ class CoordinatorMetrics(Collector):
         planned: Samples = {}
         last: Samples = {}
         epsilon: Samples = {}
-        for run in self._queue.runs():
+        for run in recent(self._queue.runs()):
             states |= {(run.name, state): float(state == run.state) for state in STATES}
             line = last_line(self._home.runs / run.name)
             done[run.name,] = line.get("round", 0)
@@ -99,10 +111,9 @@ class CoordinatorMetrics(Collector):
             connected[member.name,] = float(presence["connected"])
             if presence["seen"] is not None:
                 seen[member.name,] = presence["seen"]
-        days: Samples = {
-            (whose,): (one.ends - now).total_seconds() / 86_400
-            for whose, one in certificates.items()
+        left: Samples = {
+            (whose,): (one.ends - now).total_seconds() for whose, one in certificates.items()
         }
         yield gauge("tacit_site_connected", "1 where a site is connected.", connected, "site")
         yield gauge("tacit_site_last_seen_seconds", "Since its last request.", seen, "site")
-        yield gauge("tacit_certificate_days", "Days until it ends.", days, "whose")
+        yield gauge("tacit_certificate_remaining_seconds", "Until it ends.", left, "whose")

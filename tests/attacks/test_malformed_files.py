@@ -11,7 +11,10 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as parquet
 import pytest
 
+from privacy.report.bundle.verify import verify
+from privacy.report.bundle.write import file_report
 from tests.support.models import command, digits_csv, own_key, release
+from tests.support.run_folders import run_folder
 
 MARK = "777.777secret"
 
@@ -134,3 +137,25 @@ def test_signatures_of_any_bytes_give_one_line(run: Path, tmp_path: Path) -> Non
         answer = command("predict", "--model", path, "--data", data)
         judged(answer.code, answer.err)
     beside.write_bytes(good)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"certificate": 1e308},
+        {"filing": {"sources": None}},
+        {"filing": {"sources": [{}]}},
+        {"files": {"report.json": 1}},
+        {"lines": {"a.jsonl": {"x": 1}}},
+        {"lines": {"a.jsonl": [[]]}},
+    ],
+    ids=str,
+)
+def test_a_malformed_seal_is_told_and_no_traceback(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    _, out, _ = file_report([run_folder(tmp_path / "run")])
+    path = out / "report.sig"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    (problem,) = verify(out).differences
+    assert problem.code == "signature-invalid"

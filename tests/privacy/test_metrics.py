@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from privacy.event_log import EventLog
 from privacy.http.http_listener import ListenError
 from privacy.metrics import Collector, Metric, MetricsError, exported, from_log, gauge
 from server.registry.sites import Home
-from server.service.coordinator_metrics import CoordinatorMetrics
+from server.service.coordinator_metrics import RUNS_MAX, CoordinatorMetrics
 from server.service.queue import Queue
 from tests.support.desk import Desk
 from tests.support.federation import coordinator
 from tests.support.run_folders import run_folder
 
+ENDS = "tacit_certificate_remaining_seconds"
+NOT_BASE = {"days", "hours", "minutes", "milliseconds", "ms", "s", "kilobytes", "kb", "percent"}
 Families = dict[str, dict[tuple[str, ...], float]]
 
 
@@ -30,12 +33,20 @@ def parsed(text: str) -> Families:
     """Every sample by its name and its labels' values, read by Prometheus' own parser."""
     found: Families = {}
     for family in text_string_to_metric_families(text):
-        assert family.documentation, family.name
+        lint(family.name, family.type, family.documentation)
         for sample in family.samples:
             values = tuple(sample.labels.values())
             assert values not in found.setdefault(sample.name, {}), "a sample must occur once"
             found[sample.name][values] = sample.value
     return found
+
+
+def lint(name: str, kind: str, what: str) -> None:
+    """The rules of `promtool check metrics`: help, type, base units, names."""
+    assert what and kind in ("counter", "gauge"), name
+    assert re.fullmatch(r"tacit_[a-z]+(_[a-z]+)*", name), name
+    words = name.split("_")
+    assert not set(words) & (NOT_BASE | {"gauge", "counter", "total", "count", "sum"}), name
 
 
 class Fixed(Collector):
@@ -124,10 +135,20 @@ def test_a_coordinator_tells_its_runs_sites_certificates_and_disk(tmp_path: Path
     assert found["tacit_site_answers_total"]["trained", site] == len(lines)
     assert found["tacit_site_connected"] == {("north",): 1, ("south",): 0}
     assert found["tacit_site_last_seen_seconds"] == {("north",): 1.5}
-    days = found["tacit_certificate_days"]
+    days = {whose: left / 86_400 for whose, left in found[ENDS].items()}
     assert set(days) == {("coordinator",), ("authority",), ("site north",), ("site south",)}
     assert days["site north",] == pytest.approx(397, abs=1)
     assert found["tacit_disk_free_bytes"][()] > 0
+
+
+def test_of_runs_that_ended_only_the_last_are_labels(tmp_path: Path) -> None:
+    home, _ = coordinator(tmp_path)
+    queue, plan = Queue(home), load_plan("digits")
+    for number in range(RUNS_MAX + 30):
+        queue.add(f"run-{number}", plan, state="done" if number else "waiting")
+    metrics = CoordinatorMetrics(Home(home), queue, lambda: {"sites": {}}, EventLog(as_json=True))
+    shown = {run for (run,) in told(metrics, tmp_path / "m.prom")["tacit_run_rounds"]}
+    assert shown == {"run-0", *(f"run-{n}" for n in range(30, RUNS_MAX + 30))}
 
 
 def test_a_site_tells_its_budget_presence_and_refusals(

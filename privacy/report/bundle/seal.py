@@ -87,10 +87,23 @@ def read_seal(path: Path) -> Seal:
     maps = (values["filing"], values["files"], values["lines"])
     if not all(isinstance(value, dict) for value in maps):
         raise ValueError("filing, files, lines: expected objects")
+    texts = (*values["files"].values(), *_texts(values["filing"].get("sources", [])))
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("filing, files: expected texts")
+    if not isinstance(values["certificate"], str | None):
+        raise ValueError("certificate: expected a text, or null")
+    for digests_of_lines in values["lines"].values():
+        _texts(digests_of_lines)
     for name, length in (("key", 64), ("signature", 128)):
         if not re.fullmatch(f"[0-9a-f]{{{length}}}", str(values[name])):
             raise ValueError(f"{name}: expected {length} hexadecimal digits")
     return Seal(**values)
+
+
+def _texts(value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError("filing, lines: expected lists of texts")
+    return value
 
 
 def changed(folder: Path, sealed: Seal) -> list[Problem]:

@@ -1,5 +1,6 @@
 """Keys, requests, certificates and signatures."""
 
+import base64
 import datetime
 
 import pytest
@@ -108,3 +109,25 @@ def test_bytes_that_are_no_certificate_are_refused(data: bytes) -> None:
         certificates.read_request(data)
     with pytest.raises(IdentityError):
         keys.public_of(data)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x42"), (b"\x55\x1d\x0f", b"\x55\x1d\x13")],
+    ids=["version", "an extension twice"],
+)
+def test_a_changed_certificate_is_one_line_from_every_reader(before: bytes, after: bytes) -> None:
+    """The library's errors for these are no ValueError."""
+    authority = Authority.create("a", NOW)
+    pem = authority.issue_server(keys.new_key(), ["127.0.0.1"], NOW)
+    der = base64.b64decode(b"".join(pem.splitlines()[1:-1]))
+    assert before in der
+    changed = der.replace(before, after, 1)
+    text = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(changed)
+    text += b"-----END CERTIFICATE-----\n"
+    with pytest.raises(IdentityError):
+        Certificate.read(changed)
+    with pytest.raises(IdentityError):
+        Certificate.read(text)
+    assert not certificates.issued_by(text, authority.certificate)
+    assert not certificates.issued_by(pem, text)
