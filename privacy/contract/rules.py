@@ -204,6 +204,8 @@ def statistics_are_one_release(plan: Contract) -> str | None:
         return "wire and precision must be float32 for statistics"
     if plan.simulation.engine == "vector":
         return "simulation.engine must be serial, processes or ray for statistics"
+    if plan.aggregation != "fedavg":
+        return f'aggregation must be "fedavg" for statistics, got "{plan.aggregation}"'
     if plan.combine != "mean":
         return f'combine must be "mean" for statistics, got "{plan.combine}"'
     if plan.statistics.of == "statistics":

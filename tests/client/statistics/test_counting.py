@@ -116,6 +116,7 @@ def test_people_are_capped_before_they_are_counted(data: Path) -> None:
         ({"wire": "int8"}, "float32"),
         ({"metrics": ["rows"], "metrics_sigma": 1.0}, "metrics must be left out"),
         ({"average": True}, "average must be left out"),
+        ({"aggregation": "fedprox"}, 'aggregation must be "fedavg"'),
         ({"simulation": {"engine": "vector"}}, "simulation.engine"),
         ({"task": "table"}, "must be given together"),
     ],
