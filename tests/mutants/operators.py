@@ -25,6 +25,7 @@ PATH = (
     "client/dpsgd/clipped_sum.py",
     "client/dpsgd/clipping.py",
     "client/dpsgd/examination/separation.py",
+    "client/dpsgd/matrix_products.py",
     "client/dpsgd/per_sample.py",
     "client/dpsgd/private_metrics.py",
     "client/dpsgd/training.py",
