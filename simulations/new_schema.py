@@ -21,6 +21,8 @@ HEAD: Final = """# The columns of {data}, to be filled in; what is empty is refu
 label = ""              # the column to predict; kind = "regression" where it is a number
 # subject = ""          # the column that says whose row it is, where people have several
 # site = ""             # the column that says who holds it, for split = "natural"
+norm = 2.0              # every row's features have this length, and use the clip alike
+random = 512            # public random features: a linear model with curved boundaries
 """
 PLAN: Final = """# tacit-simulate {plan} --data {data}
 task = "table"
@@ -28,9 +30,9 @@ schema = "{schema}"
 purpose = ""            # one line that the data's owners read
 sites = 5
 rounds = 60
-rate = 0.1              # each step draws a row with this probability
+rate = 1.0              # each step draws a row with this probability
 rows = "actual"
-lr = 1.0
+lr = 6.0
 average = true
 clip = 1.0              # the most that one row's gradient may weigh
 epsilon = 2.0           # of the whole run, for one row

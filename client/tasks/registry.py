@@ -14,7 +14,8 @@ from client.tasks.task import Task
 from privacy.contract.keys import ModelPlan
 from privacy.contract.plan import Plan
 
-NAMES: Final = ("digits", "fashion-mnist", "heart-disease", "adult", "table", *READERS)
+AREAS: Final = ("spoken-digits", "shakespeare", "movielens")
+NAMES: Final = ("digits", "fashion-mnist", "heart-disease", "adult", *AREAS, "table", *READERS)
 """Every task: those of a reader are described by a schema; another NAME is a module's (_ for -)."""
 
 
@@ -108,7 +109,8 @@ def _shipped(name: str, schema: str | None) -> Task:
         if schema is None:
             raise TaskError(f"schema: expected the description of the {name}, got none")
         return _described(name, schema)
-    module = import_module(f"client.tasks.{name.replace('-', '_')}")
+    place = "client.tasks.areas" if name in AREAS else "client.tasks"
+    module = import_module(f"{place}.{name.replace('-', '_')}")
     if name == "table":
         if schema is None:
             raise TaskError("schema: expected the schema of a table, got none")

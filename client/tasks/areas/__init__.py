@@ -1,0 +1,1 @@
+"""Shipped tasks of an area each: speech, language by person, recommendation."""
