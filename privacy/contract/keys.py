@@ -287,6 +287,11 @@ class Contract:
     trim: Annotated[float, Interval(gt=0, lt=0.5)] = 0.1
     server_lr: Positive = 1.0
     server_momentum: Share = 0.0
+    server_optimizer: Literal["sgd", "adam", "yogi", "rmsprop"] = "sgd"
+    server_tau: Positive = 1e-3
+    server_schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Annotated[int, Interval(ge=0, le=1_000_000)] = 0
+    l1: Weight | None = None
     average: bool = False
     weights: Literal["equal", "rows"] = "equal"
     clip_quantile: Annotated[float, Interval(gt=0, lt=1)] | None = None

@@ -45,7 +45,12 @@ __all__ = [
 ]
 
 
-_SINCE: Final = frozenset({"task_options", "combine", "trim"})
+_SINCE: Final = frozenset(
+    {
+        *("task_options", "combine", "trim"),
+        *("server_optimizer", "server_tau", "server_schedule", "warmup", "l1"),
+    }
+)
 """Keys that older plans do not have: left out at their defaults, so that digests stay."""
 
 

@@ -292,6 +292,18 @@ def one_secure_sum_a_round(plan: Contract) -> str | None:
     return None
 
 
+def one_memory_at_the_server(plan: Contract) -> str | None:
+    """Adam, Yogi and RMSprop have memories of their own; a warm-up ends within the run."""
+    if plan.server_optimizer != "sgd" and plan.server_momentum:
+        return (
+            'server_momentum must be 0 unless server_optimizer = "sgd", '
+            f"got {plan.server_momentum:g}"
+        )
+    if plan.warmup >= plan.rounds:
+        return f"warmup must be below rounds = {plan.rounds}, got {plan.warmup}"
+    return None
+
+
 RULES: Final[tuple[Rule, ...]] = (
     no_privacy_keys_without_privacy,
     privacy_has_clip_and_delta,
@@ -310,6 +322,7 @@ RULES: Final[tuple[Rule, ...]] = (
     rows_of_a_person,
     clients_count_the_same,
     medians_count_sites_alike,
+    one_memory_at_the_server,
     a_package_describes_its_own_rows,
     statistics_are_one_release,
     patience_has_its_metric,

@@ -23,11 +23,18 @@ _ADDED: Final = 2.0**-18
 """What float64 adds to the sensitivity of a sum of at most 100,000 clipped updates, relative."""
 
 
+_MEAN: Final = np.float32(0.9)
+_SQUARE: Final = np.float32(0.99)
+"""How much of the running means of steps and of their squares stays in a round."""
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """What the coordinator carries from round to round; `weights` start the next one.
 
-    `sites` are each site's own noisy sums by its name, where the plan is one of statistics.
+    `velocity` and `scale` are what the server's optimizer remembers: running means of steps and of
+    their squares. `sites` are each site's own noisy sums by its name, where the plan is one of
+    statistics.
     """
 
     round: int
@@ -36,6 +43,7 @@ class State:
     mean: Arrays | None = None
     clip: float | None = None
     sites: Arrays = field(default_factory=dict)
+    scale: Arrays | None = None
 
     def released(self) -> Arrays:
         """The model that this round releases: the running mean where the plan averages."""
@@ -49,6 +57,8 @@ class State:
             arrays |= {f"server/weights/{name}": a for name, a in self.weights.items()}
         if self.velocity is not None:
             arrays |= {f"server/velocity/{name}": a for name, a in self.velocity.items()}
+        if self.scale is not None:
+            arrays |= {f"server/scale/{name}": a for name, a in self.scale.items()}
         if self.clip is not None:
             arrays["server/clip"] = np.array([self.clip], dtype=np.float32)
         return arrays | {f"server/sites/{name}": a for name, a in self.sites.items()}
@@ -71,6 +81,7 @@ class State:
             released if weights is not None else None,
             None if clip is None else float(clip[0]),
             under("server/sites/") or {},
+            under("server/scale/"),
         )
 
 
@@ -204,12 +215,20 @@ def _middle(updates: list[Update], plan: Plan) -> Arrays:
 
 def moved(state: State, step: Arrays, plan: Plan) -> State:
     """The state after a step; `step` becomes its velocity, without another copy of the model."""
-    if plan.server_momentum and state.velocity is not None:
+    optimizer = plan.server_optimizer
+    if optimizer == "sgd" and plan.server_momentum and state.velocity is not None:
         for name, old in state.velocity.items():
             step[name] += np.float32(plan.server_momentum) * old
-    velocity = step if plan.server_momentum else None
-    rate = np.float32(plan.server_lr)
-    weights = {name: a + rate * step[name] for name, a in state.weights.items()}
+    velocity = step if optimizer == "sgd" and plan.server_momentum else None
+    scale: Arrays | None = None
+    along = step
+    if optimizer != "sgd":
+        velocity, scale, along = adaptive_step(
+            step, plan, velocity=state.velocity, scale=state.scale, done=state.round
+        )
+    rate = np.float32(server_rate(plan, state.round))
+    shrink = np.float32(0.0 if plan.l1 is None else plan.l1 * rate)
+    weights = {name: shrunk(a + rate * along[name], shrink) for name, a in state.weights.items()}
     mean: Arrays | None = None
     if plan.average and state.mean is not None:
         # A running mean whose memory grows with the rounds and forgets the start.
@@ -218,7 +237,62 @@ def moved(state: State, step: Arrays, plan: Plan) -> State:
         mean = {
             n: np.asarray(keep * past[n] + (1 - keep) * a, np.float32) for n, a in weights.items()
         }
-    return State(state.round + 1, weights, velocity, mean, state.clip)
+    return State(state.round + 1, weights, velocity, mean, state.clip, scale=scale)
+
+
+def adaptive_step(
+    step: Arrays, plan: Plan, *, velocity: Arrays | None, scale: Arrays | None, done: int
+) -> tuple[Arrays | None, Arrays, Arrays]:
+    """The new running means of steps (None for RMSprop) and squares, and the way to go.
+
+    Reddi et al. 2021 (Adaptive Federated Optimization, Algorithm 2): the mean update takes the
+    gradient's place. A site's own optimizer begins anew in every round, this one does not.
+    `done` rounds were before. Both means are brought to the size that they would have without
+    their start at zero (Kingma & Ba 2015, section 3). `server_tau` keeps the root from zero.
+    """
+    tau, number = np.float32(plan.server_tau), done + 1
+    square: Arrays = {}
+    for name, new in step.items():
+        squares = np.asarray(new * new, np.float32)
+        old = np.zeros_like(squares) if scale is None else scale[name]
+        if plan.server_optimizer == "yogi":
+            square[name] = old - (1 - _SQUARE) * squares * np.sign(old - squares)
+        else:
+            square[name] = _SQUARE * old + (1 - _SQUARE) * squares
+    spread = 1 - float(_SQUARE) ** number
+    if plan.server_optimizer == "rmsprop":
+        return None, square, {n: new / _root(square[n], spread, tau) for n, new in step.items()}
+    mean = {
+        name: np.asarray(
+            (1 - _MEAN) * new if velocity is None else _MEAN * velocity[name] + (1 - _MEAN) * new,
+            np.float32,
+        )
+        for name, new in step.items()
+    }
+    size = np.float32(1 - float(_MEAN) ** number)
+    return mean, square, {n: m / size / _root(square[n], spread, tau) for n, m in mean.items()}
+
+
+def _root(square: NDArray[Any], spread: float, tau: np.float32) -> NDArray[np.float32]:
+    return np.asarray(np.sqrt(np.maximum(square, 0) / np.float32(spread)) + tau, np.float32)
+
+
+def server_rate(plan: Plan, done: int) -> float:
+    """The coordinator's rate of the round after `done`: warmed up, then constant or a cosine."""
+    number, rate = done + 1, plan.server_lr
+    if number <= plan.warmup:
+        return rate * number / (plan.warmup + 1)
+    if plan.server_schedule == "cosine":
+        share = (done - plan.warmup) / max(1, plan.rounds - plan.warmup)
+        return rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return rate
+
+
+def shrunk(weights: NDArray[Any], by: np.float32) -> NDArray[np.float32]:
+    """Weights nearer to zero by so much, those within it zero: the step of an L1 penalty."""
+    if not by:
+        return np.asarray(weights, np.float32)
+    return np.asarray(np.sign(weights) * np.maximum(np.abs(weights) - by, 0), np.float32)
 
 
 def _clip(state: State) -> float:
