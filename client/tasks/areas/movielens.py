@@ -61,9 +61,22 @@ class Reconstruction(nn.Module):
         ridge = torch.full((1 + FACTORS,), _RIDGE, dtype=films.dtype, device=films.device)
         ridge[0] = _RIDGE_MEAN
         gram = seen.transpose(1, 2) @ seen + torch.diag(ridge)
-        own = torch.linalg.solve(gram, seen.transpose(1, 2) @ left)
+        own = _solved(gram, seen.transpose(1, 2) @ left)
         out: Tensor = level + own[:, 0] + (factors @ own[:, 1:])[..., 0]
         return out
+
+
+def _solved(gram: Tensor, right: Tensor) -> Tensor:
+    """The solution [B, k, 1] of positive definite systems [B, k, k], by elimination.
+
+    Written out, so that it can be exported; the ridge keeps every pivot from zero.
+    """
+    size = gram.shape[-1]
+    both = torch.cat([gram, right], -1)
+    for i, unit in enumerate(torch.eye(size, dtype=gram.dtype, device=gram.device)):
+        pivot = both[:, i : i + 1] / both[:, i : i + 1, i : i + 1]
+        both = both - (both[:, :, i : i + 1] - unit[:, None]) * pivot
+    return both[..., size:]
 
 
 def _hash(*words: str) -> int:

@@ -10,7 +10,6 @@ import torch
 from client.dpsgd.training import model_refusal
 from client.tasks.areas import movielens, shakespeare, spoken_digits
 from client.tasks.features.spectra import WIDTH, cepstra
-from client.tasks.features.wavelets import CHANNELS, features, scattered
 from client.tasks.registry import AREAS, task
 from client.tasks.rows import TaskError
 from privacy.contract.plan_file import load_plan, shipped
@@ -141,16 +140,13 @@ def test_the_areas_models_keep_examples_apart(name: str) -> None:
     assert model_refusal(task(name), 0) == ""
 
 
-def test_wavelets_hear_direction_and_nothing_of_what_is_even() -> None:
-    across = torch.zeros(1, 28, 28)
-    across[:, ::4] = 1
-    maps = scattered(torch.cat([across, across.transpose(1, 2), torch.full((1, 28, 28), 0.5)]))
-    assert maps.shape == (3, CHANNELS, 7, 7)
-    assert torch.allclose(maps[2, 1:], torch.zeros(()), atol=1e-4)
-    assert torch.allclose(maps[2, 0], torch.tensor(0.5), atol=1e-4)
-    broad = maps[:2, 9:17].mean((2, 3))
-    assert int(broad[0].argmax()) == 4 and int(broad[1].argmax()) == 0
-    assert features(across).shape == (1, CHANNELS * 49)
+def test_a_users_vector_solves_its_ridge_regression() -> None:
+    draw = torch.Generator().manual_seed(0)
+    seen = torch.randn(3, 9, 5, generator=draw)
+    gram = seen.transpose(1, 2) @ seen + 2 * torch.eye(5)
+    right = torch.randn(3, 5, 1, generator=draw)
+    solved = movielens._solved(gram, right)
+    assert torch.allclose(gram @ solved, right, atol=1e-4)
 
 
 def test_drives_are_the_same_for_a_seed_and_their_plans_read_them(tmp_path: Path) -> None:
