@@ -25,10 +25,10 @@ from rich.table import Table
 
 from privacy.contract.plan_file import load_plan
 from server.rounds.summary import versions
-from simulations.drives import write
 from simulations.run import simulate
+from simulations.templates.drives import write
 
-DRIVES = "made by simulations.drives"
+DRIVES = "made by simulations.templates.drives"
 
 
 @dataclass(frozen=True)

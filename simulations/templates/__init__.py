@@ -1,1 +1,1 @@
-"""What `tacit-simulate new` writes: a task package for each kind of data, to be changed."""
+"""What a researcher starts from: a task package for each kind of data, and made-up drives."""

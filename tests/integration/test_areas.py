@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from privacy.__main__ import app as privacy_app
 from privacy.contract.plan_file import load_plan
-from simulations import drives
 from simulations.run import simulate
+from simulations.templates import drives
 from tests.support.models import command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

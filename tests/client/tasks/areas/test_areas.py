@@ -13,7 +13,7 @@ from client.tasks.features.spectra import WIDTH, cepstra
 from client.tasks.registry import AREAS, task
 from client.tasks.rows import TaskError
 from privacy.contract.plan_file import load_plan, shipped
-from simulations import drives
+from simulations.templates import drives
 
 
 def tone(pitch: float, seconds: float = 0.3, loud: float = 0.3) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`python -m simulations.drives FOLDER`: cars on winding roads, as data to learn driving from.
+"""`python -m simulations.templates.drives FOLDER`: cars on winding roads, to learn driving from.
 
 No public set of drives is small enough to ship, so this makes one. A road bends smoothly; a car
 drives along it at ten pictures a second, with a camera of two strips of pixels and its own faults:
@@ -115,7 +115,7 @@ def write(folder: Path, *, vehicles: int = 8, pictures: int = 600, seed: int = 0
 def main() -> None:
     """Write the drives of eight vehicles into the folder that is named."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise SystemExit("usage: python -m simulations.drives FOLDER")
+        raise SystemExit("usage: python -m simulations.templates.drives FOLDER")
     path = write(Path(sys.argv[1]))
     print(f"{path}: tacit-simulate driving --data {path.parent}")
 
