@@ -1,15 +1,18 @@
 """`tacit-privacy task check` and `pack`: a task package read, and made into its one file."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from packaging.requirements import Requirement
 
 from privacy.commands.options import Json
 from privacy.files import write_atomic
 from privacy.printable import printable
 from privacy.task_package.archive import SUFFIX, Package, PackageError, load_package
+from privacy.task_package.installed import digest_of
 from privacy.task_package.manifest import Manifest, manifest_of
 from privacy.task_package.source_check import Finding, findings
 
@@ -41,6 +44,10 @@ def check(path: Where, as_json: Json = False) -> None:
             typer.echo(f"{'REFUSED' if one.refused else 'judge'}: {one}")
         for text in missing:
             typer.echo(f"missing here: {text}")
+        for text in manifest.needs:
+            with suppress(PackageError):
+                digest = digest_of(Requirement(text).name)
+                typer.echo(f'needed, as it is here: [packages] "{text}" = "{digest}"')
     _refuse(remarks)
     if not as_json:
         typer.echo("read: nothing is refused; no line of it was run")

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Final, Literal
 from annotated_types import Interval, Len, MaxLen, Predicate
 from packaging.requirements import InvalidRequirement, Requirement
 
-from privacy.contract.keys import Name
+from privacy.contract.keys import Code, Name
 from privacy.contract.schema import Expected, build, check, shown
 from privacy.files import DocumentError, Limits, parse_toml
 from privacy.task_package.archive import MANIFEST, Package, PackageError
+from privacy.task_package.installed import digest_of
 
 LIMITS: Final = Limits(size=1 << 20)
 KINDS: Final = (
@@ -111,6 +112,8 @@ class Manifest:
     * `test` is the share of rows (or subjects) held out by a public hash; 0 where `encode` says
       itself of every row whether it is held out;
     * `subjects`: whether every row says whose it is, as a site's cap and the unit "subject" need;
+    * `needs` are requirements, `packages` such whose installed files have one of these digests
+      (privacy/task_package/installed.py);
     * `twins`: whether the product replaces LSTM, GRU, RNN and attention of the model by private
       twins, with their weights.
     """
@@ -131,6 +134,7 @@ class Manifest:
     subjects: bool = False
     twins: bool = False
     needs: Lines = ()
+    packages: Mapping[str, Annotated[tuple[Code, ...], Len(1, 20)]] = field(default_factory=dict)
     options: Mapping[str, OptionRule] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -197,7 +201,7 @@ class Manifest:
     def missing(self) -> list[str]:
         """The needed packages that are not installed here, each in one line."""
         problems = []
-        for text in self.needs:
+        for text in (*self.needs, *self.packages):
             wanted = Requirement(text)
             try:
                 have = version(wanted.name)
@@ -206,7 +210,20 @@ class Manifest:
                 continue
             if not wanted.specifier.contains(have, prereleases=True):
                 problems.append(f"{wanted.name}: must be {text}, got {have}")
+                continue
+            if digests := self.packages.get(text):
+                problems += _other_files(wanted.name, digests)
         return problems
+
+
+def _other_files(name: str, digests: tuple[str, ...]) -> list[str]:
+    try:
+        digest = digest_of(name)
+    except PackageError as error:
+        return [str(error)]
+    if digest in digests:
+        return []
+    return [f"{name}: must be the files of {' or '.join(digests)}, got those of {digest}"]
 
 
 def manifest_of(package: Package) -> Manifest:
@@ -234,13 +251,22 @@ def parse_manifest(text: bytes | str) -> Manifest:
     for key in ("bounds", "times"):
         if isinstance(values.get(key), list):
             values[key] = [float(v) if type(v) is int else v for v in values[key]]
-    for text_ in values.get("needs", ()) if isinstance(values.get("needs"), list) else ():
-        try:
-            Requirement(text_)
-        except (InvalidRequirement, TypeError):
-            raise PackageError(
-                f"needs must be requirements as scipy>=1.15, got {shown(text_)}"
-            ) from None
+    packages = values.get("packages", {})
+    if not isinstance(packages, dict):
+        raise PackageError('packages must be a table, "NAME==VERSION" = "sha256:..."')
+    values["packages"] = {
+        k: (v,) if isinstance(v, str) else tuple(v) if isinstance(v, list) else v
+        for k, v in packages.items()
+    }
+    needs = values.get("needs")
+    for key, texts in (("needs", needs if isinstance(needs, list) else ()), ("packages", packages)):
+        for text_ in texts:
+            try:
+                Requirement(text_)
+            except (InvalidRequirement, TypeError):
+                raise PackageError(
+                    f"{key} must be requirements as scipy>=1.15, got {shown(text_)}"
+                ) from None
     return build(Manifest, values, PackageError)
 
 

@@ -70,6 +70,8 @@ def shown(package: Package, report: Mapping[str, Any] | None = None) -> list[str
     lines.append(f"imports: {', '.join(printable(n) for n in imports(package)) or 'nothing'}")
     if manifest.needs:
         lines.append(f"needs: {', '.join(printable(n) for n in manifest.needs)}")
+    for name, digests in sorted(manifest.packages.items()):
+        lines.append(f"needs the files of {printable(name)}: {' or '.join(digests)}")
     for name, rule in sorted(manifest.options.items()):
         lines.append(f"option {name}: {printable(rule.expected, 200)}, {rule.default} if not set")
     lines.append(f"refused: {len(refused) or 'nothing'}")
