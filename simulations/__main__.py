@@ -116,9 +116,8 @@ def simulate(
     _check_name(label)
     for text in warnings(chosen):
         typer.echo(f"tacit-simulate: warning: {text}", err=True)
-    if not as_json:
-        what = f"{chosen.task}, {chosen.rounds} rounds"
-        typer.echo(f"tacit-simulate: {what}: loading", err=True)
+    if not as_json and sys.stderr.isatty():
+        typer.echo(f"tacit-simulate: {chosen.task}, {chosen.rounds} rounds", err=True)
     with loading():
         from rich.console import Console
 
