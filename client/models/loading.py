@@ -7,7 +7,7 @@ Only safetensors and ONNX are ever read: neither format can carry code, and no p
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -183,6 +183,9 @@ def _from_safetensors(
             digest=digest,
             signer=origin.words,
         )
+        words = "No guarantee covers what it was pretrained on"
+        seen = tuple(f"{words}: {one}." for one in task.pretrained)
+        card = replace(card, limits=(*card.limits, *seen))
     return Model(task, card, digest, origin, path, metadata, network=network.eval())
 
 

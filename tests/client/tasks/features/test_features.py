@@ -1,6 +1,7 @@
 """Public features: texts by hash, vocabulary and backbone; rows of one length; random features."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ from torch import nn
 
 from client.inference.onnx_export import to_onnx
 from client.inference.predictor import session
+from client.models.loading import load
+from client.models.provenance import Trust
 from client.tasks.features.backbones import FILES, Backbone, digest_of
 from client.tasks.features.public_layers import RandomFeatures, RowNorm
 from client.tasks.features.sentence_encoder import SentenceEncoder
 from client.tasks.features.text import Text
-from client.tasks.registry import task
+from client.tasks.registry import task, task_of
 from client.tasks.rows import Rows, TaskError
+from tests.support.models import plan_for, release
 
 SCHEMA = """
 label = "kind"
@@ -189,3 +193,12 @@ def test_a_backbone_of_other_bytes_or_of_another_width_is_refused(
         column.encode(pa.array(["free"]))
     with pytest.raises(TaskError, match="backbone other: must be installed, or be a folder"):
         Text("text", backbone=Backbone("other", backbone.digest), vector=8).encode(pa.array(["a"]))
+
+
+def test_the_card_says_what_pretraining_no_guarantee_covers(tmp_path: Path) -> None:
+    digest = f"sha256:{'0' * 64}"
+    how = f'backbone = "tiny"\nvector = 8\ndigest = "{digest}"'
+    plan = replace(plan_for("digits"), task="table", schema=SCHEMA.format(how=how, more=""))
+    path = release(tmp_path / "run", plan=plan, network=task_of(plan).model(0))
+    limits = load(path, Trust()).card.limits
+    assert any("No guarantee covers" in one and digest in one for one in limits)
