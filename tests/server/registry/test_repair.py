@@ -27,7 +27,7 @@ def test_missing_certificates_are_made_again_and_sites_need_no_new_bundle(
     for name in lost:
         (home / name).unlink()
     faults = [one for one in examine(home, "") if one["state"] == "FAULT"]
-    assert [one["then"] for one in faults] == ["tacit-server repair"]
+    assert [one["next_step"] for one in faults] == ["tacit-server repair"]
     kept = {p.name: p.read_bytes() for p in home.iterdir() if p.is_file()}
     assert tuple(repair(home, now())) == lost
     assert {name: (home / name).read_bytes() for name in kept} == kept
