@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -192,7 +193,8 @@ def _readers(folder: Path, loop: asyncio.AbstractEventLoop) -> list[Reader]:
         "metrics": json.dumps({"loss": 10.0}),
     }  # fmt: skip
     site = Site("a", policy, None, rows=cast(Any, None), check_head=lambda _: True)
-    digits, table = encoder(task("digits"), 100), encoder(table_task(SCHEMA.decode()), 100)
+    digits = partial(encoder(task("digits"), 100), name="application/json")
+    table = partial(encoder(table_task(SCHEMA.decode()), 100), name="application/json")
     request = {"run": "r", "round": 1, "site": "a", "plan": plan.to_json()}
     asked = Request("r", 1, "a", plan.to_json())
     update = encode(weights)
