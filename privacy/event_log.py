@@ -44,6 +44,7 @@ CLIENT_EVENTS: Final[Mapping[str, str]] = {
     "rows_read": "The rows were read: how many train, and how many of the file fit.",
     "task_refused": "A task package is not approved, not here, or not what it was.",
     "schema_differs": "A plan has another schema than the data were registered with.",
+    "secure_refused": "A message of secure aggregation was refused: `code`, and `message` why.",
     "starting": "The client has opened its ledger and its policy, and begins to dial.",
     "stock_flower": "Under stock Flower: whose code this is, and where what is lost is described.",
     "stopped": "The process ends.",

@@ -46,10 +46,13 @@ quietly tacit-privacy epsilon --segment 1.0,1,10 --delta 1e-5
 quietly tacit-privacy sigma --epsilon 1 --delta 1e-5 --rate 1 --steps 3
 quietly tacit-privacy report runs/first --out report
 quietly tacit-privacy verify report
+quietly tacit-privacy constants report --schema none --out none
 quietly tacit-client predict --model runs/first --data digits.csv --out predictions.csv
 quietly tacit-client evaluate --model runs/first --data digits.csv
 quietly tacit-client export --model runs/first --format onnx --out first.onnx
 quietly tacit-client adapt --model runs/first --data digits.csv --out adapted.safetensors
+quietly tacit-client look digits.csv --plan digits --out look.html
+quietly tacit-client drift digits.csv --against digits.csv --model runs/first
 background tacit-client serve --model runs/first --listen 127.0.0.1:SERVICE
 ready SERVICE; ended $last
 quietly tacit-client audit --epsilon 4 --seconds 10
@@ -84,6 +87,9 @@ quietly tacit-server submit digits --dir home --name second --set rounds=1
 quietly tacit-server propose digits --dir home
 for word in pause resume stop show log; do quietly tacit-server $word second --dir home; done
 quietly tacit-server runs --dir home
+quietly tacit-server authority show --dir home
+quietly tacit-server authority rotate --dir home
+quietly tacit-server authority finish --dir home --without-missing
 ended $served
 quietly tacit-client leave --dir north
 ended $north

@@ -76,7 +76,7 @@ def test_paid_metrics(sigma: float) -> None:
         loss=lambda out, y: y * 0.3 + 0.1,
     )
     kinds = ("loss", "accuracy", "rows", "classes")
-    plan: Any = SimpleNamespace(metrics=kinds, metrics_sigma=sigma, metrics_clip=5.0)
+    plan: Any = SimpleNamespace(unit="record", metrics=kinds, metrics_sigma=sigma, metrics_clip=5.0)
     rows = Rows(torch.zeros(7, 3), torch.tensor([0, 1, 1, 0, 0, 0, 1]))
     std = noise_std(sigma, 2.0, 5)
     for _ in range(200):
@@ -152,7 +152,9 @@ def test_no_other_generator_makes_noise() -> None:
     public = {
         "privacy/mechanism/native.py",  # made-up sums that compare the kernel with numpy
         "simulations/audit.py",  # the canaries' directions
+        "simulations/templates/drives.py",  # made-up roads and drives
         "simulations/new_task.py",  # the made-up rows of a new task package
+        "client/tasks/features/public_layers.py",  # projections of a constant seed
         "client/audit/setting_checks.py",  # what releases are compared with
     }
     for path in modules():

@@ -51,7 +51,7 @@ def test_the_bundle_holds_the_three_packages_and_the_plans_and_nothing_else(bund
     }
     plans = {f"privacy/plans/{p.name}" for p in (ROOT / "privacy" / "plans").glob("*.toml")}
     assert held(bundle) == code | plans | {"pyproject.toml", ".info/CONTENT"}
-    assert len(bundle) < 2 * 1024 * 1024  # Flower's limit is 10 MiB
+    assert len(bundle) < 3 * 1024 * 1024  # Flower's limit is 10 MiB
 
 
 def test_what_lies_about_in_the_folder_stays_there(tmp_path: Path, bundle: bytes) -> None:
@@ -70,13 +70,13 @@ ALONE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import client.flower_app, server.flower.app
-from client.tasks.registry import task
+from client.tasks.registry import task_of
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from privacy.contract.plan_file import load_plan, shipped
 assert isinstance(client.flower_app.app, ClientApp) and isinstance(server.flower.app.app, ServerApp)
 for name in shipped():
-    task(load_plan(name).task, None)
+    task_of(load_plan(name))
 ours = ("privacy", "client", "server", "simulations", "tests")
 print(json.dumps([shipped(), {m: f.__file__ for m, f in sys.modules.items()
     if m.split(".")[0] in ours}]))

@@ -23,6 +23,7 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from opacus.grad_sample import GradSampleModule
 from torch import nn
 
 from tests.support.foreign_names import private_names
@@ -189,6 +190,20 @@ def _the_uploads_have_an_end_that_can_be_moved() -> None:
     state._object_push_sessions[session].expires_at = datetime.datetime.max
     state._cleanup_push_session(session, cleanup_messages=False)
     assert state._object_push_sessions == {}
+
+
+@contract("._check_stored_messages")
+def _messages_whose_time_is_over_are_forgotten() -> None:
+    name = FLWR_IN_MEMORY_DB_NAME
+    state: Any = LinkStateFactory(name, NoOpFederationManager(), ObjectStoreFactory(name)).state()
+    assert next(iter(inspect.signature(state._check_stored_messages).parameters)) == "message_ids"
+    state._check_stored_messages({"none"})
+
+
+@contract("._module")
+def _the_wrapped_model_of_opacus() -> None:
+    layer = nn.Linear(2, 1)
+    assert GradSampleModule(layer)._module is layer
 
 
 @contract("._rdp")

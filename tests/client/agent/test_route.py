@@ -117,7 +117,7 @@ def test_a_round_goes_through_a_proxy_with_a_login_and_the_doctor_takes_the_same
         denied = examine(sites["north"], server, "builtin:0/3", None, f"http://127.0.0.1:{port}")
         (fault,) = [check for check in denied if check.state == "FAULT"]
         assert fault.what == "proxy"
-        assert "wants a login" in fault.then
+        assert "wants a login" in fault.next_step
     assert "secret" not in str(log.lines)
 
 
@@ -138,7 +138,7 @@ def test_the_doctor_tells_a_proxy_that_forbids_from_one_that_is_down(tmp_path: P
             if c.state == "FAULT"
         ]
         assert fault.what == "proxy"
-        assert "CONNECT" in fault.then
+        assert "CONNECT" in fault.next_step
         down = f"http://127.0.0.1:{free_port()}"
         (fault,) = [
             c
@@ -146,7 +146,7 @@ def test_the_doctor_tells_a_proxy_that_forbids_from_one_that_is_down(tmp_path: P
             if c.state == "FAULT"
         ]
         assert fault.what == "proxy"
-        assert "--proxy none" in fault.then
+        assert "--proxy none" in fault.next_step
 
 
 def test_every_address_of_the_bundle_is_tried_and_the_second_one_serves(tmp_path: Path) -> None:

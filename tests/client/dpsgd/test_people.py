@@ -232,7 +232,6 @@ def test_rows_of_nobody_are_refused_and_no_rows_are_an_empty_sample() -> None:
 def test_what_does_not_fit_the_unit_is_refused_in_one_line() -> None:
     for keys, said in (
         ({"simulation": {"engine": "vector"}}, "engine"),
-        ({"metrics": ("loss",), "metrics_sigma": 1.0}, "metrics"),
         ({"rows": 5}, "rows must be left out"),
         ({"site": {"a": {"rows": 5}}}, r"site\.a\.rows must be left out"),
         ({"subjects": 200_000}, "1/subjects"),

@@ -23,7 +23,7 @@ from client.tasks.losses import (
     squared_error,
 )
 from client.tasks.preprocessing import Category, Columns, Number
-from client.tasks.registry import NAMES, READERS, task
+from client.tasks.registry import AREAS, NAMES, READERS, task
 from client.tasks.rows import Rows, TaskError, builtin, cap
 from client.tasks.scattering import WIDTH, oriented
 
@@ -91,7 +91,7 @@ def test_a_regression_is_scored_in_the_labels_own_unit() -> None:
     assert found["r2"] == pytest.approx(1 - 0.05 / 0.005, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("table", *READERS)])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("table", *READERS, *AREAS)])
 def test_a_model_is_its_seeds_alone_and_leaves_the_global_generator(name: str) -> None:
     learning = task(name)
     before = torch.get_rng_state()

@@ -84,7 +84,7 @@ def test_a_site_that_was_away_keeps_the_rotation_open_or_gets_a_bundle_by_hand(
             assert finish(home, now(), without=True).missing == ("away",)
             with running(sites["away"], grid.address) as events:
                 assert wait_for(lambda: events.said("disconnected") or events.said("refused"))
-                assert list(grid.names().values()) == ["north"]
+                assert wait_for(lambda: list(grid.names().values()) == ["north"])
             bundle = members.renew(home, "away", now(), tmp_path)
             join(sites["away"], bundle, now())
             with running(sites["away"], grid.address):
