@@ -96,4 +96,5 @@ def outputs(plan: Plan, events: tuple[Event, ...]) -> tuple[Output, ...]:
         paid = [Output("update", None, False, f"shown to the coordinator {why}")]
         if plan.clip_sigma is not None:
             paid.append(Output("below", None, False, "whether the norm was below the clip"))
-    return (*paid, *(Output(name, None, True, why) for name, why in PUBLIC.items()))
+    public = {n: why for n, why in PUBLIC.items() if n != "message" or plan.is_secure}
+    return (*paid, *(Output(name, None, True, why) for name, why in public.items()))

@@ -11,6 +11,7 @@ from privacy.accounting.events import Event, EventError
 from privacy.accounting.segments import Budget
 from privacy.contract.decision import Refusal, alone, judge
 from privacy.contract.forecast import epsilons, forecast
+from privacy.contract.outputs import outputs
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json, load_plan
 from privacy.contract.policy import Policy, parse_policy
@@ -148,3 +149,10 @@ def test_an_event_has_one_spelling() -> None:
         Event.from_dict(event.to_dict() | {"shares": 1})
     with pytest.raises(EventError, match="shares must be an integer"):
         Event("record", 8.0, 1.0, 1, shares=0)
+
+
+def test_only_a_secure_plan_says_that_messages_of_the_protocol_leave() -> None:
+    plain = load_plan("digits", ["sites=10", "rows=144"])
+    for plan, leaves in ((plain, False), (secure(), True)):
+        fields = {one.name for one in outputs(plan, plan.events_of_round("site-0"))}
+        assert ("message" in fields) is leaves
