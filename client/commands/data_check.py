@@ -42,11 +42,7 @@ def check(
     with loading():
         from client.data.check import check as checked
 
-    if data is None:
-        one = populations.choose(directory, name=population)
-        if one.data is None:
-            raise PopulationError(f"{one.name}: has no data registered, expected DATA")
-        data = Path(one.data)
+    data = data or registered_data(directory, population)
     result = checked(task_for(directory, data, plan, schema, population), data, shown=3 * show)
     facts = result.to_dict() | ({"first": result.first} if show else {})
     if as_json:
@@ -54,6 +50,14 @@ def check(
     else:
         _print(Console(), facts)
     raise typer.Exit(int(result.worst() > 0))
+
+
+def registered_data(directory: Path, population: str | None) -> Path:
+    """Where the rows of a population lie; PopulationError where nobody said so."""
+    one = populations.choose(directory, name=population)
+    if one.data is None:
+        raise PopulationError(f"{one.name}: has no data registered, expected DATA")
+    return Path(one.data)
 
 
 def task_for(

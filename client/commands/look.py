@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from client.agent import populations
-from client.agent.populations import PopulationError
 from client.commands.options import HERE, Dir, Json, PopulationName
 from privacy.contract.plan import PlanError
 from privacy.contract.plan_file import load_plan
@@ -42,16 +40,12 @@ def look(
     columns are shown. Nothing leaves this machine, and nothing is spent.
     """
     with loading():
-        from client.commands.data_check import task_for
+        from client.commands.data_check import registered_data, task_for
         from client.statistics.look import everything, look
         from client.tasks.registry import task
     from privacy.statistics.page import to_html
 
-    if data is None:
-        one = populations.choose(directory, name=population)
-        if one.data is None:
-            raise PopulationError(f"{one.name}: has no data registered, expected DATA")
-        data = Path(one.data)
+    data = data or registered_data(directory, population)
     asked = None
     if plan is not None:
         chosen = load_plan(plan)

@@ -221,6 +221,14 @@ def chosen(units: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
     return (_mixed(units) >> np.uint64(11)).astype(np.float64) / 2.0**53 < fraction
 
 
+def of_people(rows: Rows, part: str, fraction: float) -> Rows:
+    """The rows of the people of "train", "test" or "all": a person is held out whole."""
+    if part == "all" or rows.subject is None:
+        return rows
+    held = chosen(rows.subject.numpy().view(np.uint64), fraction)
+    return rows.take(np.flatnonzero(held == (part == "test")))
+
+
 def _mixed(units: NDArray[np.uint64]) -> NDArray[np.uint64]:
     mixed = units + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.data.loading import chosen
+from client.data.loading import of_people
 from client.data.wanted import Wanted
 from client.tasks.areas.pieces import Piece, file_of, text_of
 from client.tasks.described.holding_out import number_of
@@ -81,12 +81,10 @@ def _rows(spoken: dict[str, str]) -> Rows:
 
 def load(path: Path | None, part: str) -> Rows:
     """The windows of the roles of "train", "test" or "all"."""
-    check_part(part)
-    rows = _rows(roles(file_of(path, "the play", "input.txt", "input.txt.gz")))
-    if part == "all" or rows.subject is None:
-        return rows
-    held = chosen(rows.subject.numpy().view(np.uint64), HELD_OUT)
-    return rows.take(np.flatnonzero(held == (part == "test")))
+    check_part(part)  # before a file is read
+    return of_people(
+        _rows(roles(file_of(path, "the play", "input.txt", "input.txt.gz"))), part, HELD_OUT
+    )
 
 
 def read(path: Path, labels: bool) -> Iterator[tuple[Rows, Piece]]:
