@@ -144,7 +144,7 @@ def combine(state: State, updates: Iterable[Update], plan: Plan, *, sites: int =
     total: Totals = {}
     weight, below = 0.0, 0.0
     for update in updates:
-        weight += _add(total, update, state, plan)
+        weight += added(total, update, state, plan)
         below += update.below or 0.0
         del update  # else it would stay in memory while the next one unfolds
     if plan.noised_centrally:
@@ -172,7 +172,7 @@ def _counted(state: State, updates: Iterable[Update]) -> State:
     return State(state.round + 1, weights, sites=sites)
 
 
-def _add(total: Totals, update: Update, state: State, plan: Plan) -> float:
+def added(total: Totals, update: Update, state: State, plan: Plan) -> float:
     """Add an update, clipped in the client unit, times its weight; returns the weight.
 
     In the client unit the sums are float64: the noise pays for their rounding, which is less.

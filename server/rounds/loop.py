@@ -6,33 +6,20 @@ Heads and Listener differ.
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
-
-import numpy as np
-from flwr.app import Message
 
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.arrays import encode
-from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Exhausted
 from server.rounds import aggregation, checkpoint
 from server.rounds.aggregation import State, Update
-from server.rounds.collection import (
-    NO_ANSWER,
-    judged,
-    replies,
-    shapes_of,
-    there_already,
-    without_arrays,
-)
+from server.rounds.collection import replies, updates_of
 from server.rounds.history import Patience, RoundRecord, divergence, epsilons, round_line
 from server.rounds.job import Interrupted, Job
 from server.rounds.messages import BUDGET, Answer, Request, ask, packed
-from server.rounds.noise_check import check_noise
 from server.secure.attempts import secure_sum
 from server.secure.combination import combine_sum
 
@@ -188,7 +175,7 @@ def _train(job: Job, state: State, sites: Collection[str], record: RoundRecord) 
     if job.plan.is_secure:
         record.secure = secure_sum(job, state, sites, record)
         return None if record.secure is None else combine_sum(state, record.secure, job.plan)
-    updates: Iterator[Update] = _updates(job, state, sites, record)
+    updates: Iterator[Update] = updates_of(job, state, sites, record)
     first = next(updates, None)
     if first is None:
         return None
@@ -201,100 +188,6 @@ def _train(job: Job, state: State, sites: Collection[str], record: RoundRecord) 
     del first
     following = aggregation.combine(state, updates, job.plan, sites=len(record.answers) or 1)
     return following if len(record.sites()) >= job.plan.least_sites else None
-
-
-def _updates(
-    job: Job, state: State, sites: Collection[str], record: RoundRecord
-) -> Iterator[Update]:
-    """The updates of a round, late ones of earlier rounds among them, one in memory at a time."""
-    number, listener = state.round + 1, job.listener
-    check, overdue = _checks(job, state, sites), _still_overdue(job, record.overdue, number)
-
-    def update(request: Request, message: Message) -> Update | None:
-        answer = judged(
-            message,
-            request,
-            job.plan,
-            shapes_of(state, job.plan),
-            job.heads,
-            partial(check, request.round),
-        )
-        bare = without_arrays(answer)
-        if request.round == number:
-            record.answers[request.site] = bare
-        else:
-            record.late.append((request.round, bare))
-        listener.on_answer(number, bare)
-        if answer.arrays is None:
-            return None
-        return Update(answer.site, answer.arrays, answer.below, number - request.round)
-
-    for request, message in there_already(job.grid, overdue):
-        if (one := update(request, message)) is not None:
-            yield one
-        del one, message
-    busy = {request.site for request in overdue.values()}
-    pending = _ask(job, state, set(sites) - busy, record)
-    for site in sorted(busy & set(sites)):
-        record.answers[site] = Answer(site, "failed", NO_ANSWER)
-    late = overdue if _may_be_late(job.plan) else None
-    for request, message in replies(
-        job.grid, pending, job.attempts.round_timeout, listener.waiting, late
-    ):
-        if (one := update(request, message)) is not None:
-            yield one
-        del one, message
-    for request in pending.values():
-        listener.on_answer(number, record.answers[request.site])
-    record.overdue = overdue | (pending if late is not None else {})
-
-
-def _may_be_late(plan: Plan) -> bool:
-    """Where the coordinator adds the noise, all updates of a round make one release."""
-    return plan.unit != "client" and plan.operation.late_rounds > 0
-
-
-def _still_overdue(job: Job, overdue: dict[str, Request], number: int) -> dict[str, Request]:
-    """The requests that may still be answered: of sites that are connected, and not too old."""
-    there, most = set(job.grid.names().values()), job.plan.operation.late_rounds
-    return {
-        message: request
-        for message, request in overdue.items()
-        if request.site in there and number - request.round <= most
-    }
-
-
-def _checks(job: Job, state: State, sites: Collection[str]) -> Callable[[int, Answer], None]:
-    """What each trained answer, of the round that it was made in, must pass to count."""
-    plan = job.plan
-    if not plan.operation.check_noise or not plan.noised_at_site:
-        return lambda number, answer: None
-    largest = max(float(np.abs(a).max(initial=0)) for a in state.weights.values())
-    asked = min(len(sites), plan.cohort or len(sites)) + len(sites)  # late ones as well
-
-    def check(number: int, answer: Answer) -> None:
-        if answer.status == "trained":
-            check_noise(answer, plan, number, largest=largest, sites=asked)
-
-    return check
-
-
-def _ask(job: Job, state: State, sites: Collection[str], record: RoundRecord) -> dict[str, Request]:
-    """Send the round's requests to the cohort; the requests by the ids of their messages."""
-    plan, number = job.plan, state.round + 1
-    weights = packed(encode(state.weights))
-    clip = state.clip if plan.noised_centrally else None
-    text = plan.to_json()
-    messages, requests = [], []
-    nodes = {site: node for node, site in job.grid.names().items() if site in sites}
-    for site in aggregation.cohort(nodes, plan, number):
-        head = job.heads.last(site) if job.heads is not None else None
-        request = Request(job.folder.id, number, site, text, clip, head, job.base)
-        record.answers[site] = Answer(site, "failed", NO_ANSWER)
-        requests.append(request)
-        messages.append(ask(job.grid, nodes[site], request, weights))
-    record.bytes_down = len(weights.data) * len(messages)
-    return dict(zip(job.grid.push_messages(messages), requests, strict=True))
 
 
 def _record(

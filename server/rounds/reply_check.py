@@ -56,9 +56,9 @@ def read_reply(message: Message, request: Request, plan: Plan, shapes: Shapes) -
     if fields.get("run") != request.run or fields.get("round") != request.round:
         raise ReplyError("old-reply")
     trained = status == "trained"
-    events = _events(fields.get("events", "[]"), plan, site)
+    events = events_of(_json(fields.get("events", "[]"), _SMALL), plan, site)
     proof = _json(fields["head"], _PROOF) if "head" in fields else None
-    sigma = _sigma(fields.get("sigma"), plan, site)
+    sigma = sigma_of(fields.get("sigma"), plan, site)
     if not trained:
         if "metrics" in fields or "below" in fields or record:
             raise ReplyError("bad-reply")
@@ -93,13 +93,12 @@ def _json(text: object, limits: Limits) -> Any:
         raise ReplyError("bad-reply") from None
 
 
-def _events(text: object, plan: Plan, site: str) -> tuple[Event, ...]:
+def events_of(listed: object, plan: Plan, site: str) -> tuple[Event, ...]:
     """What the site says that it spent in this run: the plan's events, at most so often.
 
     The accountant sees only these, a handful, in a range where it is quick; what it still refuses
-    is the site's bad reply, since its epsilon could not be shown.
+    is the site's bad reply, since its epsilon could not be shown. ReplyError.
     """
-    listed = _json(text, _SMALL)
     if not isinstance(listed, list):
         raise ReplyError("bad-reply")
     try:
@@ -138,7 +137,8 @@ def _is_noise(sigma: float, planned: float) -> bool:
     return planned * (1 - 1e-9) <= sigma <= _MORE_NOISE * planned * (1 + 1e-9)
 
 
-def _sigma(value: object, plan: Plan, site: str) -> float | None:
+def sigma_of(value: object, plan: Plan, site: str) -> float | None:
+    """The noise multiplier that a site says it used: the plan's, or up to ten times as much."""
     if value is None:
         return None
     planned = plan.events_of_round(site) if plan.noised_at_site else ()
@@ -213,10 +213,13 @@ def norm_bound(plan: Plan, site: str, parameters: int) -> float:
 
 
 def _metrics(text: object, plan: Plan, site: str) -> dict[str, float] | None:
-    """The site's noisy sums: exactly those of the plan, each within what its rows can add up to."""
     if text is None and not plan.metrics:
         return None
-    values = _json(text, _SMALL)
+    return metrics_of(_json(text, _SMALL), plan, site)
+
+
+def metrics_of(values: object, plan: Plan, site: str) -> dict[str, float]:
+    """The site's noisy sums: exactly those of the plan, each within what its rows can add up to."""
     sigma = plan.metrics_sigma
     if not isinstance(values, dict) or not plan.metrics or sigma is None:
         raise ReplyError("bad-reply")
