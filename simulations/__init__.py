@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from privacy.contract.plan import Operation, Plan, Simulation, SitePlan
     from privacy.contract.plan_file import load_plan
     from simulations.comparison import Comparison, compare
-    from simulations.own_task import OwnCodeError, OwnData
+    from simulations.engines.errors import OwnCodeError
+    from simulations.own_task import OwnData
     from simulations.parameter_sweep import Sweep, sweep
     from simulations.result import History, Result
     from simulations.run import simulate
@@ -54,7 +55,7 @@ _HOMES: Final = {
     "compare": "simulations.comparison",
     "History": "simulations.result",
     "Operation": "privacy.contract.plan",
-    "OwnCodeError": "simulations.own_task",
+    "OwnCodeError": "simulations.engines.errors",
     "OwnData": "simulations.own_task",
     "Plan": "privacy.contract.plan",
     "Result": "simulations.result",

@@ -123,6 +123,7 @@ def simulate(
 
         from server.rounds.run_folder import FolderError
         from simulations.display import RunView, sentence
+        from simulations.engines.errors import EngineError
         from simulations.run import simulate as play
 
     console = Console(quiet=as_json, stderr=False)
@@ -175,6 +176,8 @@ def simulate(
             if (runs / label).exists():
                 typer.echo(f"tacit-simulate: interrupted; go on with: {again}", err=True)
             raise
+        except EngineError as error:
+            raise EngineError(f"{error}; go on with: {again}") from None
     if result.outcome.reason == "stopped" and stop.is_set():
         rounds = f"{result.summary['rounds']} of {chosen.rounds} rounds"
         typer.echo(f"tacit-simulate: stopped after {rounds}; go on with: {again}", err=True)
@@ -362,8 +365,10 @@ def main() -> None:
 def _codes() -> Codes:
     from privacy.ledger.ledger import LedgerError
     from server.rounds.checkpoint import CheckpointError
+    from simulations.engines.errors import EngineError, OwnCodeError
 
-    return {ValueError: BAD_INPUT, CheckpointError: FAILED, LedgerError: FAILED}
+    failed = (CheckpointError, LedgerError, EngineError, OwnCodeError)
+    return {ValueError: BAD_INPUT} | dict.fromkeys(failed, FAILED)
 
 
 if __name__ == "__main__":

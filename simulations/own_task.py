@@ -27,14 +27,11 @@ from privacy.contract.plan import Plan, PlanError
 from privacy.files import canonical_json
 from privacy.task_package.archive import PackageError, load_package
 from privacy.task_package.manifest import manifest_of
+from simulations.engines.errors import OwnCodeError
 
 _TEST_SHARE: Final = 0.2
 _MOST_CLASSES: Final = 10_000
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-class OwnCodeError(RuntimeError):
-    """The researcher's model or loss failed: type, message, file and line in one line."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

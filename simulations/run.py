@@ -33,10 +33,11 @@ from server.rounds.summary import summarise
 from server.statistics_files import write_results
 from simulations.dataset import FAULT, Data, Place, World, own_ledger, prepare, signing_keys
 from simulations.display import RunView
+from simulations.engines.errors import OwnCodeError
 from simulations.engines.pool import Processes, Serial
 from simulations.engines.vector import Vector, stack_of
 from simulations.grid import Engine, LocalGrid
-from simulations.own_task import OwnCodeError, own_data, own_task, packaged
+from simulations.own_task import own_data, own_task, packaged
 from simulations.result import History, Result
 
 COORDINATOR = "coordinator"

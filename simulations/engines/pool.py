@@ -21,16 +21,14 @@ from client.tasks.registry import task_of
 from privacy.arrays import most
 from privacy.contract.plan import Plan
 from simulations.dataset import Place, sites
+from simulations.engines.errors import EngineError
 from simulations.engines.pipes import Get, Shared, receive, send
 from simulations.grid import context, identify
 
 _MOST_SHARED: Final = 1 << 24  # bytes; what a larger model adds in memory is not worth the time
 Asked = tuple[str, str, Message]
+_DIED: Final = "a worker process has died"
 W = TypeVar("W", bound=Hashable)
-
-
-class EngineError(RuntimeError):
-    """An engine that cannot go on: a worker has died."""
 
 
 class Serial:
@@ -143,7 +141,7 @@ class Processes:
             try:
                 reply: Message = receive(ready, self._replies[ready])
             except (EOFError, OSError):
-                raise EngineError("a worker process has died") from None
+                raise EngineError(_DIED) from None
             self._idle.append(ready)
             self._feed()
             return number, reply
@@ -164,7 +162,10 @@ class Processes:
             request = self._waiting.take(pipe)
             if request is not None:
                 number, *what = request
-                send(pipe, what, self._requests, over=not self._busy)
+                try:
+                    send(pipe, what, self._requests, over=not self._busy)
+                except OSError:
+                    raise EngineError(_DIED) from None
                 self._busy[pipe] = number
         self._idle = [pipe for pipe in self._idle if pipe not in self._busy]
 

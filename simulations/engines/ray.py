@@ -10,7 +10,8 @@ from ray.exceptions import RayActorError, RayError
 
 from privacy import runtime
 from simulations.dataset import Place
-from simulations.engines.pool import EngineError, Waiting, simulated_app
+from simulations.engines.errors import EngineError
+from simulations.engines.pool import Waiting, simulated_app
 from simulations.grid import context, identify
 
 _CONNECT_SECONDS: Final = 5.0

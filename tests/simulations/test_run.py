@@ -15,6 +15,7 @@ from privacy.accounting.events import Event
 from privacy.ledger.ledger import verify
 from simulations.__main__ import main
 from tests.support.patience import patience
+from tests.support.task_packages import MODEL, READ, package, rows
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -92,6 +93,34 @@ def test_bad_input_is_one_line_and_exit_2_and_nothing_is_written(
     assert err.count("\n") == 1
     assert "Traceback" not in err
     assert not Path("runs").exists()
+
+
+def test_a_dead_worker_is_one_line_that_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("simulations.engines.pool._work", lambda *_: os._exit(1))
+        words = ["--name", "one", "--set", "simulation.engine=processes"]
+        code, _, err = run(capsys, *QUICK, *words)
+    assert code == 1
+    again = "tacit-simulate --resume --name one"
+    last = err.splitlines()[-1]
+    assert last == f"tacit-simulate: a worker process has died; go on with: {again}"
+    assert "Traceback" not in err
+    assert run(capsys, *again.split()[1:])[0] == 0
+
+
+def test_an_own_model_that_fails_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    package(tmp_path / "mine", READ + MODEL.replace("nn.Linear(3, width)", "nn.Linear(5, width)"))
+    keys = 'split = "natural"\nrounds = 1\nrate = 0.5\nlr = 1.0\nclip = 1.0\nepsilon = 4.0\n'
+    Path("plan.toml").write_text(f'task = "mine"\nrows = "actual"\ndelta = 1e-4\n{keys}')
+    data = str(rows(tmp_path / "rows.csv", 60))
+    code, _, err = run(capsys, "plan.toml", "--task", str(tmp_path / "mine"), "--data", data)
+    assert code == 1, err
+    assert "made-up rows" in err.splitlines()[-1]
+    assert "Traceback" not in err
 
 
 def test_json_is_one_object_on_stdout_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
