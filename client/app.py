@@ -20,7 +20,7 @@ from client import secure_round
 from client.dpsgd.private_metrics import paid_metrics
 from client.dpsgd.training import Trained, clipped_sum, model_refusal, train
 from client.dpsgd.weights import MOST_NORM, filled
-from client.judgement import judged
+from client.judgement import accepted
 from client.proposal import ACTION, answer_proposal
 from client.release import Field, Paid, Public, Trusted, release
 from client.reply import REPLY, Coded, about
@@ -39,7 +39,6 @@ from client.tasks.rows import Rows
 from client.tasks.task import Task, none_of
 from privacy.accounting.events import Event
 from privacy.arrays import Arrays, encode
-from privacy.contract.decision import Refusal
 from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Entry, Exhausted, LedgerError, LedgerNotWritten
 from privacy.mechanism import noise
@@ -203,7 +202,7 @@ def _begin(
     ):
         raise Refused("ledger-untrusted")
     agreed = secure_round.agreed_for(site, request) if plan.is_secure else None
-    events = _judged(site, plan, number, run)
+    events = accepted(site, plan, run, number)
     entries = _spend(site, plan, events, run, number)
     event, began = (events[0] if events else None), time.perf_counter()
     return Begun(
@@ -273,19 +272,6 @@ def _keep(site: Site, key: str, values: Mapping[str, Any]) -> None:
         site.replies.put(key, packed(values))
     except OSError as error:  # it is paid for, and leaves; asked again, it must be paid again
         site.on_event("reply_not_kept", error=error.strerror)
-
-
-def _judged(site: Site, plan: Plan, number: int, run: str) -> tuple[Event, ...]:
-    """The events that this site accepts for the round, maybe with more noise than asked."""
-    try:
-        _, verdict = judged(site, plan, run, number)
-    except LedgerError as error:
-        site.on_event("ledger_error", message=str(error))
-        raise Refused("ledger-untrusted") from None
-    if isinstance(verdict, Refusal):
-        site.on_event("plan_refused", code=verdict.code, message=verdict.message)
-        raise Refused(verdict.code)
-    return verdict.events
 
 
 def _spend(

@@ -2,10 +2,12 @@
 
 from datetime import UTC, datetime
 
+from client.round_request import Refused
 from client.site import Site
+from privacy.accounting.events import Event
 from privacy.contract.decision import Accepted, Refusal, judge
 from privacy.contract.plan import Plan
-from privacy.ledger.ledger import LedgerMissing, SpendingState
+from privacy.ledger.ledger import LedgerError, LedgerMissing, SpendingState
 
 
 def judged(
@@ -28,3 +30,16 @@ def judged(
         rounds_today=state.rounds_today,
     )
     return state, verdict
+
+
+def accepted(site: Site, plan: Plan, run: str, number: int) -> tuple[Event, ...]:
+    """The events that the site accepts for the round, maybe with more noise than asked; Refused."""
+    try:
+        _, verdict = judged(site, plan, run, number)
+    except LedgerError as error:
+        site.on_event("ledger_error", message=str(error))
+        raise Refused("ledger-untrusted") from None
+    if isinstance(verdict, Refusal):
+        site.on_event("plan_refused", code=verdict.code, message=verdict.message)
+        raise Refused(verdict.code)
+    return verdict.events

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from client.judgement import judged
+from client.judgement import accepted
 from client.release import Public, release
 from client.reply import REPLY, Coded, about
 from client.round_request import (
@@ -24,9 +24,7 @@ from client.round_request import (
 )
 from client.site import Site
 from privacy.arrays import Arrays
-from privacy.contract.decision import Refusal
 from privacy.contract.plan import Plan
-from privacy.ledger.ledger import LedgerError
 from privacy.mechanism import noise
 from privacy.secagg.masks import Words
 from privacy.secagg.messages import (
@@ -101,14 +99,7 @@ def _advertise(site: Site, request: RoundRequest) -> str:
     """Begin an attempt, in which the last one ends; what the owner declines is declined here."""
     plan = request.plan
     check_permitted(site, request)
-    try:
-        _, verdict = judged(site, plan, request.run, request.round)
-    except LedgerError as error:
-        site.on_event("ledger_error", message=str(error))
-        raise Refused("ledger-untrusted") from None
-    if isinstance(verdict, Refusal):
-        site.on_event("plan_refused", code=verdict.code, message=verdict.message)
-        raise Refused(verdict.code)
+    accepted(site, plan, request.run, request.round)
     attempt = attempt_of(request)
     if attempt == site.secure.attempt:
         raise SecureAggregationError(ORDER, "this attempt has begun already")

@@ -4,11 +4,10 @@ import datetime
 import shutil
 import socket
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
-from typing import Final
 
 from privacy.audit_trail import FILE, read
+from privacy.commands.checks import Check, flower
 from privacy.http.http_listener import ListenError, listen
 from privacy.identity.certificates import Certificate, issued_by
 from privacy.identity.keys import IdentityError
@@ -16,13 +15,10 @@ from privacy.ledger.chain import LedgerError
 from server.registry.authority import rotation
 from server.registry.sites import Home, MembersError, split_host
 
-FLOWER: Final = "1.42.0"
-Check = dict[str, str]
-
 
 def examine(directory: Path, where: str) -> list[Check]:
     """All checks; those of the folder only where there is one."""
-    checks = [_flower()]
+    checks = [flower()]
     home = Home(directory)
     try:
         home.check()
@@ -35,38 +31,25 @@ def examine(directory: Path, where: str) -> list[Check]:
         then = "tacit-server restore FILE --dir EMPTY_FOLDER" if there else "tacit-server init"
         if derived and home.federation.is_file():
             then = "tacit-server repair"
-        checks.append(_check("folder", "FAULT", str(error), then))
+        checks.append(Check("folder", "FAULT", str(error), then))
     if where:
         checks.append(_port(where))
     free = shutil.disk_usage(directory if directory.is_dir() else Path()).free
     state = "fine" if free > 1 << 28 else "FAULT"
-    checks.append(
-        _check("disk", state, f"{free >> 20} MiB free", "" if state == "fine" else "free")
-    )
+    checks.append(Check("disk", state, f"{free >> 20} MiB free", "" if state == "fine" else "free"))
     return checks
-
-
-def _check(what: str, state: str, text: str, then: str = "") -> Check:
-    return {"what": what, "state": state, "finding": text, "next_step": then}
-
-
-def _flower() -> Check:
-    installed = version("flwr")
-    if installed == FLOWER:
-        return _check("Flower", "fine", installed)
-    return _check("Flower", "FAULT", f"{installed}, expected {FLOWER}", "install tacit again")
 
 
 def _folder(home: Home) -> Iterator[Check]:
     private = (home.ca_key, home.key, home.signing_key)
     loose = [path.name for path in private if path.stat().st_mode & 0o077]
     if loose:
-        yield _check("keys", "FAULT", f"{', '.join(loose)}: others can read it", "chmod 600")
+        yield Check("keys", "FAULT", f"{', '.join(loose)}: others can read it", "chmod 600")
     else:
-        yield _check("keys", "fine", "readable by their owner alone")
+        yield Check("keys", "fine", "readable by their owner alone")
     pem = home.certificate.read_bytes()
     if not issued_by(pem, home.ca.read_bytes()):
-        yield _check("certificate", "FAULT", "of another authority", "tacit-server renew")
+        yield Check("certificate", "FAULT", "of another authority", "tacit-server renew")
     now = datetime.datetime.now(datetime.UTC)
     steps = {home.ca: "tacit-server authority rotate", home.certificate: "tacit-server renew"}
     for path, then in steps.items():
@@ -82,10 +65,10 @@ def _rotation(home: Home) -> Iterator[Check]:
     state = rotation(home)
     if state is not None and state.missing:
         text = f"is being replaced; not yet taken in by {', '.join(state.missing)}"
-        yield _check("authority", "warn", text, "wait until they were connected")
+        yield Check("authority", "warn", text, "wait until they were connected")
     elif state is not None:
         text = "is being replaced; every site has the next one"
-        yield _check("authority", "warn", text, "tacit-server authority finish")
+        yield Check("authority", "warn", text, "tacit-server authority finish")
 
 
 def _trail(home: Home) -> Check:
@@ -93,16 +76,16 @@ def _trail(home: Home) -> Check:
         read(home.folder)
     except LedgerError as error:
         then = "keep the file and ask who changed it; restore it from a backup"
-        return _check("audit log", "FAULT", str(error), then)
-    return _check("audit log", "fine", FILE)
+        return Check("audit log", "FAULT", str(error), then)
+    return Check("audit log", "fine", FILE)
 
 
 def _age(what: str, certificate: Certificate, now: datetime.datetime, then: str) -> Check:
     age = certificate.age(now)
     text = f"valid to {certificate.ends:%Y-%m-%d} ({age})"
     if age == "early":
-        return _check(what, "FAULT", text, "not valid yet: set this machine's clock")
-    return _check(
+        return Check(what, "FAULT", text, "not valid yet: set this machine's clock")
+    return Check(
         what,
         {"good": "fine", "soon": "warn"}.get(age, "FAULT"),
         text,
@@ -116,14 +99,14 @@ def _names(home: Home) -> Iterator[Check]:
         try:
             socket.getaddrinfo(name, port)
         except OSError as error:
-            yield _check("name", "warn", f"{name}: {error}", "sites must resolve it: check DNS")
+            yield Check("name", "warn", f"{name}: {error}", "sites must resolve it: check DNS")
         else:
-            yield _check("name", "fine", host)
+            yield Check("name", "fine", host)
 
 
 def _port(where: str) -> Check:
     try:
         listen(*split_host(where)).close()
     except (ListenError, MembersError) as error:
-        return _check("port", "FAULT", str(error), "is another coordinator running?")
-    return _check("port", "fine", f"{where} is free")
+        return Check("port", "FAULT", str(error), "is another coordinator running?")
+    return Check("port", "fine", f"{where} is free")

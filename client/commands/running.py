@@ -169,13 +169,6 @@ def doctor(
 ) -> None:
     """Check everything that `run` needs, one by one, each with the next step; exit 1 on a fault."""
     from client.doctor.doctor import examine
+    from privacy.commands.checks import show as show_checks
 
-    checks = examine(directory, server, data, policy, proxy)
-    if as_json:
-        typer.echo(json.dumps({"checks": [one.to_dict() for one in checks]}))
-    else:
-        for one in checks:
-            typer.echo(f"{one.state:<5} {one.what}: {one.finding}")
-            if one.next_step:
-                typer.echo(f"      -> {one.next_step}")
-    raise typer.Exit(int(any(one.state == "FAULT" for one in checks)))
+    show_checks(examine(directory, server, data, policy, proxy), as_json=as_json)

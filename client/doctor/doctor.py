@@ -3,22 +3,18 @@
 import datetime
 import shlex
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
-from typing import Final
 
 from client.agent.credentials import Enrolled, EnrolmentError
 from client.agent.route import ENVIRONMENT, RouteError, route
-from client.doctor.check import Check
 from client.doctor.folder_check import folder
 from client.doctor.network_check import connection
 from client.doctor.participation import participation
 from client.tasks.packages.confinement import protections
 from privacy.audit_trail import FILE, read
+from privacy.commands.checks import Check, flower
 from privacy.identity.keys import IdentityError
 from privacy.ledger.chain import LedgerError
-
-FLOWER: Final = "1.42.0"
 
 
 def examine(
@@ -26,7 +22,7 @@ def examine(
 ) -> list[Check]:
     """All checks in the order in which they build on each other."""
     site = Enrolled(directory)
-    checks = [_flower(), *_identity(site)]
+    checks = [flower(), *_identity(site)]
     if not any(one.state == "FAULT" for one in checks[1:]):
         try:
             checks += connection(site, route(site.hosts, server, proxy))
@@ -38,13 +34,6 @@ def examine(
         checks.append(_audit_log(directory))
     checks += folder(directory)
     return checks
-
-
-def _flower() -> Check:
-    installed = version("flwr")
-    if installed == FLOWER:
-        return Check("Flower", "fine", installed)
-    return Check("Flower", "FAULT", f"{installed}, expected {FLOWER}", "install tacit again")
 
 
 def _identity(site: Enrolled) -> Iterator[Check]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from client.agent.credentials import Enrolled
-from client.doctor.check import Check
+from privacy.commands.checks import Check
 
 _LEAST_FREE: Final = 1 << 28
 _SHOWN: Final = 3

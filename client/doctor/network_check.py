@@ -11,7 +11,7 @@ import httpx
 
 from client.agent.credentials import Enrolled
 from client.agent.route import Proxy, Route, proxy_for, split_address
-from client.doctor.check import Check
+from privacy.commands.checks import Check
 from privacy.identity.certificates import issuer_of
 from privacy.identity.keys import IdentityError
 

@@ -13,11 +13,11 @@ from client.agent.populations import Population
 from client.agent.received_plans import received, site_of
 from client.data.check import check
 from client.data.site_rows import Source
-from client.doctor.check import Check
 from client.site import SiteError
 from client.tasks.registry import task, task_of_schema
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
+from privacy.commands.checks import Check
 from privacy.contract.forecast import forecast, rounds_that_fit
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, load_policy

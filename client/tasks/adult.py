@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from client.data.formats.idx import folder_file
 from client.data.loading import load as load_rows
-from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
+from client.tasks.classifier import classifier
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.rows import Encoded, Rows, check_part
 from client.tasks.task import Task
@@ -100,21 +100,11 @@ def _loaded(path: Path | None, part: str, encode: Callable[[Any], Encoded]) -> R
 
 def task() -> Task:
     """Logistic regression on the public categories and on numbers with public knots."""
-    return Task(
+    return classifier(
+        COLUMNS,
+        ("<=50K", ">50K"),
         name="adult",
-        kind="classification",
-        classes=("<=50K", ">50K"),
-        inputs=tuple(column.name for column in COLUMNS.inputs),
-        label=COLUMNS.label.name,
-        shape=(COLUMNS.width,),
-        model=seeded(lambda: linear(COLUMNS.width, 2)),
         load=load,
         load_with=lambda path, encode: _loaded(path, "train", encode),
         wanted=WANTED,
-        encode=COLUMNS.encode,
-        columns=COLUMNS,
-        loss=cross_entropy,
-        metrics=classification_metrics,
-        decode=probabilities,
-        features=COLUMNS.features,
     )

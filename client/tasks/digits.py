@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
+from client.tasks.classifier import classifier
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.rows import Encoded, Rows, check_part
 from client.tasks.task import Task
@@ -56,22 +56,12 @@ def load_with(path: Path | None, encode: Callable[[Any], Encoded]) -> Rows:
 
 def task() -> Task:
     """Softmax regression of 64 pixels (0..16, about a common grey)."""
-    return Task(
+    return classifier(
+        COLUMNS,
+        CLASSES,
         name="digits",
-        kind="classification",
-        classes=CLASSES,
-        inputs=COLUMNS.features,
-        label=COLUMNS.label.name,
-        shape=(64,),
-        model=seeded(lambda: linear(64, 10)),
         load=load,
         load_with=load_with,
         wanted=COLUMNS.wanted(),
-        encode=COLUMNS.encode,
-        columns=COLUMNS,
-        loss=cross_entropy,
-        metrics=classification_metrics,
-        decode=probabilities,
         embedded=True,
-        features=COLUMNS.features,
     )

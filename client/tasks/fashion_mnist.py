@@ -12,7 +12,7 @@ import torch
 
 from client.data.formats.idx import folder_file, images
 from client.tasks import scattering
-from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
+from client.tasks.classifier import classifier
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.rows import Encoded, Rows, TaskError, check_part
 from client.tasks.task import Task
@@ -69,20 +69,14 @@ def front(pixels: torch.Tensor) -> torch.Tensor:
 
 def task() -> Task:
     """Softmax regression of oriented edges."""
-    return Task(
+    return classifier(
+        COLUMNS,
+        CLASSES,
+        width=scattering.WIDTH,
         name="fashion-mnist",
-        kind="classification",
-        classes=CLASSES,
-        inputs=COLUMNS.features,
-        label=COLUMNS.label.name,
-        shape=(scattering.WIDTH,),
-        model=seeded(lambda: linear(scattering.WIDTH, len(CLASSES))),
         load=load,
         wanted=COLUMNS.wanted(),
         encode=encode,
-        columns=COLUMNS,
-        loss=cross_entropy,
-        metrics=classification_metrics,
-        decode=probabilities,
+        features=(),
         front=front,
     )

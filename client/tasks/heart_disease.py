@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 
 from client.data.loading import held_out
 from client.data.loading import load as load_rows
-from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
+from client.tasks.classifier import classifier
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.rows import Encoded, Rows, TaskError, check_part
 from client.tasks.task import Task
@@ -125,21 +125,11 @@ def _split(rows: Rows, file: Path, name: str, part: str) -> Rows:
 
 def task() -> Task:
     """Logistic regression on clinical values scaled by public bounds."""
-    return Task(
+    return classifier(
+        COLUMNS,
+        ("healthy", "disease"),
         name="heart-disease",
-        kind="classification",
-        classes=("healthy", "disease"),
-        inputs=tuple(column.name for column in COLUMNS.inputs),
-        label=COLUMNS.label.name,
-        shape=(COLUMNS.width,),
-        model=seeded(lambda: linear(COLUMNS.width, 2)),
         load=load,
         load_with=_all,
         wanted=WANTED,
-        encode=COLUMNS.encode,
-        columns=COLUMNS,
-        loss=cross_entropy,
-        metrics=classification_metrics,
-        decode=probabilities,
-        features=COLUMNS.features,
     )

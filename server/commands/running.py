@@ -1,6 +1,5 @@
 """`serve`, `run`, `doctor`: the coordinator at work."""
 
-import json
 import signal
 import sys
 import threading
@@ -285,14 +284,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check everything that `serve` needs, each with its next step; exit 1 on a fault."""
+    from privacy.commands.checks import show
     from server.doctor import examine
 
-    checks = examine(directory, listen)
-    if as_json:
-        typer.echo(json.dumps({"checks": checks}))
-    else:
-        for one in checks:
-            typer.echo(f"{one['state']:<5} {one['what']}: {one['finding']}")
-            if one["next_step"]:
-                typer.echo(f"      -> {one['next_step']}")
-    raise typer.Exit(int(any(one["state"] == "FAULT" for one in checks)))
+    show(examine(directory, listen), as_json=as_json)

@@ -54,7 +54,7 @@ def updates_of(
             return None
         return Update(answer.site, answer.arrays, answer.below, number - request.round)
 
-    for request, message in there_already(job.grid, overdue):
+    for request, message in replies(job.grid, {}, 0.0, overdue=overdue):
         if (one := update(request, message)) is not None:
             yield one
         del one, message
@@ -132,9 +132,9 @@ def replies(
     """Replies as they arrive, each taken out of `pending`, for at most `timeout` seconds.
 
     `waiting` is called between looks; what it raises ends the wait. Whatever is left in `pending`
-    was not answered in time. Replies to the `overdue` requests of earlier rounds come as well, but
-    nobody waits for them, unless they are all that there is. A reply that its grid calls late joins
-    them at the end.
+    was not answered in time; a reply that is there by then still comes. Replies to the `overdue`
+    requests of earlier rounds come as well, but nobody waits for them, unless they are all that
+    there is. A reply that its grid calls late joins them at the end.
     """
     older, late = overdue or {}, dict[str, Request]()
     deadline = time.monotonic() + timeout if timeout is not None else None
@@ -152,26 +152,14 @@ def replies(
                     yield request, arrived.popleft()
                     continue
                 arrived.popleft()
-            if deadline is not None and time.monotonic() >= deadline:
+            if not answered and deadline is not None and time.monotonic() >= deadline:
                 return
             waiting()
-            if (pending or older) and not answered:
+            if not answered:
                 grid.wait(_PATIENCE)
     finally:
         if overdue is not None:
             overdue |= late
-
-
-def there_already(grid: SiteGrid, overdue: dict[str, Request]) -> Iterator[tuple[Request, Message]]:
-    """The replies to overdue requests that have come, each taken out of `overdue`."""
-    while overdue:
-        arrived = list(grid.pull_messages(list(overdue)))
-        if not arrived:
-            return
-        for message in arrived:
-            request = overdue.pop(message.metadata.reply_to_message_id, None)
-            if request is not None:
-                yield request, message
 
 
 def _is_late(message: Message) -> bool:

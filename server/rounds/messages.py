@@ -113,17 +113,9 @@ def ask(
 
     `more` are the fields of secure aggregation.
     """
-    fields: dict[str, Any] = {
-        "run": request.run,
-        "round": request.round,
-        "site": request.site,
-        "plan": request.plan,
-        **more,
-    }
+    fields = _fields(request) | more
     if request.clip is not None:
         fields["clip"] = request.clip
-    if request.head is not None:
-        fields["head"] = json.dumps(request.head)
     if request.base:
         fields["base"] = request.base
     content = RecordDict({ARRAYS: ArrayRecord({"weights": weights}), REQUEST: ConfigRecord(fields)})
@@ -132,16 +124,19 @@ def ask(
 
 def propose(grid: Grid, node: int, request: Request) -> Message:
     """The message that shows a plan to one site before it runs."""
+    content = RecordDict({REQUEST: ConfigRecord(_fields(request))})
+    return grid.create_message(content, "query.propose", node, str(request.round))
+
+
+def _fields(request: Request) -> dict[str, Any]:
+    """What every request says of itself."""
     fields: dict[str, Any] = {
         "run": request.run,
         "round": request.round,
         "site": request.site,
         "plan": request.plan,
     }
-    if request.head is not None:
-        fields["head"] = json.dumps(request.head)
-    content = RecordDict({REQUEST: ConfigRecord(fields)})
-    return grid.create_message(content, "query.propose", node, str(request.round))
+    return fields if request.head is None else fields | {"head": json.dumps(request.head)}
 
 
 def read_proposal(message: Message, request: Request, rounds: int) -> tuple[str, str, int, str]:

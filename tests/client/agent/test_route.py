@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from client.agent.route import Proxy, Route, RouteError, proxy_for, route, split_address
-from client.doctor.check import Check
 from client.doctor.doctor import examine
+from privacy.commands.checks import Check
 from tests.support.federation import Events, answers, app, ask, coordinator, linked, run_agent
 from tests.support.patience import patience, wait_for
 

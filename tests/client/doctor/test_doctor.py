@@ -15,13 +15,14 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-import client.doctor.doctor
 from client.__main__ import app as client_app
 from client.agent import populations
 from client.agent.credentials import Enrolled
 from client.agent.process import alone
-from client.doctor.doctor import FLOWER, Check, examine
+from client.doctor.doctor import examine
 from client.doctor.network_check import clock
+from privacy.commands import checks
+from privacy.commands.checks import FLOWER, Check
 from privacy.contract.policy import builtin_policy
 from privacy.identity.certificates import Authority, read_request
 from server.registry import sites as members
@@ -95,7 +96,7 @@ def test_a_healthy_site_has_no_fault(tmp_path: Path) -> None:
 
 
 def test_another_version_of_flower(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.doctor.doctor, "version", lambda name: "1.0.0")
+    monkeypatch.setattr(checks, "version", lambda name: "1.0.0")
     found = line(examine(site, "127.0.0.1:x", "builtin:0/1", None), "Flower")
     assert (found.state, found.next_step) == ("FAULT", "install tacit again")
     assert FLOWER in found.finding and "1.0.0" in found.finding

@@ -15,9 +15,9 @@ from client.__main__ import app as client_app
 from client.agent import populations, received_plans
 from client.agent.credentials import Enrolled
 from client.agent.process import alone
-from client.doctor.check import Check
 from client.doctor.doctor import examine
 from privacy.accounting.epsilon import spent
+from privacy.commands.checks import Check
 from privacy.contract.policy import load_policy
 from privacy.ledger.ledger import Ledger
 from server.registry import sites as members

@@ -77,8 +77,8 @@ def test_a_site_that_was_away_keeps_the_rotation_open_or_gets_a_bundle_by_hand(
             assert log.wait("authority_taken", site="north")
             with pytest.raises(MembersError, match="away have not taken in"):
                 finish(home, now())
-            warned = [one for one in examine(home, "") if one["what"] == "authority"]
-            assert [one["finding"] for one in warned] == [
+            warned = [one for one in examine(home, "") if one.what == "authority"]
+            assert [one.finding for one in warned] == [
                 "is being replaced; not yet taken in by away"
             ]
             assert finish(home, now(), without=True).missing == ("away",)

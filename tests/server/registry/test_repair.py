@@ -26,14 +26,14 @@ def test_missing_certificates_are_made_again_and_sites_need_no_new_bundle(
     home, sites = coordinator(tmp_path, "north")
     for name in lost:
         (home / name).unlink()
-    faults = [one for one in examine(home, "") if one["state"] == "FAULT"]
-    assert [one["next_step"] for one in faults] == ["tacit-server repair"]
+    faults = [one for one in examine(home, "") if one.state == "FAULT"]
+    assert [one.next_step for one in faults] == ["tacit-server repair"]
     kept = {p.name: p.read_bytes() for p in home.iterdir() if p.is_file()}
     assert tuple(repair(home, now())) == lost
     assert {name: (home / name).read_bytes() for name in kept} == kept
     with linked(home) as grid, running(sites["north"], grid.address):
         assert wait_for(lambda: grid.names())
-    assert not [one for one in examine(home, "") if one["state"] == "FAULT"]
+    assert not [one for one in examine(home, "") if one.state == "FAULT"]
 
 
 def test_where_nothing_is_missing_nothing_changes(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from flwr.app import Error, Message, RecordDict
 
-from server.rounds.collection import replies, there_already
+from server.rounds.collection import replies
 from server.rounds.messages import Request
 from server.rounds.site_grid import LATE, SiteGrid
 from simulations.grid import identify
@@ -85,6 +85,19 @@ def test_what_is_not_answered_in_time_is_left_pending() -> None:
     assert list(pending) == ["a"]
 
 
+def test_what_has_arrived_by_the_end_comes_one_by_one() -> None:
+    class OneByOne(Inbox):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            first = [number for number in message_ids if number in self.ready][:1]
+            return [self.ready.pop(number) for number in first]
+
+    grid, pending = OneByOne(), {name: request(name) for name in "abc"}
+    for name in "ab":
+        grid.arrive(name)
+    assert sites(replies(grid, pending, 0.0)) == [("a", 2), ("b", 2)]
+    assert list(pending) == ["c"]
+
+
 def test_overdue_requests_are_waited_for_where_there_are_no_others() -> None:
     grid, overdue = Inbox(), {"old": request("c", 1)}
 
@@ -101,9 +114,9 @@ def test_a_reply_that_its_grid_calls_late_is_overdue_from_the_next_round_on() ->
     grid.arrive("a", LATE)
     assert sites(replies(grid, {"a": request("a")}, None, overdue=overdue)) == []
     assert list(overdue) == ["a"]
-    assert sites(there_already(grid, overdue)) == []
+    assert sites(replies(grid, {}, 0.0, overdue=overdue)) == []
     grid.arrive("a")
-    assert sites(there_already(grid, overdue)) == [("a", 2)]
+    assert sites(replies(grid, {}, 0.0, overdue=overdue)) == [("a", 2)]
     assert not overdue
 
 
@@ -119,6 +132,6 @@ def test_what_is_there_is_taken_without_waiting(ready: bool) -> None:
     grid, overdue = Inbox(), {"x": request("x", 1), "y": request("y", 1)}
     if ready:
         grid.arrive("y")
-    assert sites(there_already(grid, overdue)) == ([("y", 1)] if ready else [])
+    assert sites(replies(grid, {}, 0.0, overdue=overdue)) == ([("y", 1)] if ready else [])
     assert list(overdue) == (["x"] if ready else ["x", "y"])
     assert grid.waits == 0
