@@ -113,7 +113,7 @@ def ask(
 
     `more` are the fields of secure aggregation.
     """
-    fields = _fields(request) | more
+    fields = {**_fields(request), **more}
     if request.clip is not None:
         fields["clip"] = request.clip
     if request.base:
