@@ -1,6 +1,6 @@
 """Fashion-MNIST: 70,000 images of clothes, 28x28 pixels, 10 kinds.
 
-The model sees each image through fixed filters (`client.tasks.scattering`), which are public:
+The model sees each image through fixed filters (`client.tasks.features.scattering`), which are public:
 nothing about them was learnt from these images, and each image passes them alone.
 """
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from client.data.formats.idx import folder_file, images
-from client.tasks import scattering
 from client.tasks.classifier import classifier
+from client.tasks.features import scattering
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.rows import Encoded, Rows, TaskError, check_part
 from client.tasks.task import Task

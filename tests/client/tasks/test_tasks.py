@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
+from client.tasks.features.scattering import WIDTH, oriented
 from client.tasks.heart_disease import published
 from client.tasks.losses import (
     classification_metrics,
@@ -25,7 +26,6 @@ from client.tasks.losses import (
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.registry import AREAS, NAMES, READERS, task
 from client.tasks.rows import Rows, TaskError, builtin, cap
-from client.tasks.scattering import WIDTH, oriented
 
 
 def test_the_squared_error_of_2_and_4_for_3_and_2_is_2_5_and_its_gradient_follows_the_rows() -> (
