@@ -1,7 +1,7 @@
 """Fashion-MNIST: 70,000 images of clothes, 28x28 pixels, 10 kinds.
 
-The model sees each image through fixed filters (`client.tasks.features.scattering`), which are public:
-nothing about them was learnt from these images, and each image passes them alone.
+The model sees each image through fixed filters (client/tasks/features/scattering.py): public,
+since nothing about them was learnt from these images, and each image passes them alone.
 """
 
 from pathlib import Path
