@@ -29,6 +29,12 @@ _FEW_PLACES: Final = 32
 _INNER: Final = 4096
 """Terms of one product in double precision."""
 _HELD: Final = 1 << 24
+"""Numbers that a GPU makes at a time: fewer do not fill it."""
+
+
+def held_on(like: Tensor) -> int:
+    """How many numbers are best made at a time, where a tensor lies."""
+    return CACHED if like.device.type == "cpu" else _HELD
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +103,7 @@ class Certified(Part):
         self._rows, places, self._depth = pairs.g.shape
         self.square = torch.zeros(self._rows, dtype=torch.float64, device=pairs.g.device)
         if self._weight.requires_grad:
-            step = max(1, 2 * CACHED // (places * max(places, pairs.width)))
+            step = max(1, 2 * held_on(pairs.g) // (places * max(places, pairs.width)))
             for at in range(0, self._rows, step):
                 some = slice(at, at + step)
                 self.square[some] = certified_squares(*pairs[some])
@@ -129,8 +135,7 @@ class Certified(Part):
         g, width = self._pairs.g, self._pairs.width
         total = g.new_zeros(self._depth, width, dtype=dtype)
         few = g.shape[1] <= _FEW_PLACES
-        held = CACHED if g.device.type == "cpu" else _HELD
-        step = max(1, _INNER // g.shape[1] if few else held // total.numel())
+        step = max(1, _INNER // g.shape[1] if few else held_on(g) // total.numel())
         products = None if few else g.new_empty(step, *total.shape, dtype=torch.float32)
         start, stop, _ = rows.indices(self._rows)
         for at in range(start, stop, step):
@@ -206,7 +211,7 @@ def weight_samples(a: Tensor, g: Tensor, conv: Any) -> Tensor:
     pairs = patches(a, g, conv)
     rows, places, depth = pairs.g.shape
     # A few examples at a time, so that their patches stay in the cache.
-    chunk = max(1, CACHED // (places * pairs.width)) * torch.get_num_threads()
+    chunk = max(1, held_on(a) // (places * pairs.width)) * torch.get_num_threads()
     left = pairs.g.transpose(1, 2)
     products = a.new_empty(rows, depth, pairs.width, dtype=wide)
     for at in range(0, rows, chunk):

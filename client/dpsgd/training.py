@@ -23,6 +23,7 @@ from client.dpsgd.clipped_sum import BatchSum
 from client.dpsgd.clipping import BookKeeping
 from client.dpsgd.examination.made_up_rows import Domain
 from client.dpsgd.examination.separation import examine
+from client.dpsgd.gpu.device_noise import cuda_sums
 from client.dpsgd.people import People
 from client.dpsgd.per_sample import ModelError
 from client.dpsgd.trees import mapped
@@ -95,9 +96,15 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
 
     def add_noise(self) -> None:
         """Make of every `p.summed_grad` a noisy mean, a sum on the public grid, in `p.grad`."""
-        total = self._total.cpu()  # on a CPU the very same memory
-        noise.privatise(total.numpy(), self._std, over=self.expected_batch_size)
-        self.sums.gradient.copy_(total)
+        total = self._total
+        on_device = cuda_sums(total)
+        if on_device is not None:
+            noise.privatise_on(on_device, self._std, over=self.expected_batch_size)
+        else:
+            total = total.cpu()  # on a CPU the very same memory
+            noise.privatise(total.numpy(), self._std, over=self.expected_batch_size)
+        if total is not self.sums.gradient:
+            self.sums.gradient.copy_(total)
 
 
 def train(
@@ -271,10 +278,33 @@ def _summed(
         raise TrainingError("clip: expected a value in a private plan, got nothing")
     wrapped = BookKeeping(model, clip=plan.clip, precision=plan.precision, sums=sums)
     try:
-        examine(wrapped, domain_of(task, rows), task.loss)
-        yield wrapped.accumulate
+        with _whole_products(convolutions=True):
+            examine(wrapped, domain_of(task, rows), task.loss)
+        with _whole_products():
+            yield wrapped.accumulate
     finally:
         wrapped.to_standard_module()
+
+
+@contextmanager
+def _whole_products(*, convolutions: bool = False) -> Iterator[None]:
+    """While matrix products are of whole float32 numbers, whatever this process has asked torch.
+
+    The rounding of sums is bounded for these (docs/randomness.md). A GPU's `convolutions`, which no
+    sum is made by, may round to TF32, but not while a model's rows are compared.
+    """
+    precision, short = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    if precision != "highest":
+        torch.set_float32_matmul_precision("highest")
+    if convolutions:
+        torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        if precision != "highest":
+            torch.set_float32_matmul_precision(precision)
+        if convolutions:
+            torch.backends.cudnn.allow_tf32 = short
 
 
 def _plain(model: nn.Module, x: Any, y: Tensor, loss: Callable[[Any, Tensor], Tensor]) -> None:

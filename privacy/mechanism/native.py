@@ -190,6 +190,25 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
 
 
+def starts(bits: NDArray[np.uint8], count: int) -> Iterator[tuple[Sums, float]]:
+    """Sums, with the steps of their grids, of which two samplers with the same bits must agree.
+
+    Of standard deviation 2: usual ones of both types, ones out of range, ones that the noise brings
+    close to the middle of two steps, and zeros on so fine a grid that every bit of the noise shows.
+    """
+    sums = np.random.default_rng(0).normal(0, 2.0, count)
+    sums[:5] = (0.0, 1e30, -1e30, 3e-30, np.nan)
+    silent = np.zeros(count)
+    grid, fine = 2.0**-9, 2.0 ** (-9 - gaussian.FINE_BITS)
+    close, room = silent.copy(), (np.zeros(count, np.int64), np.zeros(count))
+    gaussian.add_noise(close, bits, 2.0, fine, 1.0, *room)
+    close = grid / 2 - close + (np.arange(count) % 9 - 4) * fine
+    yield sums.astype(np.float32), grid
+    yield sums, grid
+    yield close, grid
+    yield silent, 2.0**-62
+
+
 def _agree(kernel: Kernel) -> bool:
     """Whether the kernel gives numpy's numbers, to the last bit, the extreme ones included."""
     rng = np.random.default_rng(0)  # public: only compares the two
@@ -199,16 +218,7 @@ def _agree(kernel: Kernel) -> bool:
     radii[:64] = np.uint64(2**64 - 1) >> np.arange(64, dtype=np.uint64)
     radii[64:130] = np.uint64(2**64 - 1) << np.arange(66, dtype=np.uint64)
     angles[:] = np.arange(PAIRS, dtype=np.uint64) << np.uint64(55)
-    sums = rng.normal(0, 2.0, count)
-    sums[:5] = (0.0, 1e30, -1e30, 3e-30, np.nan)
-    silent = np.zeros(count)  # on so fine a grid every bit of the noise shows
-    grid, fine = 2.0**-9, 2.0 ** (-9 - gaussian.FINE_BITS)
-    room = np.zeros(count, np.int64), np.zeros(count)
-    close = silent.copy()  # to the middle of two steps, by 0 to 4 fine ones
-    gaussian.add_noise(close, bits, 2.0, fine, 1.0, *room)
-    close = grid / 2 - close + (np.arange(count) % 9 - 4) * fine
-    starts = ((sums.astype(np.float32), grid), (sums, grid), (close, grid), (silent, 2.0**-62))
-    for start, step in starts:
+    for start, step in starts(bits, count):
         results = []
         for add in (kernel.add_noise, gaussian.add_noise):
             noisy, undecided, before = start.copy(), np.zeros(count, np.int64), np.zeros(count)

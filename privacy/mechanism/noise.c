@@ -6,10 +6,20 @@
 
    A chunk is PAIRS pairs of numbers: first their radii, 8 bytes each, then their angles, 8 bytes
    each, whose last ten bits are the radii's last; a last chunk is shorter, by whole fours of pairs.
+
+   `noise.cu` goes on from here for a GPU: all but the last two functions are compiled there too.
 */
+#ifdef __CUDACC_RTC__
+typedef unsigned char uint8_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+#define restrict __restrict__
+#else
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#endif
 
 #define PAIRS 512
 #define FINE 0x1p28                                     /* fine steps in a step of the grid */
@@ -119,6 +129,7 @@ static inline int close_to_the_next(double beside)
     return fabs(beside - floor(beside) - 0.5) >= NEAR;
 }
 
+#ifndef __CUDACC_RTC__
 /* Add N(0, std^2) to `n` sums, round them to multiples of `step` and divide them by `over`. `wide`:
    the sums are doubles, not floats. `step` is a power of two. Returns how many numbers may have been
    rounded to a wrong multiple; their positions are in `open` and their sums in `before`, which both
@@ -189,3 +200,4 @@ long draw(int64_t *rows, long room, long n, const uint16_t *words, long threshol
     }
     return count;
 }
+#endif

@@ -1,16 +1,17 @@
 """Randomness and clipping, on which every guarantee stands: from the system's entropy, unseedable.
 
-`privatise` is the one function that adds noise. Each call takes a fresh 256-bit key from the
-operating system and expands it by AES-256 in counter mode. No generator outlives its call, so
-nothing can be seeded, forked, shared between threads or read back. `docs/randomness.md` proves what
-the noise does on a computer, and says what is assumed.
+`privatise` is the one function that adds noise (`privatise_on` where the sums lie on a GPU). Each
+call takes a fresh 256-bit key from the operating system and expands it by AES-256 in counter mode
+(a GPU by ChaCha20). No generator outlives its call, so nothing can be seeded, forked, shared
+between threads or read back. `docs/randomness.md` proves what the noise does on a computer, and
+says what is assumed.
 """
 
 import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
@@ -20,7 +21,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
-from privacy.mechanism import exact, gaussian, native
+from privacy.mechanism import device, exact, gaussian, native
 from privacy.mechanism.gaussian import Sums
 
 _SLAB: Final = 2 * gaussian.PAIRS * 16
@@ -47,10 +48,7 @@ def privatise(sums: Sums, std: float, *, over: float = 1.0) -> None:
     from `privacy.mechanism.sensitivity.noise_std`; without noise (0) sums are divided alone.
     NoiseError where the parameters are impossible.
     """
-    if not (std == 0 or _LEAST_STD <= std <= _MOST_STD):
-        raise NoiseError(f"std: expected 0 <= std < inf, got {std!r}")
-    if not 0 < over < math.inf:
-        raise NoiseError(f"over: expected 0 < over < inf, got {over!r}")
+    _check(std, over)
     known = sums.dtype in (np.float32, np.float64)
     if not known or not sums.flags.c_contiguous or not sums.flags.writeable:
         raise NoiseError(f"sums: expected contiguous float32 or float64, got {sums.dtype}")
@@ -77,6 +75,56 @@ def privatise(sums: Sums, std: float, *, over: float = 1.0) -> None:
                 before[:count],
                 partial(_more, stream),
             )
+
+
+def privatise_on(sums: device.DeviceSums, std: float, *, over: float = 1.0) -> None:
+    """`privatise` for sums that lie on a device, which makes the noise itself from a fresh key."""
+    _check(std, over)
+    if len(sums) > device.MOST:
+        raise NoiseError(f"sums: expected at most {device.MOST} numbers, got {len(sums)}")
+    if std == 0:
+        sums.divide(over)
+        return
+    key, step = _key(), grid(std)
+    undecided, before = sums.add_noise(key, std, step, over)
+    if len(undecided):
+        more = partial(_more, _stream(_key()))
+        bits = partial(chacha20, key)
+        device.settle(sums, undecided, before, (std, step, over), bits, more)
+
+
+def agrees(on_device: Callable[[Sums], device.DeviceSums]) -> bool:
+    """Whether a device gives numpy's numbers to the last bit, and names the same undecided ones.
+
+    `on_device` puts sums there. The key is public and gives one radius that is extreme.
+    """
+    key = hashlib.sha256(device.COMPARED).digest()
+    count = 40 * gaussian.PAIRS + 85  # a last chunk whose angles begin in the middle of a block
+    bits = chacha20(key, 0, gaussian.bits_for(count))
+    for start, step in native.starts(bits, count):
+        right, room = start.copy(), (np.zeros(count, np.int64), np.zeros(count))
+        opened = gaussian.add_noise(right, bits, 2.0, step, 3.0, *room)
+        sums = on_device(start.copy())
+        positions, before = sums.add_noise(key, 2.0, step, 3.0)
+        order = np.argsort(positions)
+        pairs = zip((right, *room), (sums.read(), positions[order], before[order]), strict=True)
+        if not all(np.array_equal(a[:opened] if a is not right else a, b) for a, b in pairs):
+            return False
+    return True
+
+
+def chacha20(key: bytes, first: int, count: int) -> NDArray[np.uint8]:
+    """Bytes `first` (a multiple of 64) to `first + count` of a key's stream (RFC 8439), nonce 0."""
+    counter, nonce = (first // 64).to_bytes(4, "little"), bytes(12)
+    stream = Cipher(algorithms.ChaCha20(key, counter + nonce), mode=None).encryptor()
+    return np.frombuffer(stream.update(bytes(count)), np.uint8)
+
+
+def _check(std: float, over: float) -> None:
+    if not (std == 0 or _LEAST_STD <= std <= _MOST_STD):
+        raise NoiseError(f"std: expected 0 <= std < inf, got {std!r}")
+    if not 0 < over < math.inf:
+        raise NoiseError(f"over: expected 0 < over < inf, got {over!r}")
 
 
 def poisson(n: int, rate: float) -> NDArray[np.int64]:

@@ -83,7 +83,8 @@ class MadeUp:
         draw = torch.Generator().manual_seed(int(scale * 1000) + 1_000_003 * count + seed)
         if self.domain.sample is not None:
             rows = self.domain.sample(count, draw)
-            return Examples(rows.x, rows.y)
+            on = self.domain.y.device
+            return Examples(mapped(lambda t: t.to(on), rows.x), rows.y.to(on))
         x = mapped(lambda t: self._drawn_like(t, count, scale, draw), self.domain.x)
         return Examples(x, self._labels(count, draw))
 

@@ -358,3 +358,21 @@ def test_what_cannot_be_trained_is_refused_and_leaves_the_model_whole() -> None:
         run(model, rows, a_plan(), mean)
     assert "forward" not in vars(model)
     assert model.weight.requires_grad
+
+
+def test_matrix_products_are_whole_while_a_private_plan_is_trained() -> None:
+    """The bound of rounding holds for float32's own products, whatever the process asked torch."""
+    seen: list[str] = []
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        seen.append(torch.get_float32_matmul_precision())
+        return squared(out, y)
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        run(nn.Linear(3, 2), Rows(torch.randn(6, 3), torch.randn(6, 2)), a_plan(), a_task(loss))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert len(seen) > 2
+    assert set(seen) == {"highest"}

@@ -1,0 +1,493 @@
+"""What Tacit does on a GPU, in one script of at most six minutes: is it right, what does it cost?
+
+    python benchmarks/gpu.py [--out FOLDER] [--seconds 330] [--only noise,steps]
+    python benchmarks/gpu.py --device cpu        # the same at tiny sizes, without a GPU
+
+Parts, in this order: noise (the kernel's bits, law and speed), equal (a round of training on the
+device against the same on the CPU), steps (of DP-SGD relative to plain SGD on the same card,
+memory, where the time goes), predict, audit. A part that fails is reported, and the next one
+begins; results are written after each part. benchmarks/README.md says how it is run on a machine
+without a network.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+import numpy as np
+import torch
+from contenders.models import Layer, Vision, resnet
+from torch import Tensor, nn
+from torch.nn import functional
+
+from client.dpsgd import training
+from client.dpsgd.gpu.device_noise import cuda_sums
+from client.tasks.rows import Rows
+from privacy.accounting.events import Event
+from privacy.contract.plan import Plan
+from privacy.mechanism import noise
+
+Turn = Callable[[], object]
+
+
+class Lora(nn.Module):
+    """A frozen Linear and a trained change of rank 8 (Hu et al. 2021)."""
+
+    def __init__(self, frozen: nn.Linear, rank: int = 8) -> None:
+        super().__init__()
+        self.frozen = frozen.requires_grad_(False)
+        self.down = nn.Linear(frozen.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, frozen.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        return self.frozen(x) + self.up(self.down(x))
+
+
+class Gpt(nn.Module):
+    """GPT-2's layers, with a head of its own; it gives the logits of every next token."""
+
+    def __init__(self, width: int, blocks: int, heads: int, tokens: int, places: int) -> None:
+        super().__init__()
+        self.table, self.places = nn.Embedding(tokens, width), nn.Embedding(places, width)
+        self.blocks = nn.Sequential(*(Layer(width, heads, causal=True) for _ in range(blocks)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, tokens, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, T, tokens] of tokens [B, T]."""
+        places = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+        return self.head(self.norm(self.blocks(self.table(x) + self.places(places))))
+
+    def with_lora(self) -> "Gpt":
+        """Everything frozen, with changes of rank 8 to attention's projections."""
+        self.requires_grad_(False)
+        for block in self.blocks:
+            block.attention.all = Lora(block.attention.all)
+            block.attention.out = Lora(block.attention.out)
+        return self
+
+
+class Vit(nn.Module):
+    """ViT-B for images of 224 pixels in patches of 16, by the mean of its places."""
+
+    def __init__(self, width: int, blocks: int, heads: int, side: int, patch: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.count = (side // patch) ** 2
+        self.places = nn.Embedding(self.count, width)
+        self.blocks = nn.Sequential(*(Layer(width, heads, causal=False) for _ in range(blocks)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images [B, 3, side, side]."""
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.places(torch.arange(self.count, device=x.device).expand(len(x), -1))
+        return self.head(self.norm(self.blocks(x)).mean(1))
+
+
+def mlp(inputs: int, hidden: int) -> nn.Module:
+    """One hidden layer."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+
+
+def by_class(outputs: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each row."""
+    return functional.cross_entropy(outputs, y, reduction="none")
+
+
+def by_token(outputs: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of each row's next tokens."""
+    return functional.cross_entropy(outputs.transpose(1, 2), y, reduction="none").mean(1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its batch and shape; `tokens` where rows are tokens and labels the next ones."""
+
+    build: Callable[[], nn.Module]
+    batch: int
+    shape: tuple[int, ...]
+    target: float | None
+    tokens: int = 0
+
+    def rows(self, count: int, seed: int = 0) -> Rows:
+        """Made-up rows."""
+        draw = torch.Generator().manual_seed(seed)
+        if self.tokens:
+            x = torch.randint(self.tokens, (count, *self.shape), generator=draw)
+            return Rows(x, x.roll(-1, 1))
+        x = torch.randn(count, *self.shape, generator=draw)
+        return Rows(x, torch.randint(10, (count,), generator=draw))
+
+
+@cache
+def task_of(case: Case) -> Any:
+    """All that training asks of a task; the same one each time, so that it is examined once."""
+    sample = lambda n, draw: case.rows(n, int(torch.randint(2**31, (1,), generator=draw)))  # noqa: E731
+    loss = by_token if case.tokens else by_class
+    classes = tuple(map(str, range(case.tokens or 10)))
+    return SimpleNamespace(loss=loss, classes=classes, sample=sample if case.tokens else None)
+
+
+LARGE = {
+    "mlp": Case(lambda: mlp(784, 256), 256, (784,), 1.5),
+    "resnet-18": Case(lambda: resnet((2, 2, 2, 2), 64), 256, (3, 32, 32), 1.6),
+    "gpt-2 lora": Case(
+        lambda: Gpt(768, 12, 12, 50257, 256).with_lora(), 16, (256,), 1.15, tokens=50257
+    ),
+    "gpt-2 full": Case(lambda: Gpt(768, 12, 12, 50257, 256), 16, (256,), 1.4, tokens=50257),
+    "vit-b": Case(lambda: Vit(768, 12, 12, 224, 16), 64, (3, 224, 224), 1.4),
+    "vit-tiny": Case(Vision, 256, (3, 32, 32), None),
+}
+TINY = {
+    "mlp": Case(lambda: mlp(12, 6), 4, (12,), 1.5),
+    "resnet-18": Case(lambda: resnet((1, 1), 16), 4, (3, 8, 8), 1.6),
+    "gpt-2 lora": Case(lambda: Gpt(16, 1, 2, 50, 8).with_lora(), 4, (8,), 1.15, tokens=50),
+    "gpt-2 full": Case(lambda: Gpt(16, 1, 2, 50, 8), 4, (8,), 1.4, tokens=50),
+    "vit-b": Case(lambda: Vit(16, 1, 2, 16, 8), 4, (3, 16, 16), 1.4),
+}
+
+
+class Bench:
+    """One run: the device, the sizes, the time that is left, and what was found."""
+
+    def __init__(self, device: str, seconds: float, out: Path) -> None:
+        self.on, self.tiny = torch.device(device), device == "cpu"
+        self.cases = TINY if self.tiny else LARGE
+        self.end, self.out = time.monotonic() + seconds, out
+        self.result: dict[str, Any] = {"environment": self.environment()}
+
+    def environment(self) -> dict[str, Any]:
+        """What this ran on: no name of the machine, nothing of its owner."""
+        facts = {"torch": torch.__version__, "python": sys.version.split()[0]}
+        if not self.tiny:
+            card = torch.cuda.get_device_properties(self.on)
+            facts |= {"card": card.name, "cuda": str(torch.version.cuda)}
+            facts["tf32 convolutions"] = str(torch.backends.cudnn.allow_tf32)
+        return facts
+
+    def left(self) -> float:
+        """Seconds until the script should end."""
+        return self.end - time.monotonic()
+
+    def wait(self) -> None:
+        """Until the device has done what it was asked."""
+        if not self.tiny:
+            torch.cuda.synchronize()
+
+    def seconds(self, turns: dict[str, Turn], most: float) -> dict[str, list[float]]:
+        """Elapsed time of interleaved turns, at least 3 of each, for about `most` seconds."""
+        for turn in turns.values():
+            turn()
+            self.wait()
+        times: dict[str, list[float]] = {name: [] for name in turns}
+        end = time.monotonic() + most
+        while len(next(iter(times.values()))) < 3 or time.monotonic() < end:
+            for name, turn in turns.items():
+                begin = time.perf_counter()
+                turn()
+                self.wait()
+                times[name].append(time.perf_counter() - begin)
+        return times
+
+    def peak(self, turn: Turn) -> int:
+        """MB that a turn needs on the device at most, with what lies there before it."""
+        if self.tiny:
+            turn()
+            return 0
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        turn()
+        self.wait()
+        return torch.cuda.max_memory_allocated() // 2**20
+
+    def save(self) -> None:
+        """Write what there is."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "gpu.json").write_text(json.dumps(self.result, indent=1) + "\n")
+
+    def part(self, name: str, run: Callable[["Bench"], Any]) -> None:
+        """Run a part; what it raises is its result."""
+        begin = time.monotonic()
+        print(f"== {name}, {self.left():.0f} s left", flush=True)
+        try:
+            self.result[name] = run(self)
+        except Exception as error:  # noqa: BLE001 - a part's fault must not cost the others
+            traceback.print_exc()
+            self.result[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+        self.result.setdefault("seconds", {})[name] = round(time.monotonic() - begin, 1)
+        print(json.dumps(self.result[name], indent=1), flush=True)
+        self.save()
+
+
+def milliseconds(times: list[float], steps: int = 1) -> float:
+    """The median, for one step."""
+    return round(statistics.median(times) / steps * 1e3, 4)
+
+
+def noise_part(bench: Bench) -> dict[str, Any]:
+    """The kernel's bits and law; a vector's noise made on the device, and by the host."""
+    here = torch.zeros(1, device=bench.on)
+    begin = time.perf_counter()
+    kernel = cuda_sums(here)
+    facts: dict[str, Any] = {
+        "kernel agrees with numpy to the last bit": kernel is not None,
+        "seconds until it is compiled and compared": round(time.perf_counter() - begin, 2),
+        "ms": {},
+    }
+    for count in (1000, 20_000) if bench.tiny else (200_000, 1_000_000, 11_000_000, 125_000_000):
+        sums = torch.zeros(count, device=bench.on)
+        turns: dict[str, Turn] = {"host": lambda sums=sums: by_host(sums)}  # type: ignore[misc]
+        if (on_device := cuda_sums(sums)) is not None:
+            turns["device"] = lambda one=on_device: noise.privatise_on(one, 1.0)  # type: ignore[misc]
+        times = bench.seconds(turns, 0.0 if bench.tiny or count > 10**8 else 1.0)
+        facts["ms"][str(count)] = {name: milliseconds(own) for name, own in times.items()}
+    sums = torch.zeros(5000 if bench.tiny else 4_000_000, device=bench.on)
+    std, on_device = 2.0, cuda_sums(sums)
+    if on_device is None:
+        by_host(sums, std)
+    else:
+        noise.privatise_on(on_device, std)
+    values = sums.double().cpu().numpy() / std
+    steps = values * std / noise.grid(std)
+    facts["law"] = {
+        "mean, in its standard deviations": round(float(values.mean() * len(values) ** 0.5), 2),
+        "deviation, in its standard deviations": round(
+            float((values.std() - 1) * (2 * len(values)) ** 0.5), 2
+        ),
+        "on the grid": bool(np.array_equal(steps, np.rint(steps))),
+        "beyond 3, expected 0.0027": round(float((np.abs(values) > 3).mean()), 6),
+    }
+    facts["ms of Poisson indices by the host"] = {
+        str(n): milliseconds(
+            bench.seconds({"draw": lambda n=n: noise.poisson(n, 0.005)}, 0.0)["draw"]
+        )  # type: ignore[misc]
+        for n in (50_000, 1_281_167)
+    }
+    return facts
+
+
+def by_host(sums: Tensor, std: float = 1.0) -> None:
+    """Noise as for a CPU: to the host and back."""
+    total = sums.cpu()
+    noise.privatise(total.numpy(), std)
+    sums.copy_(total)
+
+
+def plan_of(case: Case, rows: int, steps: int, sigma: float, **keys: Any) -> tuple[Plan, Event]:
+    """A plan of one round, and its event."""
+    rate = min(1.0, case.batch / rows)
+    plan = Plan(
+        task="x", sites=1, rounds=1, rate=rate, rows=rows, lr=0.01, steps=steps, clip=1.0,
+        sigma=sigma, delta=1e-6, **keys,
+    )  # fmt: skip
+    return plan, Event("record", sigma, rate, steps)
+
+
+def equal_part(bench: Bench) -> dict[str, Any]:
+    """How far a clipped sum and a round of almost no noise are from the CPU's, relative in L2."""
+    facts: dict[str, Any] = {}
+    for name, case in TINY.items():
+        rows = case.rows(case.batch)
+        plan, event = plan_of(case, case.batch, 3, 1e-6)
+        rounds, sums = {}, {}
+        for where in ("cpu", bench.on):
+            torch.manual_seed(0)
+            model, at = case.build(), {"site": "s", "event": event, "round": 1, "device": where}
+            done = training.train(model, rows, task_of(case), plan, **at)
+            rounds[where] = np.concatenate([u.ravel() for u in done.update.values()])
+            torch.manual_seed(0)
+            parts = training.clipped_sum(
+                *(case.build(), rows, task_of(case), plan),
+                event=event,
+                expected=float(case.batch),
+                device=where,
+            )
+            sums[where] = np.concatenate([u.ravel() for u in parts.values()])
+        facts[name] = {
+            "update": distance(*rounds.values()),
+            "clipped sum": distance(*sums.values()),
+        }
+    return facts | {"stated": "below 1e-3 with TF32 convolutions, below 1e-4 without"}
+
+
+def distance(*pair: Any) -> float:
+    """|a - b| / |a| of two vectors; 0 where there is one only."""
+    one, other = pair[0].astype(float), pair[-1].astype(float)
+    return float(f"{np.linalg.norm(one - other) / np.linalg.norm(one):.2e}")
+
+
+def steps_part(bench: Bench) -> dict[str, Any]:
+    """Each model's step to a plain one, in float32 and in bfloat16."""
+    facts: dict[str, Any] = {}
+    for name, case in bench.cases.items():
+        if bench.left() < 60 and not bench.tiny:
+            facts[name] = {"failed": "no time was left"}
+            continue
+        try:
+            facts[name] = ratios(bench, case)
+        except (RuntimeError, ValueError) as error:
+            facts[name] = {"failed": f"{type(error).__name__}: {error}"[:300]}
+        print(name, facts[name], flush=True)
+        bench.result["steps"] = facts
+        bench.save()
+        if not bench.tiny:
+            torch.cuda.empty_cache()
+    return facts
+
+
+def ratios(bench: Bench, case: Case) -> dict[str, Any]:
+    """One model's figures."""
+    steps = 2 if bench.tiny else 20 if case.shape == (784,) else 5
+    rows = case.rows(case.batch * (2 if bench.tiny else 8))
+    x, y = rows.x.to(bench.on), rows.y.to(bench.on)
+    batches = [(x[: case.batch], y[: case.batch])] * steps
+    turns: dict[str, Turn] = {}
+    for half in (False, True):
+        kind = "bfloat16" if half else "float32"
+        turns[f"plain {kind}"] = plain(case, case.build().to(bench.on), batches, half)
+        plan, event = plan_of(case, len(rows.y), steps, 1.0, precision=kind)
+        model, at = case.build(), {"site": "s", "event": event, "round": 1, "device": bench.on}
+        turns[f"tacit {kind}"] = lambda model=model, plan=plan, at=at: training.train(  # type: ignore[misc]
+            model, Rows(x, y), task_of(case), plan, **at
+        )
+    times = bench.seconds(turns, 0.0 if bench.tiny else 6.0)
+    facts: dict[str, Any] = {"target": case.target, "batch": case.batch}
+    facts["ms a step"] = {kind: milliseconds(own, steps) for kind, own in times.items()}
+    for kind in ("float32", "bfloat16"):
+        pairs = zip(times[f"tacit {kind}"], times[f"plain {kind}"], strict=True)
+        facts[f"ratio {kind}"] = round(statistics.median(a / b for a, b in pairs), 3)
+    facts["MB"] = {kind: bench.peak(turn) for kind, turn in turns.items()}
+    facts["where"] = hottest(bench, turns["tacit float32"])
+    return facts
+
+
+def plain(case: Case, model: nn.Module, batches: list[tuple[Tensor, Tensor]], half: bool) -> Turn:
+    """Eager SGD."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    loss, kind = task_of(case).loss, batches[0][0].device.type
+
+    def turn() -> None:
+        for x, y in batches:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(kind, torch.bfloat16) if half else nullcontext():
+                losses = loss(model(x).float(), y)
+            torch.autograd.backward(losses.mean())
+            optimizer.step()
+
+    return turn
+
+
+def hottest(bench: Bench, turn: Turn) -> list[str]:
+    """The operations that take a turn's time on the device, and the host's share of waiting."""
+    from torch.profiler import ProfilerActivity, profile
+
+    kinds = [ProfilerActivity.CPU] if bench.tiny else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=kinds) as run:
+        turn()
+        bench.wait()
+    key = "self_cpu_time_total" if bench.tiny else "self_device_time_total"
+    events = sorted(run.key_averages(), key=lambda e: -getattr(e, key))[:14]
+    return [f"{getattr(e, key) / 1e3:.2f} ms {e.count}x {e.key[:60]}" for e in events]
+
+
+def predict_part(bench: Bench) -> dict[str, Any]:
+    """A network's outputs by the product's predictor on the device and on the CPU."""
+    from client.inference.predictor import predictor
+
+    facts: dict[str, Any] = {}
+    for name, case in TINY.items():
+        torch.manual_seed(0)
+        network = case.build().eval()
+        x = case.rows(32).x
+        model: Any = SimpleNamespace(network=network, graph=None, path="model")
+        expected = predictor(model, "cpu").outputs(x).numpy()
+        outputs = predictor(model, str(bench.on)).outputs(x).numpy()
+        facts[name] = distance(expected, outputs)
+    return facts | {"stated": "below 1e-3 with TF32 convolutions, below 1e-5 without"}
+
+
+def audit_part(bench: Bench) -> dict[str, Any]:
+    """The audit's checks of the trainer on this device, as long as there is time."""
+    from client.audit import conformance
+    from client.audit.audit import settings_of
+    from client.audit.setting_checks import SETTING_CHECKS
+
+    device, drawn, facts = str(bench.on), settings_of(0)[:4], {}
+    checks = [
+        conformance.noise_without_records,
+        conformance.noise_beside_records,
+        conformance.noise_of_many_steps,
+        conformance.noise_is_normal,
+        conformance.noise_is_fresh,
+        conformance.a_record_is_bounded,
+        conformance.sums_are_exact,
+        conformance.samples_are_poisson,
+        conformance.steps_are_counted,
+        *(lambda device, check=check: check(drawn, device) for check in SETTING_CHECKS),
+    ]
+    for check in checks[:2] if bench.tiny else checks:
+        if bench.left() < 10:
+            facts["left out"] = "no time was left"
+            break
+        done = check(device)
+        facts[done.name] = {"passed": done.passed, "p": done.p, "detail": done.detail[:200]}
+    return facts
+
+
+PARTS = {
+    "noise": noise_part,
+    "equal": equal_part,
+    "steps": steps_part,
+    "predict": predict_part,
+    "audit": audit_part,
+}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings, which are of torch and of Opacus."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the parts; 1 where one has failed, or the device is not here."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--seconds", type=float, default=330.0)
+    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", HERE / "results")))
+    chosen = parser.parse_args(arguments)
+    if chosen.device != "cpu" and not torch.cuda.is_available():
+        print(f"gpu.py: no {chosen.device} is here; --device cpu runs every part at tiny sizes")
+        return 1
+    bench = Bench(chosen.device, chosen.seconds, chosen.out)
+    with quiet():
+        for name in chosen.only.split(","):
+            bench.part(name, PARTS[name])
+    print(bench.out / "gpu.json")
+    parts = [bench.result[name] for name in chosen.only.split(",")]
+    return int(any("failed" in part for part in parts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
