@@ -179,8 +179,11 @@ def prepare(plan: Plan, data: Data) -> tuple[Plan, World]:
         learning = task_of(plan)
         if learning.embedded and data is not None:
             raise TaskError(f"--data: {plan.task} is embedded and reads no file, got {data}")
-        train = _loaded(plan, data, "train")
-        test = train if plan.statistics is not None else _loaded(plan, data, "test")
+        if learning.load_both is not None and plan.statistics is None:
+            train, test = learning.load_both(data)
+        else:
+            train = _loaded(plan, data, "train")
+            test = train if plan.statistics is not None else _loaded(plan, data, "test")
     sites = plan.sites
     if plan.split == "natural":
         sites = sites or len(set(train.site or ()))

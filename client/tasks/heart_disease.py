@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from client.data.loading import held_out
 from client.data.loading import load as load_rows
@@ -105,6 +104,8 @@ def _files(path: Path | None) -> list[tuple[str, Path]]:
 
 
 def _split(rows: Rows, file: Path, name: str, part: str) -> Rows:
+    from sklearn.model_selection import train_test_split  # a second to load, for benchmarks alone
+
     rows = replace(rows, site=(name,) * len(rows))
     if part == "all":
         return rows

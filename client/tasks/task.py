@@ -32,6 +32,8 @@ class Task:
     * `model(seed)`: fresh weights, the same for the same seed, without touching global generators;
     * `load(path, part)`: the rows of "train", "test" or "all"; `path` is a file, a folder, or None
       where the task is embedded; raises `TaskError`;
+    * `load_both(path)`: the rows of "train" and of "test", where one reading of the files for both
+      costs less than two;
     * `wanted`: the columns that a file of rows is read for (`client.data.reader`);
     * `encode(table)`: raw columns to `Encoded`, the same for training and for prediction;
     * `loss(outputs, y)`: a loss per row [B];
@@ -78,6 +80,7 @@ class Task:
     x_shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
     y_shape: tuple[int, ...] = ()
     y_dtype: torch.dtype | None = None
+    load_both: Callable[[Path | None], tuple[Rows, Rows]] | None = None
     read: Read | None = None
     held_open: Callable[[Path], AbstractContextManager[Read]] | None = None
     times: tuple[float, ...] = ()

@@ -21,7 +21,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_PLAIN: Final = _words(
+PLAIN: Final = _words(
     "abc array base64 bisect collections copy csv dataclasses datetime decimal enum fractions "
     "functools gzip hashlib heapq html io itertools json math numbers operator pathlib re "
     "statistics string struct textwrap typing unicodedata wave xml zipfile zlib numpy torch "
@@ -109,7 +109,7 @@ def imports(package: Package) -> tuple[str, ...]:
         tree = ast.parse(package.source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ()
-    names = {name for node in ast.walk(tree) for name in _imported(node)}
+    names = {name for node in ast.walk(tree) for name in imported(node)}
     return tuple(sorted(names))
 
 
@@ -122,7 +122,8 @@ def _module_of(requirement: str) -> str:
     return {"pillow": "PIL", "scikit-learn": "sklearn"}.get(name.lower(), name.replace("-", "_"))
 
 
-def _imported(node: ast.AST) -> list[str]:
+def imported(node: ast.AST) -> list[str]:
+    """The modules that a statement imports; none where it is no import."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -133,17 +134,17 @@ def _imported(node: ast.AST) -> list[str]:
 def _reader(tree: ast.Module, needed: set[str]) -> Iterator[Finding]:
     modules: dict[str, str] = {}
     for node in ast.walk(tree):
-        for name in _imported(node):
+        for name in imported(node):
             root = name.split(".")[0]
             if isinstance(node, ast.Import):
                 for a in node.names:
                     modules[a.asname or a.name.split(".")[0]] = a.name.split(".")[0]
             if root in _DANGEROUS or name == ".":
                 yield Finding(True, node.lineno, f"imports {printable(name)}")  # type: ignore[attr-defined]
-            elif root not in _PLAIN and root not in needed and root != "__future__":
+            elif root not in PLAIN and root not in needed and root != "__future__":
                 text = f"imports {printable(name)}, which task.toml does not list under needs"
                 yield Finding(True, node.lineno, text)  # type: ignore[attr-defined]
-            elif root not in _PLAIN:
+            elif root not in PLAIN:
                 yield Finding(False, node.lineno, f"imports {printable(name)}")  # type: ignore[attr-defined]
             for part in name.split(".")[1:]:
                 if part in _EDGES or part.startswith("_"):

@@ -96,6 +96,7 @@ def _task(manifest: Manifest, values: Mapping[str, Any], module: Any, reader: Re
         shape=shapes[first] if single else (),
         model=seeded(lambda: _model(module, values, twins=manifest.twins)),
         load=reader.load,
+        load_both=reader.load_both,
         wanted=Wanted(()),
         encode=_no_columns,
         loss=getattr(module, "loss", None) or _need(known, "loss").loss,

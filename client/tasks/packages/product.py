@@ -1,9 +1,11 @@
 """Whether the product in this process is still itself: what a package must not have changed."""
 
 import importlib
+import sys
 import types
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 _GUARDED: Final = {
     "privacy.mechanism.noise": (),
@@ -24,26 +26,30 @@ def product_changed() -> str:
     It catches a package that patches what it runs beside by mistake or openly. Code in the same
     process that means to deceive could patch this check as well: hence the approval.
     """
-    for (module, owner, name), code in _originals().items():
-        holder = importlib.import_module(module)
-        place = vars(getattr(holder, owner)) if owner else vars(holder)
-        if _code(place.get(name)) is not code:
-            return f"{module}.{owner + '.' if owner else ''}{name}"
+    for what, place, name, value, code in _originals():
+        now = place.get(name)
+        if now is not value or (code is not None and _code(now) is not code):
+            return what
     return ""
 
 
 @lru_cache(maxsize=1)
-def _originals() -> dict[tuple[str, str, str], types.CodeType]:
-    codes = {}
+def _originals() -> tuple[tuple[str, Mapping[str, Any], str, object, types.CodeType | None], ...]:
+    """What is guarded: how it is called, where it stands, and what stood there at first."""
+    guarded: list[tuple[str, Mapping[str, Any], str, object, types.CodeType | None]] = []
     for module, owners in _GUARDED.items():
         loaded = importlib.import_module(module)
+        guarded.append((module, sys.modules, module, loaded, None))
+        for owner in owners:
+            guarded.append((f"{module}.{owner}", vars(loaded), owner, vars(loaded)[owner], None))
         for owner in ("", *owners):
-            place = vars(getattr(loaded, owner)) if owner else vars(loaded)
+            place = vars(vars(loaded)[owner]) if owner else vars(loaded)
             for name, value in place.items():
                 code = _code(value)
                 if code is not None:
-                    codes[module, owner, name] = code
-    return codes
+                    what = f"{module}.{owner + '.' if owner else ''}{name}"
+                    guarded.append((what, place, name, value, code))
+    return tuple(guarded)
 
 
 def remember() -> None:

@@ -23,6 +23,7 @@ from client.tasks.rows import NoRows, Omission, Reading, Rows, TaskError, check_
 from client.tasks.task import Read
 from privacy.task_package.archive import SOURCE, Package
 from privacy.task_package.manifest import Manifest
+from privacy.task_package.reading_part import loads_torch, reading_part
 
 _AGAIN: Final = 24
 """How many rows are encoded a second time."""
@@ -55,14 +56,21 @@ class Reader:
     def load(self, path: Path | None, part: str) -> Rows:
         """The rows of "train", "test" or "all"; TaskError where none can be had."""
         check_part(part)
-        if path is None or not path.exists():
-            raise TaskError(f"data must be the path of {self.manifest.name}'s files, got {path}")
         rows, test = self._whole(path)
         if part == "all":
             return rows
-        share = self.manifest.test
-        held = chosen(units(rows), share) if share else test
+        held = self._held_out(rows, test)
         return rows.take(np.flatnonzero(held if part == "test" else ~held))
+
+    def load_both(self, path: Path | None) -> tuple[Rows, Rows]:
+        """The rows of "train" and of "test" by one reading; TaskError where none can be had."""
+        rows, test = self._whole(path)
+        held = self._held_out(rows, test)
+        return rows.take(np.flatnonzero(~held)), rows.take(np.flatnonzero(held))
+
+    def _held_out(self, rows: Rows, test: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        share = self.manifest.test
+        return chosen(units(rows), share) if share else test
 
     def read(self, path: Path, labels: bool) -> Iterator[tuple[Rows, Part]]:
         """The rows of a file piece by piece, for prediction and evaluation."""
@@ -106,6 +114,7 @@ class Reader:
             "only": None if only is None else list(only),
             "file": self.file,
             "tell": self.tell,
+            "torch": loads_torch(reading_part(self.package)),
         }
         for frame in closed.ask(request, self._expected(labels)):
             yield self._part(frame)
@@ -141,7 +150,9 @@ class Reader:
                 raise TaskError(f"{SOURCE}: {name} must be finite in every row")
         return Part(frame.arrays, texts, known, seen)
 
-    def _whole(self, path: Path) -> tuple[Rows, NDArray[np.bool_]]:
+    def _whole(self, path: Path | None) -> tuple[Rows, NDArray[np.bool_]]:
+        if path is None or not path.exists():
+            raise TaskError(f"data must be the path of {self.manifest.name}'s files, got {path}")
         with self.opened(path) as closed:
             return self._read(path, closed)
 

@@ -3,84 +3,101 @@
 import hashlib
 import types
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
 from privacy.task_package.archive import SOURCE, Package, PackageError
+from privacy.task_package.reading_part import READING, reading_part
 from privacy.task_package.source_check import REQUIRED
 
 _DEEPEST: Final = 12
+_PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+_LISTS: Final = (list, tuple, set, frozenset)
+_NAMED: Final = (types.ModuleType, types.BuiltinFunctionType)
 
 
-def load_source(package: Package, file: str = SOURCE) -> Any:
+def load_source(package: Package, file: str = SOURCE, *, reading: bool = False) -> Any:
     """Run task.py and return its module; `file` is the name that tracebacks show.
 
-    The package's other files are bytes by name in the module's FILES. PackageError where a function
-    is missing that every package has.
+    The package's other files are bytes by name in the module's FILES. With `reading` only what
+    reading and encoding need is run. PackageError where a function is missing that it must have.
     """
     module = types.ModuleType(f"task_{package.digest[:16]}")
     others = {n: c for n, c in package.files.items() if n != SOURCE}
     vars(module)["FILES"] = types.MappingProxyType(others)
-    exec(compile(package.source, file, "exec", dont_inherit=True), vars(module))  # noqa: S102
-    for name in REQUIRED:
+    source = reading_part(package) if reading else package.source
+    exec(compile(source, file, "exec", dont_inherit=True), vars(module))  # noqa: S102
+    for name in READING if reading else REQUIRED:
         if not callable(getattr(module, name, None)):
             raise PackageError(f"{SOURCE}: must define the function {name}")
     return module
 
 
-def fingerprint(module: Any) -> str:
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
     """A digest of all that a module could remember: globals, defaults, closures, attributes.
 
-    What is called between two equal fingerprints has left nothing behind in the module.
+    What is called between two equal fingerprints has left nothing behind in the module. The objects
+    are kept alive, so that none of another fingerprint can have the number of one of this.
     """
-    total = hashlib.sha256()
+
+    digest: bytes
+    alive: tuple[object, ...] = field(compare=False, repr=False)
+
+
+def fingerprint(module: Any) -> Fingerprint:
+    """The fingerprint of a module now."""
+    parts, alive = list[bytes](), dict[int, object]()
     names = {k: v for k, v in vars(module).items() if k not in ("__builtins__", "FILES")}
-    _add(total, names, _DEEPEST, {})
-    return total.hexdigest()
+    _add(parts, names, _DEEPEST, alive)
+    return Fingerprint(hashlib.sha256(b"".join(parts)).digest(), tuple(alive.values()))
 
 
-def _add(total: Any, value: Any, depth: int, seen: dict[int, object]) -> None:
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        total.update(f"{type(value).__name__}:{value!r};".encode())
+def _add(parts: list[bytes], value: Any, depth: int, seen: dict[int, object]) -> None:
+    kind = type(value)
+    if kind in _PLAIN:
+        parts.append(f"{kind.__name__}:{value!r};".encode())
         return
     if id(value) in seen or not depth:
-        total.update(b"again;")
+        parts.append(b"again;")
         return
-    seen[id(value)] = value  # kept alive, so that no other gets its number
-    total.update(f"{type(value).__name__}(".encode())
-    if isinstance(value, types.ModuleType | types.BuiltinFunctionType):
-        total.update(str(getattr(value, "__name__", "")).encode())
+    seen[id(value)] = value
+    parts.append(kind.__name__.encode() + b"(")
+    if isinstance(value, _NAMED):
+        parts.append(str(getattr(value, "__name__", "")).encode())
     elif isinstance(value, Mapping):
         for key, one in list(value.items()):
-            _add(total, key if isinstance(key, str | int | float) else repr(key), depth - 1, seen)
-            _add(total, one, depth - 1, seen)
-    elif isinstance(value, list | tuple | set | frozenset):
+            _add(parts, key if type(key) in _PLAIN else repr(key), depth - 1, seen)
+            _add(parts, one, depth - 1, seen)
+    elif isinstance(value, _LISTS):
         for one in list(value):
-            _add(total, one, depth - 1, seen)
+            _add(parts, one, depth - 1, seen)
     elif isinstance(value, np.ndarray):
-        total.update(np.ascontiguousarray(value).tobytes() if value.dtype.kind != "O" else b"?")
+        parts.append(np.ascontiguousarray(value).tobytes() if value.dtype.kind != "O" else b"?")
     elif isinstance(value, types.FunctionType):
-        _add(total, value.__code__.co_code, depth - 1, seen)
-        _add(total, value.__defaults__, depth - 1, seen)
-        _add(total, value.__kwdefaults__, depth - 1, seen)
+        seen[id(value.__code__)] = value.__code__
+        parts.append(str(id(value.__code__)).encode())
+        for one in (value.__defaults__, value.__kwdefaults__):
+            _add(parts, one, depth - 1, seen)
         for cell in value.__closure__ or ():
-            _add(total, cell.cell_contents, depth - 1, seen)
-        _add(total, vars(value), depth - 1, seen)
+            _add(parts, cell.cell_contents, depth - 1, seen)
+        _add(parts, vars(value), depth - 1, seen)
     elif isinstance(value, type):
         if value.__module__.startswith("task_"):
             members = {k: v for k, v in vars(value).items() if k not in ("__dict__", "__weakref__")}
-            _add(total, members, depth - 1, seen)
-        total.update(value.__qualname__.encode())
+            _add(parts, members, depth - 1, seen)
+        parts.append(value.__qualname__.encode())
     elif hasattr(value, "detach") and hasattr(value, "numpy"):
-        _add(total, value.detach().cpu().numpy(), depth - 1, seen)
+        _add(parts, value.detach().cpu().numpy(), depth - 1, seen)
     elif isinstance(value, classmethod | staticmethod):
-        _add(total, value.__func__, depth - 1, seen)
+        _add(parts, value.__func__, depth - 1, seen)
     else:
         attributes = getattr(value, "__dict__", None)
         if attributes:
-            _add(total, attributes, depth - 1, seen)
+            _add(parts, attributes, depth - 1, seen)
         else:  # iterators and counters say where they are
             text = repr(value)
-            total.update(text.encode() if " at 0x" not in text else b"object")
-    total.update(b")")
+            parts.append(text.encode() if " at 0x" not in text else b"object")
+    parts.append(b")")

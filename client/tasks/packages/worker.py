@@ -29,7 +29,7 @@ def main(descriptor: int) -> None:
     loaded: set[str] = set()
     while text := _next_message():
         request = json.loads(text)
-        _import_libraries(request["mode"], content, loaded)
+        _import_libraries(request, loaded)
         child = os.fork()
         if not child:
             _answer(head, request, content, descriptor, missing)
@@ -69,16 +69,18 @@ def _answer(
     os._exit(0)
 
 
-def _import_libraries(mode: str, content: bytes, loaded: set[str]) -> None:
+def _import_libraries(request: Mapping[str, Any], loaded: set[str]) -> None:
     """Load what is large before the doors close; the package itself is not looked at."""
+    mode = request["mode"]
     if mode in loaded:
         return
     loaded.add(mode)
     from privacy.runtime import defer
 
-    defer("opacus")
     modules = ["numpy", "client.tasks.packages.source", "privacy.task_package.manifest"]
-    modules += ["torch"] if b"torch" in content or mode != "rows" else []
+    if request.get("torch", True):
+        defer("opacus")
+        modules.append("torch")
     modules += {"rows": [], "examine": ["client.tasks.packages.examine"]}.get(
         mode, ["client.tasks.packages.audit"]
     )
@@ -157,7 +159,7 @@ def _rows(
 
     manifest = manifest_of(package)
     options = manifest.resolved(request["options"])
-    module = load_source(package, request.get("file", "task.py"))
+    module = load_source(package, request.get("file", "task.py"), reading=True)
     shapes, (label, label_type) = manifest.shapes(options), manifest.label_of(options)
     wanted = {name: (shapes[name], one.dtype) for name, one in manifest.x.items()}
     chosen = None if request.get("only") is None else set(request["only"])

@@ -1,6 +1,7 @@
 """heart-disease as a package gives the built-in's numbers, and reads as a person would write it."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from client.tasks.packages.package_task import package_task
 from client.tasks.registry import task
 from client.tasks.rows import Rows
 from privacy.contract.plan import Plan
+from privacy.contract.plan_file import load_plan
+from simulations import simulate
 from tests.support.task_packages import package
 
 HEART = """
@@ -91,6 +94,18 @@ def test_heart_disease_as_a_package_gives_the_built_ins_numbers(tmp_path: Path) 
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert float((weights[0] - weights[1]).abs().max()) < 1e-6
     assert weights[0].abs().max() > 0.1
+    shipped = load_plan("heart-disease", ["rounds=6"])
+    runs = [
+        simulate(shipped, data=(theirs, theirs), insecure=True),
+        simulate(replace(shipped, task="heart"), task=folder, data=(mine, mine), insecure=True),
+    ]
+    built_in, package_run = ([dict(line) for line in run.history] for run in runs)
+    assert len(built_in) == 6
+    for one, other in zip(built_in, package_run, strict=True):
+        assert one["epsilon"] == other["epsilon"]
+        assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-6)
+    parameters = [torch.cat([p.detach().flatten() for p in run.model.parameters()]) for run in runs]
+    assert float((parameters[0] - parameters[1]).abs().max()) < 1e-6
 
 
 def ordered(rows: Rows) -> Rows:
