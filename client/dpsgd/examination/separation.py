@@ -8,7 +8,7 @@ are used, so that what is found tells nothing of them.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType
@@ -30,7 +30,7 @@ _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBa
 _FEW: Final = 5
 _MORE: Final = 7
 _MANY: Final = 64
-_CACHE_SIZE: Final = 16
+_CACHE_SIZE: Final = 64
 _FAULTS: Final = (
     RuntimeError,
     TypeError,
@@ -50,8 +50,8 @@ class _Examination:
 
 
 _examinations: OrderedDict[Hashable, _Examination] = OrderedDict()
-_confirmed: set[Hashable] = set()
-"""Those that a real batch has passed."""
+_confirmed: set[tuple[Hashable, str]] = set()
+"""Those that a real batch has passed, and in which precision: made-up rows run in float32."""
 
 
 def examine(book: BookKeeping, domain: Domain, loss: Loss) -> None:
@@ -74,9 +74,11 @@ def examine(book: BookKeeping, domain: Domain, loss: Loss) -> None:
         if key is not None:
             _examinations[key] = examination
             while len(_examinations) > _CACHE_SIZE:
-                _confirmed.discard(_examinations.popitem(last=False)[0])
-    if key is None or key not in _confirmed:
-        book.watch(lambda: _confirmed.add(key))
+                oldest, _ = _examinations.popitem(last=False)
+                _confirmed.difference_update([one for one in _confirmed if one[0] == oldest])
+    confirmed = (key, book.precision)
+    if key is None or confirmed not in _confirmed:
+        book.watch(lambda: _confirmed.add(confirmed))
     for layer, facts in zip(book.layers, examination.layers, strict=True):
         layer.channels_last = examination.channels_last
         layer.layout, layer.copied, layer.certified = facts
@@ -335,15 +337,16 @@ def _key(book: BookKeeping, domain: Domain, loss: Loss) -> Hashable | None:
     """
     order: dict[Tensor, int] = {}
     modules: list[Hashable] = []
-    for path, module in book.model.named_modules():
+    paths = {module: path for path, module in book.model.named_modules()}
+    for module, path in paths.items():
         plain = {k: v for k, v in vars(module).items() if k not in _OWN}
         weights = [
             (name, order.setdefault(p, len(order)), tuple(p.shape), p.dtype, p.requires_grad)
             for name, p in module.named_parameters(recurse=False, remove_duplicate=False)
         ]
         buffers = [(name, tuple(b.shape)) for name, b in module.named_buffers(recurse=False)]
-        modules.append((path, type(module), _plain(plain), tuple(weights), tuple(buffers)))
-    key = (tuple(modules), domain.key(), loss, book.precision)
+        modules.append((path, type(module), _plain(plain, paths), tuple(weights), tuple(buffers)))
+    key = (tuple(modules), domain.key(), loss)
     try:
         hash(key)
     except TypeError:
@@ -355,12 +358,18 @@ _OWN: Final = frozenset(vars(nn.Module())) - {"training"} | {"forward"}
 """Attributes that every module has, and the one that book-keeping lends it."""
 
 
-def _plain(value: Any) -> Any:
-    """An attribute as a value compared by what it says; unhashable where nobody can tell."""
+def _plain(value: Any, paths: Mapping[nn.Module, str]) -> Any:
+    """An attribute as a value compared by what it says; unhashable where nobody can tell.
+
+    A module of the model itself (the cells of Opacus' LSTM, in a list) is told by its path, where
+    what it holds is compared.
+    """
     if isinstance(value, dict):
-        return tuple((_plain(k), _plain(v)) for k, v in value.items())
+        return tuple((_plain(k, paths), _plain(v, paths)) for k, v in value.items())
     if isinstance(value, list | tuple):
-        return tuple(_plain(v) for v in value)
+        return tuple(_plain(v, paths) for v in value)
+    if isinstance(value, nn.Module) and value in paths:
+        return (type(value), paths[value])
     kinds = (int, float, str, bytes, type, FunctionType, BuiltinFunctionType, torch.dtype)
     if value is None or isinstance(value, (*kinds, torch.device)):
         return (type(value), value)

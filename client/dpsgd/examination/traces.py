@@ -121,7 +121,10 @@ def seeded() -> Iterator[None]:
     """Random numbers that are the same every time; the generators are left as they were."""
     python, numbers = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        # torch.manual_seed formats a stack trace for every kind of device that is not there
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(0)
         random.seed(0)
         np.random.seed(0)
         try:

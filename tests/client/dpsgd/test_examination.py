@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from opacus.layers import DPLSTM
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -225,6 +226,26 @@ def test_the_first_real_batch_shows_rows_that_move_where_made_up_rows_did_not() 
     separation.forget()
     with pytest.raises(ModelError, match="mixed or reordered"):
         trained(model, rows)
+
+
+def test_opacus_own_recurrent_layers_are_examined_once_in_a_process(monkeypatch) -> None:
+    separation.forget()
+    examined, examine = [], separation._examined
+    monkeypatch.setattr(
+        separation, "_examined", lambda *args: (examined.append(1), examine(*args))[1]
+    )
+
+    def last(m: Any, x: Tensor) -> Tensor:
+        return cast(Tensor, m.h(m.lstm(x)[0][:, -1]))
+
+    def trained_with(hidden: int) -> None:
+        lstm = DPLSTM(3, hidden, batch_first=True)  # keeps its cells in a list, no ModuleList
+        rows = Rows(torch.randn(9, 4, 3), torch.arange(9) % 2)
+        trained(Made(last, lstm=lstm, h=nn.Linear(hidden, 2)), rows)
+
+    for hidden, so_far in ((5, 1), (5, 1), (6, 2)):
+        trained_with(hidden)
+        assert len(examined) == so_far
 
 
 def test_a_model_is_examined_once_in_a_process_unless_it_is_another_one() -> None:
