@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from opacus.layers.dp_rnn import RNNLinear
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from client.dpsgd.per_sample import EXPANDED, Layer, ModelError
 from client.dpsgd.trees import Batch, examples_first
+
+PACKED: Final = "pad sequences to one length instead of packing them, with batch_first=True"
+"""The remedy for a recurrent layer whose sequences are packed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +111,15 @@ def batch_not_first(layer: Layer, shape: Sequence[int]) -> ModelError:
     """The refusal of a layer whose tensors do not hold one example in each row."""
     remedy = "use batch_first=True, and positions as [1, T]"
     if isinstance(layer.module, RNNLinear):
-        remedy = "pad sequences to one length instead of packing them, with batch_first=True"
+        remedy = PACKED
     return ModelError(
         f"model: {layer.name}: expected the batch first, got shape {tuple(shape)} ({remedy})"
     )
+
+
+def of_packed(layers: Sequence[Layer], mixed: str) -> str:
+    """The remedy where a recurrent layer shows what mixes: packing sorts examples by length."""
+    for layer in layers:
+        if isinstance(layer.module, RNNLinear) and f"model: {layer.name}:" in mixed:
+            return f" (where sequences are packed: {PACKED})"
+    return ""

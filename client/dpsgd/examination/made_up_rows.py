@@ -25,6 +25,14 @@ class Examples:
         """The first so many."""
         return Examples(mapped(lambda t: t[:count], self.x), self.y[:count])
 
+    def alike(self) -> "Examples":
+        """As many, each one equal to the first."""
+
+        def repeated(value: Tensor) -> Tensor:
+            return value[:1].expand_as(value).clone()
+
+        return Examples(mapped(repeated, self.x), repeated(self.y))
+
 
 Sample = Callable[[int, torch.Generator], Any]
 """(n, generator) -> n rows, with their x and y, that a task's model is made for.

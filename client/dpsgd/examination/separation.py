@@ -19,10 +19,18 @@ from opacus.layers.dp_multihead_attention import SequenceBias
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
-from client.dpsgd.calls import Call, batch_not_first, check_halves, half_of
+from client.dpsgd.calls import Call, batch_not_first, check_halves, half_of, of_packed
 from client.dpsgd.clipping import BookKeeping, Loss
 from client.dpsgd.examination.made_up_rows import Domain, Examples, MadeUp
-from client.dpsgd.examination.traces import Trace, as_in_training, close, other_weights, seeded
+from client.dpsgd.examination.traces import (
+    OWN,
+    Trace,
+    as_in_training,
+    close,
+    nothing_kept,
+    other_weights,
+    seeded,
+)
 from client.dpsgd.per_sample import EXPANDED, Layer, Layout, ModelError
 
 _SCALES: Final = (1.0, 1e-2, 30.0, 1e3)
@@ -101,7 +109,7 @@ def _examined(book: BookKeeping, domain: Domain, loss: Loss) -> _Examination:
             layer.channels_last = False
         with _naming_the_module(book.model):
             _learn(book, source, loss)
-    with _naming_the_module(book.model):
+    with _naming_the_module(book.model), nothing_kept(book.model):
         _check_recorded(book, source, loss)
         _check_outside(book, source, loss)
         alive = _check_apart(book, source, loss)
@@ -273,14 +281,7 @@ def _check_apart(book: BookKeeping, source: MadeUp, loss: Loss) -> bool:
         base = source.rows(count, scale)
         before = Trace.of(book, base, loss)
         alive |= before.alive()
-        for k, other in ((turn % count, _SCALES[-1]), ((turn + 3) % count, 1e-2)):
-            after = Trace.of(book, source.with_another(base, k, other), loss)
-            mask = torch.arange(count) != k
-            if mixed := before.differs(after, mask):
-                raise ModelError(
-                    f"{mixed} changes for an example when another example is replaced; expected "
-                    "examples that are kept apart, got a model or a loss that mixes them"
-                )
+        _check_replaced(book, source, base, (turn % count, (turn + 3) % count), loss, before)
         if scale != 1.0:
             continue
         again = Trace.of(book, base, loss)
@@ -296,7 +297,28 @@ def _check_apart(book: BookKeeping, source: MadeUp, loss: Loss) -> bool:
                 "every example enters by itself"
             )
         _check_half(book, base, loss)
+    alike = source.rows(_MORE, 1.0).alike()
+    _check_replaced(book, source, alike, (1, 4), loss, Trace.of(book, alike, loss))
     return alive
+
+
+def _check_replaced(
+    book: BookKeeping,
+    source: MadeUp,
+    rows: Examples,
+    places: tuple[int, int],
+    loss: Loss,
+    before: Trace,
+) -> None:
+    """Put a monstrous example into one place, a small one into another: no other row may change."""
+    for k, scale in zip(places, (_SCALES[-1], 1e-2), strict=True):
+        after = Trace.of(book, source.with_another(rows, k, scale), loss)
+        if mixed := before.differs(after, torch.arange(len(rows.y)) != k):
+            raise ModelError(
+                f"{mixed} changes for an example when another example is replaced; expected "
+                "examples that are kept apart, got a model or a loss that mixes them"
+                + of_packed(book.layers, mixed)
+            )
 
 
 def _check_half(book: BookKeeping, rows: Examples, loss: Loss) -> None:
@@ -339,7 +361,7 @@ def _key(book: BookKeeping, domain: Domain, loss: Loss) -> Hashable | None:
     modules: list[Hashable] = []
     paths = {module: path for path, module in book.model.named_modules()}
     for module, path in paths.items():
-        plain = {k: v for k, v in vars(module).items() if k not in _OWN}
+        plain = {k: v for k, v in vars(module).items() if k not in OWN}
         weights = [
             (name, order.setdefault(p, len(order)), tuple(p.shape), p.dtype, p.requires_grad)
             for name, p in module.named_parameters(recurse=False, remove_duplicate=False)
@@ -352,10 +374,6 @@ def _key(book: BookKeeping, domain: Domain, loss: Loss) -> Hashable | None:
     except TypeError:
         return None
     return key
-
-
-_OWN: Final = frozenset(vars(nn.Module())) - {"training"} | {"forward"}
-"""Attributes that every module has, and the one that book-keeping lends it."""
 
 
 def _plain(value: Any, paths: Mapping[nn.Module, str]) -> Any:

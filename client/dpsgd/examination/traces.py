@@ -1,10 +1,11 @@
 """All that one batch of made-up rows makes of a model, so that two batches can be compared."""
 
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from client.dpsgd.trees import Batch
 
 _CLOSE: Final = 1e-4
 """How far a row may be off, of its largest number: kernels on a GPU add in changing orders."""
+OWN: Final = frozenset(vars(nn.Module())) - {"training"} | {"forward"}
+"""Attributes that every module has, and the one that book-keeping lends it."""
+_PLAIN: Final = (int, float, str)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,6 +118,34 @@ def _same(one: Tensor, other: Tensor) -> bool:
     if one.is_floating_point():
         equal |= one.isnan() & other.isnan()
     return bool(equal.all())
+
+
+@contextmanager
+def nothing_kept(model: nn.Module) -> Iterator[None]:
+    """Refuse a model whose attributes other than tensors change in the forwards within.
+
+    What counts its calls can do in a later batch what it never did on made-up rows, and how many
+    batches there are depends on who was drawn.
+    """
+    before = _memory(model)
+    yield
+    after = _memory(model)
+    for name, value in before.items():
+        if after.get(name) != value:
+            raise ModelError(
+                f"model: the attribute {name} changes in a forward (expected nothing to be kept "
+                "from one batch to the next)"
+            )
+
+
+def _memory(model: nn.Module) -> dict[str, Any]:
+    """What the modules' own attributes hold beside tensors: numbers, words, lengths of lists."""
+    return {
+        f"{path}.{name}".lstrip("."): value if isinstance(value, _PLAIN) else len(value)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if name not in OWN and isinstance(value, (*_PLAIN, list, tuple, dict, set, deque))
+    }
 
 
 @contextmanager

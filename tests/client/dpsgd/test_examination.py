@@ -76,6 +76,49 @@ def by_length(m: Any, x: Tensor) -> Tensor:
     return cast(Tensor, m.h(m.e(x[at]).mean(1)[at.argsort()]))
 
 
+class Counts(nn.Module):
+    """Mixes after more calls than any examination makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x - x.mean(0) if self.calls > 1_000_000 else x
+
+
+class Hooked(nn.Module):
+    """Mixes where no forward shows it: in a hook, on the way there or back."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.a, self.b, self.back = nn.Linear(WIDTH, 8), nn.Linear(8, 2), where == "back"
+        if where == "output":
+            self.a.register_forward_hook(lambda m, i, o: o - o.mean(0))
+        if where == "input":
+            self.a.register_forward_pre_hook(lambda m, i: (i[0] - i[0].amin(0),))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.back and h.requires_grad:
+            h.register_hook(lambda g: g - g.mean(0))
+        return cast(Tensor, self.b(h.relu()))
+
+
+def nearest(m: Any, x: Tensor) -> Tensor:
+    return x + 0.5 * x[torch.cdist(x, x).argsort(1)[:, 1]]
+
+
+def across(m: Any, x: Tensor) -> Tensor:
+    return torch.softmax(m.q(x) @ m.k(x).t() / 3, 1) @ x
+
+
+def by_hidden_key(m: Any, x: Tensor) -> Tensor:
+    at = m.k(x)[:, 0].detach().argsort()
+    return cast(Tensor, m.b(m.a(x[at]).relu()[at.argsort()]))
+
+
 def tied(m: Any, x: Tensor) -> Tensor:
     return functional.linear(m.e(x).mean(1), m.e.weight)[:, :2]
 
@@ -128,6 +171,24 @@ MIXING: dict[str, Callable[[], nn.Module]] = {
     "rows flipped and put back": lambda: reordered(lambda x: torch.arange(len(x) - 1, -1, -1)),
     "rows sorted and put back": lambda: reordered(lambda x: x.abs().sum(1).argsort()),
     "rows shuffled and put back": lambda: reordered(lambda x: torch.randperm(len(x))),
+    "a count of calls": lambda: nn.Sequential(Counts(), head()),
+    "a hook on the input": lambda: Hooked("input"),
+    "a hook on the output": lambda: Hooked("output"),
+    "a hook on the way back": lambda: Hooked("back"),
+    "the nearest of the batch": lambda: before(nearest),
+    "cross-attention over the batch": lambda: nn.Sequential(
+        Made(across, q=nn.Linear(WIDTH, 4), k=nn.Linear(WIDTH, 4)), head()
+    ),
+    "sorted by a key that is learned": lambda: Made(
+        by_hidden_key, k=nn.Linear(WIDTH, 1), a=nn.Linear(WIDTH, 8), b=nn.Linear(8, 2)
+    ),
+    "how many rows are equal": lambda: before(
+        lambda m, x: x * (torch.cdist(x, x) < 1e-6).sum(1, keepdim=True)
+    ),
+    "a running maximum": lambda: before(lambda m, x: x.cummax(0).values),
+    "ghost batch norm": lambda: before(
+        lambda m, x: torch.cat([part - part.mean(0) for part in x.split(4)])
+    ),
     "functional tying": lambda: nn.Sequential(
         Made(lambda m, x: functional.linear(m.a(x), m.a.weight.t()), a=nn.Linear(WIDTH, 4)), head()
     ),
@@ -175,6 +236,11 @@ def dice(out: Tensor, y: Tensor) -> Tensor:
     return (1 - 2 * (p * y).sum() / (p.sum() + y.sum() + 1)).expand(len(y))
 
 
+def cox(out: Tensor, y: Tensor) -> Tensor:
+    risk, order = out[:, 0], y.argsort(stable=True)
+    return risk[order].flip(0).logcumsumexp(0).flip(0)[order.argsort()] - risk
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "weights of the batch's classes": balanced,
     "a softmax over the batch": soft,
@@ -184,6 +250,12 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "the mean, repeated": lambda out, y: cross_entropy(out, y).mean().expand(len(y)),
     "less the mean": lambda out, y: cross_entropy(out, y) - cross_entropy(out, y).mean(),
     "a share of the batch": lambda out, y: cross_entropy(out, y) / len(y),
+    "cox": cox,
+    "outputs standardised": lambda out, y: cross_entropy((out - out.mean(0)) / out.std(0), y),
+    "losses sorted": lambda out, y: cross_entropy(out, y).sort().values,
+    "losses beside the largest": lambda out, y: (
+        cross_entropy(out, y) ** 2 / cross_entropy(out, y).max().detach()
+    ),
     "pairs": lambda out, y: cross_entropy(out, y) + (out - out.roll(1, 0)).square().sum(1),
 }
 

@@ -42,6 +42,13 @@ def packed(m: Any, x: Tensor) -> Tensor:
     return cast(Tensor, m.h(m.l(pack)[1][0][-1]))
 
 
+def packed_by_content(m: Any, x: Tensor) -> Tensor:
+    """As a padded text is packed: up to where its rows end."""
+    lengths = (x.abs().sum(2) > 0).sum(1).clamp(min=1)
+    pack = rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    return cast(Tensor, m.h(m.l(pack)[1][0][-1]))
+
+
 def turned(m: Any, x: Tensor) -> Tensor:
     t = x.transpose(0, 1)
     return cast(Tensor, m.h(m.m(t, t, t)[0].mean(0)))
@@ -175,6 +182,11 @@ def test_outputs_of_any_tree_and_inputs_of_any_tree_are_followed() -> None:
     [
         (
             Made(packed, l=DPLSTM(WIDTH, 5, batch_first=True), h=nn.Linear(5, 2)),
+            "sequence",
+            r"l\.l0\.ih \(RNNLinear\): .*pad sequences",
+        ),
+        (
+            Made(packed_by_content, l=DPLSTM(WIDTH, 5, batch_first=True), h=nn.Linear(5, 2)),
             "sequence",
             r"l\.l0\.ih \(RNNLinear\): .*pad sequences",
         ),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.ledger.anchor import anchor_path
+from privacy.ledger.entries import check_anchors
 from privacy.ledger.ledger import Ledger, LedgerError, SpendingState, log_path, verify
 from tests.support.ledgers import EVENT, LIMIT, filled, refused, spend
 
@@ -116,6 +117,17 @@ def test_the_log_remembers_what_a_restored_copy_lost(path: Path) -> None:
         "contents",
         "acknowledged",
     ]
+
+
+def test_a_later_note_does_not_hide_what_an_earlier_one_saw(path: Path) -> None:
+    ledger = filled(path)
+    ledger.note("contents", sha256="0" * 64)
+    notes, entries = list(ledger.notes()), list(ledger.entries())
+    after = replace(notes[-1], what="policy", entries=1, head=entries[0].digest)
+    assert check_anchors(path, entries[:1], [*notes[:-1], after]) is None
+    assert "an older copy" in str(check_anchors(path, entries[:1], [*notes, after]))
+    acknowledged = replace(after, what="acknowledged")
+    assert check_anchors(path, entries[:1], [*notes, acknowledged, after]) is None
 
 
 def test_another_ledgers_log_is_not_taken_for_its_own(path: Path, tmp_path: Path) -> None:
