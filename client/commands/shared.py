@@ -19,7 +19,7 @@ from client.models.loading import Model, find, load
 from client.models.trusted_keys import known_keys
 from client.tasks.packages.package_task import package_task
 from client.tasks.packages.store import Packages
-from client.tasks.rows import Rows, TaskError
+from client.tasks.rows import Rows, TaskError, unknown_words
 from client.tasks.task import Task
 from privacy.contract.plan import Plan
 from privacy.contract.policy import load_policy
@@ -104,11 +104,13 @@ def explained(model: Model, tally: Tally, out: Path | None) -> list[dict[str, An
 
 
 def tell_faults(tally: Tally) -> None:
-    """Which rows were left out, the first of them one by one."""
+    """Which rows were left out, the first of them one by one; and which values nobody knew."""
     for fault in tally.faults[: batch.SHOWN]:
         typer.echo(f"skipped: {fault}", err=True)
     if tally.skipped > 0 and len(tally.faults) > batch.SHOWN:
         typer.echo(f"skipped: {tally.skipped} rows in all", err=True)
+    for words in unknown_words(tally.unknown, tally.rows + tally.skipped):
+        typer.echo(words, err=True)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from client.data.loading import SPILL, mapped, release
 from client.tasks.rows import Omission, Reading, Rows
 from privacy.files import PRIVATE, DocumentError, open_atomic, read_json, write_atomic
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of the entries; a change of how rows are encoded without a new version of Tacit counts too."""
 ENTRIES: Final = 4
 BYTES: Final = 256 * 2**30
@@ -157,11 +157,18 @@ def _facts(reading: Reading | None) -> Any:
     if reading is None:
         return None
     omissions = [[one.column, one.expected, one.rows, one.first] for one in reading.omissions]
-    return [reading.rows, reading.lines, reading.left_out, omissions]
+    unknown = [list(one) for one in reading.unknown]
+    return [reading.rows, reading.lines, reading.left_out, omissions, unknown]
 
 
 def _reading(facts: Any) -> Reading | None:
     if facts is None:
         return None
-    rows, lines, left_out, omissions = facts
-    return Reading(rows, lines, left_out, tuple(Omission(*one) for one in omissions))
+    rows, lines, left_out, omissions, unknown = facts
+    return Reading(
+        rows,
+        lines,
+        left_out,
+        tuple(Omission(*one) for one in omissions),
+        tuple((str(column), int(count)) for column, count in unknown),
+    )

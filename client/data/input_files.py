@@ -27,7 +27,10 @@ ROWS: Final = 16384
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One field that does not fit: the row (from 1), where it stands, and what was expected."""
+    """One field that does not fit: the row (from 1), where it stands, and what was expected.
+
+    `column` is empty where the row is none of its file's form.
+    """
 
     row: int
     place: str
@@ -35,14 +38,16 @@ class Fault:
     expected: str
 
     def __str__(self) -> str:
-        return f"{self.place}, {self.column}: expected {self.expected}"
+        column = f", {self.column}" if self.column else ""
+        return f"{self.place}{column}: expected {self.expected}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
     """Encoded rows: `rows` are their numbers in the file, from 1; `done` is the part read.
 
-    `ids` is the column `ids_name` that names the rows, where the site has one.
+    `ids` is the column `ids_name` that names the rows, where the site has one; `unknown` counts, by
+    column, values that are none of the public ones and stand as "other".
     """
 
     x: Tensor
@@ -54,6 +59,7 @@ class Chunk:
     raw: Tensor | None = None
     ids: Any = None
     ids_name: str = ""
+    unknown: tuple[tuple[str, int], ...] = ()
 
 
 def chunks(
@@ -171,13 +177,11 @@ def _encoded(task: Task, batch: Batch, labels: bool, group: str | None, ids: str
             raise TaskError(f"expected a column named {group!r} to group by, found none")
         values = texts(table.column(group).take(indices))
         groups = ["" if value is None else str(value).strip() for value in values]
-    faults = [
-        Fault(number, batch.place(number), "the line", expected)
-        for number, expected in batch.faults
-    ]
+    faults = [Fault(number, batch.place(number), "", expected) for number, expected in batch.faults]
     for misfit in encoded.misfits:
         number = int(batch.numbers[misfit.row])
-        faults.append(Fault(number, batch.place(number), misfit.column, misfit.expected))
+        column = f"column {misfit.column}"
+        faults.append(Fault(number, batch.place(number), column, misfit.expected))
     faults.sort(key=lambda fault: fault.row)
     rows = batch.numbers[encoded.index]
     carried = None
@@ -186,5 +190,14 @@ def _encoded(task: Task, batch: Batch, labels: bool, group: str | None, ids: str
         if len(indices) < table.num_rows:
             carried = carried.take(indices)
     return Chunk(
-        encoded.x, encoded.y, rows, groups, tuple(faults), batch.done, encoded.raw, carried, ids
+        encoded.x,
+        encoded.y,
+        rows,
+        groups,
+        tuple(faults),
+        batch.done,
+        encoded.raw,
+        carried,
+        ids,
+        encoded.unknown,
     )

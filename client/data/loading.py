@@ -25,7 +25,7 @@ from client.data.reader import Batch, read
 from client.data.source import Options, options_of
 from client.data.values import ABSENT, distinct, ident
 from client.data.wanted import Wanted
-from client.tasks.rows import Encoded, NoRows, Omission, Reading, Rows, TaskError
+from client.tasks.rows import Encoded, NoRows, Omission, Reading, Rows, TaskError, added
 
 SPILL: Final = 256 * 2**20
 """Bytes of one array of rows that stay in memory; longer ones go to a file without a name."""
@@ -103,6 +103,7 @@ def _loaded(
     sites: list[str] = []
     reasons: Told = {}
     rows = lines = left_out = 0
+    unknown: tuple[tuple[str, int], ...] = ()
     for batch in read(path, wanted, options=options, by_line=_row_by_row.get()):
         for number, expected in batch.faults:
             count, at = reasons.get(("", expected), (0, batch.place(number)))
@@ -121,11 +122,12 @@ def _loaded(
         rows += batch.table.num_rows + len(batch.faults)
         lines += batch.lines
         left_out += lost + len(batch.faults)
+        unknown = added(unknown, encoded.unknown)
     omissions = tuple(
         Omission(*why, count, first)
         for why, (count, first) in sorted(reasons.items(), key=lambda item: -item[1][0])
     )
-    reading = Reading(rows, lines, left_out, omissions)
+    reading = Reading(rows, lines, left_out, omissions, unknown)
     if left_out == rows:
         raise NoRows(f"{path}: expected rows that fit, got none among {reading}")
     result = Rows(
@@ -170,7 +172,7 @@ def _encoded(
     if not mask.all():
         y = None if encoded.y is None else encoded.y[torch.from_numpy(mask)]
         x = encoded.x[torch.from_numpy(mask)]
-        encoded = Encoded(x, y, encoded.index[mask], encoded.misfits)
+        encoded = replace(encoded, x=x, y=y, index=encoded.index[mask])
     return encoded, texts, batch.table.num_rows - len(encoded.index)
 
 

@@ -171,11 +171,14 @@ class SiteRows:
         rows = self(learning)
         if path is None:
             return
+        omissions = () if rows.reading is None else rows.reading.omissions
+        broken = next((one for one in omissions if not one.column), None)
+        if not len(rows) or broken is not None:
+            learning.load(path, "train")  # as a whole: what every command says of this file
         if not len(rows):
             raise SiteError(f"--data {path}: expected rows that fit, found none")
-        for one in rows.reading.omissions if rows.reading is not None else ():
-            if not one.column:
-                raise SiteError(f"--data {path}: {one.first}: expected {one.expected}")
+        if broken is not None:
+            raise SiteError(f"--data {path}: {broken.first}: expected {broken.expected}")
         if len(rows) < policy.min_rows:
             raise SiteError(f"--data: fewer rows than min_rows = {policy.min_rows}")
         if policy.max_unfit < 1 and (worst := look(learning, path).worst()) > policy.max_unfit:

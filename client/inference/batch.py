@@ -12,6 +12,7 @@ from client.data.input_files import Chunk, Fault, chunks
 from client.dpsgd.trees import cut, mapped
 from client.inference.output_files import held_back, writing
 from client.inference.predictor import Predictor, predict
+from client.tasks.rows import added
 from privacy.files import write_atomic
 
 SHOWN: Final = 20
@@ -25,7 +26,10 @@ class PredictingError(ValueError):
 
 @dataclass(slots=True)
 class Tally:
-    """What went through: rows predicted, rows skipped, the first faults, the rows to explain."""
+    """What went through: rows predicted, rows skipped, the first faults, the rows to explain.
+
+    `unknown` counts, by column, values that are none of the public ones and stand as "other".
+    """
 
     explain: int = 0
     name: str = ""
@@ -34,11 +38,13 @@ class Tally:
     faults: list[Fault] = field(default_factory=list)
     first: list[Any] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
+    unknown: tuple[tuple[str, int], ...] = ()
 
     def watch(self, source: Iterator[Chunk], skip_bad: bool, tell: Progress) -> Iterator[Chunk]:
         """Count what passes; stop at rows that do not fit unless they are to be skipped."""
         for chunk in source:
             self.rows += len(chunk.rows)
+            self.unknown = added(self.unknown, chunk.unknown)
             self.skipped += len({fault.row for fault in chunk.faults})
             self.faults += chunk.faults[: max(0, SHOWN + 1 - len(self.faults))]
             if chunk.faults and not skip_bad:
@@ -108,6 +114,7 @@ def side_card(ready: Predictor, data: Path, tally: Tally) -> dict[str, Any]:
         "data": data.name,
         "rows": tally.rows,
         "skipped": tally.skipped,
+        "unknown": dict(tally.unknown),
         "engine": ready.engine,
         "card": model.card.to_dict(),
     }

@@ -45,7 +45,8 @@ _NAME: Final = {
     "in": "query",
     "required": False,
     "schema": {"type": "string"},
-    "description": "the file's name, where the task reads files; NAME.zip is unpacked",
+    "description": "the file's name, where the body is a file: a table (.csv, .tsv, .txt), "
+    "or what the task reads; NAME.zip is unpacked for a task that reads files",
 }
 _BODIES: Final = _content(_BODY) | {
     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}

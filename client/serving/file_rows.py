@@ -1,8 +1,9 @@
-"""Rows of tasks that read files of their own, as requests bring them: a file, or a zip of files.
+"""Rows in files, as requests bring them: a table's text, or a task's own file or a zip of files.
 
 Each request's files lie in a private folder for as long as it takes, and are read as `predict`
 reads them (a file by its path, those of a zip by their folder's): by the product's reader, or by
-a package's in one closed process.
+a package's in one closed process. Of a table only plain text is taken: what is packed, columnar
+files too, can be far longer than the request.
 """
 
 import io
@@ -15,47 +16,60 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from client.data.input_files import Chunk, own_chunks
+from client.data.input_files import Chunk, chunks, own_chunks
 from client.dpsgd.trees import joined
 from client.serving.request import Request, RequestError
 from client.tasks.rows import TaskError
 from client.tasks.task import Read, Task
 
+TEXTS: Final = (".csv", ".tsv", ".txt")
+"""The names of tables that a request may bring."""
 _FILES_MAX: Final = 4096
 _GROWTH: Final = 16
 """How many times its own size a zip may hold."""
 
 
 class FileRows:
-    """The encoder of a task with a reader of its own; call `close` when it is done with."""
+    """The encoder of requests that are files; call `close` when it is done with."""
 
     def __init__(self, task: Task, most: int) -> None:
         self._task, self._most = task, most
-        self._folder = Path(tempfile.mkdtemp(prefix="tacit-serve-"))
+        self._own_folder: Path | None = None
         self._lock = threading.Lock()
         self._open: AbstractContextManager[Read] | None = None
         self._read: Read | None = None
 
+    @property
+    def _folder(self) -> Path:
+        """Made by the first request that is a file."""
+        if self._own_folder is None:
+            self._own_folder = Path(tempfile.mkdtemp(prefix="tacit-serve-"))
+        return self._own_folder
+
     def __call__(self, body: bytes, name: str) -> Request:
         """The rows of one request; RequestError where they do not fit."""
+        if self._task.read is None and Path(name).suffix not in TEXTS:
+            wanted = ", ".join(TEXTS)
+            raise RequestError(400, f"expected a table by its name: /predict?name=FILE ({wanted})")
         with self._lock, tempfile.TemporaryDirectory(dir=self._folder) as place:
-            chunks = self._chunks(unpack(body, name, Path(place)), Path(place))
-        if not chunks:
+            parts = self._parts(unpack(body, name, Path(place)), Path(place))
+        if not parts:
             raise RequestError(422, "expected at least one row, found none")
-        ids = [chunk.ids.to_pylist() if chunk.ids is not None else None for chunk in chunks]
+        ids = [chunk.ids.to_pylist() if chunk.ids is not None else None for chunk in parts]
         names = [one for some in ids if some is not None for one in some]
-        x = joined([chunk.x for chunk in chunks])
+        x = joined([chunk.x for chunk in parts])
         return Request(x, False, names if None not in ids else None)
 
-    def _chunks(self, path: Path, place: Path) -> list[Chunk]:
-        chunks: list[Chunk] = []
+    def _parts(self, path: Path, place: Path) -> list[Chunk]:
+        parts: list[Chunk] = []
         try:
             for chunk in self._opened(path):
                 if chunk.faults:
-                    raise RequestError(422, str(chunk.faults[0]))
+                    where = "" if self._task.read is not None else f"the request/{path.name}: "
+                    raise RequestError(422, f"{where}{chunk.faults[0]}")
                 if len(chunk.rows):
-                    chunks.append(chunk)
-                if sum(len(one.rows) for one in chunks) > self._most:
+                    parts.append(chunk)
+                if sum(len(one.rows) for one in parts) > self._most:
                     raise RequestError(413, f"rows: expected at most {self._most}")
         except TaskError as error:
             self._end()
@@ -63,13 +77,13 @@ class FileRows:
         except RequestError:
             self._end()  # what a reader still has to say belongs to no later request
             raise
-        return chunks
+        return parts
 
     def _opened(self, path: Path) -> Iterator[Chunk]:
+        read, held_open = self._task.read, self._task.held_open
+        if read is None:
+            return chunks(self._task, path)
         if self._read is None:
-            held_open, read = self._task.held_open, self._task.read
-            if read is None:
-                raise TaskError("expected a task that reads files")
             self._open = nullcontext(read) if held_open is None else held_open(self._folder)
             self._read = self._open.__enter__()
         return own_chunks(self._read(path, False), None)
@@ -83,7 +97,8 @@ class FileRows:
         """End the reader, and forget the folder."""
         with self._lock:
             self._end()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if self._own_folder is not None:
+                shutil.rmtree(self._own_folder, ignore_errors=True)
 
 
 def unpack(body: bytes, name: str, place: Path) -> Path:

@@ -46,6 +46,7 @@ class Ready:
 
     ready: Predictor
     encode: Encode
+    files: FileRows
     model: Model
     stamp: tuple[Path, int]
     quick: int
@@ -61,14 +62,14 @@ class Ready:
             quick = rows if began < QUICK else quick
             if began > 0.1:
                 break
+        files = FileRows(model.task, limits.rows)
         own = model.task.read is not None
-        encode = FileRows(model.task, limits.rows) if own else encoder(model.task, limits.rows)
-        return cls(model_predictor, encode, model, _stamp(model.path), quick)
+        encode = files if own else encoder(model.task, limits.rows)
+        return cls(model_predictor, encode, files, model, _stamp(model.path), quick)
 
     def close(self) -> None:
-        """End what reads files, where the task has such."""
-        if isinstance(self.encode, FileRows):
-            self.encode.close()
+        """End what reads files."""
+        self.files.close()
 
     def card(self) -> dict[str, Any]:
         """What `/model` says."""
@@ -150,7 +151,7 @@ class Service:
                 raise HttpError(401, "the token of this service is required")
 
     async def _predicted(self, body: bytes, file: str) -> bytes:
-        encode = self.current.encode
+        encode = self.current.files if file else self.current.encode
         if len(body) > _LARGE or isinstance(encode, FileRows):
             request = await asyncio.to_thread(encode, body, file)
         else:

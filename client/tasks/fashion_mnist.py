@@ -4,6 +4,7 @@ The model sees each image through fixed filters (client/tasks/features/scatterin
 since nothing about them was learnt from these images, and each image passes them alone.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -59,7 +60,7 @@ def encode(table: object) -> Encoded:
     """Pixel columns to features, by the same filters."""
     pixels = COLUMNS.encode(table)
     seen = front(pixels.x) if len(pixels.x) else torch.zeros(0, scattering.WIDTH)
-    return Encoded(seen, pixels.y, pixels.index, pixels.misfits, pixels.x)
+    return replace(pixels, x=seen, raw=pixels.x)
 
 
 def front(pixels: torch.Tensor) -> torch.Tensor:

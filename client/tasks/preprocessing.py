@@ -145,6 +145,11 @@ class Category:
 
     def encode(self, column: Any) -> tuple[NDArray[np.float32], Mask, Mask]:
         """Features [n, width], which values do not fit, and which are missing and may not be."""
+        features, wrong, refused, _ = self.counted(column)
+        return features, wrong, refused
+
+    def counted(self, column: Any) -> tuple[NDArray[np.float32], Mask, Mask, int]:
+        """The same, and how many values are none of the public ones and stand as "other"."""
         coding = self._coded(column)
         unknown = coding.codes == len(self.values)
         each = np.eye(len(self.values) + 1, dtype=np.float32)[coding.codes, : self.width]
@@ -153,8 +158,10 @@ class Category:
         features = each.take(coding.index, 0)
         if self.other or not unknown.any():
             none = np.zeros(len(features), dtype=bool)
-            return features, none, none
-        return features, (unknown & ~coding.gone)[coding.index], coding.gone[coding.index]
+            strange = unknown & ~coding.gone
+            count = int(strange[coding.index].sum()) if strange.any() else 0
+            return features, none, none, count
+        return features, (unknown & ~coding.gone)[coding.index], coding.gone[coding.index], 0
 
     @property
     def expected(self) -> str:
@@ -218,7 +225,7 @@ class Columns:
 
         x = np.empty((rows, self.width), dtype=np.float32)
         kinds = {field.name: field.type for field in table.schema}
-        at, plain = 0, Scaling()
+        at, plain, unknown = 0, Scaling(), list[tuple[str, int]]()
         for place, column in enumerate(self.inputs):
             kind = kinds.get(column.name)
             if kind is None:
@@ -227,7 +234,12 @@ class Columns:
                 plain.add(column, place, at)
             else:
                 with _named(column.name):
-                    features, wrong, refused = column.encode(table.column(column.name))
+                    values = table.column(column.name)
+                    if isinstance(column, Category):
+                        features, wrong, refused, count = column.counted(values)
+                        unknown += [(column.name, count)] if count else []
+                    else:
+                        features, wrong, refused = column.encode(values)
                 x[:, at : at + column.width] = features
                 note(place, column, wrong, refused)
             at += column.width
@@ -236,13 +248,14 @@ class Columns:
         y: torch.Tensor | None = None
         if self.label.name in kinds:
             with _named(self.label.name):
-                values, *labels = self._labels(table.column(self.label.name))
+                classes, *labels = self._labels(table.column(self.label.name))
             note(len(self.inputs), self.label, *labels)
-            y = torch.from_numpy(values if fits.all() else values[fits])
+            y = torch.from_numpy(classes if fits.all() else classes[fits])
         indices = np.flatnonzero(fits).astype(np.int64)
         misfits.sort(key=lambda entry: entry[:2])
         x = x if len(indices) == rows else x[fits]
-        return Encoded(torch.from_numpy(x), y, indices, tuple(entry[2] for entry in misfits))
+        told = tuple(entry[2] for entry in misfits)
+        return Encoded(torch.from_numpy(x), y, indices, told, unknown=tuple(unknown))
 
     def _labels(self, column: Any) -> tuple[NDArray[Any], Mask, Mask]:
         if isinstance(self.label, Number):

@@ -1,5 +1,6 @@
 """Encoded rows and what can be wrong with raw ones."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -45,13 +46,15 @@ class Omission:
 class Reading:
     """How a file was read: its rows, on how many lines, and those that were left out, and why.
 
-    It is for the data's owner alone.
+    `unknown` counts, by column, the rows whose value is none of the public ones ("other"). It is
+    for the data's owner alone.
     """
 
     rows: int
     lines: int
     left_out: int
     omissions: tuple[Omission, ...] = ()
+    unknown: tuple[tuple[str, int], ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.rows} rows on {self.lines} lines"
@@ -59,7 +62,7 @@ class Reading:
             why = "; ".join(str(one) for one in self.omissions[:5])
             more = f"; and {len(self.omissions) - 5} more reasons" if self.omissions[5:] else ""
             text += f", {self.left_out} left out ({why}{more})"
-        return text
+        return text + "".join(f"; {one}" for one in unknown_words(self.unknown, self.rows))
 
     def __add__(self, other: "Reading") -> "Reading":
         omissions: dict[tuple[str, str], tuple[int, str]] = {}
@@ -72,7 +75,25 @@ class Reading:
             self.lines + other.lines,
             self.left_out + other.left_out,
             tuple(Omission(*key, *facts) for key, facts in omissions.items()),
+            added(self.unknown, other.unknown),
         )
+
+
+def added(
+    one: Sequence[tuple[str, int]], other: Sequence[tuple[str, int]]
+) -> tuple[tuple[str, int], ...]:
+    """The sums of two counts by name."""
+    total = Counter(dict(one))
+    total.update(dict(other))
+    return tuple(total.items())
+
+
+def unknown_words(unknown: Sequence[tuple[str, int]], rows: int) -> list[str]:
+    """A sentence for each column with values that are none of the public ones."""
+    return [
+        f"column {column}: {count} of {rows} values are none of the public ones"
+        for column, count in unknown
+    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +161,8 @@ class Encoded:
     """Raw columns encoded: `x` and `y` (None without a label column) of the rows that fit.
 
     `index` are the positions of these rows in the raw table; `misfits` says why others are absent;
-    `raw` are the scaled columns (-1..1) that a task's `front` turns into x.
+    `raw` are the scaled columns (-1..1) that a task's `front` turns into x; `unknown` counts, by
+    column, values of the raw table that are none of the public ones, and stand as "other".
     """
 
     x: Tensor
@@ -148,6 +170,7 @@ class Encoded:
     index: NDArray[np.int64]
     misfits: tuple[Misfit, ...] = ()
     raw: Tensor | None = None
+    unknown: tuple[tuple[str, int], ...] = ()
 
 
 def builtin(rows: Rows, part: int, parts: int) -> Rows:

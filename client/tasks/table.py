@@ -80,8 +80,9 @@ def task(text: str) -> Task:
     plan = schema(text)
     columns, label = plan.columns, plan.columns.label
     outputs = len(label.values) if isinstance(label, Category) else 1
+    if plan.random:  # a norm has no parameters, whatever its width
+        _check_size(columns.width, plan.random)
     first, width = first_layers(columns.width, plan.norm, plan.random, plan.random_scale)
-    _check_size(columns.width, width)
     _check_size(width, *plan.hidden, outputs)
 
     def build() -> nn.Module:

@@ -113,9 +113,9 @@ def test_rows_that_do_not_fit_are_named_by_line_and_field_and_never_by_value(
     assert not out.exists()
     assert not list(tmp_path.glob(".*.tmp"))
     for told in (
-        "line 4, pixel_0_0",
-        "line 6, the line: expected 65 values, got 3",
-        "line 11, pix",
+        "line 4, column pixel_0_0",
+        "line 6: expected 65 values, got 3",
+        "line 11, column pix",
     ):
         assert told in answer.err
     assert "secret" not in answer.err
@@ -133,7 +133,7 @@ def test_quoted_line_breaks_do_not_move_the_line_of_a_fault(run: Path, tmp_path:
     lines[3] = "x" + lines[3]
     (tmp_path / "bad.csv").write_text("\n".join(lines) + "\n")
     answer = command("predict", "--model", run, "--data", tmp_path / "bad.csv")
-    assert "line 6, pixel_0_0" in answer.err
+    assert "line 6, column pixel_0_0" in answer.err
 
 
 def test_bytes_that_are_no_text_spoil_only_their_own_row(run: Path, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_nothing_is_on_stdout_where_a_later_row_does_not_fit(
     for further in ([], ["--json"]):
         answer = command("predict", "--model", run, "--data", data, *further)
         assert (answer.code, answer.out) == (2, "")
-        assert "d.csv: line 302, pixel_0_0: expected a number" in answer.err
+        assert "d.csv: line 302, column pixel_0_0: expected a number" in answer.err
         assert "secret" not in answer.err
 
 

@@ -90,7 +90,7 @@ def test_an_unknown_label_is_a_row_that_does_not_fit(run: Path, tmp_path: Path) 
     lines[4] = lines[4].rpartition(",")[0] + ",ten"
     data.write_text("\n".join(lines))
     answer = command("evaluate", "--model", run, "--data", data)
-    assert (answer.code, "line 5, target" in answer.err) == (2, True)
+    assert (answer.code, "line 5, column target" in answer.err) == (2, True)
     answer = command("evaluate", "--model", run, "--data", data, "--skip-bad", "--json")
     assert (answer.json["rows"], answer.json["skipped"]) == (29, 1)
 
