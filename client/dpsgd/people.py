@@ -37,6 +37,19 @@ class Group:
         return _gathered(a, self.at, None), _gathered(g, self.at, self.real)
 
 
+def of_views(group: Group | None, records: int, count: int) -> Group:
+    """Whose the views of a batch's records are: `count` beside each other for each record.
+
+    Without a `group` each record is a unit of its own; its gradient is the mean of its views'.
+    """
+    if group is None:
+        each = torch.arange(records)[:, None]
+        group = Group(each, torch.ones_like(each, dtype=torch.bool), torch.ones(records))
+    at = (group.at[:, :, None] * count + torch.arange(count)).flatten(1)
+    real = group.real.repeat_interleave(count, 1)
+    return Group(at, real, (group.weights / count).repeat_interleave(count))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class People:
     """The rows of each person: `rows` [people, R] are row numbers, `counts` [people] how many."""

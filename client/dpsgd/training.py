@@ -24,10 +24,12 @@ from client.dpsgd.clipping import BookKeeping
 from client.dpsgd.examination.made_up_rows import Domain
 from client.dpsgd.examination.separation import examine
 from client.dpsgd.gpu.device_noise import cuda_sums
-from client.dpsgd.people import People
+from client.dpsgd.people import Group, People, of_views
 from client.dpsgd.per_sample import ModelError
 from client.dpsgd.trees import mapped
 from client.dpsgd.weights import trained_of
+from client.tasks.features.views import views
+from client.tasks.losses import weighted
 from client.tasks.rows import Rows
 from client.tasks.task import Task, none_of
 from privacy.accounting.events import Event
@@ -203,8 +205,13 @@ def _add_units(
         at, group = (part, None) if people is None else people.take(part.cpu())
         at = at.to(y.device)
         some = mapped(partial(torch.index_select, dim=0, index=at), x)
+        labels = y.index_select(0, at)
+        if plan.augment is not None:
+            some = views(some, plan.augment, torch.default_generator)
+            labels = labels.repeat_interleave(plan.augment.views, 0)
+            group = of_views(group, len(at), plan.augment.views)
         more = () if group is None else (group,)
-        add(some, y.index_select(0, at), task.loss, *more)
+        add(some, labels, loss_of(task, plan), *more)
 
 
 def optimizer_of(trained: Sequence[Tensor], plan: Plan) -> torch.optim.Optimizer:
@@ -235,6 +242,13 @@ def proximal(trained: Sequence[Tensor], mu: float) -> Callable[[], None]:
                 p.grad.add_(p - at, alpha=mu)  # type: ignore[union-attr]
 
     return pull
+
+
+def loss_of(task: Task, plan: Plan) -> Callable[[Any, Tensor], Tensor]:
+    """The loss per row that is trained: the task's, times the plan's public weight of its class."""
+    if not plan.class_weights:
+        return task.loss
+    return weighted(task.loss, tuple(plan.class_weights.get(name, 1.0) for name in task.classes))
 
 
 def domain_of(task: Task, rows: Rows) -> Domain:
@@ -279,7 +293,7 @@ def _summed(
     wrapped = BookKeeping(model, clip=plan.clip, precision=plan.precision, sums=sums)
     try:
         with _whole_products(convolutions=True):
-            examine(wrapped, domain_of(task, rows), task.loss)
+            examine(wrapped, domain_of(task, rows), loss_of(task, plan))
         with _whole_products():
             yield wrapped.accumulate
     finally:
@@ -307,9 +321,18 @@ def _whole_products(*, convolutions: bool = False) -> Iterator[None]:
             torch.backends.cudnn.allow_tf32 = short
 
 
-def _plain(model: nn.Module, x: Any, y: Tensor, loss: Callable[[Any, Tensor], Tensor]) -> None:
+def _plain(
+    model: nn.Module,
+    x: Any,
+    y: Tensor,
+    loss: Callable[[Any, Tensor], Tensor],
+    group: Group | None = None,
+) -> None:
     for p in model.parameters():
         if p.requires_grad and p.grad is None:
             p.grad = torch.zeros_like(p)
     if len(y):
-        torch.autograd.backward(loss(model(x), y).sum())
+        losses = loss(model(x), y)
+        if group is not None:
+            losses = losses * group.weights.to(losses.device)
+        torch.autograd.backward(losses.sum())

@@ -1,6 +1,7 @@
 """The public half of learning that tasks share: seeded models, losses a row, metrics."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,22 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
 def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
     """(output - y)^2 of every row, from outputs [B, 1] or [B]: [B]."""
     return (outputs.reshape(len(y)) - y) ** 2
+
+
+@lru_cache(maxsize=16)
+def weighted(
+    loss: Callable[[Tensor, Tensor], Tensor], weights: tuple[float, ...]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss per row [B] times the weight of the row's class: its gradient is clipped after that.
+
+    `weights` [C] in 0..1 are public; y [B] are classes. Made once for each loss.
+    """
+    table = torch.tensor(weights)
+
+    def loss_by_class(outputs: Tensor, y: Tensor) -> Tensor:
+        return loss(outputs, y) * table.to(outputs.device)[y]
+
+    return loss_by_class
 
 
 def classification_metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:

@@ -6,6 +6,8 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Final, cast
 
+import torch
+
 from client.statistics.statistics_task import statistics_task
 from client.tasks.described.described_task import task as described_task
 from client.tasks.described.description import READERS, reader_of
@@ -47,11 +49,33 @@ def task_of(plan: Plan) -> Task:
     if plan.statistics is not None:
         return statistics_task(plan.statistics, task(plan.reads, plan.schema))
     if plan.code is None:
-        return task(plan.task, plan.schema, plan.model)
+        return fitting(task(plan.task, plan.schema, plan.model), plan)
     package = _packages.get(plan.code)
     if package is None:
         raise TaskError(f"code must be a task package that is here, {plan.code} is not")
-    return package(plan)
+    return fitting(package(plan), plan)
+
+
+def fitting(learning: Task, plan: Plan) -> Task:
+    """The same task, if the plan's `class_weights` and `augment` fit its rows; TaskError."""
+    if plan.class_weights and learning.kind not in ("classification", "ordinal"):
+        raise TaskError(f"class_weights must be left out for a task of {learning.kind}")
+    for name in plan.class_weights:
+        if name not in learning.classes:
+            raise TaskError(
+                f"class_weights.{name}: must be one of {', '.join(learning.classes[:20])}"
+            )
+    if plan.augment is not None:
+        if len(learning.shape) != 3 or learning.dtype != torch.float32:
+            raise TaskError(
+                "augment must be left out unless rows are pictures or spectra, "
+                f"got rows of shape {list(learning.shape)}"
+            )
+        _, height, width = learning.shape
+        for key, most in (("across", width), ("down", height)):
+            if getattr(plan.augment, key) >= most:
+                raise TaskError(f"augment.{key} must be below {most}, the size of a row")
+    return learning
 
 
 def provide(code: str, make: Callable[[Plan], Task]) -> None:

@@ -102,6 +102,7 @@ Questions = Annotated[
 ]
 Positive = Annotated[float, Interval(ge=1e-12, le=1e9)]
 Weight = Annotated[float, Interval(ge=0, le=1e9)]
+ClassWeight = Annotated[float, Interval(gt=0, le=1)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
 Rate = Annotated[float, Interval(ge=1e-9, le=1)]
 Sigma = Annotated[float, Interval(ge=1e-6, le=1e6)]
@@ -205,6 +206,21 @@ class ModelPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class AugmentPlan:
+    """`[augment]`: random views of a picture or sound, averaged in one clipped gradient."""
+
+    views: Annotated[int, Interval(ge=2, le=64)]
+    across: Annotated[int, Interval(ge=0, le=64)] = 0
+    down: Annotated[int, Interval(ge=0, le=64)] = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        check(self, PlanError, "augment.")
+        if not (self.across or self.down or self.flip):
+            raise PlanError("augment must set across, down or flip: views would all be the same")
+
+
+@dataclass(frozen=True, slots=True)
 class StatisticsPlan:
     """`[statistics]`: what is counted, column by column, in one noisy release.
 
@@ -274,6 +290,8 @@ class Contract:
     task_options: Mapping[OptionName, Annotated[str, MaxLen(200)] | int | float | bool] = field(
         default_factory=dict
     )
+    augment: AugmentPlan | None = None
+    class_weights: Mapping[ColumnName, ClassWeight] = field(default_factory=dict)
     split: Split = "iid"
     steps: Rounds = 1
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"

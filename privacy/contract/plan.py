@@ -19,6 +19,7 @@ from privacy.accounting.epsilon import calibrate, spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
 from privacy.contract.keys import (
+    AugmentPlan,
     Contract,
     ModelPlan,
     Operation,
@@ -34,6 +35,7 @@ from privacy.files import canonical_json
 from privacy.secagg.parties import Roster, Terms
 
 __all__ = [
+    "AugmentPlan",
     "ModelPlan",
     "Operation",
     "Plan",
@@ -47,7 +49,7 @@ __all__ = [
 
 _SINCE: Final = frozenset(
     {
-        *("task_options", "combine", "trim"),
+        *("task_options", "combine", "trim", "class_weights"),
         *("server_optimizer", "server_tau", "server_schedule", "warmup", "l1"),
     }
 )
@@ -245,7 +247,7 @@ class Plan(Contract):
             if item.name in _SINCE and value in (item.default, {}):
                 continue
             value = dict(value) if isinstance(value, Mapping) else value
-            tables = ModelPlan | SecurePlan | StatisticsPlan
+            tables = ModelPlan | SecurePlan | StatisticsPlan | AugmentPlan
             value = _set(value) if isinstance(value, tables) else value
             values[item.name] = list(value) if isinstance(value, tuple) else value
         values["site"] = {name: _set(one) for name, one in sorted(self.site.items())}

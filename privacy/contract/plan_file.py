@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from privacy.contract.keys import (
     PRIVACY_KEYS,
+    AugmentPlan,
     Contract,
     ModelPlan,
     Operation,
@@ -26,7 +27,7 @@ from privacy.files import DocumentError, Limits, parse_json, parse_toml, read_bo
 LIMITS: Final = Limits(size=8_000_000, length=4_000_000, count=1 << 20)
 _MOST_SITES: Final = 100_000
 _SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_TABLES: Final = ("site", "operation", "simulation", "model", "secure", "statistics")
+_TABLES: Final = ("site", "operation", "simulation", "model", "secure", "statistics", "augment")
 _ONE_RELEASE: Final = {"rounds": 1, "rate": 1.0, "lr": 1.0, "clip": 1.0}
 """The keys that a plan of statistics need not write, since they can have no other value."""
 _REMOVED: Final = frozenset({"compile"})
@@ -102,6 +103,8 @@ def parse(table: Mapping[str, Any]) -> Plan:
         values["statistics"] = _statistics(_table(table, "statistics"))
     if "model" in table:
         values["model"] = build(ModelPlan, _table(table, "model"), PlanError, "model.")
+    if "augment" in table:
+        values["augment"] = build(AugmentPlan, _table(table, "augment"), PlanError, "augment.")
     if "secure" in table:
         values["secure"] = build(SecurePlan, _table(table, "secure"), PlanError, "secure.")
     return build(

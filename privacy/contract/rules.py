@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from privacy.contract.keys import PRIVACY_KEYS, Contract
+from privacy.contract.training_rules import TRAINING_RULES
 from privacy.secagg.parties import Terms
 
 Rule = Callable[[Contract], str | None]
@@ -328,6 +329,7 @@ RULES: Final[tuple[Rule, ...]] = (
     patience_has_its_metric,
     secure_aggregation_is_whole,
     one_secure_sum_a_round,
+    *TRAINING_RULES,
 )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.dpsgd.clipping import clip_factors
-from client.dpsgd.training import Trained, TrainingError, optimizer_of, proximal
+from client.dpsgd.training import Trained, TrainingError, loss_of, optimizer_of, proximal
 from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.arrays import Arrays
@@ -61,6 +61,7 @@ def train_together(
 
     Not `private`: plain sums without clipping or noise, of one member as of many.
     """
+    loss = loss_of(task, plan)
     flat = torch.from_numpy(np.stack([stack.flat(member.weights) for member in members]))
     old = flat.clone()
     inner = optimizer_of([flat], plan)
@@ -77,7 +78,7 @@ def train_together(
             for group in inner.param_groups:
                 group["lr"] = plan.lr_at((round - 1) * steps + step, plan.rounds * steps)
             drawn = batches.draw()
-            total = _summed(stack, flat, drawn, task, clip, allowed)
+            total = _summed(stack, flat, drawn, loss, clip, allowed)
             flat.grad = torch.from_numpy(noisy_means(total.numpy(), members))
             if pull is not None:
                 pull()
@@ -87,7 +88,7 @@ def train_together(
 
 
 def _summed(
-    stack: Stack, flat: Tensor, batch: "Batch", task: Task, clip: float | None, allowed: float
+    stack: Stack, flat: Tensor, batch: "Batch", loss: Any, clip: float | None, allowed: float
 ) -> Tensor:
     """Each member's sum over its batch, of clipped gradients where there is a clip.
 
@@ -97,7 +98,7 @@ def _summed(
     if not batch.real.numel():
         return torch.zeros_like(flat)
     with torch.enable_grad():
-        gradients = stack.gradients(flat, batch.x, batch.y, task.loss)
+        gradients = stack.gradients(flat, batch.x, batch.y, loss)
     if clip is None:
         dead = ~batch.real
         return gradients.summed(batch.real.to(flat.dtype), dead if bool(dead.any()) else None)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from client.tasks.packages.package_task import package_task
-from client.tasks.registry import task_of
+from client.tasks.registry import fitting, task_of
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
 from privacy.contract.plan import Plan
@@ -99,4 +99,4 @@ class Packages:
             if key not in self._loaded:
                 self._loaded.clear()  # one at a time in memory
                 self._loaded[key] = package_task(package, plan.task_options, name=plan.task)
-            return self._loaded[key]
+            return fitting(self._loaded[key], plan)
