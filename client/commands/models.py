@@ -161,11 +161,16 @@ def evaluate(
 
 def export(
     model: Name,
-    format_: Annotated[str, typer.Option("--format", help="safetensors, onnx or onnx-int8.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="safetensors, onnx, onnx-int8 or onnx-fp16.")
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="The file to write.")] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Labelled rows to compare on, as well.")
     ] = None,
+    prune: Annotated[
+        float, typer.Option("--prune", help="The share of weights, the smallest, set to zero.")
+    ] = 0.0,
     json_: Json = False,
     directory: Directory = None,
     key: Key = None,
@@ -183,8 +188,9 @@ def export(
         raise ModelError(f"out: expected a name that ends with {wanted}, got {out}")
     of = opened(model, directory, key, task, quiet=json_)
     private = None if data is None else rows(of, data)
-    file = exported(of, format_, private)
-    name = f"{of.task.name}-{of.card.round:06d}{'-int8' * (format_ == 'onnx-int8')}"
+    file = exported(of, format_, private, prune=prune)
+    form = format_.removeprefix("safetensors").removeprefix("onnx") + "-pruned" * bool(prune)
+    name = f"{of.task.name}-{of.card.round:06d}{form}"
     path = out or Path(name + suffix_of(format_))
     write_atomic(path, file.content)
     sign_beside(path, file.content, of.card.run, of.card.round, directory)

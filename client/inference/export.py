@@ -8,9 +8,9 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,21 +21,29 @@ from torch import Tensor
 from torch.nn import functional
 
 from client.dpsgd.trees import joined
+from client.inference.compression import halved, pruned
 from client.inference.decoded_columns import best, columns, leaves
 from client.inference.predictor import session
 from client.models.loading import Model, ModelError
 from client.tasks.rows import Rows
 from client.tasks.task import Task
-from privacy.model_card import POST_PROCESSING
+from privacy.model_card import POST_PROCESSING, Card
 
 if TYPE_CHECKING:
     import onnx
 
-FORMATS: Final = ("safetensors", "onnx", "onnx-int8")
+FORMATS: Final = ("safetensors", "onnx", "onnx-int8", "onnx-fp16")
+_WORDS: Final = {
+    "onnx": "converted to ONNX",
+    "onnx-int8": "converted to ONNX and quantised to int8",
+    "onnx-fp16": "converted to ONNX in half precision",
+}
 CLOSEST: Final = 1e-4
 """The largest difference of a score that a full-precision export may show."""
+CLOSEST_HALF: Final = 1e-2
+"""The same in half precision, whose numbers have 11 bits."""
 MOST_LOST: Final = 0.5
-"""Points of accuracy that an int8 export may lose, beyond what chance explains."""
+"""Points of accuracy that a smaller export may lose, beyond what chance explains."""
 CHANCE: Final = 1.645
 """Standard errors of a one-sided test at 95 %."""
 SYNTHETIC: Final = 512
@@ -70,34 +78,47 @@ class Export:
     agreements: tuple[Agreement, ...]
 
 
-def export(model: Model, kind: str, private: Rows | None = None) -> Export:
+def export(model: Model, kind: str, private: Rows | None = None, *, prune: float = 0.0) -> Export:
     """Export a released model; `private` rows are compared on too, and leave no figure behind.
 
+    `prune` is the share of its weights, the smallest, that are set to zero before.
     ModelError for a model that is private to its site, or an export that does not agree.
     """
     suffix_of(kind)
     refuse_private(model)
-    if model.network is None:
+    if not 0 <= prune < 1:
+        raise ModelError(f"prune: expected a share from 0 to below 1, got {prune:g}")
+    released = model.network
+    if released is None:
         raise ModelError(f"{model.path}: expected a checkpoint or .safetensors file, got ONNX")
-    task, network = model.task, model.network
+    task, network = model.task, released
+    if prune:
+        network, zeros, count = pruned(released, prune)
+        what = f"the smallest {zeros} of {count} weights set to zero; {POST_PROCESSING}"
+        model = replace(model, network=network, card=model.card.changed(what))
+    elif kind == "safetensors":
+        return Export(_safetensors(model), model, ())
     public = public_rows(task)
+    given = ((public, source_of(task)), (private, "rows at this site"))
+    sources = [(rows, source) for rows, source in given if rows is not None and len(rows)]
     if kind == "safetensors":
-        content, agreements = _safetensors(model), ()
-        return Export(content, model, agreements)
+        smaller = [compare(task, released, network, *one) for one in sources]
+        _refuse_losing(model, f"pruned by {prune:g}", smaller)
+        return Export(_safetensors(model, smaller), model, tuple(smaller))
     from client.inference.onnx_export import to_onnx
 
     graph = to_onnx(network, public)
     if kind == "onnx-int8":
         graph = quantized(graph, public.x)
-    compared = [
-        compare(task, network, graph, rows, source)
-        for rows, source in ((public, source_of(task)), (private, "rows at this site"))
-        if rows is not None and len(rows)
-    ]
-    for agreement in compared:
-        _refuse_disagreeing(model, kind, agreement)
-    outward = tuple(a for a in compared if a.source != "rows at this site")
-    _describe(graph, model, kind, outward)
+    elif kind == "onnx-fp16":
+        graph = halved(graph)
+    run = session(graph.SerializeToString())
+    compared = [compare(task, network, run, *one) for one in sources]
+    _refuse_disagreeing(model, kind, compared)
+    if prune:
+        compared = [compare(task, released, run, *one) for one in sources]
+    _refuse_losing(model, f"pruned by {prune:g}" if prune else kind, compared)
+    _describe(graph, model, kind, _outward(compared))
     return Export(graph.SerializeToString(), model, tuple(compared))
 
 
@@ -215,10 +236,9 @@ def _quiet() -> Iterator[None]:
 
 
 def compare(
-    task: Task, network: torch.nn.Module, graph: "onnx.ModelProto", rows: Rows, source: str
+    task: Task, network: torch.nn.Module, run: Callable[[Any], Any], rows: Rows, source: str
 ) -> Agreement:
-    """Run both on the same rows."""
-    run = session(graph.SerializeToString())
+    """Run both on the same rows: the model, and what became of it."""
     with torch.inference_mode():
         parts = [rows.take(range(i, min(i + 1024, len(rows)))).x for i in range(0, len(rows), 1024)]
         expected, scores = (joined([way(x) for x in parts]) for way in (network, run))
@@ -259,24 +279,39 @@ def points_lost(worse: int, better: int, rows: int) -> tuple[float, float]:
     return 100 * lost / rows, max(0.0, 100 * surely / rows)
 
 
-def _refuse_disagreeing(model: Model, kind: str, match: Agreement) -> None:
-    if kind == "onnx" and match.difference > CLOSEST:
-        raise ModelError(
-            f"{model.path}: expected scores within {CLOSEST:g} of the model's on {match.source}, "
-            f"got {match.difference:.2g}"
-        )
-    if kind == "onnx-int8" and match.lost_surely is not None and match.lost_surely > MOST_LOST:
-        raise ModelError(
-            f"{model.path}: int8 must lose at most {MOST_LOST} points of accuracy beyond chance on "
-            f"{match.rows} {match.source}, got {match.lost:.2f} ({match.lost_surely:.2f} beyond "
-            "chance); export as onnx"
-        )
+def _refuse_disagreeing(model: Model, kind: str, compared: list[Agreement]) -> None:
+    """Refuse an export whose scores are not those of the model that it was made from."""
+    closest = {"onnx": CLOSEST, "onnx-fp16": CLOSEST_HALF}.get(kind, math.inf)
+    for match in compared:
+        if match.difference > closest:
+            raise ModelError(
+                f"{model.path}: expected scores within {closest:g} of the model's on "
+                f"{match.source}, got {match.difference:.2g}"
+            )
 
 
-def _safetensors(model: Model) -> bytes:
+def _refuse_losing(model: Model, what: str, compared: list[Agreement]) -> None:
+    """Refuse a smaller model that is surely less accurate than the released one."""
+    for match in compared:
+        if match.lost_surely is not None and match.lost_surely > MOST_LOST:
+            raise ModelError(
+                f"{model.path}: {what} must lose at most {MOST_LOST} points of accuracy beyond "
+                f"chance on {match.rows} {match.source}, got {match.lost:.2f} "
+                f"({match.lost_surely:.2f} beyond chance); export as onnx, or prune less"
+            )
+
+
+def _outward(compared: list[Agreement]) -> tuple[Agreement, ...]:
+    """What may be written into a file: nothing of private rows."""
+    return tuple(a for a in compared if a.source != "rows at this site")
+
+
+def _safetensors(model: Model, compared: Sequence[Agreement] = ()) -> bytes:
     if model.network is None:
         raise ModelError(f"{model.path}: expected a checkpoint, got ONNX")
     card = model.card.changed("the coordinator's own state left out", format="safetensors")
+    if compared:
+        card = _compared(card, _outward(list(compared)))
     tensors = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     content: bytes = save(tensors, metadata=_metadata(model, card.to_json()))
     return content
@@ -287,11 +322,14 @@ def _describe(
 ) -> None:
     import onnx
 
-    comparison = json.dumps([asdict(agreement) for agreement in agreements])
-    what = "converted to ONNX" if kind == "onnx" else "converted to ONNX and quantised to int8"
-    card = model.card.changed(f"{what}; {POST_PROCESSING}", format=kind)
-    card = card.changed(f"compared with the released model: {comparison}")
+    card = model.card.changed(f"{_WORDS[kind]}; {POST_PROCESSING}", format=kind)
+    card = _compared(card, agreements)
     onnx.helper.set_model_props(graph, _metadata(model, card.to_json()))
+
+
+def _compared(card: Card, agreements: tuple[Agreement, ...]) -> Card:
+    comparison = json.dumps([asdict(agreement) for agreement in agreements])
+    return card.changed(f"compared with the released model: {comparison}")
 
 
 def _metadata(model: Model, card: str) -> dict[str, str]:

@@ -31,7 +31,7 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The file of each form, and what its export said: the exporter costs seconds."""
     folder = tmp_path_factory.mktemp("exports")
     files: Exported = {}
-    for form in ("safetensors", "onnx", "onnx-int8"):
+    for form in ("safetensors", "onnx", "onnx-int8", "onnx-fp16"):
         out = folder / f"{form}{'.safetensors' if form == 'safetensors' else '.onnx'}"
         more = ["--data", digits_csv(folder / "d.csv", 123)] if form == "onnx" else []
         made = command("export", "--model", run, "--format", form, "--out", out, "--json", *more)
@@ -40,7 +40,7 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return files
 
 
-@pytest.mark.parametrize("form", ["safetensors", "onnx", "onnx-int8"])
+@pytest.mark.parametrize("form", ["safetensors", "onnx", "onnx-int8", "onnx-fp16"])
 def test_an_export_predicts_as_its_model_and_carries_its_card(
     run: Path, exported: Exported, tmp_path: Path, form: str
 ) -> None:
@@ -52,7 +52,7 @@ def test_an_export_predicts_as_its_model_and_carries_its_card(
     same = sum(a["prediction"] == b["prediction"] for a, b in pairs)
     apart = max(abs(a["probability"] - b["probability"]) for a, b in pairs)
     assert same >= 199
-    assert apart < (0.1 if form == "onnx-int8" else 1e-4)
+    assert apart < {"onnx-int8": 0.1, "onnx-fp16": 1e-2}.get(form, 1e-4)
     card = found[1]["card"]
     assert card["format"] == form
     assert card["model"] == load(find(str(run)), Trust()).digest
@@ -60,6 +60,44 @@ def test_an_export_predicts_as_its_model_and_carries_its_card(
     if form != "safetensors":
         assert any("costs no privacy" in change for change in card["changes"])
         assert made["agreement"][0]["source"] == "embedded test rows"
+
+
+def test_half_precision_is_half_as_long_and_its_card_says_it(exported: Exported) -> None:
+    out = exported["onnx-fp16"][0]
+    kinds = {t.data_type for t in onnx.load(out).graph.initializer if t.dims}
+    assert onnx.TensorProto.FLOAT16 in kinds and onnx.TensorProto.FLOAT not in kinds
+    changes = load(out, Trust()).card.changes
+    assert any("half precision; post-processing" in change for change in changes)
+
+
+def test_pruning_zeroes_the_smallest_weights_and_says_how_many(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small.safetensors"
+    made = command(
+        *("export", "--model", run, "--format", "safetensors", "--prune", 0.3, "--out", out),
+        "--json",
+    )
+    assert made.code == 0, made.err
+    before, after = (load(find(str(path)), Trust()) for path in (run, out))
+    assert before.network is not None and after.network is not None
+    old, new = (m.network.state_dict() for m in (before, after) if m.network)
+    weight, small = old["weight"], new["weight"]
+    gone = small == 0
+    assert int(gone.sum()) == 192 and torch.equal(small[~gone], weight[~gone])
+    assert float(weight[gone].abs().max()) <= float(weight[~gone].abs().min())
+    assert torch.equal(old["bias"], new["bias"])
+    assert any("smallest 192 of 640 weights" in change for change in after.card.changes)
+    (agreement,) = made.json["agreement"]
+    assert agreement["rows"] == 360 and agreement["lost_surely"] <= MOST_LOST
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.98, "prune less"), (1.0, "below 1")])
+def test_a_model_that_is_pruned_too_much_is_refused(
+    run: Path, tmp_path: Path, share: float, expected: str
+) -> None:
+    out = tmp_path / "small.safetensors"
+    more = ("--format", "safetensors", "--prune", share, "--out", out)
+    made = command("export", "--model", run, *more)
+    assert made.code == 2 and expected in made.err and not out.exists()
 
 
 def test_int8_loses_at_most_half_a_point(exported: Exported) -> None:
