@@ -20,6 +20,7 @@ sys.path.insert(0, str(HERE.parent))
 from client.__main__ import app as client_app  # noqa: E402
 from privacy.__main__ import app as privacy_app  # noqa: E402
 from privacy.contract.keys import (  # noqa: E402
+    AugmentPlan,
     Contract,
     ModelPlan,
     Operation,
@@ -52,8 +53,9 @@ TABLES = {
     "model": ModelPlan,
     "statistics": StatisticsPlan,
     "secure": SecurePlan,
+    "augment": AugmentPlan,
 }
-NESTED = {"site", "operation", "simulation", "model", "statistics", "secure"}
+NESTED = {"site", "operation", "simulation", "model", "statistics", "secure", "augment"}
 
 
 def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
