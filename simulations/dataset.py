@@ -202,9 +202,9 @@ def prepare(plan: Plan, data: Data) -> tuple[Plan, World]:
 
 
 def _loaded(plan: Plan, data: Path | None, part: str) -> Rows:
-    """A part of the data; what a backbone made of it is kept for the next run."""
+    """A part of the data; what took long to encode is kept for the next run."""
     learning = task_of(plan)
-    if not learning.pretrained or data is None:
+    if not learning.costly or data is None:
         return learning.load(data, part)
     contents = Contents(data)
     state = contents.digest()
@@ -218,7 +218,7 @@ def _loaded(plan: Plan, data: Path | None, part: str) -> Rows:
 
 
 def cache_folder() -> Path:
-    """Where simulations keep what backbones made of rows: `TACIT_CACHE`, else the user's cache."""
+    """Where rows that take long to encode are kept: `TACIT_CACHE`, else the user's cache."""
     own = os.environ.get("TACIT_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(own) if own else Path(home) / "tacit" / "features"

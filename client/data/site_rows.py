@@ -148,7 +148,7 @@ class SiteRows:
             key,
             lambda: self._source.rows(learning, records),
             lambda: self._state() == key[-1],
-            costly=bool(learning.pretrained),
+            costly=learning.costly,
         )
 
     def check(self) -> None:

@@ -4,7 +4,8 @@ The model sees each image through fixed filters (client/tasks/features/scatterin
 since nothing about them was learnt from these images, and each image passes them alone.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -30,54 +31,66 @@ FILES: Final = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+_CHUNK: Final = 2000
 
 
-def load(path: Path | None, part: str) -> Rows:
-    """The rows of a folder with the idx files, .gz or unpacked."""
-    check_part(part)
-    parts = [_part(path, name) for name in FILES if part in (name, "all")]
-    return Rows(torch.cat([rows.x for rows in parts]), torch.cat([rows.y for rows in parts]))
+See = Callable[[torch.Tensor], torch.Tensor]
+"""Images [n, 28, 28] in 0..1 to features [n, width], each image by itself."""
 
 
-def _part(path: Path | None, part: str) -> Rows:
-    pictures, names = (folder_file(path, "fashion-mnist", f"{n}.gz", n) for n in FILES[part])
-    pixels = images(pictures, 2051, (0, 28, 28))
-    labels = images(names, 2049, (0,))
-    if len(labels) != len(pixels):
-        raise TaskError(f"{names}: expected {len(pixels)} labels, got {len(labels)}")
-    if labels.max() >= len(CLASSES):
-        raise TaskError(f"{names}: expected labels from 0 to {len(CLASSES) - 1}, got another")
-    return Rows(_seen(torch.from_numpy(pixels.copy())), torch.from_numpy(labels.astype(np.int64)))
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Fixed filters before a linear layer: their name as a task, and what they make of images."""
 
+    name: str
+    width: int
+    see: See
+    costly: bool = False
 
-def _seen(pixels: torch.Tensor) -> torch.Tensor:
-    """Images [n, 28, 28] of bytes to features [n, scattering.WIDTH], some at a time."""
-    starts = range(0, len(pixels), 2000)
-    return torch.cat([scattering.oriented(pixels[i : i + 2000].float() / 255) for i in starts])
+    def load(self, path: Path | None, part: str) -> Rows:
+        """The rows of a folder with the idx files, .gz or unpacked."""
+        check_part(part)
+        parts = [self._part(path, name) for name in FILES if part in (name, "all")]
+        return Rows(torch.cat([rows.x for rows in parts]), torch.cat([rows.y for rows in parts]))
 
+    def _part(self, path: Path | None, part: str) -> Rows:
+        pictures, names = (folder_file(path, self.name, f"{n}.gz", n) for n in FILES[part])
+        pixels = images(pictures, 2051, (0, 28, 28))
+        labels = images(names, 2049, (0,))
+        if len(labels) != len(pixels):
+            raise TaskError(f"{names}: expected {len(pixels)} labels, got {len(labels)}")
+        if labels.max() >= len(CLASSES):
+            raise TaskError(f"{names}: expected labels from 0 to {len(CLASSES) - 1}, got another")
+        some = torch.from_numpy(pixels.copy()).split(_CHUNK)
+        seen = torch.cat([self.see(one.float() / 255) for one in some])
+        return Rows(seen, torch.from_numpy(labels.astype(np.int64)))
 
-def encode(table: object) -> Encoded:
-    """Pixel columns to features, by the same filters."""
-    pixels = COLUMNS.encode(table)
-    seen = front(pixels.x) if len(pixels.x) else torch.zeros(0, scattering.WIDTH)
-    return replace(pixels, x=seen, raw=pixels.x)
+    def front(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels in -1..1 [n, 784] to features."""
+        return self.see((pixels.reshape(-1, 28, 28) + 1) / 2)
 
+    def encode(self, table: object) -> Encoded:
+        """Pixel columns to features, by the same filters."""
+        pixels = COLUMNS.encode(table)
+        seen = self.front(pixels.x) if len(pixels.x) else torch.zeros(0, self.width)
+        return replace(pixels, x=seen, raw=pixels.x)
 
-def front(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels in -1..1 [n, 784] to features."""
-    return scattering.oriented((pixels.reshape(-1, 28, 28) + 1) / 2)
+    def task(self) -> Task:
+        """Softmax regression of what the filters see."""
+        return classifier(
+            COLUMNS,
+            CLASSES,
+            width=self.width,
+            name=self.name,
+            load=self.load,
+            wanted=COLUMNS.wanted(),
+            encode=self.encode,
+            features=(),
+            front=self.front,
+            costly=self.costly,
+        )
 
 
 def task() -> Task:
     """Softmax regression of oriented edges."""
-    return classifier(
-        COLUMNS,
-        CLASSES,
-        width=scattering.WIDTH,
-        name="fashion-mnist",
-        load=load,
-        wanted=COLUMNS.wanted(),
-        encode=encode,
-        features=(),
-        front=front,
-    )
+    return Filters("fashion-mnist", scattering.WIDTH, scattering.oriented).task()

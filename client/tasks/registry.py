@@ -16,7 +16,7 @@ from client.tasks.task import Task
 from privacy.contract.keys import ModelPlan
 from privacy.contract.plan import Plan
 
-AREAS: Final = ("spoken-digits", "shakespeare", "movielens")
+AREAS: Final = ("spoken-digits", "shakespeare", "movielens", "fashion-scattering")
 NAMES: Final = ("digits", "fashion-mnist", "heart-disease", "adult", *AREAS, "table", *READERS)
 """Every task: those of a reader are described by a schema; another NAME is a module's (_ for -)."""
 

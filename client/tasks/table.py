@@ -103,6 +103,7 @@ def task(text: str) -> Task:
         "subjects": bool(plan.roles.subject),
         "features": columns.features,
         "pretrained": tuple(one.words for one in columns.backbones),
+        "costly": bool(columns.backbones),
     }
     if isinstance(label, Category):
         return Task(

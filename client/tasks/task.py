@@ -52,8 +52,8 @@ class Task:
     * `times`: the public edges of a survival's bins;
     * `code`, `options`: of the task package that it comes from, as the plan has them; `changed()`
       says what it changed of the product, or remembers, since it was loaded: nothing may;
-    * `pretrained`: what frozen models the rows are seen through, in words: with any, rows take long
-      to encode, and a copy of them is kept;
+    * `pretrained`: what frozen models the rows are seen through, in words; `costly`: whether rows
+      take long to encode, as they do then: a copy of them is kept;
     * `front`: where x is computed from scaled columns, that step, differentiable, for explanations.
     """
 
@@ -90,6 +90,7 @@ class Task:
     options: str = ""
     changed: Callable[[], str] = lambda: ""
     pretrained: tuple[str, ...] = ()
+    costly: bool = False
 
 
 def none_of(task: Task) -> Rows:

@@ -9,6 +9,7 @@ import torch
 
 from client.dpsgd.training import model_refusal
 from client.tasks.areas import movielens, shakespeare, spoken_digits
+from client.tasks.features import wavelets
 from client.tasks.features.spectra import WIDTH, cepstra
 from client.tasks.registry import AREAS, task
 from client.tasks.rows import TaskError
@@ -138,6 +139,28 @@ def test_a_line_that_is_no_rating_is_named(tmp_path: Path, line: str) -> None:
 @pytest.mark.parametrize("name", AREAS)
 def test_the_areas_models_keep_examples_apart(name: str) -> None:
     assert model_refusal(task(name), 0) == ""
+
+
+def test_wavelets_hear_direction_and_nothing_of_what_is_even() -> None:
+    across = torch.zeros(1, 28, 28)
+    across[:, ::4] = 1
+    even = torch.full((1, 28, 28), 0.5)
+    maps = wavelets.scattered(torch.cat([across, across.transpose(1, 2), even]))
+    assert maps.shape == (3, wavelets.MAPS, 7, 7)
+    assert torch.allclose(maps[2, 1:], torch.zeros(()), atol=1e-4)
+    assert torch.allclose(maps[2, 0], torch.tensor(0.5), atol=1e-4)
+    broad = maps[:2, 9:17].mean((2, 3))
+    assert int(broad[0].argmax()) == 4 and int(broad[1].argmax()) == 0
+
+
+def test_each_picture_is_scattered_by_itself_and_all_are_about_equally_long() -> None:
+    pictures = torch.rand(5, 28, 28, generator=torch.Generator().manual_seed(0))
+    seen = wavelets.features(pictures)
+    assert seen.shape == (5, wavelets.WIDTH)
+    assert torch.allclose(seen[2:3], wavelets.features(pictures[2:3]), atol=1e-5)
+    lengths = seen.norm(dim=1)
+    assert float(lengths.min()) > 0.9 * float(lengths.max())
+    assert wavelets.features(pictures[:0]).shape == (0, wavelets.WIDTH)
 
 
 def test_a_users_vector_solves_its_ridge_regression() -> None:
