@@ -6,6 +6,7 @@ Each sentence depends on the plan and on where the evidence comes from; the figu
 from collections.abc import Mapping
 from typing import Final
 
+from privacy.contract import training_words
 from privacy.contract.plan import Plan
 from privacy.report.sources import FEDERATION, SIMULATION, SITE
 from privacy.statistics import report_text
@@ -191,7 +192,7 @@ def unprotected(plan: Plan, kind: str) -> list[Item]:
         )
     items += [
         _item("Scaling and categories of the inputs", "public", "constants of the task's schema"),
-        _item("Class weights", "not used", "every record weighs the same"),
+        training_words.class_weights(plan),
         _item(
             "Weights of the sites",
             "public",
@@ -209,24 +210,11 @@ def unprotected(plan: Plan, kind: str) -> list[Item]:
             "not charged",
             "if these very records were used to choose them, that is not in ε",
         ),
-        _early(plan),
+        training_words.early_stopping(plan),
         _item("Starting model", "public", "drawn from the plan's public seed"),
+        *training_words.pretraining(plan),
     ]
     return items
-
-
-def _early(plan: Plan) -> Item:
-    """Whether a run may have ended by what it reached."""
-    operation = plan.operation
-    if operation.patience is None:
-        return _item("Early stopping", "not used", "a run ends by its plan or by the budget")
-    paid = operation.stop_metric.startswith("site_")
-    what = "paid metrics, charged with every round" if paid else "public records, which is free"
-    return _item(
-        "Early stopping",
-        "noised" if paid else "public",
-        f"by {what}; the best round's model is released, at the ε of all rounds that were asked",
-    )
 
 
 def _item(quantity: str, status: str, how: str) -> Item:
@@ -278,6 +266,7 @@ def mechanism(plan: Plan) -> list[Item]:
             items.append(
                 _fact("Contribution of a person", f"the mean gradient of {most} of their rows")
             )
+        items += [_fact(name, what) for name, what in training_words.views(plan).items()]
         items += [
             _fact("Sampling used", f"Poisson: each {each} by itself, probability {plan.rate:g}"),
             _fact("Sampling assumed by the accounting", "the same"),
