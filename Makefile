@@ -10,7 +10,8 @@ export ORT_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-BOTH_CORES := -n 2 --dist loadgroup
+# A file is run by one process: its fixtures, and what its tests have loaded, are made once.
+BOTH_CORES := -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(BOTH_CORES)
 
 .PHONY: setup lock sbom demo test quick test-all coverage docs check bench clean mutants
@@ -42,10 +43,10 @@ test: setup
 	$(PYTEST)
 
 quick: setup
-	$(PYTEST) -m "unit and not slow" --hypothesis-profile=dev
+	$(PYTEST) -m "unit and not slow and not long" --hypothesis-profile=dev
 
 test-all: setup
-	$(PYTEST) -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow" --hypothesis-profile=full
 
 coverage: setup
 	$(BIN)/python -m coverage erase

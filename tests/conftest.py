@@ -2,8 +2,10 @@
 
 A test is one of three kinds, by the folder of its file unless it is marked itself: `unit`,
 `integration` (servers, processes, training, whole runs) or `statistical` (a conclusion from random
-draws). Beside them `slow`: over some five seconds; `make test` leaves it out. Hypothesis has two
-profiles: `ci` has as many examples as a test asks for, `dev` a tenth of them.
+draws). Beside them `slow`: over some five seconds; `make test` leaves it out; and `long`: about a
+second or more; `make quick` leaves it out. Of the examples that a property asks for, the hypothesis
+profile `full` (`make test-all`) tries all, `ci` (`make test`) a third, `dev`
+(`make quick`) a tenth.
 """
 
 import os
@@ -26,8 +28,10 @@ os.environ.update(
 prepare()
 defer("opacus")
 
-settings.register_profile("ci", deadline=None, print_blob=True)
-settings.register_profile("dev", deadline=None)
+EXAMPLES = {"full": 1, "ci": 3, "dev": 10}
+"""The hypothesis profiles: which share of the examples that a property asks for they try."""
+for profile in EXAMPLES:
+    settings.register_profile(profile, deadline=None, print_blob=True)
 settings.load_profile("ci")
 
 KINDS = ("unit", "integration", "statistical")
@@ -84,18 +88,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give every test its kind, and keep tests that share a costly fixture in one process."""
-    quick = config.getoption("hypothesis_profile", None) == "dev"
-    fewer = set[int]()
+    """Give every test its kind, and begin with the dear kinds: both cores then end together."""
+    share = EXAMPLES.get(str(config.getoption("hypothesis_profile", None) or "ci"), 1)
+    tests = {id(test): test for item in items if (test := getattr(item, "obj", None)) is not None}
+    for test in tests.values() if share > 1 else ():
+        _fewer(test, share)
     for item in items:
         if not any(item.get_closest_marker(name) for name in KINDS):
             item.add_marker(kind(item.path))
-        if group := shared(item):
-            item.add_marker(pytest.mark.xdist_group(group))
-        test = getattr(item, "obj", None)
-        if quick and id(test) not in fewer:
-            fewer.add(id(test))
-            _tenth(test)
+    items.sort(key=lambda item: kind(item.path) == "unit")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -108,19 +109,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     return (yield)
 
 
-def shared(item: pytest.Item) -> str | None:
-    """The file of a test with a fixture for its whole file."""
-    fixtures: Any = getattr(item, "_fixtureinfo", None)
-    names = fixtures.name2fixturedefs if fixtures else {}
-    wide = [one for some in names.values() for one in some if one.scope in ("module", "package")]
-    return item.nodeid.split("::")[0] if wide else None
-
-
-def _tenth(test: Any) -> None:
-    """A tenth of the examples that a property asks for."""
+def _fewer(test: Any, share: int) -> None:
+    """So small a share of the examples that a property asks for, but two at least."""
     asked = getattr(test, "_hypothesis_internal_use_settings", None)
     if asked is not None:
-        fewer = settings(asked, max_examples=max(2, asked.max_examples // 10))
+        fewer = settings(asked, max_examples=max(2, asked.max_examples // share))
         test._hypothesis_internal_use_settings = fewer
 
 

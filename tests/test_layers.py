@@ -223,6 +223,7 @@ def imported(*packages: str) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.long
 def test_every_import_is_declared_and_everything_declared_is_imported() -> None:
     wanted, used = declared(), imported(*PACKAGES)
     product = {one for extra, some in wanted.items() if extra not in DEVELOPING for one in some}

@@ -21,6 +21,7 @@ def test_the_privacy_path_is_there_and_has_tests() -> None:
         assert covering(name), name
 
 
+@pytest.mark.long
 def test_random_mutations_are_programs_that_differ() -> None:
     for one in drawn(60, seed=3):
         text = (ROOT / one.file).read_text(encoding="utf-8")
@@ -29,5 +30,6 @@ def test_random_mutations_are_programs_that_differ() -> None:
         ast.parse(changed)
 
 
+@pytest.mark.long
 def test_a_seed_draws_the_same_mutations() -> None:
     assert drawn(5, seed=1) == drawn(5, seed=1)

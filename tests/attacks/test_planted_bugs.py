@@ -6,6 +6,7 @@ Plants sit where outside code can put them: at `privatise` and `batches` of
 
 import json
 import time
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ import typer
 from opacus.optimizers import DPOptimizerFastGradientClipping as Optimizer
 from typer.testing import CliRunner
 
-from client.audit import conformance
+from client.audit import audit, conformance
 from client.audit.audit import audit_installation, one_thread
 from client.audit.plot import bounds_svg
+from client.audit.probes import kinds
 from client.commands import audit as command
 from client.dpsgd.clipping import BookKeeping
 from client.dpsgd.training import NoisyOptimizer
@@ -291,7 +293,7 @@ PLANTS = {
 }
 
 
-# The others of a check, and the dear checks, whose bugs the whole audit meets below, are slow.
+# One of each check, on one kind of layer; all others, and these on every kind, are slow.
 FAST = {
     "a constant seed a process",
     "the global seeded generator",
@@ -304,10 +306,22 @@ FAST = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in PLANTS]
-)
+def one_kind(patch):
+    """Checks that try every kind of layer try the first alone."""
+    patch.setattr(conformance, "kinds", lambda *words: kinds(*words)[:1])
+
+
+@pytest.mark.parametrize("name", sorted(FAST))
 def test_a_planted_bug_fails_the_check_that_is_made_for_it(name, monkeypatch):
+    one_kind(monkeypatch)
+    plant, check = PLANTS[name]
+    plant(monkeypatch)
+    assert not getattr(conformance, check)("cpu").passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_bug_fails_its_check_over_every_kind_of_layer(name, monkeypatch):
     plant, check = PLANTS[name]
     plant(monkeypatch)
     assert not getattr(conformance, check)("cpu").passed
@@ -356,7 +370,18 @@ def test_the_command_passes_a_correct_installation_and_leaves_audit_json(tmp_pat
     assert (tmp_path / "audit.svg").read_text() == bounds_svg(found)
 
 
-def test_the_command_leaves_with_5_where_noise_is_missing(monkeypatch):
+def first_check(patch):
+    """The audit's first check alone, and few canaries."""
+    one_kind(patch)
+    patch.setattr(audit, "conform", lambda *words: islice(conformance.conform(*words), 1))
+    patch.setattr(audit, "_LEAST", 1000)
+    patch.setattr(audit, "_MOST", 1000)
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_command_leaves_with_5_where_noise_is_missing(monkeypatch, whole):
+    if not whole:
+        first_check(monkeypatch)
     PLANTS["no noise"][0](monkeypatch)
     ran = run("--seconds", "5")
     assert ran.exit_code == 5
@@ -370,7 +395,10 @@ def test_the_command_refuses_nonsense(arguments):
     assert run(*arguments).exit_code == 2
 
 
-def test_a_trainer_that_breaks_down_under_the_audit_fails_it(monkeypatch, tmp_path):
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_trainer_that_breaks_down_under_the_audit_fails_it(monkeypatch, tmp_path, whole):
+    if not whole:
+        first_check(monkeypatch)
     at_poisson(lambda: lambda n, rate: np.array([n + 1]))(monkeypatch)
     ran = run("--seconds", "5", "--json", "--out", str(tmp_path / "found.json"))
     assert ran.exit_code == 5

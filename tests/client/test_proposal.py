@@ -20,7 +20,7 @@ from privacy.contract.policy import Policy
 from privacy.ledger.heads import GENESIS
 from privacy.ledger.ledger import Ledger
 
-PLAN = load_plan("digits", ["rounds=10", "sigma=2.0", "rate=0.1", "delta=1e-4", "rows=400"])
+PLAN = load_plan("digits", ["rounds=10", "sigma=2.0", "rate=1.0", "delta=1e-4", "rows=400"])
 RUN = "0123456789abcdef"
 
 

@@ -17,6 +17,7 @@ def test_no_reader_raises_or_hangs_for_two_minutes() -> None:
     assert sum(tried for tried, _ in results) > 5_000
 
 
+@pytest.mark.long
 def test_every_reader_accepts_its_examples_and_survives_its_corpus() -> None:
     with readers() as known:
         for reader in known:

@@ -83,6 +83,7 @@ print(json.dumps([shipped(), {m: f.__file__ for m, f in sys.modules.items()
 """
 
 
+@pytest.mark.slow
 def test_the_bundle_runs_without_the_checkout(tmp_path: Path, bundle: bytes) -> None:
     app = install_from_fab(bundle, tmp_path, skip_prompt=True)
     done = subprocess.run(

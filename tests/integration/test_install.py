@@ -161,7 +161,6 @@ def extra_modules(project: dict[str, object]) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("wheel")
 def test_the_wheel_without_extras_runs_the_readme(bare: Path, tmp_path: Path) -> None:
     from tests.integration.test_readme import blocks, free_port
 

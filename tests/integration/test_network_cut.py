@@ -30,7 +30,7 @@ from tests.support.federation import (
 )
 from tests.support.patience import patience, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("network-namespace")]
+pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 NET, HERE, THERE = "tacit-test", "10.231.7.1", "10.231.7.2"
 

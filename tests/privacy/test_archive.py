@@ -106,6 +106,7 @@ def test_a_database_that_is_written_meanwhile_is_copied_as_one_state(tmp_path: P
         assert database.execute("SELECT n FROM t").fetchall() == [(7,)]
 
 
+@pytest.mark.long
 def test_a_passphrase_keeps_an_archive_closed_and_opens_it_again(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def constants(node: ast.expr) -> Iterator[str]:
         yield from constants(node.orelse)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("package", TABLES)
 def test_the_table_holds_every_event_of_the_code_and_no_other(package: str) -> None:
     used = dict(logged(package))

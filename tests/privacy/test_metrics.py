@@ -151,6 +151,7 @@ def test_of_runs_that_ended_only_the_last_are_labels(tmp_path: Path) -> None:
     assert shown == {"run-0", *(f"run-{n}" for n in range(30, RUNS_MAX + 30))}
 
 
+@pytest.mark.long
 def test_a_site_tells_its_budget_presence_and_refusals(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

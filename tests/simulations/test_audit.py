@@ -33,6 +33,7 @@ def test_a_shipped_plan_is_bounded_from_below():
     assert 0.5 * found["claimed"] < best < found["claimed"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_without_conformance")
 def test_canary_clients_bound_the_client_unit():
     found = audit_plan(load_plan("digits", CLIENTS), seed=1)

@@ -54,6 +54,7 @@ def read(path: Path) -> list[list[float]]:
     return [[*x, float(y)] for x, y in zip(rows.x.tolist(), rows.y.tolist(), strict=True)]
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_declared_dialect_gives_the_same_rows_or_one_line(

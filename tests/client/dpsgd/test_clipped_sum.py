@@ -52,6 +52,7 @@ def crafted(size: int, micro_batch: int, cycles: int) -> np.ndarray:
     return np.concatenate([head, np.tile(np.concatenate([up, down]), cycles)]).astype(np.float32)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("micro_batch", "rows"),
     [(8, 1024), (None, 1024), pytest.param(8, 4096, marks=pytest.mark.slow), (None, 9)],
@@ -66,6 +67,7 @@ def test_crafted_neighbours_differ_by_what_the_record_adds(
     assert abs(moved) < 1 + slack(float(rows))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [5, 400, pytest.param(3000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("expected", [4.0, 400.0])
 def test_blocks_give_the_sums_of_float64(size: int, expected: float) -> None:

@@ -78,6 +78,7 @@ seeds = st.integers(0, 2**31)
 clips = st.sampled_from([0.01, 1.0, 1e6])
 
 
+@pytest.mark.long
 @given(rows, st.integers(1, 7), st.integers(1, 5), st.booleans(), st.sampled_from([0, 1, 4]), clips)
 @settings(max_examples=20, deadline=None)
 def test_linear(b: int, i: int, o: int, bias: bool, time: int, clip: float) -> None:
@@ -163,6 +164,7 @@ class Text(nn.Module):
         return self.head(self.table(x).mean(1))
 
 
+@pytest.mark.long
 @given(rows, st.integers(1, 9), st.sampled_from([None, 0, 3]), clips)
 @settings(max_examples=10, deadline=None)
 def test_embedding_with_repeated_tokens(b: int, time: int, pad: int | None, clip: float) -> None:

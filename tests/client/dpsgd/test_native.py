@@ -98,6 +98,7 @@ def test_terms_that_cancel_add_up_before_they_are_weighed() -> None:
     assert sums.tolist() == [[0, 0], [0.125, 0.125], [0.25, 0.25], [0, 0]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [

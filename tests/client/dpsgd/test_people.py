@@ -197,6 +197,7 @@ def test_a_round_draws_people_and_divides_by_their_public_number() -> None:
     assert np.allclose(update, expected.numpy(), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.long
 def test_people_are_drawn_as_one_whatever_their_number_of_rows() -> None:
     rows = rows_of("flat", [1, 200] * 10)
     sizes: list[int] = []

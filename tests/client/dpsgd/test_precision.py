@@ -68,6 +68,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 scales = st.sampled_from([1e-3, 1.0, 37.0, 1e3, 1e6, 1e15, 1e20, 3e38, float("inf")])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 @given(scales, st.sampled_from([0.01, 1.0, 100.0]), st.integers(0, 2**31))
 @settings(max_examples=25, deadline=None)
@@ -94,6 +95,7 @@ def test_a_broken_record_counts_exactly_zero(name: str) -> None:
         assert torch.allclose(ours, without, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_the_sums_are_nearly_those_of_float32(name: str) -> None:
     torch.manual_seed(1)

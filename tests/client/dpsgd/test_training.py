@@ -283,6 +283,7 @@ def test_a_record_that_is_not_a_number_changes_nothing() -> None:
     assert torch.equal(model.weight, other.weight)
 
 
+@pytest.mark.long
 def test_weights_that_overflow_teach_nothing() -> None:
     # With and without the record the released update is noise of the same law.
     moved = []
@@ -339,6 +340,7 @@ def test_images_that_come_as_flat_rows_are_laid_out_for_the_convolution_too() ->
     assert seen[-1]  # the step's; those before are the examination's
 
 
+@pytest.mark.long
 def test_classification_learns_digits_under_privacy() -> None:
     task = digits()
     rows, test = task.load(None, "train"), task.load(None, "test")

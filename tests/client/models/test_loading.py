@@ -197,6 +197,7 @@ def test_a_site_keeps_each_released_model_once_and_finds_the_latest(tmp_path: Pa
     assert find("latest", site) == kept
 
 
+@pytest.mark.long
 def test_a_model_received_from_the_coordinator_is_kept_and_used(tmp_path: Path) -> None:
     plan = plan_for("digits")
     book = Ledger.create(tmp_path / "ledger.jsonl", population="people", durable=False)

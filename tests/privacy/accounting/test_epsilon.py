@@ -24,6 +24,7 @@ def record(sigma: float, rate: float, steps: int, count: int = 1) -> Event:
     return Event("record", sigma, rate, steps, count)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("segments", "delta", "pld", "rdp"),
     [
@@ -138,6 +139,7 @@ def test_neither_order_nor_grouping_matters(history: list[Event], random: object
     assert spent(split, 1e-5) == spent(history, 1e-5)
 
 
+@pytest.mark.long
 @settings(max_examples=8, deadline=None)
 @given(histories, events)
 def test_epsilon_never_falls_and_rdp_is_never_below(history: list[Event], more: Event) -> None:
@@ -146,12 +148,14 @@ def test_epsilon_never_falls_and_rdp_is_never_below(history: list[Event], more: 
     assert spent(history, 1e-5, accountant="rdp") >= before - 1e-3
 
 
+@pytest.mark.long
 @settings(max_examples=12, deadline=None)
 @given(histories, st.floats(0.1, 30))
 def test_the_quick_answer_is_the_exact_one(history: list[Event], epsilon: float) -> None:
     assert within(history, Budget(epsilon, 1e-5)) == (spent(history, 1e-5) <= epsilon)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("epsilon", "delta", "rate", "steps"),
     [
@@ -341,6 +345,7 @@ def test_rounded_noise_levels_are_never_too_cheap(monkeypatch: pytest.MonkeyPatc
     assert spent([*by_sigma, record(0, 0.01, 1)], 1e-5) == math.inf
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("delta", [1e-300, 1e-30, 1e-18, 1e-15, 1e-12, 1e-9, 1e-5, 0.1, 0.9])
 @pytest.mark.parametrize("event", [record(1.0, 0.01, 1000), record(0.4, 0.3, 20), record(3, 1, 50)])
 def test_every_delta_has_a_finite_epsilon_of_at_most_both_bounds(

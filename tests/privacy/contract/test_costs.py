@@ -22,8 +22,9 @@ BASE = {
 }
 
 
-def test_epsilon_covers_the_metrics_of_every_round() -> None:
-    plan = parse(BASE | {"epsilon": 3.0})
+@pytest.mark.parametrize("rate", [1.0, pytest.param(BASE["rate"], marks=pytest.mark.slow)])
+def test_epsilon_covers_the_metrics_of_every_round(rate: float) -> None:
+    plan = parse(BASE | {"epsilon": 3.0, "rate": rate})
     cost = plan.epsilon_after("site-0", plan.rounds)
     assert cost is not None
     assert 2.9 < cost <= 3.0

@@ -261,7 +261,16 @@ def test_a_simulated_site_allows_its_plan_up_to_its_limit() -> None:
 # The forecast
 
 
-@pytest.mark.parametrize("asked", [plan(), metered(), plan(sigma=None, epsilon=2.0)])
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "asked",
+    [
+        plan(),
+        metered(),
+        plan(rate=1.0, sigma=None, epsilon=2.0),
+        pytest.param(plan(sigma=None, epsilon=2.0), marks=pytest.mark.slow),
+    ],
+)
 def test_the_forecast_agrees_with_the_ledger_of_the_run(tmp_path: Path, asked: Plan) -> None:
     rules = policy(epsilon=1.5, outputs=("update", "loss", "accuracy"))
     found = forecast(asked, "site-0", rules)
@@ -280,6 +289,7 @@ def test_the_forecast_agrees_with_the_ledger_of_the_run(tmp_path: Path, asked: P
         assert found.refused is None
 
 
+@pytest.mark.long
 def test_the_forecast_goes_on_from_what_was_spent() -> None:
     event = plan().events_of_round("site-0")[0]
     rules = policy(epsilon=spent([replace(event, count=7)], 1e-5))
@@ -319,8 +329,12 @@ def test_the_last_round_that_holds_is_found(most: int, last: int) -> None:
     assert len(calls) < 30
 
 
-def test_the_rounds_that_fit_fit_and_one_more_does_not() -> None:
-    events = plan().events_of_round("site-0")
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "asked", [plan(rate=1.0, sigma=10.0), pytest.param(plan(), marks=pytest.mark.slow)]
+)
+def test_the_rounds_that_fit_fit_and_one_more_does_not(asked: Plan) -> None:
+    events = asked.events_of_round("site-0")
     limit = Budget(3.0, 1e-5)
     fits = rounds_that_fit((), events, limit)
     assert spent([replace(e, count=fits) for e in events], 1e-5) <= 3.0

@@ -13,6 +13,7 @@ from privacy.contract.plan_file import from_json, load_plan, parse, shipped, wit
 from privacy.contract.rules import warnings
 
 
+@pytest.mark.long
 def test_every_shipped_plan_parses_and_survives_its_own_toml_and_json() -> None:
     assert {"digits", "fashion-mnist", "heart-disease", "adult"} <= set(shipped())
     for name in shipped():
@@ -110,6 +111,7 @@ def test_without_privacy_no_number_pretends_otherwise() -> None:
         parse(tomllib.loads(plan.to_toml()) | {"epsilon": 1.0})
 
 
+@pytest.mark.long
 def test_the_event_comes_from_the_same_value_as_the_training() -> None:
     plan = load_plan("digits", ["sigma=1.5", "steps=4", "rate=0.1", "site.b.epsilon=1.0"])
     assert plan.event("a") == Event("record", 1.5, 0.1, 4)

@@ -237,6 +237,7 @@ def test_entries_that_nobody_can_name_close_the_ledger(path: Path) -> None:
             spend(found)
 
 
+@pytest.mark.long
 def test_a_break_is_never_counted_low(path: Path) -> None:
     ledger, record = filled(path, 0), Record()
     spend(ledger)

@@ -94,6 +94,7 @@ def test_a_release_without_noise_fits_no_limit(path: Path) -> None:
         )
 
 
+@pytest.mark.long
 def test_the_limit_binds_a_group_of_records(path: Path) -> None:
     ledger = filled(path)
     limit = Budget(spent([EVENT] * 5, 1e-5), 1e-5)
@@ -175,6 +176,7 @@ def test_a_ledger_is_not_created_over_another(path: Path) -> None:
         Ledger.open(path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flip", [lambda b: b ^ 1, lambda b: b ^ 0x80, lambda b: 0x0A, lambda b: 0])
 def test_a_ledger_changed_at_any_byte_is_refused(path: Path, flip: Callable[[int], int]) -> None:
     filled(path, 2)
@@ -187,6 +189,7 @@ def test_a_ledger_changed_at_any_byte_is_refused(path: Path, flip: Callable[[int
         refused(path, bytes(changed))
 
 
+@pytest.mark.long
 def test_a_log_changed_at_any_byte_is_refused(path: Path) -> None:
     filled(path, 1)
     log = log_path(path)

@@ -23,6 +23,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "people.jsonl"
 
 
+@pytest.mark.long
 def test_cut_at_any_byte_the_tail_is_spent_or_dropped_but_never_believed(path: Path) -> None:
     filled(path, 2)
     whole = path.read_bytes()

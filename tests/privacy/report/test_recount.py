@@ -39,6 +39,7 @@ def test_a_run_that_fits_together_is_sound(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.long
 def test_epsilons_agree_with_another_program_that_reads_the_ledgers(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
     report = filed(folder)

@@ -115,6 +115,7 @@ def test_random_features_approach_the_gaussian_kernel_and_have_one_length() -> N
     assert not layer.state_dict()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", [RowNorm(2.0), RandomFeatures(5, 16, 0.7, 2.0)])
 def test_an_exported_graph_holds_the_first_layers(first: nn.Module) -> None:
     model = nn.Sequential(first, nn.Linear(5 if isinstance(first, RowNorm) else 16, 3)).eval()

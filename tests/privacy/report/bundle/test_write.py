@@ -1,11 +1,12 @@
 """Reports as their readers meet them: filed by a command, verified elsewhere, printed on paper."""
 
+import io
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from privacy.__main__ import main
 from privacy.identity.certificates import Authority
 from privacy.identity.keys import new_key, new_signing_key
 from privacy.ledger.ledger import Ledger
@@ -29,13 +31,16 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "privacy", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=patience(120),
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "400"},
-    )
+    """The command in this process, with what it prints."""
+    out, err, words = io.StringIO(), io.StringIO(), ["tacit-privacy", *map(str, arguments)]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", words)
+        patch.setenv("NO_COLOR", "1")
+        patch.setenv("COLUMNS", "400")
+        with pytest.raises(SystemExit) as ended:
+            main()
+    code = int(ended.value.code or 0)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def coordinator(path: Path) -> Path:
@@ -230,14 +235,8 @@ def test_the_registry_entry_has_the_registrys_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-@pytest.mark.parametrize(
-    "plan",
-    [
-        {},
-        pytest.param({"unit": "client"}, marks=pytest.mark.slow),
-        pytest.param({"unit": "none"}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", [{}, {"unit": "client"}, {"unit": "none"}])
 def test_the_page_prints_without_overflow(tmp_path: Path, plan: dict[str, str]) -> None:
     off = {"clip": None, "sigma": None, "delta": None} if plan.get("unit") == "none" else {}
     _, filed, _ = file_report([run_folder(tmp_path / "run", make_plan(**plan, **off))])
