@@ -38,6 +38,7 @@ def test_a_client_that_was_killed_in_its_poll_is_gone_with_its_connection(
         monkeypatch.setattr(Liveness, name, noted)
     monkeypatch.setattr(TlsServer, "_answer", answering)
     monkeypatch.setattr(superlink, "POLL_SECONDS", 1.0)
+    monkeypatch.setattr(connection._Link, "take_leave", lambda link: None)
     connect, ends = socket.create_connection, list[socket.socket]()
 
     def connected(*words: Any, **more: Any) -> socket.socket:
