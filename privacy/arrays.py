@@ -100,6 +100,18 @@ def decode(data: bytes, shapes: Shapes, kind: str = "float32") -> Arrays:
     return arrays
 
 
+def decode_any(data: bytes) -> Arrays:
+    """Float32 arrays in `data`, whatever their names and shapes; WireError."""
+    try:
+        arrays = load(data)
+    except (SafetensorError, KeyError, ValueError, OverflowError):
+        raise WireError("expected safetensors") from None
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise WireError(f"{name}: expected finite float32 numbers")
+    return dict(arrays)
+
+
 def digest(data: bytes) -> str:
     """SHA-256 of encoded arrays: what a request's weights are known by."""
     return hashlib.sha256(data).hexdigest()

@@ -29,6 +29,10 @@ app = application(
             "doctor": "Check everything that `serve` needs, each with its next step; exit 1 on a "
             "fault.",
         },
+        "server.commands.relay": {
+            "relay": "Stay open for this relay's sites, and pass their sums to its coordinator, "
+            "until stopped.",
+        },
         "server.commands.queue": {
             "propose": "Show a plan to the sites before it runs; their answers: tacit-server show "
             "NAME.",

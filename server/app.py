@@ -5,7 +5,7 @@ on public data.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -54,12 +54,14 @@ def coordinate(
     first: Arrays | None = None,
     ledger_of: Callable[[str], str] = lambda site: "",
     attempts: Attempts = ATTEMPTS,
+    relays: Callable[[], Collection[str]] = frozenset,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Play a plan with the sites of `grid` and write the run folder; this process stays lean.
 
     `home` is the coordinator's folder (heads, its own ledger), `sign` its Ed25519 signature;
     `child` knows torch; `first` are the weights to start from, where they are not the task's;
-    `ledger_of(site)` tells which of a site's ledgers pays.
+    `ledger_of(site)` tells which of a site's ledgers pays; `relays()` are the parties that are
+    relays.
     An outcome of "waiting" or "interrupted" is no end: the summary is left as it was.
     """
     began = time.perf_counter()
@@ -72,7 +74,11 @@ def coordinate(
     model: Evaluator = child
     if first is not None or (plan.statistics is not None and plan.statistics.groups):
         model = Model(fitting(plan, first, child.initial()), child.evaluate)
-    job = Job(plan, run, grid, model, heads, listener, ledger, attempts, base=child.base())
+    job = Job(
+        *(plan, run, grid, model, heads, listener, ledger, attempts),
+        base=child.base(),
+        relays=relays,
+    )
     outcomes: list[Outcome] = []
     context = Context(
         run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}

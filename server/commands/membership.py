@@ -13,6 +13,7 @@ from privacy.identity.keys import signing_public
 from server.commands.options import HERE, Dir, Json, Reason
 from server.registry import authority
 from server.registry import sites as members
+from server.registry.relays import check_not_relay
 from server.registry.sites import Home, Member, MembersError, plain, spaced
 
 Hosts = Annotated[
@@ -67,9 +68,14 @@ def sign(
     replace: Annotated[
         bool, typer.Option("--replace", help="Strike off the key that the site has now.")
     ] = False,
+    relay: Annotated[
+        bool, typer.Option("--relay", help="Enrol relays, which pass on their own sites' sums.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Enrol sites: shows who asks with which key, writes NAME.bundle beside each request."""
+    if relay:
+        check_not_relay(Home(directory))
     wanted = [plain(one) for one in expect or []]
     if wanted and len(wanted) != len(requests):
         raise MembersError(f"--expect: expected one for each of {len(requests)} requests")
@@ -83,8 +89,10 @@ def sign(
             expect=expected,
             days=days or CERTIFICATE_DAYS,
             replace_key=replace,
+            relay=relay,
         )
         compared = "fingerprint compared" if expected else "fingerprint not compared"
+        compared += "; a relay" if relay else ""
         record(directory, "sign", wish.site, fingerprint=wish.fingerprint, reason=compared)
         rows.append({"site": wish.site, "fingerprint": wish.fingerprint, "bundle": str(bundle)})
         if not as_json:
@@ -103,6 +111,7 @@ def sites(directory: Dir = HERE, as_json: Json = False) -> None:
     for one in rows:
         typer.echo(
             f"{one['site']:<20} {one['state']:<8} to {one['ends'][:10]}  {one['fingerprint']}"
+            + ("  relay" if one["relay"] else "")
         )
 
 
@@ -148,6 +157,7 @@ def facts(member: Member) -> dict[str, Any]:
         "ends": member.certificate.ends.isoformat(),
         "fingerprint": member.fingerprint,
         "revoked": member.revoked,
+        "relay": member.relay,
     }
 
 

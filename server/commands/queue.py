@@ -23,6 +23,7 @@ from server.commands.options import (
     SetOption,
 )
 from server.commands.running import labelled, requested, resolved
+from server.registry.relays import check_not_relay
 from server.registry.roster import with_roster
 from server.registry.sites import Home, MembersError
 
@@ -52,6 +53,7 @@ def propose(
 ) -> None:
     """Show a plan to the sites before it runs; their answers: tacit-server show NAME."""
     home, queue = _opened(directory)
+    check_not_relay(home)
     chosen = with_roster(_resolved(plan, list(set_ or []), min_sites), home.members())
     label = _free(home, queue, labelled(name, chosen))
     with recorded(directory, "propose", label, fingerprint=chosen.digest):
@@ -81,6 +83,7 @@ def submit(
 ) -> None:
     """Queue a run: it starts by itself when it is due and enough sites can take part."""
     home, queue = _opened(directory)
+    check_not_relay(home)
     when = _time(at)
     if data is not None and not data.exists():
         raise MembersError(f"--data must be a file or folder of public rows, got {data}")

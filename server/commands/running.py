@@ -31,6 +31,7 @@ from server.commands.options import (
 )
 from server.commands.tasks import TaskPackage, add_package
 from server.commands.view import View
+from server.registry.relays import check_not_relay
 from server.registry.roster import with_roster
 from server.registry.sites import Home, MembersError, split_host
 
@@ -58,11 +59,11 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Stay open for the sites and play the queue's runs, one after another, until stopped."""
-    home = Home(directory).check()
+    home = check_not_relay(Home(directory).check())
     where = split_host(listen)
-    _check_certificate(home)
+    check_certificate(home)
     view = View(as_json=as_json)
-    with _link(home, where, view) as (grid, stop):
+    with link(home, where, view) as (grid, stop):
         from privacy.metrics import exported
         from server.service.coordinator_metrics import CoordinatorMetrics
         from server.service.queue import Queue
@@ -103,7 +104,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Play one run in the foreground; exit 0 done, 1 failed, 3 budgets spent."""
-    home = Home(directory).check()
+    home = check_not_relay(Home(directory).check())
     where = split_host(listen)
     if resume and name is None:
         raise MembersError("--resume needs --name NAME beside it")
@@ -117,13 +118,13 @@ def run(
     if round_timeout is not None:
         draft = replace(draft, operation=replace(draft.operation, round_timeout=round_timeout))
     label = labelled(name, draft)
-    _check_certificate(home)
+    check_certificate(home)
     from server.model_process import Child
 
     view = View(as_json=as_json)
     with Child(draft, data, home.tasks) as child:
         chosen = draft if resume else with_roster(resolved(draft, child), home.members())
-        with _link(home, where, view) as (grid, stop):
+        with link(home, where, view) as (grid, stop):
             listening = "{}:{}".format(*grid.address)
             record(home.folder, "run", label, fingerprint=chosen.digest)
             state = play(
@@ -149,7 +150,7 @@ class Stop:
 
 
 @contextmanager
-def _link(home: Home, where: tuple[str, int], view: View) -> Iterator[tuple["LinkGrid", Stop]]:
+def link(home: Home, where: tuple[str, int], view: View) -> Iterator[tuple["LinkGrid", Stop]]:
     """The folder is held, the port is open, and signals end the work in an orderly way."""
     from privacy.files import remove_stale
     from server.fleet.grid import serve as open_port
@@ -262,7 +263,7 @@ def play(
     return state
 
 
-def _check_certificate(home: Home) -> None:
+def check_certificate(home: Home) -> None:
     import datetime
 
     from privacy.identity.certificates import Certificate

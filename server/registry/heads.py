@@ -9,7 +9,7 @@ one ledger at each site.
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,25 @@ class HeadBook:
         """The site's last counter-signed head: n, digest and signature."""
         self._load(site)
         return self._last[site]
+
+    def lines(self, site: str) -> list[dict[str, Any]]:
+        """Everything that was counter-signed of the ledger that this run follows."""
+        self._load(site)
+        return read_lines(self._folder / f"{self._names[site]}.jsonl")
+
+    def check(self, answers: Iterable[Answer]) -> None:
+        """HeadError unless `accept` would take them all, one after another; nothing is written."""
+        last: dict[str, Head] = {}
+        used: dict[str, set[str]] = {}
+        for answer in answers:
+            site = answer.site
+            self._load(site)
+            proof, record = Proof.from_dict(answer.proof), self._last[site]
+            before = last.get(site, Head(record["n"], record["digest"]))
+            spoken = used.setdefault(site, set(self._used[site]))
+            last[site] = accept(before, proof, spoken)
+            if proof.acknowledged and proof.base != before:
+                spoken.add(proof.base.digest)
 
     def accept(self, site: str, number: int, answer: Answer) -> None:
         """Check the chain from the last head to the new one and counter-sign it, or HeadError."""

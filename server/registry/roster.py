@@ -7,11 +7,16 @@ say: a coordinator that names keys of its own would play these sites.
 from dataclasses import replace
 
 from privacy.contract.plan import Plan, PlanError
+from server.registry.relays import check_composes, relays_of
 from server.registry.sites import Members
 
 
 def with_roster(plan: Plan, members: Members) -> Plan:
-    """The plan with the keys of all enrolled sites, where it names none; PlanError."""
+    """The plan with the keys of all enrolled sites, where it names none; PlanError.
+
+    PlanError as well where a relay is enrolled and the plan needs each site's own reply.
+    """
+    check_composes(plan, relays_of(members))
     if not plan.is_secure or plan.roster:
         return plan
     enrolled = {n: m for n, m in sorted(members.sites.items()) if m.revoked is None}

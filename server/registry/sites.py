@@ -53,6 +53,7 @@ class Member:
     revoked: str | None
     certificate: Certificate
     authority: str = ""
+    relay: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -162,6 +163,7 @@ class Home:
                     entry["revoked"],
                     Certificate.read(entry["certificate"].encode()),
                     str(entry.get("authority", "")),
+                    entry.get("relay") is True,
                 )
                 for name, entry in content["sites"].items()
             }
@@ -230,8 +232,9 @@ def sign(
     expect: str | None = None,
     days: float = CERTIFICATE_DAYS,
     replace_key: bool = False,
+    relay: bool = False,
 ) -> tuple[Request, Path]:
-    """Enrol the site of a request; writes and returns the bundle beside it.
+    """Enrol the site (or relay) of a request; writes and returns the bundle beside it.
 
     `replace_key` strikes off the key that the site was enrolled with, for good.
     """
@@ -251,6 +254,9 @@ def sign(
         before = members.sites.get(wish.site)
         if wish.fingerprint in members.revoked_keys:
             raise MembersError(f"{csr}: this key was revoked, expected a new one")
+        if before is not None and not before.revoked and before.relay != relay:
+            was = "a relay" if before.relay else "a site"
+            raise MembersError(f"{csr}: {wish.site} is enrolled as {was} (revoke it first)")
         if before is not None and before.revoked is None and before.fingerprint != wish.fingerprint:
             if not replace_key:
                 raise MembersError(
@@ -258,7 +264,8 @@ def sign(
                 )
             content["revoked_keys"] = sorted({*content["revoked_keys"], before.fingerprint})
         pem = signing_authority(home).issue(wish, now, days).decode()
-        content["sites"][wish.site] = {"certificate": pem, "revoked": None}
+        entry: dict[str, Any] = {"certificate": pem, "revoked": None}
+        content["sites"][wish.site] = entry | ({"relay": True} if relay else {})
     bundle = csr.with_name(f"{wish.site}.bundle")
     write_atomic(bundle, _bundle(home, wish.site, pem), mode=PRIVATE)
     return wish, bundle

@@ -90,13 +90,15 @@ class Update:
     """One site's new minus old weights of one round; `below` is the client unit's clip bit.
 
     `age` counts the rounds since its own: a late update counts 1 / sqrt(1 + age), a public number
-    (Nguyen et al. 2022, FedBuff).
+    (Nguyen et al. 2022, FedBuff). With `weight` it is the sum of several sites' updates, made by
+    `added`, whose weights add up to that; `site` is the relay that made it.
     """
 
     site: str
     arrays: Arrays
     below: float | None = None
     age: int = 0
+    weight: float | None = None
 
 
 def start(weights: Arrays, plan: Plan) -> State:
@@ -186,7 +188,7 @@ def added(total: Totals, update: Update, state: State, plan: Plan) -> float:
             else:
                 total[name] = array.astype(np.float64)
         return share
-    if plan.weights == "rows":
+    if plan.weights == "rows" and update.weight is None:
         share = float(plan.units_of(update.site))
     share /= math.sqrt(1 + update.age)
     for name, array in arrays.items():
@@ -194,7 +196,7 @@ def added(total: Totals, update: Update, state: State, plan: Plan) -> float:
             total[name] = np.multiply(array, np.float32(share), dtype=np.float32)
         else:
             total[name] += array if share == 1 else np.float32(share) * array
-    return share
+    return share * (1.0 if update.weight is None else update.weight)
 
 
 def _middle(updates: list[Update], plan: Plan) -> Arrays:

@@ -5,15 +5,18 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from flwr.app import Message
 
-from privacy.arrays import encode
+from privacy.arrays import Arrays, encode
 from privacy.contract.plan import Plan
-from privacy.ledger.heads import HeadError
+from privacy.ledger.heads import GENESIS, HeadError
 from privacy.statistics.release import SUMS
+from server.registry.relays import behind, own_name, party_of
+from server.relay.message import FIELD, Directions
+from server.relay.verdict import SumCheck, relay_verdict
 from server.rounds.aggregation import State, Update, cohort
 from server.rounds.history import RoundRecord
 from server.rounds.job import Heads, Job
@@ -24,6 +27,8 @@ from server.rounds.site_grid import LATE, SiteGrid
 
 NO_ANSWER: Final = "no-answer"
 _PATIENCE: Final = 0.05
+_RELAYS_SHARE: Final = 0.8
+"""How much of a round's time a relay may wait for its sites; the rest is for the way."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -33,9 +38,20 @@ def updates_of(
 ) -> Iterator[Update]:
     """The updates of a round, late ones of earlier rounds among them, one in memory at a time."""
     number, listener = state.round + 1, job.listener
-    check, overdue = _checks(job, state, sites), _still_overdue(job, record.overdue, number)
+    sums = _sum_check(job, state, sites)
+    check, overdue = _checks(job, sums), _still_overdue(job, record.overdue, number)
+
+    def keep(made: int, answer: Answer) -> None:
+        bare = without_arrays(answer)
+        if made == number:
+            record.answers[answer.site] = bare
+        else:
+            record.late.append((made, bare))
+        listener.on_answer(number, bare)
 
     def update(request: Request, message: Message) -> Update | None:
+        if request.behind is not None:
+            return of_relay(request, message)
         answer = judged(
             message,
             request,
@@ -44,23 +60,39 @@ def updates_of(
             job.heads,
             partial(check, request.round),
         )
-        bare = without_arrays(answer)
-        if request.round == number:
-            record.answers[request.site] = bare
-        else:
-            record.late.append((request.round, bare))
-        listener.on_answer(number, bare)
+        keep(request.round, answer)
         if answer.arrays is None:
             return None
         return Update(answer.site, answer.arrays, answer.below, number - request.round)
+
+    def of_relay(request: Request, message: Message) -> Update | None:
+        shapes = shapes_of(state, job.plan)
+        relayed = relay_verdict(message, request, job.plan, shapes, job.heads, sums)
+        record.bytes_relayed += relayed.size
+        if request.round == number:
+            record.answers.pop(request.site, None)
+        for made, answer in relayed.answers:
+            keep(made, answer)
+        failure = relayed.failure
+        if failure is not None and failure.status == "declined":
+            for site in request.behind or {}:  # for all of its sites
+                keep(request.round, replace(failure, site=behind(request.site, site)))
+        elif failure is not None:
+            keep(request.round, failure)
+        if relayed.arrays is None:
+            return None
+        age = number - request.round
+        return Update(request.site, relayed.arrays, age=age, weight=relayed.weight)
 
     for request, message in replies(job.grid, {}, 0.0, overdue=overdue):
         if (one := update(request, message)) is not None:
             yield one
         del one, message
     busy = {request.site for request in overdue.values()}
-    pending = _ask(job, state, set(sites) - busy, record)
-    for site in sorted(busy & set(sites)):
+    parties = parties_of(job, sites)
+    free = {party: members for party, members in parties.items() if party not in busy}
+    pending = _ask(job, state, free, record)
+    for site in sorted(busy & parties.keys()):
         record.answers[site] = Answer(site, "failed", NO_ANSWER)
     late = overdue if _may_be_late(job.plan) else None
     for request, message in replies(
@@ -89,37 +121,95 @@ def _still_overdue(job: Job, overdue: dict[str, Request], number: int) -> dict[s
     }
 
 
-def _checks(job: Job, state: State, sites: Collection[str]) -> Callable[[int, Answer], None]:
-    """What each trained answer, of the round that it was made in, must pass to count."""
+def _sum_check(job: Job, state: State, sites: Collection[str]) -> SumCheck | None:
+    """What noise is judged by; None where it is not."""
     plan = job.plan
     if not plan.operation.check_noise or not plan.noised_at_site:
-        return lambda number, answer: None
+        return None
     largest = max(float(np.abs(a).max(initial=0)) for a in state.weights.values())
     asked = min(len(sites), plan.cohort or len(sites)) + len(sites)  # late ones as well
+    return SumCheck(largest, asked)
+
+
+def _checks(job: Job, by: SumCheck | None) -> Callable[[int, Answer], None]:
+    """What each trained answer, of the round that it was made in, must pass to count."""
+    if by is None:
+        return lambda number, answer: None
 
     def check(number: int, answer: Answer) -> None:
         if answer.status == "trained":
-            check_noise(answer, plan, number, largest=largest, sites=asked)
+            check_noise(answer, job.plan, number, largest=by.largest, sites=by.sites)
 
     return check
 
 
-def _ask(job: Job, state: State, sites: Collection[str], record: RoundRecord) -> dict[str, Request]:
+def parties_of(job: Job, sites: Collection[str]) -> dict[str, list[str]]:
+    """Who is asked for these sites: each its own party, or several behind one relay."""
+    relays = job.relays()
+    parties: dict[str, list[str]] = {}
+    for site in sorted(sites):
+        party = party_of(site)
+        parties.setdefault(party if party in relays else site, []).append(site)
+    return parties
+
+
+def _ask(
+    job: Job, state: State, parties: Mapping[str, list[str]], record: RoundRecord
+) -> dict[str, Request]:
     """Send the round's requests to the cohort; the requests by the ids of their messages."""
     plan, number = job.plan, state.round + 1
     weights = packed(encode(state.weights))
     clip = state.clip if plan.noised_centrally else None
     text = plan.to_json()
     messages, requests = [], []
-    nodes = {site: node for node, site in job.grid.names().items() if site in sites}
-    for site in cohort(nodes, plan, number):
-        head = job.heads.last(site) if job.heads is not None else None
-        request = Request(job.folder.id, number, site, text, clip, head, job.base)
-        record.answers[site] = Answer(site, "failed", NO_ANSWER)
+    nodes = {site: node for node, site in job.grid.names().items() if site in parties}
+    able = [site for party in nodes for site in parties[party]]
+    for party, members in parties_of(job, cohort(able, plan, number)).items():
+        more = {}
+        request = Request(job.folder.id, number, party, text, clip, base=job.base)
+        if members != [party]:
+            request = replace(request, behind=_heads_behind(job, members))
+            more = {FIELD: _directions(job, request).to_text()}
+        elif job.heads is not None:
+            request = replace(request, head=job.heads.last(party))
+        record.answers[party] = Answer(party, "failed", NO_ANSWER)
         requests.append(request)
-        messages.append(ask(job.grid, nodes[site], request, weights))
+        messages.append(ask(job.grid, nodes[party], request, weights, more=more))
     record.bytes_down = len(weights.data) * len(messages)
     return dict(zip(job.grid.push_messages(messages), requests, strict=True))
+
+
+def _heads_behind(job: Job, sites: Collection[str]) -> dict[str, dict[str, Any]]:
+    """By their own names, where this coordinator knows each site's ledger to be."""
+    heads: dict[str, dict[str, Any]] = {}
+    for site in sites:
+        last = GENESIS.to_dict() if job.heads is None else job.heads.last(site)
+        heads[own_name(site)] = {"n": last["n"], "digest": last["digest"]}
+    return heads
+
+
+def _directions(job: Job, request: Request) -> Directions:
+    operation = job.plan.operation
+    timeout = job.attempts.round_timeout
+    return Directions(
+        {site: dict(head) for site, head in (request.behind or {}).items()},
+        None if timeout is None else _RELAYS_SHARE * timeout,
+        operation.late_rounds,
+        operation.check_noise,
+    )
+
+
+def hand_out(job: Job, number: int, arrays: Arrays) -> None:
+    """Send a released model to every connected site; a site that is away does without."""
+    released, text = packed(encode(arrays)), job.plan.to_json()
+    messages, requests = [], []
+    for node, site in job.grid.names().items():
+        request = Request(job.folder.id, number, site, text, base=job.base)
+        requests.append(request)
+        messages.append(ask(job.grid, node, request, released, kind="evaluate"))
+    pending = dict(zip(job.grid.push_messages(messages), requests, strict=True))
+    for _ in replies(job.grid, pending, job.attempts.hand_out):
+        continue
 
 
 def replies(

@@ -20,7 +20,8 @@ class RoundRecord:
     """What happened in one round: each site's answer, and the bytes that were sent to them.
 
     `late` holds the answers to requests of earlier rounds, with the round of each; `overdue` the
-    requests, by message, that are not answered yet and may still be.
+    requests, by message, that are not answered yet and may still be. `bytes_relayed` came from
+    relays, whose sites' answers are among the others.
     """
 
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -28,6 +29,7 @@ class RoundRecord:
     late: list[tuple[int, Answer]] = field(default_factory=list)
     overdue: dict[str, Request] = field(default_factory=dict)
     secure: SecureSum | None = None
+    bytes_relayed: int = 0
 
     def trained(self) -> list[Answer]:
         """The answers that carried an update."""
@@ -177,7 +179,8 @@ def round_line(
         "sites": sites,
         "epsilon": max(totals.values(), default=0.0) if plan.private else None,
         "seconds": round(seconds, 4),
-        "bytes_up": sum(a.size for a in (*record.answers.values(), *(a for _, a in record.late))),
+        "bytes_up": record.bytes_relayed
+        + sum(a.size for a in (*record.answers.values(), *(a for _, a in record.late))),
         "bytes_down": record.bytes_down,
     }
 

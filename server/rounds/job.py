@@ -1,6 +1,6 @@
 """One run and what it needs from outside: a plan, a folder, a Grid, and three small protocols."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,6 +44,9 @@ class Heads(Protocol):
 
     def last(self, site: str) -> Mapping[str, Any]:
         """The last head that was counter-signed for `site`."""
+
+    def check(self, answers: Iterable[Answer]) -> None:
+        """HeadError unless `accept` would take all their heads, in this order."""
 
     def accept(self, site: str, number: int, answer: Answer) -> None:
         """Verify the answer's proof and counter-sign its head; HeadError where it does not hold."""
@@ -123,7 +126,8 @@ class Job:
     most: then the history states the epsilon of a person beside that of a record. `base` is the
     digest of the model's frozen part, which does not travel. `roster` has the verifying keys of the
     parties of secure aggregation where the plan does not name them, and `masks` is False where
-    there are none: both in a simulation alone.
+    there are none: both in a simulation alone. `relays()` are those of the Grid's parties that
+    pass sums of their own sites.
     """
 
     plan: Plan
@@ -138,3 +142,4 @@ class Job:
     base: str = ""
     roster: Roster = field(default_factory=dict)
     masks: bool = True
+    relays: Callable[[], Collection[str]] = frozenset

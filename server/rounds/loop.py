@@ -12,14 +12,13 @@ from typing import Any
 
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
-from privacy.arrays import encode
 from privacy.ledger.ledger import Exhausted
 from server.rounds import aggregation, checkpoint
 from server.rounds.aggregation import State, Update
-from server.rounds.collection import replies, updates_of
+from server.rounds.collection import hand_out, updates_of
 from server.rounds.history import Patience, RoundRecord, divergence, epsilons, round_line
 from server.rounds.job import Interrupted, Job
-from server.rounds.messages import BUDGET, Answer, Request, ask, packed
+from server.rounds.messages import BUDGET, Answer, Request
 from server.secure.attempts import secure_sum
 from server.secure.combination import combine_sum
 
@@ -210,19 +209,11 @@ def _record(
 
 
 def _hand_out(job: Job) -> None:
-    """Send the released model to every connected site; a site that is away does without."""
+    """Send the last round's released model to the sites."""
     last = job.folder.resume()
     if last is None:
         return
     state = State.from_arrays(*last)
-    number, released = state.round, packed(encode(state.released()))
+    number, released = state.round, state.released()
     del last, state
-    text = job.plan.to_json()
-    messages, requests = [], []
-    for node, site in job.grid.names().items():
-        request = Request(job.folder.id, number, site, text, base=job.base)
-        requests.append(request)
-        messages.append(ask(job.grid, node, request, released, kind="evaluate"))
-    pending = dict(zip(job.grid.push_messages(messages), requests, strict=True))
-    for _ in replies(job.grid, pending, job.attempts.hand_out):
-        continue
+    hand_out(job, number, released)

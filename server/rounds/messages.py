@@ -67,6 +67,7 @@ class Request:
     """What one site is asked in one round; `head` is its last counter-signed head.
 
     `base` is the digest of the model's frozen part, which does not travel; "" where there is none.
+    `behind` are, where the site is a relay, the sites that it asks: the last head of each.
     """
 
     run: str
@@ -76,6 +77,7 @@ class Request:
     clip: float | None = None
     head: Mapping[str, Any] | None = None
     base: str = ""
+    behind: Mapping[str, Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

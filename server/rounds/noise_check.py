@@ -5,11 +5,13 @@ noise harms the people in its data, and one that sends more than clipped sums ha
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from privacy.accounting.events import Event
+from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise
 from privacy.mechanism.honest_noise import (
@@ -48,6 +50,49 @@ def check_noise(answer: Answer, plan: Plan, number: int, *, largest: float, site
     if too_quiet(arrays, law, error=error, chance=2 * chance):
         raise ReplyError("too-quiet")
     if too_loud(noise.norm(arrays), numbers, law, error=error, chance=chance):
+        raise ReplyError("too-loud")
+
+
+def check_sum(
+    arrays: Arrays,
+    parts: Sequence[tuple[Answer, int, float]],
+    plan: Plan,
+    *,
+    largest: float,
+    sites: int,
+) -> None:
+    """The same of a sum of updates: each part is a site's answer, its round and its weight.
+
+    Independent noises add up by their variances, and what bounds each site's signal adds up, so
+    that the law of a sum follows from those of its parts: with one part it is that part's own. What
+    rounding changed in an update is not seen in a sum; it is bounded by the longest honest update.
+    """
+    if not parts or not plan.noised_at_site or plan.optimizer == "adam":
+        return
+    chance = FALSE_ALARM / (4 * max(sites, 1))
+    last = noise_square = signal = error = 0.0
+    bounded = True
+    values = list(arrays.values())
+    numbers = sum(a.size for a in values)
+    highest = max(float(np.abs(a).max(initial=0)) for a in values)
+    for answer, number, weight in parts:
+        planned = plan.events_of_round(answer.site)[0]
+        sigma, share = answer.sigma or planned.sigma, chance / len(parts)
+        law = honest_update(plan, answer.site, planned, sigma, number, chance=share)
+        last += (weight * law.last) ** 2
+        longest = highest
+        if law.noise is None or law.signal is None:
+            bounded = False
+        else:
+            noise_square += (weight * law.noise) ** 2
+            signal += weight * law.signal
+            longest = law.signal + law.noise * math.sqrt(2 * math.log(2 * numbers / share))
+        error += weight * (_WIRE[plan.wire] * longest + 2 * _SINGLE * (largest + longest))
+    spread = math.sqrt(noise_square) if bounded else None
+    sum_law = HonestUpdate(math.sqrt(last), spread, signal if bounded else None)
+    if too_quiet(values, sum_law, error=error, chance=2 * chance):
+        raise ReplyError("too-quiet")
+    if too_loud(noise.norm(values), numbers, sum_law, error=error, chance=chance):
         raise ReplyError("too-loud")
 
 

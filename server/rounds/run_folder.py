@@ -69,11 +69,13 @@ class RunFolder:
     insecure: bool = False
 
     @classmethod
-    def create(cls, path: Path, plan: Plan, **facts: Any) -> "RunFolder":
+    def create(
+        cls, path: Path, plan: Plan, *, run_id: str | None = None, **facts: Any
+    ) -> "RunFolder":
         """A new run; FolderError where the name is taken or the place cannot be written."""
         if path.exists():
             raise FolderError(f"{path}: this run exists, expected --resume or another --name")
-        run = cls(path, secrets.token_hex(8), insecure=bool(facts.get("insecure")))
+        run = cls(path, run_id or secrets.token_hex(8), insecure=bool(facts.get("insecure")))
         making = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
             (making / "checkpoints").mkdir(parents=True)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from server.registry.relays import party_of
 from server.rounds.messages import BUDGET, FINAL_REFUSALS
 from server.service.queue import SiteAnswer
 
@@ -15,16 +16,17 @@ NOT_ASKED: Final = "not-asked"
 class Attendance:
     """The enrolled sites: `able` now; `waiting` for a person or a connection; `refused` for good.
 
-    The reasons are codes.
+    The reasons are codes. Behind the relays `unheard` there may be any number of sites.
     """
 
     able: frozenset[str]
     waiting: Mapping[str, str]
     refused: Mapping[str, str]
+    unheard: frozenset[str] = frozenset()
 
     def reachable(self, least: int) -> bool:
         """Whether `least` sites may ever take part, as far as is known."""
-        return len(self.able) + len(self.waiting) >= least
+        return bool(self.unheard) or len(self.able) + len(self.waiting) >= least
 
     def unreachable(self, least: int) -> tuple[str, str]:
         """How a run ends that is not reachable: "budget" or "failed", and why."""
@@ -45,21 +47,27 @@ def attendance(
     connected: Collection[str],
     answers: Mapping[str, SiteAnswer],
     number: int,
+    relays: Collection[str] = frozenset(),
 ) -> Attendance:
-    """Who can take part in round `number`.
+    """Who can take part in round `number`: direct sites, and those that the `relays` told of.
 
     A site that approved with a forecast of R rounds from round r on has spent its budget at r + R.
+    A site behind a relay is connected if both are.
     """
     able: set[str] = set()
     waiting: dict[str, str] = {}
     refused: dict[str, str] = {}
-    for site in enrolled:
+    behind = [site for site in answers if party_of(site) != site and party_of(site) in relays]
+    unheard = set(relays) - {party_of(site) for site in behind}
+    for site in [*enrolled, *behind]:
+        if site in relays and site not in unheard:
+            continue
         answer = answers.get(site)
         if answer is not None and answer.status == "declined" and answer.reason in FINAL_REFUSALS:
             refused[site] = answer.reason
         elif answer is not None and answer.status == "approved" and _spent(answer, number):
             refused[site] = BUDGET
-        elif site not in connected:
+        elif (site if site in connected else party_of(site)) not in connected:
             waiting[site] = AWAY
         elif answer is None:
             waiting[site] = NOT_ASKED
@@ -67,7 +75,7 @@ def attendance(
             able.add(site)
         else:
             waiting[site] = answer.reason
-    return Attendance(frozenset(able), waiting, refused)
+    return Attendance(frozenset(able), waiting, refused, frozenset(unheard))
 
 
 def _spent(answer: SiteAnswer, number: int) -> bool:

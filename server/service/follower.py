@@ -41,6 +41,7 @@ class Follower:
     give_way: Callable[[], bool] = lambda: False
     between_rounds: Callable[[], object] = lambda: None
     on_line: Callable[[Mapping[str, Any]], None] = lambda line: None
+    relays: Callable[[], Collection[str]] = frozenset
     _outcomes: dict[str, str] = field(default_factory=dict)
     _absent: dict[str, Answer] = field(default_factory=dict)
     _next_look: float = 0.0
@@ -74,7 +75,8 @@ class Follower:
     def attendance(self, grid: SiteGrid, number: int) -> Attendance:
         """Who can take part in round `number`, as far as is known now."""
         answers = self.queue.answers(self.submission.plan.digest)
-        return attendance(self.enrolled(), set(grid.names().values()), answers, number)
+        connected = set(grid.names().values())
+        return attendance(self.enrolled(), connected, answers, number, self.relays())
 
     def _explained(self, turnout: Attendance) -> dict[str, Answer]:
         """Why the sites that gave an answer cannot take part."""

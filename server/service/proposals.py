@@ -8,10 +8,15 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
+from flwr.app import Message
+
 from privacy.contract.plan import Plan
+from server.registry.relays import behind, party_of
+from server.relay.message import read_relay_proposal
 from server.rounds.collection import replies
 from server.rounds.messages import FINAL_REFUSALS, ReplyError, Request, propose, read_proposal
 from server.rounds.site_grid import SiteGrid
+from server.service.attendance import AWAY
 from server.service.queue import Queue, SiteAnswer
 
 _FAILED_FACTOR: Final = 4
@@ -25,7 +30,8 @@ class Proposals:
 
     A site that waits for its owner is asked again every `interval` seconds; one that refused for
     good every 40 intervals, in case its owner changed the policy. `seconds` is how long a site has
-    to answer, `head(site, ledger)` that ledger's last counter-signed head.
+    to answer, `head(site, ledger)` that ledger's last counter-signed head. A relay answers for its
+    sites, and is asked again every `interval` seconds, since these come and go.
     """
 
     def __init__(
@@ -35,9 +41,10 @@ class Proposals:
         interval: float,
         seconds: float,
         head: Callable[[str, str], Mapping[str, Any] | None] = lambda site, ledger: None,
+        relays: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         self._queue, self._log, self._interval, self._seconds = queue, log, interval, seconds
-        self._head = head
+        self._head, self._relays = head, relays
         self._times: dict[tuple[str, str], float] = {}
         self._refusals: dict[tuple[str, str], int] = {}
 
@@ -106,7 +113,12 @@ class Proposals:
                 self._times[plan.digest, site] = time.monotonic()
         pending = dict(zip(grid.push_messages(messages), requests, strict=True))
         unanswered = set(sites)
+        relays = self._relays()
         for request, message in replies(grid, pending, self._seconds, waiting):
+            if request.site in relays:
+                unanswered.discard(request.site)
+                self._store_behind(plan, request, message)
+                continue
             try:
                 status, reason, rounds, ledger = read_proposal(message, request, plan.rounds)
             except ReplyError as error:
@@ -114,9 +126,27 @@ class Proposals:
             unanswered.discard(request.site)
             now, site = time.time(), request.site
             self._store(plan, SiteAnswer(site, status, reason, number, rounds, now, ledger))
-        for site in unanswered:
+        for site in unanswered - set(relays):
             self._store(plan, SiteAnswer(site, "failed", "no-answer", number, 0, time.time()))
             self._times[plan.digest, site] = time.monotonic()
+
+    def _store_behind(self, plan: Plan, request: Request, message: Message) -> None:
+        """The answers of a relay's sites; a site that it no longer names has left it."""
+        try:
+            proposed = read_relay_proposal(message, request)
+        except ReplyError as error:
+            self._log("relay_not_heard", site=request.site, why=str(error))
+            return
+        relay, number, now = request.site, request.round, time.time()
+        most = plan.rounds - number + 1
+        answers = {behind(relay, one.site): one for one in proposed}
+        for site, one in answers.items():
+            rounds = min(one.rounds, most)
+            answer = SiteAnswer(site, one.status, one.reason, number, rounds, now, one.ledger)
+            self._store(plan, answer)
+        for site in self._queue.answers(plan.digest):
+            if party_of(site) == relay != site and site not in answers:
+                self._store(plan, SiteAnswer(site, "failed", AWAY, number, 0, now))
 
     def _store(self, plan: Plan, answer: SiteAnswer) -> None:
         if self._queue.answer(plan.digest, answer):

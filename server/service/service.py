@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from privacy.arrays import Arrays
-from privacy.contract.plan import Plan
+from privacy.contract.plan import Plan, PlanError
 from privacy.files import FileError, write_atomic
 from privacy.identity.keys import sign, signing_public
 from server.app import ATTEMPTS, coordinate
 from server.model_process import Child, ChildError
 from server.registry.heads import last_head
+from server.registry.relays import check_composes, relays_of
 from server.registry.signing import PUBLIC, signer
 from server.registry.sites import Home
 from server.rounds import checkpoint
@@ -66,6 +67,7 @@ class Service:
             self.interval,
             self.answer_seconds,
             lambda site, ledger: last_head(heads, site, ledger),
+            self.relays,
         )
 
     def serve(self) -> None:
@@ -103,6 +105,12 @@ class Service:
         done, run_id = _progress(self.home.runs / run.name)
         if done >= run.plan.rounds:
             return True  # only its end is left to be written
+        try:
+            check_composes(run.plan, self.relays())
+        except PlanError as error:
+            self.queue.move(run.name, "failed", str(error))
+            self._log("run_ended", run.name, state="failed", detail=str(error))
+            return False
         self.proposals.refresh(self.grid, run.plan, run=run_id, number=done + 1)
         turnout = self.attendance(run.plan, done + 1)
         least = run.plan.least_sites
@@ -120,12 +128,17 @@ class Service:
     def attendance(self, plan: Plan, number: int) -> Attendance:
         """Who can take part in a round of a plan, as far as is known now."""
         connected = set(self.grid.names().values())
-        return attendance(self.enrolled(), connected, self.queue.answers(plan.digest), number)
+        answers = self.queue.answers(plan.digest)
+        return attendance(self.enrolled(), connected, answers, number, self.relays())
 
     def enrolled(self) -> list[str]:
         """The sites that may connect."""
         listed = self.home.members().sites.values()
         return [member.name for member in listed if member.revoked is None]
+
+    def relays(self) -> frozenset[str]:
+        """Those of them that are relays."""
+        return relays_of(self.home.members())
 
     def _ledger_of(self, plan: Plan, site: str) -> str:
         """Which of its ledgers a site said that this plan is paid from."""
@@ -204,6 +217,7 @@ class Service:
             give_way=lambda: not self.alone and self.next_due(but=run.name) is not None,
             between_rounds=lambda: None if self.alone else self.next_due(but=run.name),
             on_line=self._complete,
+            relays=self.relays,
         )
         outcome, _ = coordinate(
             self.grid,
@@ -216,6 +230,7 @@ class Service:
             listener=follower,
             first=_parent_model(self.home, run.parent),
             ledger_of=lambda site: self._ledger_of(plan, site),
+            relays=self.relays,
             attempts=replace(
                 ATTEMPTS, round_timeout=plan.operation.round_timeout, hand_out=self.hand_out
             ),
