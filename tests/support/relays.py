@@ -92,6 +92,7 @@ class Tree:
         self.queue = Queue(self.home)
         self.grid: LinkGrid
         self.open: dict[str, ExitStack] = {}
+        self.interval = 0.2
         self.apps: dict[str, Callable[[Relay], ClientApp]] = {}
 
     @contextmanager
@@ -135,13 +136,20 @@ class Tree:
         """A relay over its folder."""
         home = self.homes[name]
         board = StatusBoard(home, listen="", presence=grid.presence)
-        return Relay.over(Home(home), name, grid, board, self.logs[name], 0.2, 10.0)
+        return Relay.over(Home(home), name, grid, board, self.logs[name], self.interval, 10.0)
 
     def stop(self, relay: str) -> None:
         """A relay and its connections end."""
         self.open.pop(relay).close()
 
-    def play(self, plan: Plan, label: str = "run", **attempts: Any) -> Outcome:
+    def play(
+        self,
+        plan: Plan,
+        label: str = "run",
+        *,
+        on_line: Callable[[Mapping[str, Any]], None] = lambda line: None,
+        **attempts: Any,
+    ) -> Outcome:
         """Play a plan with whoever is there, or go on with it."""
         home, path = Home(self.home), self.home / "runs" / label
         path.parent.mkdir(exist_ok=True)
@@ -158,7 +166,7 @@ class Tree:
             return relays_of(home.members())
 
         proposals = Proposals(
-            *(self.queue, self.log, 0.2, patience(20)),
+            *(self.queue, self.log, self.interval, patience(20)),
             lambda site, ledger: last_head(heads, site, ledger),
             relays,
         )
@@ -169,6 +177,7 @@ class Tree:
             threading.Event(),
             lambda: list(home.members().sites),
             folder.id,
+            on_line=on_line,
             relays=relays,
         )
         book = HeadBook(
