@@ -66,8 +66,8 @@ def public_columns(plan: Plan) -> tuple[Column, ...]:
     """The public descriptions of the columns that a plan of statistics counts."""
     from client.tasks.registry import task_of
 
-    asked = task_of(plan).statistics
-    return () if asked is None else asked.columns
+    questions = task_of(plan).statistics
+    return () if questions is None else questions.columns
 
 
 def evaluator(plan: Plan, data: Path | None) -> Evaluate | None:

@@ -166,8 +166,14 @@ def _runs(plan: Plan, world: World, epsilons: Sequence[float]) -> Iterator[_Run]
     for epsilon in epsilons:
         yield FEDERATION, "", epsilon, _changed(plan, [f"epsilon={epsilon!r}"]), whole
         for name in world.parts:
-            own = plan.site_overrides(name).epsilon or epsilon
-            yield ALONE, name, epsilon, _alone(plan, name, own), (world.rows(name), world.test)
+            site_epsilon = plan.site_overrides(name).epsilon or epsilon
+            yield (
+                ALONE,
+                name,
+                epsilon,
+                _alone(plan, name, site_epsilon),
+                (world.rows(name), world.test),
+            )
 
 
 def _alone(plan: Plan, site: str, epsilon: float) -> Plan:

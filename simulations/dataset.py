@@ -219,9 +219,9 @@ def _loaded(plan: Plan, data: Path | None, part: str) -> Rows:
 
 def cache_folder() -> Path:
     """Where rows that take long to encode are kept: `TACIT_CACHE`, else the user's cache."""
-    own = os.environ.get("TACIT_CACHE")
+    folder = os.environ.get("TACIT_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(own) if own else Path(home) / "tacit" / "features"
+    return Path(folder) if folder else Path(home) / "tacit" / "features"
 
 
 def _subject(plan: Plan, rows: Rows) -> np.ndarray[Any, np.dtype[np.int64]] | None:

@@ -46,15 +46,15 @@ def look(
     from privacy.statistics.page import to_html
 
     data = data or registered_data(directory, population)
-    asked = None
+    questions = None
     if plan is not None:
         chosen = load_plan(plan)
-        asked, of = chosen.statistics, task(chosen.reads, chosen.schema)
+        questions, of = chosen.statistics, task(chosen.reads, chosen.schema)
         if chosen.code is not None:
             raise PlanError("--plan must be one whose rows have public columns, got a package's")
     else:
         of = task_for(directory, data, None, schema, population)
-    facts = look(asked or everything(of), of, data, data.name)
+    facts = look(questions or everything(of), of, data, data.name)
     if as_json:
         typer.echo(json.dumps(facts))
         return

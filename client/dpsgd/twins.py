@@ -25,14 +25,14 @@ def private_twins(model: nn.Module) -> nn.Module:
 
     Parts are replaced inside the model that is given. ModelError names a part that has no twin.
     """
-    made: dict[nn.Module, nn.Module] = {}
+    twins: dict[nn.Module, nn.Module] = {}
     for path, part in list(model.named_modules(remove_duplicate=False)):
         if isinstance(part, nn.TransformerEncoder):
             part.use_nested_tensor = part.enable_nested_tensor = False  # torch's fused way in eval
-        twin = made.get(part) or _twin(path, part)
+        twin = twins.get(part) or _twin(path, part)
         if twin is None:
             continue
-        made[part] = twin.train(part.training)
+        twins[part] = twin.train(part.training)
         if not path:
             return twin
         parent, _, name = path.rpartition(".")

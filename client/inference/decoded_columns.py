@@ -56,15 +56,15 @@ def _classified(task: Task, decoded: Tensor, every: bool) -> Columns:
     at = best(task, decoded)
     likeliest = decoded.gather(1, at[:, None])[:, 0]
     names = pa.array(task.classes, pa.string()).take(pa.array(at.numpy()))
-    found = {"prediction": names, "probability": _rounded(likeliest)}
-    return found | (_each(task, decoded) if every else {})
+    columns = {"prediction": names, "probability": _rounded(likeliest)}
+    return columns | (_each(task, decoded) if every else {})
 
 
 def _several(task: Task, decoded: Tensor, every: bool) -> Columns:
     names = np.array(task.classes, dtype=object)
     texts = [LIST.join(names[row]) for row in (decoded > 0.5).numpy()]
-    found = {"prediction": pa.array(texts, pa.string()), "probability": _none(len(texts))}
-    return found | (_each(task, decoded) if every else {})
+    columns = {"prediction": pa.array(texts, pa.string()), "probability": _none(len(texts))}
+    return columns | (_each(task, decoded) if every else {})
 
 
 def _number(task: Task, decoded: Tensor, every: bool) -> Columns:
@@ -85,11 +85,11 @@ def _survived(task: Task, decoded: Tensor, every: bool) -> Columns:
     curve = torch.cat([torch.ones(len(decoded), 1), decoded.float()], 1).double()
     widths = torch.tensor(task.times, dtype=torch.float64).diff()
     mean = task.times[0] + ((curve[:, 1:] + curve[:, :-1]) / 2 * widths).sum(1)
-    found = {"prediction": pa.array(mean.numpy()), "probability": _none(len(decoded))}
+    columns = {"prediction": pa.array(mean.numpy()), "probability": _none(len(decoded))}
     if every:
         for index, time in enumerate(task.times[1:]):
-            found[f"beyond_{time:g}"] = _rounded(decoded[:, index])
-    return found
+            columns[f"beyond_{time:g}"] = _rounded(decoded[:, index])
+    return columns
 
 
 _KINDS: Final[dict[str, Callable[[Task, Tensor, bool], Columns]]] = {
@@ -104,18 +104,18 @@ _KINDS: Final[dict[str, Callable[[Task, Tensor, bool], Columns]]] = {
 
 
 def _values(decoded: Any) -> Columns:
-    found: Columns = {}
+    columns: Columns = {}
     for name, values in leaves(decoded).items():
         flat = values.reshape(len(values), -1)
         single = flat.shape[1] == 1
-        if len(found) + flat.shape[1] > MOST:
+        if len(columns) + flat.shape[1] > MOST:
             raise ModelError(f"decode must give at most {MOST} numbers a row")
         for index in range(flat.shape[1]):
             label = name or "prediction"
-            found[label if single else f"{label}_{index}"] = pa.array(flat[:, index].numpy())
-    if not found:
+            columns[label if single else f"{label}_{index}"] = pa.array(flat[:, index].numpy())
+    if not columns:
         raise ModelError("decode must give at least one tensor")
-    return found
+    return columns
 
 
 def leaves(tree: Any) -> dict[str, Tensor]:

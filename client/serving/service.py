@@ -63,8 +63,8 @@ class Ready:
             if began > 0.1:
                 break
         files = FileRows(model.task, limits.rows)
-        own = model.task.read is not None
-        encode = files if own else encoder(model.task, limits.rows)
+        reads_files = model.task.read is not None
+        encode = files if reads_files else encoder(model.task, limits.rows)
         return cls(model_predictor, encode, files, model, _stamp(model.path), quick)
 
     def close(self) -> None:

@@ -21,13 +21,13 @@ def everything(of: Task) -> StatisticsPlan:
     if of.columns is None:
         raise TaskError(f"expected a task whose rows have public columns, got {of.name}")
     columns = countable(of.columns)[-_MOST:]  # the label is the last
-    asked = {
+    questions = {
         one.name: ("frequencies",)
         if isinstance(one, Category)
         else ("histogram", "quantiles", "moments")
         for one in columns
     }
-    return StatisticsPlan(of=of.name, columns=asked, bins=20)  # type: ignore[arg-type]
+    return StatisticsPlan(of=of.name, columns=questions, bins=20)  # type: ignore[arg-type]
 
 
 def look(plan: StatisticsPlan, of: Task, data: Path | None, name: str) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def statistics_task(plan: StatisticsPlan, of: Task) -> Task:
             f"statistics.of must be a task whose rows have public columns, got {of.name}"
         )
     try:
-        asked = design(plan, [_described(one) for one in countable(of.columns)])
+        counted = design(plan, [_described(one) for one in countable(of.columns)])
     except StatisticsError as error:
         raise TaskError(str(error)) from None
     if plan.groups and (len(of.shape) != 1 or of.classes == () or of.label != plan.label):
@@ -64,7 +64,7 @@ def statistics_task(plan: StatisticsPlan, of: Task) -> Task:
             f"statistics.label must be {of.label}, the label of a classification, got {plan.label}"
         )
     known = {one.name: one for one in countable(of.columns)}
-    columns = [known[one.name] for one in asked.columns]
+    columns = [known[one.name] for one in counted.columns]
     label, load_with = of.columns.label, of.load_with
 
     def encode(table: Any) -> Encoded:
@@ -81,7 +81,7 @@ def statistics_task(plan: StatisticsPlan, of: Task) -> Task:
         inputs=tuple(one.name for one in columns),
         label=label.name,
         shape=(len(columns) + (of.shape[0] if plan.groups else 0),),
-        model=lambda seed: _Sums(asked.size, of.model(seed) if plan.groups else None),
+        model=lambda seed: _Sums(counted.size, of.model(seed) if plan.groups else None),
         load=load,
         wanted=of.wanted,
         encode=encode,
@@ -93,7 +93,7 @@ def statistics_task(plan: StatisticsPlan, of: Task) -> Task:
         y_dtype=torch.int64,
         subjects=of.subjects,
         options=json.dumps(asdict(plan), sort_keys=True),
-        statistics=asked,
+        statistics=counted,
     )
 
 

@@ -254,8 +254,8 @@ class Columns:
         indices = np.flatnonzero(fits).astype(np.int64)
         misfits.sort(key=lambda entry: entry[:2])
         x = x if len(indices) == rows else x[fits]
-        told = tuple(entry[2] for entry in misfits)
-        return Encoded(torch.from_numpy(x), y, indices, told, unknown=tuple(unknown))
+        reasons = tuple(entry[2] for entry in misfits)
+        return Encoded(torch.from_numpy(x), y, indices, reasons, unknown=tuple(unknown))
 
     def _labels(self, column: Any) -> tuple[NDArray[Any], Mask, Mask]:
         if isinstance(self.label, Number):

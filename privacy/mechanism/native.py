@@ -222,8 +222,8 @@ def _agree(kernel: Kernel) -> bool:
         results = []
         for add in (kernel.add_noise, gaussian.add_noise):
             noisy, undecided, before = start.copy(), np.zeros(count, np.int64), np.zeros(count)
-            found = add(noisy, bits, 2.0, step, 3.0, undecided, before)
-            results.append((noisy, undecided[:found], before[:found]))
+            doubtful = add(noisy, bits, 2.0, step, 3.0, undecided, before)
+            results.append((noisy, undecided[:doubtful], before[:doubtful]))
         if not all(map(np.array_equal, *results)):
             return False
     words = rng.integers(0, 2**16, 10_007, dtype=np.uint16)

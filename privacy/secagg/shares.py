@@ -40,14 +40,14 @@ def evaluate(coefficients: Sequence[int], x: int, prime: int = PRIME) -> int:
 
 def weights(points: Sequence[int], x: int = 0, prime: int = PRIME) -> list[int]:
     """Lagrange's weights: the polynomial through (points, y) is sum(weight * y) at x."""
-    found = []
+    factors = []
     for i, a in enumerate(points):
         above = below = 1
         for j, b in enumerate(points):
             if i != j:
                 above, below = above * (x - b) % prime, below * (a - b) % prime
-        found.append(above * pow(below, -1, prime) % prime)
-    return found
+        factors.append(above * pow(below, -1, prime) % prime)
+    return factors
 
 
 def interpolate(shares: Mapping[int, int], x: int = 0, prime: int = PRIME) -> int:

@@ -56,11 +56,11 @@ def _ranges(results: Results, tail: float) -> dict[str, tuple[float, float]]:
     std = math.sqrt(sum(one**2 for _, one in released.values()))
     ranges = {}
     for index, column in enumerate(of.columns):
-        asked = "quantiles" in of.plan.columns.get(column.name, ())
-        found = counts(of, index, sums, std)
-        if isinstance(column, CategoryColumn) or column.date or not asked or found is None:
+        wanted = "quantiles" in of.plan.columns.get(column.name, ())
+        cells = counts(of, index, sums, std)
+        if isinstance(column, CategoryColumn) or column.date or not wanted or cells is None:
             continue
-        ordered = ranks(of, index, found)
+        ordered = ranks(of, index, cells)
         low, high = ordered.quantile(tail), ordered.quantile(1 - tail)
         if low is not None and high is not None:
             ranges[column.name] = (low.value, high.value)

@@ -149,11 +149,13 @@ class Design:
         group, label = self.columns[place], self.columns[target]
         if isinstance(group, NumberColumn) or isinstance(label, NumberColumn):
             raise StatisticsError("statistics.groups: must be categories")
-        of, said = group.cells(values[:, place]), values[:, target]
+        of, labels = group.cells(values[:, place]), values[:, target]
         predicted, score = values[:, -2], values[:, -1]
-        known = (said >= 0) & (said < self.classes) & (predicted >= 0) & (predicted < self.classes)
+        known = (
+            (labels >= 0) & (labels < self.classes) & (predicted >= 0) & (predicted < self.classes)
+        )
         known &= (score >= 0) & (score <= 1)
-        truth, guess = (np.where(known, one, 0).astype(np.int64) for one in (said, predicted))
+        truth, guess = (np.where(known, one, 0).astype(np.int64) for one in (labels, predicted))
         if block.kind == "scores":
             held = np.rint(np.where(known, score, 0.0) * STEPS) / STEPS
             return np.where(known, of, block.size), held

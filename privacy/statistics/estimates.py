@@ -70,8 +70,8 @@ class Counts:
         a, b = float(top @ self.counts), float(under @ self.counts)
         c = self.covariance
         both = float(top @ c @ under)
-        found = ratio(a, b, float(top @ c @ top), float(under @ c @ under), both)
-        return None if found is None else found.within(0, 1)
+        quotient = ratio(a, b, float(top @ c @ top), float(under @ c @ under), both)
+        return None if quotient is None else quotient.within(0, 1)
 
     def _weights(self, cells: Iterable[int]) -> Floats:
         weights = np.zeros(len(self.counts))
@@ -122,7 +122,7 @@ class Ranks:
     column: NumberColumn
     edges: Floats
     whole: bool
-    found: Counts
+    cells: Counts
 
     @property
     def order(self) -> list[int]:
@@ -137,11 +137,11 @@ class Ranks:
         """
         from scipy.optimize import isotonic_regression
 
-        steps = np.cumsum(self.found.counts[self.order])
+        steps = np.cumsum(self.cells.counts[self.order])
         weights = np.ones(len(steps))
         weights[-1] = len(steps)  # the end of the curve is the best known
-        found: Floats = np.maximum(isotonic_regression(steps, weights=weights).x, 0.0)
-        return found
+        monotone: Floats = np.maximum(isotonic_regression(steps, weights=weights).x, 0.0)
+        return monotone
 
     def quantile(self, share: float) -> Interval | None:
         """The value below which `share` of the values lie, and where it may be.
@@ -151,15 +151,15 @@ class Ranks:
         stand for values beyond them.
         """
         order, number = self.order, len(self.order)
-        over = np.zeros(len(self.found.counts))
+        over = np.zeros(len(self.cells.counts))
         over[order] = 1.0
-        c = self.found.covariance
-        if over @ self.found.counts <= ENOUGH * math.sqrt(over @ c @ over):
+        c = self.cells.covariance
+        if over @ self.cells.counts <= ENOUGH * math.sqrt(over @ c @ over):
             return None
         through = np.zeros((number + 1, len(over)))
         through[1:, order] = np.tril(np.ones((number, number)))
         lead = through - share * over
-        gap = lead @ self.found.counts
+        gap = lead @ self.cells.counts
         error = Z * np.sqrt(np.maximum(((lead @ c) * lead).sum(1), 0.0))
         possible = np.flatnonzero((gap[:-1] <= error[:-1]) & (gap[1:] >= -error[1:]))
         curve = self.curve()
@@ -184,23 +184,23 @@ class Ranks:
         return (low, low) if self.whole else (low, high)
 
 
-def ranks(of: Design, column: int, found: Counts) -> Ranks:
+def ranks(of: Design, column: int, cells: Counts) -> Ranks:
     """A number's cells in the order of their values."""
     block, described = of.block("cells", column), of.columns[column]
     if block is None or isinstance(described, CategoryColumn):
         raise ValueError("column: must be a number with cells")
     whole = described.name in of.plan.whole
-    return Ranks(described, np.array(block.edges), whole, found)
+    return Ranks(described, np.array(block.edges), whole, cells)
 
 
 def mean(of: Design, block: Block, place: int, sums: Floats, std: float) -> Interval | None:
     """The mean of the `place`-th column of a block of moments, in its own unit."""
     part = sums[block.at]
-    found = ratio(float(part[1 + place]), float(part[0]), std**2, std**2, 0.0)
-    if found is None:
+    quotient = ratio(float(part[1 + place]), float(part[0]), std**2, std**2, 0.0)
+    if quotient is None:
         return None
     half, middle = _unit(of, block.columns[place])
-    return found.within(-1, 1).scaled(half, middle)
+    return quotient.within(-1, 1).scaled(half, middle)
 
 
 def deviation(of: Design, block: Block, place: int, sums: Floats, std: float) -> Interval | None:
@@ -214,8 +214,10 @@ def deviation(of: Design, block: Block, place: int, sums: Floats, std: float) ->
     gradient = np.array([2 * m * m - q, -2 * m, 1.0]) / part[0]
     error = Z * std * float(np.linalg.norm(gradient))
     half, _ = _unit(of, block.columns[place])
-    found = Interval(variance, variance - error, variance + error).within(0, 1)
-    return Interval(*(half * math.sqrt(one) for one in (found.value, found.low, found.high)))
+    interval = Interval(variance, variance - error, variance + error).within(0, 1)
+    return Interval(
+        *(half * math.sqrt(one) for one in (interval.value, interval.low, interval.high))
+    )
 
 
 def correlation(block: Block, i: int, j: int, sums: Floats, std: float) -> Interval | None:

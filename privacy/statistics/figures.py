@@ -35,11 +35,11 @@ def figures(of: Design, sums: Floats, std: float) -> Json:
     }
 
 
-def shown(found: Interval | None, of: NumberColumn | None = None) -> Json | None:
+def shown(interval: Interval | None, of: NumberColumn | None = None) -> Json | None:
     """An interval as JSON, in the words of a column; None where nothing can be said."""
-    if found is None:
+    if interval is None:
         return None
-    values = (found.value, found.low, found.high)
+    values = (interval.value, interval.low, interval.high)
     texts = [of.shown(one) if of is not None else one for one in values]
     # An interval without an upper end has none in JSON either.
     ends = [None if isinstance(one, float) and math.isinf(one) else one for one in texts]
@@ -51,11 +51,11 @@ def _column(of: Design, index: int, sums: Floats, std: float) -> Json:
     questions = of.plan.columns.get(column.name, ())
     kind = "category" if isinstance(column, CategoryColumn) else "number"
     result: Json = {"column": column.name, "kind": kind}
-    found = counts(of, index, sums, std)
-    if found is not None and isinstance(column, CategoryColumn):
-        result |= _category(column, found, questions)
-    elif found is not None and isinstance(column, NumberColumn):
-        result |= _number(of, index, column, found, questions)
+    cells = counts(of, index, sums, std)
+    if cells is not None and isinstance(column, CategoryColumn):
+        result |= _category(column, cells, questions)
+    elif cells is not None and isinstance(column, NumberColumn):
+        result |= _number(of, index, column, cells, questions)
     block = next((b for b in of.blocks if b.kind == "moments" and b.columns == (index,)), None)
     if block is not None and isinstance(column, NumberColumn):
         result["mean"] = shown(mean(of, block, 0, sums, std), column)
@@ -64,29 +64,29 @@ def _column(of: Design, index: int, sums: Floats, std: float) -> Json:
     return result
 
 
-def _category(column: CategoryColumn, found: Counts, questions: Sequence[str]) -> Json:
-    size = len(found.counts)
-    result: Json = {"missing": shown(found.share([size - 1]))}
+def _category(column: CategoryColumn, cells: Counts, questions: Sequence[str]) -> Json:
+    size = len(cells.counts)
+    result: Json = {"missing": shown(cells.share([size - 1]))}
     if "frequencies" in questions:
         names = [*column.values, None]
         result["frequencies"] = [
-            {"value": name, "count": shown(found.count([i])), "share": shown(found.share([i]))}
+            {"value": name, "count": shown(cells.count([i])), "share": shown(cells.share([i]))}
             for i, name in enumerate(names)
         ]
     return result
 
 
 def _number(
-    of: Design, index: int, column: NumberColumn, found: Counts, questions: Sequence[str]
+    of: Design, index: int, column: NumberColumn, cells: Counts, questions: Sequence[str]
 ) -> Json:
-    ordered = ranks(of, index, found)
+    ordered = ranks(of, index, cells)
     inside = len(ordered.edges) - 1
     result: Json = {
-        "missing": shown(found.share([inside + 3])),
-        "unreadable": shown(found.share([inside + 2])),
-        "below": shown(found.share([inside])),
-        "above": shown(found.share([inside + 1])),
-        "outside": shown(found.share([inside, inside + 1])),
+        "missing": shown(cells.share([inside + 3])),
+        "unreadable": shown(cells.share([inside + 2])),
+        "below": shown(cells.share([inside])),
+        "above": shown(cells.share([inside + 1])),
+        "outside": shown(cells.share([inside, inside + 1])),
     }
     if "histogram" in questions:
         ends = ordered.edges.tolist()
@@ -94,7 +94,7 @@ def _number(
             {
                 "from": column.shown(ends[i]),
                 "to": column.shown(ends[i] if ordered.whole else ends[i + 1]),
-                "share": shown(found.share([i])),
+                "share": shown(cells.share([i])),
             }
             for i in range(inside)
         ]
@@ -124,11 +124,11 @@ def _correlated(of: Design) -> Block | None:
     return next((b for b in of.blocks if b.kind == "moments" and len(b.columns) > 1), None)
 
 
-def order_of(of: Design, index: int, found: Counts) -> list[int] | None:
+def order_of(of: Design, index: int, cells: Counts) -> list[int] | None:
     """The cells of a number in the order of their values; None for a category."""
     if isinstance(of.columns[index], CategoryColumn):
         return None
-    return ranks(of, index, found).order
+    return ranks(of, index, cells).order
 
 
 def by_column(
@@ -138,7 +138,7 @@ def by_column(
     table: dict[int, dict[str, Counts]] = {}
     for index in range(len(of.columns)):
         for site, (sums, std) in released.items():
-            found = counts(of, index, sums, std)
-            if found is not None:
-                table.setdefault(index, {})[site] = found
+            cells = counts(of, index, sums, std)
+            if cells is not None:
+                table.setdefault(index, {})[site] = cells
     return table

@@ -35,27 +35,27 @@ def to_html(content: Mapping[str, Any], *, noiseless: bool = False) -> str:
     )
 
 
-def share(found: Mapping[str, Any] | None) -> str:
+def share(interval: Mapping[str, Any] | None) -> str:
     """A share in per cent with its interval."""
-    if found is None:
+    if interval is None:
         return "lost in the noise"
-    value, low, high = (100 * found[key] for key in ("value", "low", "high"))
+    value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
     return f"{value:.1f} %" if low == high else f"{value:.1f} % ({low:.1f} to {high:.1f})"
 
 
-def number(found: Mapping[str, Any] | None) -> str:
+def number(interval: Mapping[str, Any] | None) -> str:
     """A value of a column with its interval; a date is a text already."""
-    if found is None:
+    if interval is None:
         return "lost in the noise"
-    value, low, high = (_figure(found[key]) for key in ("value", "low", "high"))
+    value, low, high = (_figure(interval[key]) for key in ("value", "low", "high"))
     return value if low == high else f"{value} ({low} to {high})"
 
 
-def count(found: Mapping[str, Any] | None) -> str:
+def count(interval: Mapping[str, Any] | None) -> str:
     """A number of rows with its interval."""
-    if found is None:
+    if interval is None:
         return "lost in the noise"
-    value, low, high = (round(found[key]) for key in ("value", "low", "high"))
+    value, low, high = (round(interval[key]) for key in ("value", "low", "high"))
     return f"{value:,}" if low == high else f"{value:,} ({low:,} to {high:,})"
 
 

@@ -21,14 +21,14 @@ def releases(plan: Plan) -> list[Item]:
 
 def questions(plan: Plan) -> list[Item]:
     """What was asked, column by column."""
-    asked = plan.statistics
-    if asked is None:
+    requested = plan.statistics
+    if requested is None:
         return []
     facts: list[Item] = []
-    for name, words in sorted(asked.columns.items()):
+    for name, words in sorted(requested.columns.items()):
         facts.append({"what": f"Column {name}", "value": ", ".join(words)})
-    if asked.correlation:
-        facts.append({"what": "Correlations", "value": ", ".join(asked.correlation)})
+    if requested.correlation:
+        facts.append({"what": "Correlations", "value": ", ".join(requested.correlation)})
     return facts
 
 
@@ -147,8 +147,8 @@ def fairness_of(source: Source) -> dict[str, Any]:
     return {"words": words, "groups": rows}
 
 
-def _figures(found: Mapping[str, Any] | None, scale: int, digits: int) -> str:
-    if found is None:
+def _figures(interval: Mapping[str, Any] | None, scale: int, digits: int) -> str:
+    if interval is None:
         return "–"
-    value, low, high = (float(found[key]) * scale for key in ("value", "low", "high"))
+    value, low, high = (float(interval[key]) * scale for key in ("value", "low", "high"))
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

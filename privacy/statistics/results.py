@@ -104,14 +104,14 @@ class Results:
 
 def differences(of: Design, released: Mapping[str, tuple[Floats, float]]) -> list[dict[str, Any]]:
     """Whether the sites differ, column by column."""
-    found = []
+    differing = []
     for index, by_site in by_column(of, released).items():
         order = order_of(of, index, next(iter(by_site.values())))
         one = difference(of.columns[index].name, by_site, order)
         if one is not None:
             facts = {"column": one.column, "p": one.p, "differ": one.differ, "level": LEVEL}
-            found.append(facts | {"sites": list(one.sites)})
-    return found
+            differing.append(facts | {"sites": list(one.sites)})
+    return differing
 
 
 def read_results(path: Path) -> Results:

@@ -34,16 +34,16 @@ def _files(found: Distribution, name: str) -> list[tuple[str, str]]:
     rows = csv.reader((found.read_text("RECORD") or "").splitlines())
     listed = [(PurePosixPath(row[0]), row[1]) for row in rows if len(row) == 3 and row[1]]
     made_here = ("INSTALLER", "REQUESTED", "direct_url.json")
-    kept = [
+    files = [
         (path.as_posix(), hashed)
         for path, hashed in listed
         if ".." not in path.parts
         and path.suffix != ".pyc"
         and not (path.parts[0].endswith(".dist-info") and path.name in made_here)
     ]
-    if not kept:
+    if not files:
         raise PackageError(f"{name}: must be installed from a wheel, which records its files")
-    return kept
+    return files
 
 
 def _digest(found: Distribution, path: str, hashed: str) -> str:

@@ -20,13 +20,13 @@ def reading_part(package: Package) -> ast.Module:
     that nothing names either. All else that stands at the top is kept, with whatever it names.
     """
     tree = ast.parse(package.source)
-    waiting, kept, needed = list(tree.body), set[int](), set(READING)
+    waiting, needed_parts, needed = list(tree.body), set[int](), set(READING)
     while more := [one for one in waiting if not (names := _left_out(one)) or names & needed]:
-        kept |= {id(one) for one in more}
+        needed_parts |= {id(one) for one in more}
         for one in more:
             needed |= {node.id for node in ast.walk(one) if isinstance(node, ast.Name)}
-        waiting = [one for one in waiting if id(one) not in kept]
-    return ast.Module([one for one in tree.body if id(one) in kept], [])
+        waiting = [one for one in waiting if id(one) not in needed_parts]
+    return ast.Module([one for one in tree.body if id(one) in needed_parts], [])
 
 
 def loads_torch(part: ast.Module) -> bool:

@@ -106,8 +106,8 @@ def make_app(folder: Path) -> App:
         elif scope["method"] != "GET":
             status, body, headers = 405, b"must be GET", (*_HEADERS, (b"allow", b"GET, HEAD"))
         elif path == "/state":
-            asked = parse_qs(scope["query_string"].decode("latin-1"))
-            run, since = (asked.get(name, [""])[0] for name in ("run", "since"))
+            query = parse_qs(scope["query_string"].decode("latin-1"))
+            run, since = (query.get(name, [""])[0] for name in ("run", "since"))
             body, kind = await asyncio.to_thread(state, run, since), b"application/json"
         else:
             body, kind = contents[path]

@@ -153,7 +153,7 @@ def round_line(
     out, and the line says "diverged".
     """
     sites = {}
-    late = {a.site: made for made, a in record.late if a.status == "trained"}
+    late = {a.site: number for number, a in record.late if a.status == "trained"}
     for _, answer in record.late:
         if plan.private and answer.events:
             paid = spent(answer.events, plan.required_delta)

@@ -83,9 +83,9 @@ class _Round:
     def ring(self) -> Ring:
         return ring_of(self.job.plan, sum(a.size for a in self.state.weights.values()))
 
-    def able(self, asked: Collection[str]) -> set[str]:
+    def able(self, sites: Collection[str]) -> set[str]:
         """Those of the sites asked that have not failed in this round."""
-        return set(asked) - self.failed
+        return set(sites) - self.failed
 
     def list_of(self, able: Collection[str]) -> tuple[PartyList | None, dict[str, SignedShares]]:
         """A list that every party on it has signed, with all their shares; None where one fails."""
@@ -207,12 +207,12 @@ class _Round:
         keep: bool = False,
     ) -> dict[str, T]:
         """Everybody's answer to one step; who fails is recorded, unless `keep`: it is in it."""
-        found: dict[str, T] = {}
+        answers: dict[str, T] = {}
         pending = self.post(names, lambda node, request: step(self.job.grid, node, request, fields))
         for request, reply in self.answers(pending):
             site = request.site
             try:
-                found[site] = read(site, read_step(reply, request))
+                answers[site] = read(site, read_step(reply, request))
             except Declined as error:
                 self.fail(site, str(error), keep, status="declined")
             except ReplyError as error:
@@ -223,7 +223,7 @@ class _Round:
                 self.fail(site, error.code, keep)
         for request in pending.values():
             self.fail(request.site, NO_ANSWER, keep)
-        return found
+        return answers
 
     def fail(self, site: str, reason: str, keep: bool = False, status: str = "failed") -> None:
         """Record why a site is left out; a site whose update is in the sum stays as it is."""

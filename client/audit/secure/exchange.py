@@ -127,10 +127,10 @@ class Exchange:
     def step(self, name: str, fields: Mapping[str, str]) -> str:
         """A party's answer to a message without weights."""
         reply = answer_step(self.sites[name], RecordDict({REQUEST: self._request(name, fields)}))
-        said = reply.config_records[REPLY]
-        if said["status"] != "ready":
-            raise RefusedStep(str(said["reason"]))
-        return str(said["message"])
+        record = reply.config_records[REPLY]
+        if record["status"] != "ready":
+            raise RefusedStep(str(record["reason"]))
+        return str(record["message"])
 
     def train(self, name: str, fields: Mapping[str, str]) -> Words:
         """A party's masked reply."""
@@ -141,9 +141,9 @@ class Exchange:
             {ARRAYS: ArrayRecord({"weights": array}), REQUEST: self._request(name, fields)}
         )
         reply = answer(self.sites[name], content)
-        said = reply.config_records[REPLY]
-        if said["status"] != "trained":
-            raise RefusedStep(str(said["reason"]))
+        record = reply.config_records[REPLY]
+        if record["status"] != "trained":
+            raise RefusedStep(str(record["reason"]))
         data = reply.array_records[ARRAYS]["update"].data
         count = sum(math.prod(shape) for shape in expected.values())
         words: Words = np.frombuffer(data, "<u4" if len(data) == 4 * count else "<u8").copy()

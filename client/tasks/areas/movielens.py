@@ -118,12 +118,12 @@ def _row(user: str, ratings: dict[str, float]) -> tuple[dict[str, NDArray[Any]],
 
 
 def _rows(ratings: dict[str, dict[str, float]]) -> Rows:
-    made = [_row(user, one) for user, one in ratings.items()]
+    vectors = [_row(user, one) for user, one in ratings.items()]
     x = {
-        name: torch.from_numpy(np.stack([row[name] for row, _ in made]))
+        name: torch.from_numpy(np.stack([row[name] for row, _ in vectors]))
         for name in ("films", "ratings", "known")
     }
-    y = torch.from_numpy(np.stack([one for _, one in made]))
+    y = torch.from_numpy(np.stack([one for _, one in vectors]))
     return Rows(x, y, None, torch.tensor([number_of(user.encode()) for user in ratings]))
 
 
@@ -148,8 +148,8 @@ def read(path: Path, labels: bool) -> Iterator[tuple[Rows, Piece]]:
 
 def loss(outputs: Tensor, y: Tensor) -> Tensor:
     """The mean squared error of each user's hidden ratings [B]; 0 for a user without any."""
-    asked = y[..., 1]
-    return ((outputs - y[..., 0]) ** 2 * asked).sum(1) / asked.sum(1).clamp(min=1)
+    hidden = y[..., 1]
+    return ((outputs - y[..., 0]) ** 2 * hidden).sum(1) / hidden.sum(1).clamp(min=1)
 
 
 def metrics(outputs: Tensor, y: Tensor) -> dict[str, float]:

@@ -65,10 +65,10 @@ class Backbone:
     def folder(self) -> Path:
         """The folder of its files, once their digest is the schema's; TaskError."""
         folder = _place(self.name)
-        found = digest_of(folder)
-        if found != self.digest:
+        digest = digest_of(folder)
+        if digest != self.digest:
             raise TaskError(
-                f"backbone {self.name}: digest must be {self.digest}, the one here is {found}"
+                f"backbone {self.name}: digest must be {self.digest}, the one here is {digest}"
             )
         return folder
 
