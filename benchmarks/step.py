@@ -20,6 +20,20 @@ from typing import Any
 
 import torch
 from contenders.models import Language, Vision, resnet
+from contenders.step_models import (
+    Clicks,
+    Recurrent,
+    Sequence,
+    Text,
+    TextCnn,
+    audio,
+    cifar_cnn,
+    logistic,
+    lora,
+    mlp,
+    mnist_cnn,
+    wide_mlp,
+)
 from opacus.grad_sample import prepare_module
 from opacus.optimizers import get_optimizer_class
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
@@ -36,76 +50,6 @@ from privacy.contract.plan import Plan
 from privacy.mechanism import noise
 
 
-class Text(nn.Module):
-    """Mean of embeddings, as in fastText."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.head = nn.Embedding(10_000, 64), nn.Linear(64, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of tokens [B, 32]."""
-        return self.head(self.table(x).mean(1))
-
-
-class Sequence(nn.Module):
-    """An LSTM over embedded tokens, Opacus' own or torch's."""
-
-    def __init__(self, private: bool) -> None:
-        super().__init__()
-        from opacus.layers import DPLSTM
-
-        self.table = nn.Embedding(1000, 32)
-        self.cell = (DPLSTM if private else nn.LSTM)(32, 64, batch_first=True)
-        self.head = nn.Linear(64, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of tokens [B, 32]."""
-        return self.head(self.cell(self.table(x))[0][:, -1])
-
-
-def mlp(_: bool) -> nn.Module:
-    """One hidden layer."""
-    return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
-
-
-def logistic(_: bool) -> nn.Module:
-    """Softmax regression."""
-    return nn.Linear(784, 10)
-
-
-def mnist_cnn(_: bool) -> nn.Module:
-    """The network of Opacus' and TensorFlow Privacy's MNIST tutorials."""
-    return nn.Sequential(
-        *(nn.Conv2d(1, 16, 8, 2, padding=3), nn.Tanh(), nn.MaxPool2d(2, 1)),
-        *(nn.Conv2d(16, 32, 4, 2), nn.Tanh(), nn.MaxPool2d(2, 1)),
-        *(nn.Flatten(), nn.Linear(32 * 4 * 4, 32), nn.Tanh(), nn.Linear(32, 10)),
-    )
-
-
-def cifar_cnn(_: bool) -> nn.Module:
-    """Six convolutions with GroupNorm, 550,000 parameters."""
-    layers: list[nn.Module] = []
-    for i, o, pool in [
-        (3, 32, 0),
-        (32, 32, 1),
-        (32, 64, 0),
-        (64, 64, 1),
-        (64, 128, 0),
-        (128, 128, 1),
-    ]:
-        layers += [nn.Conv2d(i, o, 3, padding=1), nn.GroupNorm(min(32, o // 4), o), nn.ReLU()]
-        layers += [nn.AvgPool2d(2)] * pool
-    return nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(128 * 4 * 4, 128), nn.ReLU(), nn.Linear(128, 10)
-    )
-
-
-def wide_mlp(_: bool) -> nn.Module:
-    """21 million weights in two layers."""
-    return nn.Sequential(nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000))
-
-
 @dataclass(frozen=True)
 class Case:
     build: Callable[[bool], nn.Module]
@@ -119,16 +63,21 @@ class Case:
 
 
 CASES = {
-    "mlp": Case(mlp, 256, (784,), 60_000, 50, 1.3),
-    "logistic": Case(logistic, 256, (784,), 60_000, 20, None),
+    "mlp": Case(mlp, 256, (784,), 60_000, 50, 1.25),
+    "logistic": Case(logistic, 256, (784,), 60_000, 20, 1.5),
     "mnist-cnn": Case(mnist_cnn, 256, (1, 28, 28), 60_000, 5, 1.4),
     "text": Case(lambda _: Text(), 256, (32,), 60_000, 50, 2.0, tokens=10_000, classes=4),
     "cifar-cnn": Case(cifar_cnn, 64, (3, 32, 32), 10_000, 2, 2.0),
-    "resnet-18": Case(lambda _: resnet((2, 2, 2, 2), 64), 16, (3, 32, 32), 1000, 2, 2.0),
-    "vit-tiny": Case(lambda _: Vision(), 32, (3, 32, 32), 1000, 2, 1.5),
-    "gpt": Case(lambda _: Language(), 16, (128,), 1000, 2, 1.5, tokens=4096),
-    "mlp-4096": Case(wide_mlp, 128, (4096,), 1000, 2, 1.5, classes=1000),
-    "lstm": Case(Sequence, 64, (32,), 10_000, 2, None, tokens=1000, classes=4),
+    "lstm": Case(Sequence, 64, (32,), 10_000, 5, 2.5, tokens=1000, classes=4),
+    "gru": Case(Recurrent, 64, (32,), 10_000, 5, 1.8, tokens=1000, classes=4),
+    "text-cnn": Case(lambda _: TextCnn(), 64, (64,), 10_000, 5, 1.3, tokens=10_000, classes=4),
+    "audio": Case(audio, 32, (1, 8000), 1000, 5, 1.25),
+    "dlrm": Case(lambda _: Clicks(100_000), 256, (8,), 60_000, 5, 1.5, tokens=100_000, classes=2),
+    "mlp-4096": Case(wide_mlp, 128, (4096,), 1000, 5, 1.5, classes=1000),
+    "lora": Case(lora, 16, (128,), 1000, 5, 1.1, tokens=4096),
+    "gpt": Case(lambda _: Language(), 16, (128,), 1000, 5, 1.5, tokens=4096),
+    "vit-tiny": Case(lambda _: Vision(), 32, (3, 32, 32), 1000, 5, 1.5),
+    "resnet-18": Case(lambda _: resnet((2, 2, 2, 2), 64), 16, (3, 32, 32), 1000, 5, 2.0),
 }
 
 
@@ -161,6 +110,11 @@ def main() -> None:
             "ratios": relative,
             "steps": case.steps,
         }
+        print(
+            name,
+            {k: f"{r[1]:.2f} ({r[0]:.2f}-{r[2]:.2f})" for k, r in relative.items()},
+            flush=True,
+        )
         if chosen.memory:
             result["models"][name]["MB"] = {k: peak_growth(run) for k, run in runs.items()}
             print(name, "peak growth, MB:", result["models"][name]["MB"], flush=True)
@@ -229,7 +183,8 @@ def contenders(case: Case, *, opacus: bool, half: bool = False) -> dict[str, Cal
 def plain(case: Case, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], None]:
     """Eager SGD."""
     model = case.build(False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.01)
 
     def turn() -> None:
         for x, y in batches:

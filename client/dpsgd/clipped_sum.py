@@ -242,7 +242,7 @@ class BatchSum:
     def __init__(self, trained: Sequence[nn.Parameter], slack: float) -> None:
         """`slack`: see `privacy.mechanism.sensitivity.rows_per_block`."""
         self._trained, self._slack = list(trained), slack
-        self.gradient = torch.cat([torch.zeros_like(p).reshape(-1) for p in trained])
+        self.gradient = trained[0].new_zeros(sum(p.numel() for p in trained), requires_grad=False)
         self._gradients = self.by_parameter(self.gradient)
         self._wide: Tensor | None = None
         self.begin(0)

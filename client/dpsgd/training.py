@@ -158,7 +158,7 @@ def train(
             optimizer.step()
             if on_step is not None:
                 on_step(step, drawn, optimizer)
-    update = {name: (p.detach() - old[name]).cpu().numpy() for name, p in named.items()}
+    update = {name: old[name].neg_().add_(p.detach()).cpu().numpy() for name, p in named.items()}
     return Trained(update, steps)
 
 

@@ -64,7 +64,7 @@ def _inside(excess: Callable[[float], float], low: float, high: float) -> float:
     return root
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 15)  # more than the rounds of a long run, which a report asks in turn
 def rdp_epsilon(segments: tuple[Segment, ...], delta: float) -> float:
     """Epsilon by Rényi differential privacy; infinite where no order bounds it.
 
@@ -104,7 +104,7 @@ def _quiet(record: logging.LogRecord) -> bool:
     return "failed to converge" not in record.getMessage()
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 15)
 def pld_epsilon(segments: tuple[Segment, ...], delta: float, coarser: float = 1.0) -> float:
     """The smaller of two upper bounds of epsilon: by discretised losses, and by Rényi's.
 

@@ -24,6 +24,8 @@ FALSE_ALARM: Final = 1e-6
 """The probability that any honest reply of a round is called too quiet or too loud, at most."""
 _FEWEST: Final = 64
 """Arrays with fewer numbers are judged only as parts of the whole."""
+_BLOCK: Final = 1 << 15
+"""Numbers looked at together; even, so that every pair lies in one block."""
 _INTERVAL: Final = 0.5
 _WITHIN: Final = math.erf(_INTERVAL / math.sqrt(2))
 """How probable it is that noise lies within so many of its standard deviations."""
@@ -50,14 +52,53 @@ def too_quiet(
     `error` bounds what rounding (also on the way) has changed in each number. The whole is judged,
     and each array of at least 64 numbers.
     """
-    flat = [np.asarray(a, np.float64).reshape(-1) for a in arrays]
-    parts = [np.concatenate(flat), *(a for a in flat if a.size >= _FEWEST)]
+    figures = [Figures.of(a, (_INTERVAL - error / law.last) * law.last) for a in arrays]
+    parts = [sum(figures, Figures()), *(f for f in figures if f.size >= _FEWEST)]
     x = math.log(3 * len(parts) / chance)
     return any(
         lengthened < least
         for part in parts
-        for lengthened, least in _scores(part / law.last, error / law.last, x)
+        for lengthened, least in _scores(part, law.last, error / law.last, x)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is looked at of some numbers: how many they are, and how many pairs of neighbours.
+
+    `square` is the sum of their squares, `apart` that of their pairs' differences, `outside` how
+    many lie outside the interval.
+    """
+
+    size: int = 0
+    pairs: int = 0
+    square: float = 0.0
+    apart: float = 0.0
+    outside: int = 0
+
+    @classmethod
+    def of(cls, array: NDArray[Any], interval: float) -> "Figures":
+        """In one pass, a block that fits the cache at a time."""
+        flat = np.asarray(array).reshape(-1)
+        square = apart = 0.0
+        outside = 0
+        for at in range(0, flat.size, _BLOCK):
+            block = flat[at : at + _BLOCK].astype(np.float64)
+            even = block[: block.size - block.size % 2].reshape(-1, 2)
+            difference = even[:, 0] - even[:, 1]
+            square += float(np.dot(block, block))
+            apart += float(np.dot(difference, difference))
+            outside += int(np.count_nonzero(np.abs(block, out=block) > interval))
+        return cls(flat.size, flat.size // 2, square, apart, outside)
+
+    def __add__(self, other: "Figures") -> "Figures":
+        return Figures(
+            self.size + other.size,
+            self.pairs + other.pairs,
+            self.square + other.square,
+            self.apart + other.apart,
+            self.outside + other.outside,
+        )
 
 
 def too_loud(norm: float, numbers: int, law: HonestUpdate, *, error: float, chance: float) -> bool:
@@ -71,17 +112,15 @@ def too_loud(norm: float, numbers: int, law: HonestUpdate, *, error: float, chan
     return norm > law.signal + loudest + error * math.sqrt(numbers)
 
 
-def _scores(part: NDArray[np.float64], error: float, x: float) -> Iterator[tuple[float, float]]:
+def _scores(part: Figures, last: float, error: float, x: float) -> Iterator[tuple[float, float]]:
     """Of each test the statistic and the least that is honest, each but with chance exp(-x)."""
     d = part.size
-    yield float(np.linalg.norm(part)) + error * math.sqrt(d), _shortest(d, x)
-    pairs = part[: d - d % 2].reshape(-1, 2)
-    apart = (pairs[:, 0] - pairs[:, 1]) / math.sqrt(2)
-    yield float(np.linalg.norm(apart)) + error * math.sqrt(d), _shortest(d // 2, x)
+    yield math.sqrt(part.square) / last + error * math.sqrt(d), _shortest(d, x)
+    apart = math.sqrt(part.apart / 2) / last
+    yield apart + error * math.sqrt(2 * part.pairs), _shortest(part.pairs, x)
     # Bernstein's inequality: of d numbers at most so many lie within the interval.
     most = d * _WITHIN + math.sqrt(2 * d * _WITHIN * (1 - _WITHIN) * x) + x / 3
-    outside = np.count_nonzero(np.abs(part) > _INTERVAL - error)
-    yield float(outside), d - most
+    yield float(part.outside), d - most
 
 
 def _shortest(d: int, x: float) -> float:

@@ -1,6 +1,7 @@
 """One ledger's spending in one run, round by round."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Final
 
 from privacy.accounting.events import Event
@@ -36,3 +37,21 @@ class Account:
     def events(self) -> tuple[Event, ...]:
         """The whole life of the ledger, other runs included."""
         return self.past + self.run
+
+
+class Tally:
+    """Releases so far, equal ones counted together: what a long run spent is asked every round."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.totals: dict[Event, int] = {}
+        self.add(events)
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Count these too, however their repetitions are grouped."""
+        for event in events:
+            one = event if event.count == 1 else replace(event, count=1)
+            self.totals[one] = self.totals.get(one, 0) + event.count
+
+    def events(self) -> tuple[Event, ...]:
+        """Each release once, with its count."""
+        return tuple(replace(event, count=count) for event, count in self.totals.items())

@@ -1,13 +1,13 @@
 """What was said of a run against what was recounted: each misfit is a problem in the report."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from privacy.accounting.epsilon import spent
-from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
-from privacy.report.accounts import TOLERANCE, Account, Row
+from privacy.report.accounts import TOLERANCE, Account, Row, Tally
 from privacy.report.sources import Problem, Source
 
 
@@ -27,7 +27,7 @@ def against_history(
         return []  # said already, and nothing to compare with
     problems: list[Problem] = []
     recounted = {row.round: row for row in account.rows}
-    once: tuple[Event, ...] = ()
+    once, each = Tally(), len(plan.events_of_round(account.name))
     latest = 0.0
     for index, line in enumerate(source.history, start=1):
         row = recounted.get(line["round"])
@@ -35,7 +35,7 @@ def against_history(
             continue
         late = [line.get("late", {}).get(site) for site in account.covers]
         for one in (row if row.status == "trained" else None, *map(recounted.get, late)):
-            once += one.events[: len(plan.events_of_round(account.name))] if one else ()
+            once.add(one.events[:each] if one else ())
         for site in account.covers:
             answer = line["sites"].get(site)
             if answer is None:
@@ -52,7 +52,7 @@ def against_history(
                 (known := _known(account, line["round"], latest, stated)) is not None
             ):
                 latest = known  # what was spent on a reply that has not come shows with the next
-            elif abs(stated - spent(once, plan.required_delta)) <= TOLERANCE:
+            elif abs(stated - spent(once.events(), plan.required_delta)) <= TOLERANCE:
                 notes.append(
                     f"{account.name}: rounds that were paid for and never completed are in the "
                     "ledger and in this report's totals, not in the history's"
@@ -78,12 +78,11 @@ def _stated(
         return []
     problems: list[Problem] = []
     marginal = answer.get("epsilon_round")
-    once = row.events[: len(plan.events_of_round(name))]
-    alone = spent(once, plan.required_delta)
     if marginal is None or (
         abs(marginal - row.epsilon_round) > TOLERANCE
         and not 0 <= marginal <= spent(row.events, plan.required_delta) + TOLERANCE
     ):
+        alone = spent(row.events[: len(plan.events_of_round(name))], plan.required_delta)
         message = f"epsilon_round {marginal} is stated, the round by itself costs {alone:.6g}"
         problems.append(Problem("epsilon-differs", place, message))
     if answer.get("delta") is not None and answer["delta"] != plan.required_delta:
@@ -110,7 +109,8 @@ def two_accountants(source: Source, account: Account, delta: float) -> list[Prob
 
 def _reached(account: Account, number: int) -> float:
     """What an account had spent after a round; who was not asked in it keeps what it had."""
-    return next((row.epsilon for row in reversed(account.rows) if row.round <= number), 0.0)
+    at = bisect_right(account.rows, number, key=lambda row: row.round)
+    return account.rows[at - 1].epsilon if at else 0.0
 
 
 def within_limit(source: Source, plan: Plan, account: Account) -> list[Problem]:

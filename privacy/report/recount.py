@@ -13,7 +13,7 @@ from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event, EventError
 from privacy.accounting.segments import AccountingError
 from privacy.contract.plan import Plan, PlanError
-from privacy.report.accounts import TOLERANCE, Account, Row
+from privacy.report.accounts import TOLERANCE, Account, Row, Tally
 from privacy.report.consistency import (
     against_history,
     answer_of,
@@ -128,17 +128,21 @@ def _from_book(
             problems.append(Problem("entry-missing", where, message))
     planned = plan.events_of_round(name)
     rows: list[Row] = []
-    before: tuple[Event, ...] = ()
-    for number in sorted({*answers, *(e.round for e in mine)}):
-        paid = tuple(e.event for e in mine if e.round == number)
+    by_round: dict[int, list[Event]] = {}
+    for entry in mine:
+        by_round.setdefault(entry.round, []).append(entry.event)
+    so_far, before = Tally(), 0.0
+    for number in sorted({*answers, *by_round}):
+        paid = tuple(by_round.get(number, ()))
         alone = "spent" if source.kind == SITE else "unfinished"
         status = answers.get(number, {"status": alone, "reason": None})
         if status["status"] == "trained" and paid:
             problems += _weaker(paid, planned, f"{where} round {number}")
-        rows.append(_row(number, status, before, paid, plan.required_delta))
-        before += paid
+        so_far.add(paid)
+        rows.append(_row(number, status, before, paid, so_far, plan.required_delta))
+        before = rows[-1].epsilon
     past = tuple(e.event for e in entries if e.run != source.run_id)
-    return Account(name, covers, "ledger", tuple(rows), past, before)
+    return Account(name, covers, "ledger", tuple(rows), past, so_far.events())
 
 
 def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) -> Account:
@@ -146,7 +150,8 @@ def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) 
     where = f"{source.name}/heads/{site}.jsonl"
     heads = [h for h in source.heads.get(site, ()) if h.get("run") == source.run_id]
     rows: list[Row] = []
-    before: tuple[Event, ...] = ()
+    by_round = {head.get("round"): head for head in heads}
+    so_far, before = Tally(), 0.0
     reached = -1
     for line in source.history:
         if site not in line["sites"]:
@@ -154,23 +159,25 @@ def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) 
         status, number = answer_of(line, (site,)), line["round"]
         paid: tuple[Event, ...] = ()
         if status["status"] == "trained":
-            head = next((h for h in reversed(heads) if h.get("round") == number), None)
+            head = by_round.get(number)
             place = f"{where} round {number}"
             if head is None:
                 message = f"round {number} was trained, but no head was counter-signed for it"
                 problems.append(Problem("entry-missing", where, message))
                 paid = _planned(plan, site, place, problems)
             else:
-                paid = _added_by(head, before, place, problems)
+                paid = _added_by(head, so_far, place, problems)
                 problems += _weaker(paid, _planned(plan, site, place, problems), place)
                 grown = head["n"] - (reached if reached >= 0 else head["n"] - len(head["leaves"]))
                 if grown < sum(event.count for event in paid):
                     message = f"the ledger grew by {grown} entries, more releases were told"
                     problems.append(Problem("entry-missing", place, message))
                 reached = head["n"]
-        rows.append(_row(number, status, before, paid, plan.required_delta))
-        before += paid
-    return Account(site, (site,), "plan and counter-signed heads", tuple(rows), (), before)
+        so_far.add(paid)
+        rows.append(_row(number, status, before, paid, so_far, plan.required_delta))
+        before = rows[-1].epsilon
+    derived = "plan and counter-signed heads"
+    return Account(site, (site,), derived, tuple(rows), (), so_far.events())
 
 
 def _planned(plan: Plan, site: str, where: str, problems: list[Problem]) -> tuple[Event, ...]:
@@ -182,7 +189,7 @@ def _planned(plan: Plan, site: str, where: str, problems: list[Problem]) -> tupl
 
 
 def _added_by(
-    head: Mapping[str, Any], before: tuple[Event, ...], where: str, problems: list[Problem]
+    head: Mapping[str, Any], so_far: Tally, where: str, problems: list[Problem]
 ) -> tuple[Event, ...]:
     """The run's events that a head adds to those before; a head tells all of the run so far."""
     try:
@@ -190,7 +197,7 @@ def _added_by(
     except (EventError, KeyError, TypeError):
         problems.append(Problem("event-unknown", where, "expected the run's events in the head"))
         return ()
-    known = counted(before)
+    known = so_far.totals
     if any(totals.get(event, 0) < count for event, count in known.items()):
         message = "the events told no longer hold those told before"
         problems.append(Problem("event-differs", where, message))
@@ -200,11 +207,7 @@ def _added_by(
 
 def counted(events: Iterable[Event]) -> dict[Event, int]:
     """How often each release was made, however the repetitions were grouped."""
-    totals: dict[Event, int] = {}
-    for event in events:
-        one = replace(event, count=1)
-        totals[one] = totals.get(one, 0) + event.count
-    return totals
+    return Tally(events).totals
 
 
 def _weaker(paid: Sequence[Event], planned: Sequence[Event], where: str) -> list[Problem]:
@@ -231,17 +234,19 @@ def _weaker(paid: Sequence[Event], planned: Sequence[Event], where: str) -> list
 def _row(
     number: int,
     status: Mapping[str, Any],
-    before: tuple[Event, ...],
+    before: float,
     paid: tuple[Event, ...],
+    so_far: Tally,
     delta: float,
 ) -> Row:
-    epsilon = spent(before + paid, delta)
+    """A round's line: the epsilon `before` it, what was paid in it, and all `so_far` with that."""
+    epsilon = spent(so_far.events(), delta) if paid else before
     return Row(
         number,
         str(status["status"]),
         status.get("reason"),
         paid,
-        max(0.0, epsilon - spent(before, delta)) if math.isfinite(epsilon) else epsilon,
+        max(0.0, epsilon - before) if math.isfinite(epsilon) else epsilon,
         epsilon,
     )
 

@@ -16,6 +16,7 @@ from privacy.accounting.segments import Budget
 from privacy.contract.decision import alone
 from privacy.contract.plan import Plan
 from privacy.ledger.entries import Entry
+from privacy.report.accounts import Tally
 from privacy.report.recount import Account, Reckoning
 
 DELTAS: Final = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8)
@@ -134,9 +135,11 @@ def left(limit: Budget | None, events: Sequence[Event]) -> float | str | None:
 def table(account: Account, limit: Budget | None) -> list[dict[str, Any]]:
     """G: a line a round: what was released, its cost by itself and so far, what is left."""
     lines: list[dict[str, Any]] = []
-    so_far = account.past
+    so_far, remaining = Tally(account.past), left(limit, account.past)
     for row in account.rows:
-        so_far += row.events
+        if row.events and limit is not None:
+            so_far.add(row.events)
+            remaining = left(limit, so_far.events())
         lines.append(
             {
                 "round": row.round,
@@ -148,7 +151,7 @@ def table(account: Account, limit: Budget | None) -> list[dict[str, Any]]:
                 ],
                 "epsilon_round": number(row.epsilon_round),
                 "epsilon": number(row.epsilon),
-                "left": left(limit, so_far),
+                "left": remaining,
             }
         )
     return lines
@@ -159,23 +162,26 @@ def life(
 ) -> dict[str, Any]:
     """The life of one data set's budget: what each run took of it, in the ledger's order."""
     runs: list[dict[str, Any]] = []
-    so_far: tuple[Event, ...] = ()
+    tally, total = Tally(), 0.0
     at = limit.delta if limit is not None else delta
-    for run in dict.fromkeys(e.run for e in entries):
-        events = tuple(e.event for e in entries if e.run == run)
-        before = spent(so_far, at)
-        so_far += events
-        total = spent(so_far, at)
+    by_run: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_run.setdefault(entry.run, []).append(entry)
+    for run, its_entries in by_run.items():
+        events = Tally(e.event for e in its_entries).events()
+        tally.add(events)
+        before, total = total, spent(tally.events(), at)
         runs.append(
             {
                 "run": run,
-                "rounds": len({e.round for e in entries if e.run == run}),
-                "entries": len(events),
+                "rounds": len({e.round for e in its_entries}),
+                "entries": len(its_entries),
                 "epsilon_alone": number(spent(events, at)),
                 "epsilon_added": number(total - before if math.isfinite(total) else total),
                 "epsilon_so_far": number(total),
             }
         )
+    so_far = tally.events()
     epsilon = spent(so_far, at)
     pairs = profile(so_far) if math.isfinite(epsilon) else ()
     return {

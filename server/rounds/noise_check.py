@@ -45,7 +45,7 @@ def check_noise(answer: Answer, plan: Plan, number: int, *, largest: float, site
     law = honest_update(plan, answer.site, planned[0], sigma, number, chance=chance)
     arrays = list(answer.arrays.values())
     numbers = sum(a.size for a in arrays)
-    highest = max(float(np.abs(a).max(initial=0)) for a in arrays)
+    highest = max(float(max(a.max(initial=0), -a.min(initial=0))) for a in arrays)
     error = _WIRE[plan.wire] * highest + _SINGLE * (largest + highest)
     if too_quiet(arrays, law, error=error, chance=2 * chance):
         raise ReplyError("too-quiet")
