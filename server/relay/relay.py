@@ -6,8 +6,8 @@ round is kept in the process alone: where it is asked again, after a kill, the s
 their storage, and nothing is paid twice.
 """
 
-import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Event as Flag
@@ -16,12 +16,10 @@ from typing import Any, Final
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from privacy.arrays import Arrays, WireError, decode_any, encode
-from privacy.contract.plan import Plan, PlanError
-from privacy.contract.plan_file import from_json
+from privacy.arrays import encode
+from privacy.contract.plan import Plan
 from privacy.identity.keys import sign
 from server.registry.heads import HeadBook, last_head
-from server.registry.relays import needs_single_replies
 from server.registry.sites import Home
 from server.relay.message import (
     FIELD,
@@ -36,11 +34,18 @@ from server.relay.message import (
     encode_proposed,
 )
 from server.relay.relay_heads import RelayHeads
+from server.relay.request import (
+    Refusal,
+    RoundRequest,
+    read_request,
+    read_weights,
+    request_fields,
+)
 from server.rounds.aggregation import State, Totals, added
 from server.rounds.collection import hand_out, updates_of
 from server.rounds.history import RoundRecord
 from server.rounds.job import Attempts, Interrupted, Job, Model
-from server.rounds.messages import ARRAYS, REPLY, REQUEST, STYPE, Answer, ReplyError, Request
+from server.rounds.messages import ARRAYS, REPLY, STYPE, Answer, ReplyError, Request
 from server.rounds.run_folder import FolderError, RunFolder
 from server.rounds.site_grid import SiteGrid
 from server.service.attendance import AWAY, NOT_ASKED, attendance
@@ -49,28 +54,13 @@ from server.service.proposals import Proposals
 from server.service.queue import Queue, QueueError, SiteAnswer
 from server.service.status import StatusBoard
 
-_RUN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HAND_OUT_SECONDS: Final = 20.0
+_LOOK_SECONDS: Final = 0.1
+_RETURN_SECONDS: Final = 15.0
+"""How long after its own start a relay waits for the sites that a round asks: they dial again with
+pauses of at most 10 s, and may have paid for this very round."""
 
 Log = Callable[..., None]
-
-
-class Refusal(Exception):
-    """The relay passes a request on to nobody; the coordinator is told a code."""
-
-    def __init__(self, code: str, *, status: str = "declined") -> None:
-        super().__init__(code)
-        self.code, self.status = code, status
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRequest:
-    """A coordinator's request as a value."""
-
-    run: str
-    round: int
-    plan: Plan
-    base: str
 
 
 @dataclass(slots=True)
@@ -86,6 +76,7 @@ class Relay:
     proposals: Proposals
     _overdue: dict[str, Request] = field(default_factory=dict)
     _run: str = ""
+    _start: float = field(default_factory=time.monotonic)
 
     @classmethod
     def over(
@@ -139,7 +130,7 @@ class Relay:
     def _reply(
         self, content: RecordDict, status: str, reason: str, arrays: ArrayRecord | None = None
     ) -> RecordDict:
-        fields = _fields(content)
+        fields = request_fields(content)
         run, number = fields.get("run"), fields.get("round")
         reply: dict[str, Any] = {
             "run": run if isinstance(run, str) else "",
@@ -153,9 +144,9 @@ class Relay:
 
     def trained(self, content: RecordDict) -> RecordDict:
         """One round with this relay's sites: the sum of their updates, and each one's answer."""
-        request = self._read(content)
+        request = read_request(content, self.name)
         try:
-            directions = Directions.from_text(_fields(content).get(FIELD))
+            directions = Directions.from_text(request_fields(content).get(FIELD))
         except ReplyError:
             raise Refusal("bad-request", status="failed") from None
         operation = replace(
@@ -164,7 +155,7 @@ class Relay:
             check_noise=directions.check_noise,
         )
         plan = replace(request.plan, operation=operation)
-        weights = _weights(content)
+        weights = read_weights(content)
         folder = self._folder(request)
         book = HeadBook(
             self.home.folder / "heads",
@@ -176,6 +167,7 @@ class Relay:
         heads = RelayHeads(book, directions.known())
         follower = self._follower(request)
         try:
+            self._wait_for(directions, follower)
             self._refresh(request, follower)
             able = self.able(plan, request.round) & directions.heads.keys()
             job = Job(
@@ -215,10 +207,10 @@ class Relay:
 
     def handed_out(self, content: RecordDict) -> RecordDict:
         """Give the released model to the sites; the run is over."""
-        request = self._read(content)
+        request = read_request(content, self.name)
         folder = self._folder(request)
         attempts = Attempts(hand_out=_HAND_OUT_SECONDS)
-        weights = _weights(content)
+        weights = read_weights(content)
         job = Job(
             *(request.plan, folder, self.grid, Model(lambda: weights)),
             attempts=attempts,
@@ -231,7 +223,7 @@ class Relay:
 
     def proposed(self, content: RecordDict) -> RecordDict:
         """What each site says to a plan: of all that are enrolled here, connected or not."""
-        request = self._read(content, proposal=True)
+        request = read_request(content, self.name, proposal=True)
         self.proposals.refresh(self.grid, request.plan, run=request.run, number=request.round)
         answers = self.queue.answers(request.plan.digest)
         connected = set(self.grid.names().values())
@@ -257,30 +249,18 @@ class Relay:
         answers = self.queue.answers(plan.digest)
         return attendance(self.enrolled(), connected, answers, number).able
 
+    def _wait_for(self, directions: Directions, follower: Follower) -> None:
+        """Soon after a start: until the round's sites are connected again."""
+        end = min(self._start + _RETURN_SECONDS, time.monotonic() + (directions.seconds or 1e9) / 2)
+        sites = directions.heads.keys()
+        while time.monotonic() < end and sites - set(self.grid.names().values()):
+            follower.waiting()
+            time.sleep(_LOOK_SECONDS)
+
     def _refresh(self, request: RoundRequest, follower: Follower) -> None:
         self.proposals.refresh(
             self.grid, request.plan, run=request.run, number=request.round, waiting=follower.waiting
         )
-
-    def _read(self, content: RecordDict, *, proposal: bool = False) -> RoundRequest:
-        """The request as a value; Refusal where it is none, or is for single replies."""
-        fields = _fields(content)
-        run, number, text = fields.get("run"), fields.get("round"), fields.get("plan")
-        base = fields.get("base", "")
-        known = isinstance(run, str) and (_RUN.fullmatch(run) or (proposal and run == ""))
-        if not known or not isinstance(text, str) or not isinstance(base, str):
-            raise Refusal("bad-request", status="failed")
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise Refusal("bad-request", status="failed")
-        try:
-            plan = from_json(text)
-        except PlanError:
-            raise Refusal("bad-request", status="failed") from None
-        if not 1 <= number <= plan.rounds or fields.get("site") != self.name:
-            raise Refusal("bad-request", status="failed")
-        if needs_single_replies(plan) is not None:
-            raise Refusal("output-not-allowed")
-        return RoundRequest(str(run), number, plan, base)
 
     def _folder(self, request: RoundRequest) -> RunFolder:
         """The run's folder and its line in the queue, by which an operator pauses or stops it."""
@@ -332,22 +312,6 @@ class Relay:
 
 def _refused(content: RecordDict) -> RecordDict:
     raise Refusal("bad-request", status="failed")
-
-
-def _fields(content: RecordDict) -> Mapping[str, Any]:
-    record = content.get(REQUEST)
-    return record if isinstance(record, ConfigRecord) else {}
-
-
-def _weights(content: RecordDict) -> Arrays:
-    record = content.get(ARRAYS)
-    array = record.get("weights") if isinstance(record, ArrayRecord) else None
-    if array is None or array.stype != STYPE or array.dtype != "uint8":
-        raise Refusal("bad-weights")
-    try:
-        return decode_any(array.data)
-    except WireError:
-        raise Refusal("bad-weights") from None
 
 
 def _array(data: bytes, stype: str) -> Array:
