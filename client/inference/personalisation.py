@@ -9,16 +9,15 @@ site alone, and every command that shares or exports models refuses it.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, Final
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from client.dpsgd.trees import cut, mapped, tensors
+from client.dpsgd.trees import cut, tensors
 from client.dpsgd.weights import trained_of
 from client.inference.predictor import predictor
 from client.models.loading import Model, ModelError
@@ -70,12 +69,10 @@ def adapt(model: Model, rows: Rows, site: str, *, whole: bool = False) -> Adapte
     test, train = rows.take(order[:held]), rows.take(order[held:])
     before = _measured(model, test)
     if whole:
-        _Towards(network, train, task.loss).fit()
+        fit_whole(network, train, task.loss)
         change = "all trained layers fitted to one site's rows, without privacy"
     else:
-        heads = _heads(network, train.take(range(2)).x)
-        fitting = _Fitting(network, heads, _kept(network, heads, train.x), train.y, task.loss)
-        fitting.fit(range(len(train)), fitting.best_pull())
+        _fit_heads(network, train, task.loss)
         change = "last layer fitted to one site's rows, without privacy"
     after = _measured(model, test)
     metadata = model.metadata | {
@@ -152,110 +149,98 @@ def _kept(network: nn.Module, heads: list[nn.Linear], x: Any) -> Callable[[Any],
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Fitting:
-    """The heads of a model, fitted to rows; `outputs(at)` are the model's of the rows at `at`."""
+class _Fit:
+    """Weights of a model, fitted to rows and pulled towards the released ones.
 
-    network: nn.Module
-    heads: list[nn.Linear]
+    `outputs(at)` are the model's of the rows at `at`, `y` the labels of all rows.
+    """
+
+    weights: list[nn.Parameter]
+    released: list[Tensor]
     outputs: Callable[[Any], Any]
     y: Tensor
     loss: Loss
 
-    def best_pull(self) -> float:
-        """The pull with the least loss on rows that the heads were not fitted to."""
-        held = int(len(self.y) * HELD_OUT)
-        released = [{n: v.clone() for n, v in head.state_dict().items()} for head in self.heads]
-        losses = {}
-        for pull in PULLS:
-            self.fit(range(held, len(self.y)), pull)
-            with torch.inference_mode():
-                lost = self.loss(self.outputs(slice(0, held)), self.y[:held])
-                losses[pull] = float(lost.mean())
-            for head, values in zip(self.heads, released, strict=True):
-                head.load_state_dict(values)
-        return min(losses, key=lambda pull: losses[pull])
+    def step(self, optimizer: torch.optim.Adam, at: Any, strength: float) -> None:
+        """One step down the mean loss and `strength` times the squared distance."""
+        optimizer.zero_grad()
+        pairs = zip(self.weights, self.released, strict=True)
+        distance = sum(((p - old) ** 2).sum() for p, old in pairs)
+        (self.loss(self.outputs(at), self.y[at]).mean() + strength * distance).backward()
+        optimizer.step()
 
-    def fit(self, rows: range, pull: float) -> None:
-        """Descend the mean loss and `pull` times the squared distance from where they are now."""
-        at = slice(rows.start, rows.stop)
-        weights = [p for head in self.heads for p in head.parameters()]
-        released = [p.detach().clone() for p in weights]
-        for parameter in self.network.parameters():
-            parameter.requires_grad_(False)
-        for parameter in weights:
-            parameter.requires_grad_(True)
+    def lost(self, at: slice) -> float:
+        """The mean loss of rows."""
+        with torch.inference_mode():
+            return float(self.loss(self.outputs(at), self.y[at]).mean())
+
+    def set(self, values: list[Tensor]) -> None:
+        """Give the weights these values."""
+        with torch.no_grad():
+            for p, value in zip(self.weights, values, strict=True):
+                p.copy_(value)
+
+
+def _copies(weights: list[nn.Parameter]) -> list[Tensor]:
+    return [p.detach().clone() for p in weights]
+
+
+def _fit_heads(network: nn.Module, rows: Rows, loss: Loss) -> None:
+    """Fit the last layers to all rows, with the pull that loses least on rows left out before."""
+    heads = _heads(network, rows.take(range(2)).x)
+    weights = [p for head in heads for p in head.parameters()]
+    fit = _Fit(weights, _copies(weights), _kept(network, heads, rows.x), rows.y, loss)
+    network.requires_grad_(False)
+    for p in weights:
+        p.requires_grad_(True)
+    count, held = len(rows), int(len(rows) * HELD_OUT)
+
+    def descend(at: slice, pull: float) -> None:
         optimizer = torch.optim.Adam(weights, lr=0.01)
         for _ in range(STEPS):
-            optimizer.zero_grad()
-            far = sum(((p - old) ** 2).sum() for p, old in zip(weights, released, strict=True))
-            (self.loss(self.outputs(at), self.y[at]).mean() + pull * far).backward()
-            optimizer.step()
+            fit.step(optimizer, at, pull)
+
+    losses = {}
+    for pull in PULLS:
+        descend(slice(held, count), pull)
+        losses[pull] = fit.lost(slice(0, held))
+        fit.set(fit.released)
+    descend(slice(0, count), min(PULLS, key=lambda pull: losses[pull]))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Towards:
-    """All that was trained of a model, fitted to rows and pulled towards the released weights.
+def fit_whole(network: nn.Module, rows: Rows, loss: Loss) -> None:
+    """Leave a model with the weights, of all pulls and passes, of the least held-out loss.
 
-    The model stays in the mode of evaluation: what is frozen in it keeps its statistics.
+    Those are the released ones where nothing is better. The model stays in the mode of evaluation:
+    what is frozen in it keeps its statistics.
     """
+    network.eval()
+    weights = list(trained_of(network).values())
+    fit = _Fit(weights, _copies(weights), _Whole(network, rows.x), rows.y, loss)
+    held = int(len(rows) * HELD_OUT)
+    best, least = fit.released, fit.lost(slice(0, held))
+    for pull in PULLS:
+        fit.set(fit.released)
+        values, lost = _descended(fit, held, pull)
+        if lost < least:
+            best, least = values, lost
+    fit.set(best)
 
-    network: nn.Module
-    rows: Rows
-    loss: Loss
 
-    def fit(self) -> None:
-        """Leave the model with the weights, of all pulls and passes, of the least held-out loss.
-
-        Those are the released ones where nothing is better.
-        """
-        self.network.eval()
-        trained = trained_of(self.network)
-        released = {name: p.detach().clone() for name, p in trained.items()}
-        held = int(len(self.rows) * HELD_OUT)
-        checked, fitted = self.rows.take(range(held)), self.rows.take(range(held, len(self.rows)))
-        best, least = released, self._lost(checked)
-        for pull in PULLS:
-            self._set(trained, released)
-            weights, loss = self._descended(trained, released, fitted, checked, pull)
-            if loss < least:
-                best, least = weights, loss
-        self._set(trained, best)
-
-    def _descended(
-        self,
-        trained: Mapping[str, Tensor],
-        released: Mapping[str, Tensor],
-        fitted: Rows,
-        checked: Rows,
-        pull: float,
-    ) -> tuple[dict[str, Tensor], float]:
-        """The best weights on the way down with one pull, and their loss on the rows `checked`."""
-        order = torch.Generator().manual_seed(1)
-        optimizer = torch.optim.Adam(list(trained.values()), lr=1e-3)
-        best, least, since = dict(released), math.inf, 0
-        for _ in range(EPOCHS):
-            for batch in torch.split(torch.randperm(len(fitted), generator=order), _BATCH):
-                optimizer.zero_grad()
-                far = sum(((p - released[name]) ** 2).sum() for name, p in trained.items())
-                outputs = self.network(mapped(itemgetter(batch), fitted.x))
-                (self.loss(outputs, fitted.y[batch]).mean() + pull / 2 * far).backward()
-                optimizer.step()
-            loss, since = self._lost(checked), since + 1
-            if loss < least:
-                best = {name: p.detach().clone() for name, p in trained.items()}
-                least, since = loss, 0
-            if since >= PATIENCE:
-                break
-        return best, least
-
-    def _lost(self, rows: Rows) -> float:
-        with torch.inference_mode():
-            return float(self.loss(self.network(rows.x), rows.y).mean())
-
-    def _set(self, trained: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, p in trained.items():
-                p.copy_(values[name])
+def _descended(fit: _Fit, held: int, pull: float) -> tuple[list[Tensor], float]:
+    """The best weights on the way down with one pull, and their loss on the first `held` rows."""
+    order = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(fit.weights, lr=1e-3)
+    best, least, since = fit.released, math.inf, 0
+    for _ in range(EPOCHS):
+        for batch in torch.split(torch.randperm(len(fit.y) - held, generator=order), _BATCH):
+            fit.step(optimizer, held + batch, pull / 2)
+        loss, since = fit.lost(slice(0, held)), since + 1
+        if loss < least:
+            best, least, since = _copies(fit.weights), loss, 0
+        if since >= PATIENCE:
+            break
+    return best, least
 
 
 def _measured(model: Model, rows: Rows) -> dict[str, float]:

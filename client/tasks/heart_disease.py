@@ -2,7 +2,7 @@
 
 As FLamby has them (Ogier du Terrail et al., NeurIPS 2022): without the columns slope, ca and thal,
 without rows that miss a value. Its split into train and test depends on how many rows a hospital
-has, so it serves benchmarks alone (`published`); a site holds rows out by their content.
+has; a site holds rows out by their content.
 """
 
 from collections.abc import Callable
@@ -77,16 +77,6 @@ def _all(path: Path | None, encode: Callable[[Any], Encoded]) -> Rows:
     return sum(hospitals[1:], start=hospitals[0])
 
 
-def published(path: Path, part: str) -> Rows:
-    """FLamby's split of the same rows: for benchmarks, since a row more gives another split."""
-    check_part(part)
-    hospitals = [
-        _split(load_rows(file, WANTED, COLUMNS.encode).rows, file, name, part)
-        for name, file in _files(path)
-    ]
-    return sum(hospitals[1:], start=hospitals[0])
-
-
 def _files(path: Path | None) -> list[tuple[str, Path]]:
     if path is None:
         raise TaskError("data: expected the folder of processed.<hospital>.data files, got none")
@@ -101,27 +91,6 @@ def _files(path: Path | None) -> list[tuple[str, Path]]:
     raise TaskError(
         f"{missing}: expected the files of all four hospitals, or of one alone; found none"
     )
-
-
-def _split(rows: Rows, file: Path, name: str, part: str) -> Rows:
-    from sklearn.model_selection import train_test_split  # a second to load, for benchmarks alone
-
-    rows = replace(rows, site=(name,) * len(rows))
-    if part == "all":
-        return rows
-    counts = np.bincount(rows.y.numpy(), minlength=2)
-    try:
-        train, test = train_test_split(
-            np.arange(len(rows)),
-            train_size=0.66,
-            test_size=1 - 0.66,
-            random_state=43,
-            shuffle=True,
-            stratify=rows.y.numpy() if counts.min() > 2 else None,
-        )
-    except ValueError as error:
-        raise TaskError(f"{file}: expected at least 2 complete rows to split") from error
-    return rows.take(train if part == "train" else test)
 
 
 def task() -> Task:

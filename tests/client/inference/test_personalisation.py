@@ -10,7 +10,7 @@ from torch import nn
 
 from client.dpsgd.weights import trained_of
 from client.inference import personalisation
-from client.inference.personalisation import _Towards
+from client.inference.personalisation import fit_whole
 from client.tasks.rows import Rows
 from tests.support.models import command
 
@@ -46,7 +46,7 @@ def distance(one: nn.Module, other: nn.Module) -> float:
 
 def fitted(model: nn.Module, data: Rows) -> nn.Module:
     copied = copy.deepcopy(model)
-    _Towards(copied, data, loss).fit()
+    fit_whole(copied, data, loss)
     return copied
 
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from client.tasks.features.scattering import WIDTH, oriented
-from client.tasks.heart_disease import published
 from client.tasks.losses import (
     classification_metrics,
     cross_entropy,
@@ -285,11 +284,11 @@ def test_a_patient_who_does_not_fit_is_left_out_and_named_by_line(tmp_path: Path
     )
 
 
-def test_hospitals_are_split_as_published_for_benchmarks_alone(real_data: Path) -> None:
-    train, test = (published(real_data / "heart_disease", part) for part in ("train", "test"))
+def test_hospitals_have_the_rows_that_flamby_splits(real_data: Path) -> None:
+    rows = task("heart-disease").load(real_data / "heart_disease", "all")
     names = ("cleveland", "hungarian", "switzerland", "va")
-    assert [list(train.site or ()).count(name) for name in names] == [199, 172, 30, 85]
-    assert [list(test.site or ()).count(name) for name in names] == [104, 89, 16, 45]
+    published = [199 + 104, 172 + 89, 30 + 16, 85 + 45]  # its rows to train on and to test on
+    assert [list(rows.site or ()).count(name) for name in names] == published
 
 
 def test_census_rows_are_all_read(real_data: Path) -> None:
