@@ -4,6 +4,7 @@ Nothing is spent and no row is read: the answer follows from the plan, the owner
 ledger. The owner finds the plan, with its price, in `tacit-client plans`.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from privacy.contract.forecast import rounds_that_fit
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json
 from privacy.ledger.ledger import LedgerError, SpendingState
+from privacy.task_package.archive import MOST_SHOWN, Package, PackageError, unpack
 
 REQUEST = "request"
 REPLY = "reply"
@@ -52,6 +54,8 @@ def answer_proposal(site: Site, content: RecordDict) -> RecordDict:
     request = record if isinstance(record, ConfigRecord) else {}
     try:
         plan, run, number = _read(site, request)
+        if (content_shown := request.get("package")) is not None:
+            site.on_package(plan, _package(plan, content_shown))
         answer = _considered(site, plan, run, number)
         head = request.get("head")
         headed = plan.noised_at_site and head is not None and site.is_addressed_by(head)
@@ -94,6 +98,18 @@ def _read(site: Site, request: Mapping[str, Any]) -> tuple[Plan, str, int]:
     if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= plan.rounds:
         raise _BadProposal
     return plan, run, number
+
+
+def _package(plan: Plan, content: object) -> Package:
+    """The package that came with a plan, and is the one it names; _BadProposal. None of it runs."""
+    if not isinstance(content, bytes) or len(content) > MOST_SHOWN:
+        raise _BadProposal
+    if hashlib.sha256(content).hexdigest() != (plan.code or "").removeprefix("sha256:"):
+        raise _BadProposal
+    try:
+        return unpack(content)
+    except PackageError:
+        raise _BadProposal from None
 
 
 def _considered(site: Site, plan: Plan, run: str, number: int) -> ProposalAnswer:

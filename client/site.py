@@ -20,6 +20,7 @@ from privacy.ledger.heads import Head, Proof
 from privacy.ledger.ledger import Ledger, LedgerError
 from privacy.secagg.parties import Attempt, Roster
 from privacy.secagg.party import Advertised, Confirmed, Masked, Shared
+from privacy.task_package.archive import Package
 
 _CLAIM: Final = Limits(size=2048, depth=2, digits=16, length=512, count=16)
 """A coordinator's word on a ledger's head: a count, a digest, a signature, a ledger's name."""
@@ -154,9 +155,10 @@ class Site:
     bound; `ledger_id` tells this ledger from the others of a site that has several. `ledger` is
     None only where no private plan may run. `on_event(event, **facts)` is for the log and never
     gets a value of a record. `on_plan(plan)` is called before a plan is judged, since the owner may
-    have changed the policy meanwhile; `on_model(plan, run, round, weights)` with each released
-    model that arrives. `accepts(plan)` says whether a plan is for this site's data, by its task and
-    schema alone. `tasks(plan)` gives its task, of a package by approved bytes alone (TaskError).
+    have changed the policy meanwhile; `on_package(plan, package)` with the task package that came
+    with a proposal, to be kept for the owner to read; `on_model(plan, run, round, weights)` with
+    each released model that arrives. `accepts(plan)` says whether a plan is for this site's data,
+    by its task and schema alone. `tasks(plan)` gives its task, of a package by approved bytes alone (TaskError).
     `on_fault(error)` is called where rows could not be read or trained on in a round that was paid
     for; the round is answered all the same. `sign` signs with this site's key, and `parties(plan)`
     are the verifying keys of a plan's parties, in secure aggregation.
@@ -175,6 +177,7 @@ class Site:
     on_event: Callable[..., None] = _nothing
     on_model: Callable[..., None] = _nothing
     on_plan: Callable[[Plan], None] = _nothing
+    on_package: Callable[[Plan, Package], None] = _nothing
     on_fault: Callable[[Exception], None] = _nothing
     accepts: Callable[[Plan], bool] = lambda plan: True
     tasks: Callable[[Plan], Task] = task_of

@@ -179,7 +179,7 @@ def prepare(plan: Plan, data: Data) -> tuple[Plan, World]:
         learning = task_of(plan)
         if learning.embedded and data is not None:
             raise TaskError(f"--data: {plan.task} is embedded and reads no file, got {data}")
-        if learning.load_both is not None and plan.statistics is None:
+        if learning.load_both and not learning.pretrained and plan.statistics is None:
             train, test = learning.load_both(data)
         else:
             train = _loaded(plan, data, "train")

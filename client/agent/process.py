@@ -19,7 +19,7 @@ from client.data.site_rows import SiteRows, Source
 from client.models.received import keeper
 from client.site import KeptReplies, Site, SiteError
 from client.tasks.packages.product import remember
-from client.tasks.packages.store import Packages
+from client.tasks.packages.store import Packages, keep_shown
 from client.tasks.rows import TaskError
 from privacy.audit_trail import read, record
 from privacy.contract.plan import Plan
@@ -29,6 +29,7 @@ from privacy.files import remove_stale
 from privacy.identity.keys import sign, verify
 from privacy.ledger.heads import Head, HeadError, payload
 from privacy.ledger.ledger import Ledger, LedgerError
+from privacy.task_package.archive import Package
 
 
 def rules(directory: Path, source: Source, policy: Path | None, log: Callable[..., None]) -> Policy:
@@ -126,6 +127,17 @@ def resident(
             if held.policy != before:
                 note_policy(site.folder, file, log)
 
+    def on_package(plan: Plan, package: Package) -> None:
+        if plan.digest in held.policy.denied:
+            return
+        try:
+            kept = keep_shown(site.folder, package)
+        except OSError as error:
+            log("package_not_kept", error=error.strerror)
+            return
+        if kept:
+            log("package_shown", code=package.code, bytes=len(package.content))
+
     def check_head(claim: Any) -> bool:
         try:
             head = Head(claim["n"], claim["digest"])
@@ -138,6 +150,7 @@ def resident(
     if file is not None:
         note_policy(site.folder, file, log)
     _look_at_certificate(site, log)
+    packages = Packages(site.folder, lambda: held.policy.packages)
     held = Site(
         name,
         allowed,
@@ -148,9 +161,10 @@ def resident(
         on_event=log,
         on_model=keeper(site.folder, name, site_ledger),
         on_plan=on_plan,
+        on_package=on_package,
         on_fault=fault,
         accepts=rows.accepts,
-        tasks=Packages(site.folder, lambda: held.policy.packages),
+        tasks=packages,
         paused=lambda: site.paused.exists() or faulty.is_set(),
         check_head=check_head,
         coordinator=key,
@@ -158,7 +172,7 @@ def resident(
         sign=lambda payload: sign(site.signing_key, payload),
     )
     if look:
-        rows.check()
+        rows.check(packages.usual())
     return held
 
 

@@ -99,7 +99,7 @@ def _package(name: str, directory: Path | None) -> "Package":
     if path.exists():
         return load_package(path)
     here = Path() if directory is None else directory
-    return store.read(here, store.find(here, name))
+    return store.readable(here, store.find(here, name))
 
 
 def keep(audit: dict[str, Any], path: Path) -> None:

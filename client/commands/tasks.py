@@ -55,9 +55,11 @@ def list_(directory: Dir = HERE, policy: PolicyFile = None, as_json: Json = Fals
     for digest in store.known(directory):
         facts: dict[str, Any] = {"code": store.PREFIX + digest}
         try:
-            manifest = manifest_of(store.read(directory, digest))
+            manifest = manifest_of(store.readable(directory, digest))
             facts |= {"name": manifest.name, "version": manifest.version}
             facts["state"] = "approved" if facts["code"] in approved else "not approved"
+            if store.is_shown(directory, digest):
+                facts["state"] = "shown by the coordinator, not approved"
         except PackageError as error:
             facts |= {"name": "?", "version": "?", "state": f"unusable: {error}"}
         rows.append(facts)
@@ -78,7 +80,7 @@ def show(hash_: Hash, directory: Dir = HERE, source: bool = False) -> None:
     from client.tasks.packages import store
     from client.tasks.packages.review import examined, shown
 
-    package = store.read(directory, store.find(directory, hash_))
+    package = store.readable(directory, store.find(directory, hash_))
     _say(shown(package, examined(package)))
     if source:
         for number, line in enumerate(package.source.splitlines(), 1):
@@ -97,7 +99,7 @@ def diff(
     from client.tasks.packages import store
     from client.tasks.packages.review import difference
 
-    new = store.read(directory, store.find(directory, hash_))
+    new = store.readable(directory, store.find(directory, hash_))
     digest = None if other is None else store.find(directory, other)
     if digest is None:
         here = [code.removeprefix(store.PREFIX) for code in _approved(directory, policy)]
@@ -105,7 +107,7 @@ def diff(
         if not known:
             raise PackageError("no package was approved before it: tacit-client task show HASH")
         digest = known[-1]
-    _say(difference(store.read(directory, digest), new))
+    _say(difference(store.readable(directory, digest), new))
 
 
 def check(
@@ -153,12 +155,13 @@ def approve(
     from privacy.task_package.manifest import manifest_of
 
     digest = store.find(directory, hash_)
-    package = store.read(directory, digest)
+    package = store.readable(directory, digest)
     report = examined(package)
     if report["refused"]:
         raise PackageError(f"{digest[:16]}: cannot be approved: {report['refused']}")
     manifest = manifest_of(package)
     with recorded(directory, "task approve", manifest.name, fingerprint=digest, reason=reason):
+        store.take_shown(directory, package)
         approve_package(policy or directory / "policy.toml", package.code)
     if as_json:
         typer.echo(json.dumps({"code": package.code, "state": "approved"}))

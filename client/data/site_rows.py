@@ -16,7 +16,7 @@ from client.data.check import check as look
 from client.data.contents import Contents
 from client.data.loading import release, row_by_row
 from client.site import SiteError
-from client.tasks.registry import task, task_of_schema
+from client.tasks.registry import NAMES, task, task_of_schema
 from client.tasks.rows import NoRows, Rows, TaskError, builtin, cap
 from client.tasks.task import Task, none_of
 from privacy.contract.plan import Plan
@@ -151,15 +151,19 @@ class SiteRows:
             costly=learning.costly,
         )
 
-    def check(self) -> None:
+    def check(self, approved: Sequence[Task] = ()) -> None:
         """Read the rows before any round, where their task is known, and refuse too few.
 
-        TaskError or SiteError, one line: only the owner sees it, since no coordinator starts this.
+        `approved` are the tasks of the packages that the owner allows, one of which is known here
+        to be theirs. TaskError or SiteError, one line: only the owner sees it, since no coordinator
+        starts this.
         """
         policy, path = self._policy(), self._source.path
         if self._schema is not None:
             learning = task_of_schema(self._schema)
-        elif len(policy.tasks) == 1 and policy.tasks[0] not in ("*", "table"):
+        elif len(ours := [one for one in approved if policy.tasks in (("*",), (one.name,))]) == 1:
+            learning = ours[0]
+        elif len(policy.tasks) == 1 and policy.tasks[0] in NAMES and policy.tasks[0] != "table":
             learning = task(policy.tasks[0])
         else:
             return
@@ -181,8 +185,16 @@ class SiteRows:
             raise SiteError(f"--data {path}: {broken.first}: expected {broken.expected}")
         if len(rows) < policy.min_rows:
             raise SiteError(f"--data: fewer rows than min_rows = {policy.min_rows}")
-        if policy.max_unfit < 1 and (worst := look(learning, path).worst()) > policy.max_unfit:
+        if policy.max_unfit < 1 and (worst := _unfit(learning, path, rows)) > policy.max_unfit:
             raise SiteError(
                 f"--data {path}: a share of {worst:.3f} does not fit, more than max_unfit = "
                 f"{policy.max_unfit:g} (tacit-client data check shows where)"
             )
+
+
+def _unfit(learning: Task, path: Path, rows: Rows) -> float:
+    """The largest share of a column or of the rows that does not fit."""
+    if learning.columns is not None:
+        return look(learning, path).worst()
+    reading = rows.reading
+    return 0.0 if reading is None or not reading.rows else reading.left_out / reading.rows

@@ -22,6 +22,8 @@ SOURCE: Final = "task.py"
 SUFFIX: Final = ".tacit-task"
 MOST_BYTES: Final = 2 * 2**30
 MOST_SOURCE: Final = 400_000
+MOST_SHOWN: Final = 4 * 2**20
+"""The largest package that goes with a proposal; larger ones reach the sites in another way."""
 _MOST_FILES: Final = 200
 _NAME: Final = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}){0,3}"

@@ -114,6 +114,8 @@ class Manifest:
     * `subjects`: whether every row says whose it is, as a site's cap and the unit "subject" need;
     * `needs` are requirements, `packages` such whose installed files have one of these digests
       (privacy/task_package/installed.py);
+    * `backbones` are frozen models by name, each with the digest of its files, which every site
+      has: task.py finds their folders in BACKBONES (client/tasks/features/backbones.py);
     * `twins`: whether the product replaces LSTM, GRU, RNN and attention of the model by private
       twins, with their weights.
     """
@@ -135,6 +137,7 @@ class Manifest:
     twins: bool = False
     needs: Lines = ()
     packages: Mapping[str, Annotated[tuple[Code, ...], Len(1, 20)]] = field(default_factory=dict)
+    backbones: Mapping[Name, Code] = field(default_factory=dict)
     options: Mapping[str, OptionRule] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

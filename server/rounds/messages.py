@@ -124,9 +124,12 @@ def ask(
     return grid.create_message(content, kind, node, str(request.round))
 
 
-def propose(grid: Grid, node: int, request: Request) -> Message:
-    """The message that shows a plan to one site before it runs."""
-    content = RecordDict({REQUEST: ConfigRecord(_fields(request))})
+def propose(grid: Grid, node: int, request: Request, package: bytes = b"") -> Message:
+    """The message that shows a plan to one site before it runs, with its package to be read."""
+    fields = _fields(request)
+    if package:
+        fields["package"] = package
+    content = RecordDict({REQUEST: ConfigRecord(fields)})
     return grid.create_message(content, "query.propose", node, str(request.round))
 
 

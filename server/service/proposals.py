@@ -31,7 +31,9 @@ class Proposals:
     A site that waits for its owner is asked again every `interval` seconds; one that refused for
     good every 40 intervals, in case its owner changed the policy. `seconds` is how long a site has
     to answer, `head(site, ledger)` that ledger's last counter-signed head. A relay answers for its
-    sites, and is asked again every `interval` seconds, since these come and go.
+    sites, and is asked again every `interval` seconds, since these come and go. `package(plan)` are
+    the bytes of a plan's task package, which a site that has not approved it, and is not behind a
+    relay, is sent once, to be read.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class Proposals:
         seconds: float,
         head: Callable[[str, str], Mapping[str, Any] | None] = lambda site, ledger: None,
         relays: Callable[[], Collection[str]] = frozenset,
+        package: Callable[[Plan], bytes] = lambda plan: b"",
     ) -> None:
         self._queue, self._log, self._interval, self._seconds = queue, log, interval, seconds
-        self._head, self._relays = head, relays
+        self._head, self._relays, self._package = head, relays, package
+        self._shown: set[tuple[str | None, str]] = set()
         self._times: dict[tuple[str, str], float] = {}
         self._refusals: dict[tuple[str, str], int] = {}
 
@@ -109,7 +113,9 @@ class Proposals:
                 ledger = answers[site].ledger if site in answers else ""
                 request = Request(run, number, site, text, head=self._head(site, ledger))
                 requests.append(request)
-                messages.append(propose(grid, node, request))
+                messages.append(
+                    propose(grid, node, request, self._to_show(plan, answers.get(site)))
+                )
                 self._times[plan.digest, site] = time.monotonic()
         pending = dict(zip(grid.push_messages(messages), requests, strict=True))
         unanswered = set(sites)
@@ -147,6 +153,18 @@ class Proposals:
         for site in self._queue.answers(plan.digest):
             if party_of(site) == relay != site and site not in answers:
                 self._store(plan, SiteAnswer(site, "failed", AWAY, number, 0, now))
+
+    def _to_show(self, plan: Plan, answer: SiteAnswer | None) -> bytes:
+        """The plan's package, for a site that has not approved it and was not sent it before."""
+        if plan.code is None or answer is None or answer.reason != "task-not-approved":
+            return b""
+        if (plan.code, answer.site) in self._shown:
+            return b""
+        self._shown.add((plan.code, answer.site))
+        content = self._package(plan)
+        if content:
+            self._log("package_shown", site=answer.site, plan=plan.digest[:16], bytes=len(content))
+        return content
 
     def _store(self, plan: Plan, answer: SiteAnswer) -> None:
         if self._queue.answer(plan.digest, answer):

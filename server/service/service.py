@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan, PlanError
-from privacy.files import FileError, write_atomic
+from privacy.files import DocumentError, FileError, read_bounded, write_atomic
 from privacy.identity.keys import sign, signing_public
+from privacy.task_package.archive import MOST_SHOWN, SUFFIX
 from server.app import ATTEMPTS, coordinate
 from server.model_process import Child, ChildError
 from server.registry.heads import last_head
@@ -68,7 +69,16 @@ class Service:
             self.answer_seconds,
             lambda site, ledger: last_head(heads, site, ledger),
             self.relays,
+            self._package,
         )
+
+    def _package(self, plan: Plan) -> bytes:
+        """The bytes of a plan's task package; none where they are too many for a message."""
+        path = self.home.tasks / f"{(plan.code or '').removeprefix('sha256:')}{SUFFIX}"
+        try:
+            return read_bounded(path, MOST_SHOWN)
+        except (OSError, DocumentError):
+            return b""
 
     def serve(self) -> None:
         """Play what is due until `stop` is set."""

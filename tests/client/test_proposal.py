@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from client.proposal import answer_proposal
 from client.site import KeptReplies, Site
+from client.tasks.packages.store import Packages
 from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.accounting.epsilon import spent
@@ -19,6 +20,8 @@ from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy
 from privacy.ledger.heads import GENESIS
 from privacy.ledger.ledger import Ledger
+from privacy.task_package.archive import MOST_SHOWN, Package
+from tests.support.task_packages import MODEL, READ, packed
 
 PLAN = load_plan("digits", ["rounds=10", "sigma=2.0", "rate=1.0", "delta=1e-4", "rows=400"])
 RUN = "0123456789abcdef"
@@ -186,3 +189,35 @@ def test_a_policy_without_forecast_tells_nothing_of_what_is_left(tmp_path: Path)
     site = make_site(tmp_path / "with")
     site.policy = replace(site.policy, epsilon=one)
     assert propose(site)["rounds"] == 1
+
+
+def test_a_package_that_comes_with_a_proposal_is_kept_to_be_read_and_never_run(
+    tmp_path: Path,
+) -> None:
+    package = packed(READ + MODEL + "\nraise RuntimeError('it was run')\n")
+    site, shown = make_site(tmp_path), list[Package]()
+    site.on_package = lambda plan, one: shown.append(one)
+    site.tasks = Packages(tmp_path, lambda: ())
+    asked = Plan(
+        task="mine",
+        rounds=2,
+        rate=0.5,
+        rows=40,
+        lr=1.0,
+        sites=1,
+        clip=1.0,
+        sigma=4.0,
+        delta=1e-4,
+        code=package.code,
+    )
+    assert propose(site, asked, package=package.content)["reason"] == "task-not-approved"
+    assert [one.code for one in shown] == [package.code]
+    changed = package.content.replace(b"nn.Tanh", b"nn.ReLU")
+    other = propose(site, asked, package=changed)
+    assert (other["status"], other["reason"]) == ("failed", "bad-request")
+    for content in (b"", b"x" * (MOST_SHOWN + 1), "text", package.content[:-1]):
+        assert propose(site, asked, package=content)["status"] == "failed"
+    damaged = replace(asked, code="sha256:" + hashlib.sha256(b"no archive").hexdigest())
+    assert propose(site, damaged, package=b"no archive")["status"] == "failed"
+    assert propose(site, PLAN, package=package.content)["status"] == "failed", "no package's plan"
+    assert len(shown) == 1

@@ -83,6 +83,40 @@ def test_three_sites_approve_the_same_bytes_and_train_them(tmp_path: Path) -> No
         world.until(lambda: "task-not-approved" in world.statuses("east")[rounds:])
 
 
+def test_a_package_comes_with_its_proposal_and_runs_once_it_was_read_and_approved(
+    tmp_path: Path,
+) -> None:
+    found = package(tmp_path / "task")
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN.format(code=found.code).replace("4000", "3"))
+    world = World(tmp_path)
+    with told(world):
+        world.order("task", "add", tmp_path / "task")
+        for number, site in enumerate(world.sites):
+            data = rows(tmp_path / f"{site}.csv", 120, seed=number)
+            limits = ("--epsilon", "8", "--delta", "1e-3", "--approve", "within-limits")
+            world.site(site, "policy", "new", *limits)
+            ledger = world.sites[site] / "people.jsonl"
+            world.site(site, "data", "add", "people", "--ledger", ledger, "--data", data)
+        world.serve()
+        for site in world.sites:
+            where = ("--server", f"127.0.0.1:{world.port}")
+            data = tmp_path / f"{site}.csv"
+            run = ("run", "--dir", world.sites[site], *where, "--data", data, "--json")
+            world.start(f"{site}.log", BIN / "tacit-client", *run)
+        world.order("propose", plan, "--min-sites", 3, "--name", "first")
+        for site in world.sites:
+            world.until(lambda site=site: "package_shown" in world.log(site))
+            listed = json.loads(world.site(site, "task", "list", "--json"))["packages"]
+            assert [one["state"] for one in listed] == ["shown by the coordinator, not approved"]
+            assert not (world.sites[site] / "tasks").exists()
+            world.site(site, "task", "approve", found.digest[:12])
+            assert (world.sites[site] / "tasks" / f"{found.digest}.tacit-task").is_file()
+        world.order("submit", "first")
+        world.until(lambda: len(world.history("first")) == 3)
+        assert world.statuses("north", "first") == ["trained"] * 3
+
+
 def test_a_hash_that_is_not_here_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [BIN / "tacit-client", "task", "show", "0123456789", "--dir", tmp_path],

@@ -17,7 +17,7 @@ from client.data.loading import chosen
 from client.data.wanted import Wanted
 from client.tasks.described.description import Description, described
 from client.tasks.described.holding_out import number_of, units
-from client.tasks.described.networks import Input, network
+from client.tasks.described.networks import Input, network, survival_network
 from client.tasks.described.outcomes import LIST, outcome
 from client.tasks.described.records import Record, inputs_of, records
 from client.tasks.losses import seeded
@@ -54,8 +54,9 @@ def task(text: str, model: ModelPlan | None = None) -> Task:
     name = next(iter(inputs))
     label_shape, label_type = _label_form(about)
     source = _Source(about, inputs)
+    build = survival_network if about.kind == "survival" else network
     with torch.random.fork_rng(devices=[]):
-        network(chosen_model, inputs, learnt.width)  # refused here, if it does not fit
+        build(chosen_model, inputs, learnt.width)  # refused here, if it does not fit
     return Task(
         name=about.reader,
         kind=about.kind,
@@ -63,7 +64,7 @@ def task(text: str, model: ModelPlan | None = None) -> Task:
         inputs=(),
         label=about.label,
         shape=inputs[name].shape if single else (),
-        model=seeded(lambda: network(chosen_model, inputs, learnt.width)),
+        model=seeded(lambda: build(chosen_model, inputs, learnt.width)),
         load=source.load,
         wanted=Wanted(()),
         encode=_no_columns,

@@ -1,5 +1,6 @@
 """Named models of moderate size that can be clipped by example, for rows of a described shape."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -32,6 +33,13 @@ def network(plan: ModelPlan, inputs: Mapping[str, Input], outputs: int) -> nn.Mo
     if _parameters(plan, inputs, outputs) > PARAMETERS_MAX:
         raise TaskError(f"model: must have at most {PARAMETERS_MAX} parameters")
     return _network(plan, inputs, outputs)
+
+
+def survival_network(plan: ModelPlan, inputs: Mapping[str, Input], bins: int) -> nn.Module:
+    """The same for the scores of `bins` hazards: of one risk, unless the plan lists its layers."""
+    if plan.layers is not None:
+        return network(plan, inputs, bins)
+    return Hazards(network(plan, inputs, 1), bins)
 
 
 def _parameters(plan: ModelPlan, inputs: Mapping[str, Input], outputs: int) -> int:
@@ -111,6 +119,33 @@ def _resnet(one: Input, width: int, depth: int, outputs: int) -> nn.Module:
         before = channels
     parts += [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(before, outputs)]
     return nn.Sequential(*parts)
+
+
+class Hazards(nn.Module):
+    """One risk a person, and a baseline hazard a bin: proportional over time (Cox 1972).
+
+    It has as many weights as a single output, so that less of the noise is in the ranking. At first
+    half of all people come through all bins.
+    """
+
+    def __init__(self, risk: nn.Module, bins: int) -> None:
+        super().__init__()
+        self.risk, self.baseline = risk, Baseline(bins)
+
+    def forward(self, x: Any) -> Tensor:
+        out: Tensor = self.baseline(self.risk(x))
+        return out
+
+
+class Baseline(nn.Module):
+    """Adds each bin's own number to a score: [B, 1] becomes [B, bins]."""
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.full((bins,), math.log(math.log(2) / bins)))
+
+    def forward(self, score: Tensor) -> Tensor:
+        return score + self.bias
 
 
 class Residual(nn.Module):

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +40,8 @@ _ENVIRONMENT: Final = {
     "LANG": "C.UTF-8",
     "HOME": "/",
 }
+_KEPT: Final = ("TACIT_BACKBONES",)
+"""What a child keeps of the environment: where frozen models lie."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,9 +59,14 @@ class Closed:
     """
 
     def __init__(
-        self, package: Package, *, readable: Path | None = None, bounds: Bounds | None = None
+        self,
+        package: Package,
+        *,
+        data: Path | None = None,
+        backbones: Collection[Path] = (),
+        bounds: Bounds | None = None,
     ) -> None:
-        """`readable` is the one path beside the libraries that the package may read."""
+        """`data` and the folders of `backbones` are what it may read beside the libraries."""
         self._bounds = Bounds() if bounds is None else bounds
         here, there = os.pipe()
         paths = [str(_ROOT), *(p for p in sys.path if "site-packages" in p)]
@@ -70,14 +77,16 @@ class Closed:
             stderr=subprocess.DEVNULL,
             pass_fds=(there,),
             cwd="/",
-            env=_ENVIRONMENT,
+            env=_ENVIRONMENT | {name: os.environ[name] for name in _KEPT if name in os.environ},
             start_new_session=True,
         )
         os.close(there)
         self._pipe = os.fdopen(here, "rb", buffering=0)
         self._source = _Source(self._pipe, self._bounds.silence)
+        place = None if data is None else str(data.resolve())
         head = {
-            "readable": None if readable is None else str(readable.resolve()),
+            "data": place,
+            "readable": [*([place] if place else []), *(str(p.resolve()) for p in backbones)],
             "bounds": asdict(self._bounds),
             "libraries": [p for p in (sys.prefix, sys.base_prefix, *paths[1:]) if p],
             "root": str(_ROOT),

@@ -15,10 +15,11 @@ from client.data.wanted import Wanted
 from client.dpsgd.per_sample import ModelError
 from client.dpsgd.twins import private_twins
 from client.tasks.described.outcomes import Outcome, outcome
+from client.tasks.features.backbones import Backbone
 from client.tasks.losses import seeded
 from client.tasks.packages.product import product_changed
 from client.tasks.packages.reading import Reader
-from client.tasks.packages.source import fingerprint, load_source
+from client.tasks.packages.source import backbones_of, fingerprint, load_source
 from client.tasks.rows import Encoded, Rows, TaskError
 from client.tasks.task import Task
 from privacy.files import canonical_json
@@ -55,14 +56,14 @@ def package_task(
         raise TaskError(str(refused[0]))
     if missing := manifest.missing():
         raise TaskError(f"{manifest.name}: {missing[0]}")
-    module = _loaded(package, file)
+    module = _loaded(package, file, backbones_of(manifest))
     reader = Reader(package, manifest, values, file=file, tell=tell)
     return _task(manifest, values, module, reader)
 
 
-def _loaded(package: Package, file: str) -> Any:
+def _loaded(package: Package, file: str, backbones: Mapping[str, Path]) -> Any:
     try:
-        module = load_source(package, file)
+        module = load_source(package, file, backbones=backbones)
     except PackageError as error:
         raise TaskError(str(error)) from None
     except Exception as error:
@@ -114,6 +115,7 @@ def _task(manifest: Manifest, values: Mapping[str, Any], module: Any, reader: Re
         changed=changed,
         times=manifest.times,
         held_open=reader.held_open,
+        pretrained=tuple(Backbone(n, code).words for n, code in manifest.backbones.items()),
     )
 
 

@@ -19,6 +19,7 @@ from client.data.loading import chosen
 from client.tasks.described.holding_out import number_of, units
 from client.tasks.packages.closed_process import Closed, Frame
 from client.tasks.packages.confinement import Bounds
+from client.tasks.packages.source import backbones_of
 from client.tasks.rows import NoRows, Omission, Reading, Rows, TaskError, check_part
 from client.tasks.task import Read
 from privacy.task_package.archive import SOURCE, Package
@@ -92,7 +93,8 @@ class Reader:
 
     def opened(self, path: Path) -> Closed:
         """The closed process that reads these files."""
-        return Closed(self.package, readable=path, bounds=self.bounds)
+        backbones = backbones_of(self.manifest).values()
+        return Closed(self.package, data=path, backbones=backbones, bounds=self.bounds)
 
     def parts(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 
 from client.tasks.packages.closed_process import Closed
 from client.tasks.packages.confinement import Bounds
+from client.tasks.packages.source import backbones_of
 from client.tasks.rows import TaskError
 from privacy.printable import printable
 from privacy.task_package.archive import MANIFEST, SOURCE, Package
@@ -28,7 +29,8 @@ def examined(
         return {"refused": missing[0], "missing": []}
     request = {"mode": "examine", "options": dict(options or {})}
     try:
-        with Closed(package, bounds=bounds) as closed:
+        backbones = backbones_of(manifest).values()
+        with Closed(package, backbones=backbones, bounds=bounds) as closed:
             frames = list(closed.ask(request, {}))
     except TaskError as error:
         return {"refused": str(error), "missing": []}
@@ -46,7 +48,8 @@ def audit_package(package: Package, epsilon: float) -> dict[str, Any]:
     refused = [str(one) for one in findings(package, manifest) if one.refused]
     if refused:
         raise TaskError(refused[0])
-    with Closed(package, bounds=AUDITING) as closed:
+    backbones = backbones_of(manifest).values()
+    with Closed(package, backbones=backbones, bounds=AUDITING) as closed:
         frames = list(closed.ask(request, {}))
     report = frames[-1].facts.get("report")
     if not isinstance(report, dict) or not isinstance(report.get("verdict"), str):
@@ -72,6 +75,8 @@ def shown(package: Package, report: Mapping[str, Any] | None = None) -> list[str
         lines.append(f"needs: {', '.join(printable(n) for n in manifest.needs)}")
     for name, digests in sorted(manifest.packages.items()):
         lines.append(f"needs the files of {printable(name)}: {' or '.join(digests)}")
+    for name, code in sorted(manifest.backbones.items()):
+        lines.append(f"needs the frozen model {printable(name)}: {code}")
     for name, rule in sorted(manifest.options.items()):
         lines.append(f"option {name}: {printable(rule.expected, 200)}, {rule.default} if not set")
     lines.append(f"refused: {len(refused) or 'nothing'}")

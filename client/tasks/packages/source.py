@@ -4,35 +4,56 @@ import hashlib
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 
 from privacy.task_package.archive import SOURCE, Package, PackageError
+from privacy.task_package.manifest import Manifest
 from privacy.task_package.reading_part import READING, reading_part
 from privacy.task_package.source_check import REQUIRED
 
 _DEEPEST: Final = 12
+_GIVEN: Final = ("__builtins__", "FILES", "BACKBONES")
 _PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 _LISTS: Final = (list, tuple, set, frozenset)
 _NAMED: Final = (types.ModuleType, types.BuiltinFunctionType)
 
 
-def load_source(package: Package, file: str = SOURCE, *, reading: bool = False) -> Any:
+def load_source(
+    package: Package,
+    file: str = SOURCE,
+    *,
+    reading: bool = False,
+    backbones: Mapping[str, Path] = MappingProxyType({}),
+) -> Any:
     """Run task.py and return its module; `file` is the name that tracebacks show.
 
-    The package's other files are bytes by name in the module's FILES. With `reading` only what
-    reading and encoding need is run. PackageError where a function is missing that it must have.
+    The package's other files are bytes by name in the module's FILES, and the folders of its
+    `backbones` by name in BACKBONES. With `reading` only what reading and encoding need is run.
+    PackageError where a function is missing that it must have.
     """
     module = types.ModuleType(f"task_{package.digest[:16]}")
     others = {n: c for n, c in package.files.items() if n != SOURCE}
-    vars(module)["FILES"] = types.MappingProxyType(others)
+    vars(module)["FILES"] = MappingProxyType(others)
+    vars(module)["BACKBONES"] = MappingProxyType(dict(backbones))
     source = reading_part(package) if reading else package.source
     exec(compile(source, file, "exec", dont_inherit=True), vars(module))  # noqa: S102
     for name in READING if reading else REQUIRED:
         if not callable(getattr(module, name, None)):
             raise PackageError(f"{SOURCE}: must define the function {name}")
     return module
+
+
+def backbones_of(manifest: Manifest) -> dict[str, Path]:
+    """The folders of a package's frozen models, each with the very files it names; TaskError."""
+    if not manifest.backbones:
+        return {}
+    from client.tasks.features.backbones import Backbone  # with PyTorch, which reading may not need
+
+    return {name: Backbone(name, code).folder() for name, code in manifest.backbones.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +71,7 @@ class Fingerprint:
 def fingerprint(module: Any) -> Fingerprint:
     """The fingerprint of a module now."""
     parts, alive = list[bytes](), dict[int, object]()
-    names = {k: v for k, v in vars(module).items() if k not in ("__builtins__", "FILES")}
+    names = {k: v for k, v in vars(module).items() if k not in _GIVEN}
     _add(parts, names, _DEEPEST, alive)
     return Fingerprint(hashlib.sha256(b"".join(parts)).digest(), tuple(alive.values()))
 

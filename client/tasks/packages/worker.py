@@ -58,12 +58,11 @@ def _answer(
     os.close(0)
     root = Path(head["root"])
     readable = [Path(p) for p in head["libraries"]] + [root / "client", root / "privacy"]
-    if head["readable"] is not None:
-        readable.append(Path(head["readable"]))
+    readable += [Path(p) for p in head["readable"]]
     out = _Out(descriptor)
     try:
         absent = [*missing, *confine(readable, Bounds(**head["bounds"]))]
-        _serve(request, content, head["readable"], out, absent)
+        _serve(request, content, head["data"], out, absent)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told its kind
         out.fail(error, request)
     os._exit(0)
@@ -154,12 +153,13 @@ def _rows(
     package: Any, request: Mapping[str, Any], path: Path, out: _Out, missing: list[str]
 ) -> None:
     """Read and encode, row by row; a row that raises is left out by itself."""
-    from client.tasks.packages.source import load_source
+    from client.tasks.packages.source import backbones_of, load_source
     from privacy.task_package.manifest import manifest_of
 
     manifest = manifest_of(package)
     options = manifest.resolved(request["options"])
-    module = load_source(package, request.get("file", "task.py"), reading=True)
+    file, backbones = request.get("file", "task.py"), backbones_of(manifest)
+    module = load_source(package, file, reading=True, backbones=backbones)
     shapes, (label, label_type) = manifest.shapes(options), manifest.label_of(options)
     wanted = {name: (shapes[name], one.dtype) for name, one in manifest.x.items()}
     chosen = None if request.get("only") is None else set(request["only"])

@@ -6,15 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch import nn
 
-from client.site import Site
+from client.data.site_rows import SiteRows, Source
+from client.site import Site, SiteError
+from client.tasks.features.backbones import digest_of
 from client.tasks.packages import store
 from client.tasks.packages.package_task import package_task
+from client.tasks.packages.review import shown
 from client.tasks.packages.source import fingerprint, load_source
 from client.tasks.packages.store import Packages
 from client.tasks.rows import Rows, TaskError
+from client.tasks.task import Task
 from privacy.contract.plan import Plan, PlanError
+from privacy.contract.policy import Policy
 from privacy.task_package.archive import PackageError
 from tests.support.forks import fork_closed_processes
 from tests.support.task_packages import MANIFEST, MODEL, READ, package, packed, rows
@@ -152,6 +158,76 @@ def test_only_approved_bytes_of_the_store_are_loaded(tmp_path: Path) -> None:
     assert store.known(tmp_path) == ()
 
 
+def test_what_a_coordinator_shows_is_read_apart_and_only_its_approval_brings_it_in(
+    tmp_path: Path,
+) -> None:
+    package = packed()
+    assert store.keep_shown(tmp_path, package) and not store.keep_shown(tmp_path, package)
+    assert store.find(tmp_path, package.digest[:8]) == package.digest
+    assert store.readable(tmp_path, package.digest).content == package.content
+    assert store.is_shown(tmp_path, package.digest)
+    packages = Packages(tmp_path, lambda: [package.code])
+    with pytest.raises(TaskError, match="must be added first"):
+        packages(plan(package.code))
+    store.take_shown(tmp_path, package)
+    assert packages(plan(package.code)).code == package.code
+    assert not store.is_shown(tmp_path, package.digest)
+    assert not store.keep_shown(tmp_path, package), "it is here"
+    for number in range(store.SHOWN_MAX + 3):
+        other = packed(READ + MODEL + f"\n# {number}\n")
+        assert store.keep_shown(tmp_path, other)
+    assert len(list(store.shown_folder(tmp_path).iterdir())) == store.SHOWN_MAX
+    assert package.digest in store.known(tmp_path)
+    path = store.shown_folder(tmp_path) / f"{other.digest}.tacit-task"
+    path.write_bytes(package.content)
+    with pytest.raises(PackageError, match="it holds other bytes"):
+        store.readable(tmp_path, other.digest)
+
+
+def test_a_frozen_model_is_taken_by_its_digest_from_what_the_site_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "backbones" / "tiny"
+    place.mkdir(parents=True)
+    save_file({"weight": np.eye(3, dtype=np.float32) * 2}, place / "model.safetensors")
+    (place / "config.json").write_text("{}")
+    (place / "tokenizer.json").write_text('{"scale": 3}')
+    source = (
+        "import json\n"
+        + READ.replace(
+            "    return {",
+            '    with open(BACKBONES["tiny"] / "tokenizer.json") as file:\n'
+            '        scale = json.load(file)["scale"]\n'
+            "    x = [scale * value for value in x]\n    return {",
+        )
+        + "\nfrom safetensors.numpy import load_file\nimport torch\nfrom torch import nn\n"
+        "def model(options):\n"
+        "    base = nn.Linear(3, 3, bias=False)\n"
+        '    weight = load_file(BACKBONES["tiny"] / "model.safetensors")["weight"]\n'
+        "    base.weight = nn.Parameter(torch.from_numpy(weight), requires_grad=False)\n"
+        "    return nn.Sequential(base, nn.Linear(3, 2))\n"
+    )
+    monkeypatch.setenv("TACIT_BACKBONES", str(place.parent))
+    declared = MANIFEST + f'[backbones]\ntiny = "{digest_of(place)}"\n'
+    needy = packed(source, declared)
+    task = package_task(needy, {})
+    assert torch.equal(task.model(0)[0].weight, torch.eye(3) * 2)  # type: ignore[index,arg-type]
+    file = rows(tmp_path / "rows.csv", 30)
+    plain = package_task(packed(), {}).load(file, "all")
+    assert torch.allclose(task.load(file, "all").x, plain.x * 3)
+    assert len(task.pretrained) == 1 and "tiny" in task.pretrained[0]
+    assert task.changed() == ""
+    assert any(digest_of(place) in line for line in shown(needy))
+    (place / "tokenizer.json").write_text('{"scale": 4}')
+    with pytest.raises(TaskError, match="backbone tiny: digest must be sha256:"):
+        package_task(needy, {})
+    monkeypatch.delenv("TACIT_BACKBONES")
+    with pytest.raises(TaskError, match="backbone tiny: must be installed"):
+        package_task(needy, {})
+    with pytest.raises(TaskError, match="backbones"):
+        package_task(packed(source, MANIFEST + '[backbones]\ntiny = "abc"\n'), {})
+
+
 def test_a_plan_with_a_package_has_it_in_its_digest_and_others_keep_theirs() -> None:
     found = packed()
     without = plan(None)
@@ -183,6 +259,31 @@ def test_a_sites_answer_to_a_package_that_is_not_approved_spends_nothing(tmp_pat
         ledgers.append(len(ledger.entries()))
     assert answers == [("declined", "task-not-approved")] * 3 + [("trained", "")]
     assert ledgers == [0, 0, 0, 1]
+
+
+def test_the_owners_least_rows_and_most_unfit_ones_hold_for_a_package(tmp_path: Path) -> None:
+    found, policy = packed(), Policy(epsilon=8.0, delta=1e-3, approve="within-limits")
+    file = rows(tmp_path / "rows.csv", 40)
+    with file.open("a") as lines:
+        lines.write("north,x,1,1,yes\n" * 10)
+    task = package_task(found, {})
+
+    def check(*tasks: Task, **rules: object) -> None:
+        owner = replace(policy, **rules)  # type: ignore[arg-type]
+        held = SiteRows(Source.parse(str(file)), None, lambda: owner, lambda *_, **__: None)
+        held.check(tasks)
+
+    check(task, min_rows=20, max_unfit=0.25)
+    with pytest.raises(SiteError, match="fewer rows than min_rows = 60"):
+        check(task, min_rows=60)
+    with pytest.raises(SiteError, match="0.200 does not fit, more than max_unfit = 0.1"):
+        check(task, max_unfit=0.1, tasks=("mine",))
+    check(min_rows=60)  # no package is approved
+    check(task, replace(task, name="other"), min_rows=60)  # whose rows they are is not known
+    packages = Packages(tmp_path, lambda: [found.code, "sha256:" + "0" * 64])
+    assert packages.usual() == []
+    store.add(tmp_path, found)
+    assert [one.name for one in packages.usual()] == ["mine"]
 
 
 def _site(folder: Path, found: object, file: Path, case: str) -> tuple[Site, object]:
