@@ -19,7 +19,7 @@ sys.path.append(str(_ROOT))  # the package itself stands in the tests
 
 
 def main() -> None:
-    from tests.client.tasks.packages.test_same_numbers import HEART, MANIFEST
+    from tests.support.public_kinds import HEART, HEART_MANIFEST
     from tests.support.task_packages import package
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -29,7 +29,7 @@ def main() -> None:
     data = Path(os.environ["TACIT_DATA"]) / "heart_disease"
     with tempfile.TemporaryDirectory() as place:
         folder, plan = Path(place) / "task", Path(place) / "heart.toml"
-        package(folder, HEART, MANIFEST)
+        package(folder, HEART, HEART_MANIFEST)
         shipped = (_ROOT / "privacy" / "plans" / "heart-disease.toml").read_text()
         plan.write_text(shipped.replace('task = "heart-disease"', 'task = "heart"'))
         rounds = ("--set", f"rounds={options.rounds}", "--data", str(data), "--json")

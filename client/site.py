@@ -158,7 +158,8 @@ class Site:
     have changed the policy meanwhile; `on_package(plan, package)` with the task package that came
     with a proposal, to be kept for the owner to read; `on_model(plan, run, round, weights)` with
     each released model that arrives. `accepts(plan)` says whether a plan is for this site's data,
-    by its task and schema alone. `tasks(plan)` gives its task, of a package by approved bytes alone (TaskError).
+    by its task and schema alone. `tasks(plan)` gives its task, of a package by approved bytes alone
+    (TaskError).
     `on_fault(error)` is called where rows could not be read or trained on in a round that was paid
     for; the round is answered all the same. `sign` signs with this site's key, and `parties(plan)`
     are the verifying keys of a plan's parties, in secure aggregation.

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,7 @@ def to_onnx(network: nn.Module, rows: Rows) -> onnx.ModelProto:
     if program is None:
         raise ModelError("model: must be one that torch.onnx exports")
     graph = program.model_proto
+    _without_zeros(graph.graph)
     for value in graph.graph.input:
         if not value.type.tensor_type.shape.dim[0].dim_param:
             raise ModelError(
@@ -93,6 +95,16 @@ class _Flat(nn.Module):
     def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
         x = arrays[0] if self.names is None else dict(zip(self.names, arrays, strict=True))
         return tuple(names_of(self.network(x)).values())
+
+
+def _without_zeros(graph: onnx.GraphProto) -> None:
+    """Take `allowzero`, which some programs do not know, from Reshapes to a shape without a 0."""
+    shapes = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if len(t.dims) < 2}
+    for node in graph.node:
+        if node.op_type == "Reshape" and (shapes.get(node.input[1], np.zeros(1)) != 0).all():
+            kept = [a for a in node.attribute if a.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
 def _anonymous(graph: onnx.ModelProto) -> None:

@@ -6,8 +6,8 @@ are there or not, most of which say nothing, and deaths of one patient in seven;
 censored when their study ends. The regions differ in age and in how long they watch. A model that
 knew the true risks would reach a C-index of about 0.84.
 
-`patients.npz` holds `values` [n, 39] (age, 0..1 for 20..100 years, then 0 or 1), `y` [n, 2] (years, and 1 for a
-death or 0) and `region` [n].
+`patients.npz` holds `values` [n, 39] (age, 0..1 for 20..100 years, then 0 or 1), `y` [n, 2] (years,
+and 1 for a death or 0) and `region` [n].
 """
 
 import sys

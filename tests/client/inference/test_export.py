@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 
 from client.inference.export import MOST_LOST, points_lost
 from client.models.loading import find, load
@@ -114,6 +115,20 @@ def test_int8_weights_leave_room_for_sixteen_bit_sums_of_two_products(exported: 
         if tensor.data_type == onnx.TensorProto.INT8
     ]
     assert max(int(np.abs(w.astype(int)).max()) for w in weights if w.size > 1) <= 64
+
+
+def test_onnx_own_evaluator_reads_int8_too(exported: Exported) -> None:
+    graph, rows = onnx.load(exported["onnx-int8"][0]), find_task("digits").load(None, "test")
+    x = rows.x[:50].numpy()
+    names = {node.op_type for node in graph.graph.node}
+    assert not any(
+        t.data_type == onnx.TensorProto.INT32 and t.dims for t in graph.graph.initializer
+    )
+    assert {"QuantizeLinear", "DequantizeLinear"} <= names
+    (found,) = ReferenceEvaluator(graph).run(None, {"x": x})
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    (expected,) = session.run(["scores"], {"x": x})
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(

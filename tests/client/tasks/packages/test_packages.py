@@ -276,7 +276,7 @@ def test_the_owners_least_rows_and_most_unfit_ones_hold_for_a_package(tmp_path: 
     check(task, min_rows=20, max_unfit=0.25)
     with pytest.raises(SiteError, match="fewer rows than min_rows = 60"):
         check(task, min_rows=60)
-    with pytest.raises(SiteError, match="0.200 does not fit, more than max_unfit = 0.1"):
+    with pytest.raises(SiteError, match=r"0\.200 does not fit, more than max_unfit = 0\.1"):
         check(task, max_unfit=0.1, tasks=("mine",))
     check(min_rows=60)  # no package is approved
     check(task, replace(task, name="other"), min_rows=60)  # whose rows they are is not known

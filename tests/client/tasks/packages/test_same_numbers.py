@@ -14,56 +14,8 @@ from client.tasks.rows import Rows
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
 from simulations import simulate
+from tests.support.public_kinds import HEART, HEART_MANIFEST
 from tests.support.task_packages import package
-
-HEART = """
-from torch import nn
-
-BOUNDS = {
-    "age": (30, 80), "sex": (0, 1), "trestbps": (90, 200), "chol": (100, 400), "fbs": (0, 1),
-    "thalach": (80, 200), "exang": (0, 1), "oldpeak": (0, 4),
-}
-VALUES = {"cp": ("1", "2", "3", "4"), "restecg": ("0", "1", "2")}
-NAMES = ("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak")
-
-
-def read(path, options):
-    for file in sorted(path.glob("processed.*.data")):
-        hospital = file.name.split(".")[1]
-        for line in file.read_text().splitlines():
-            values = line.split(",")
-            yield hospital, dict(zip(NAMES, values)), values[13]
-
-
-def encode(record, options):
-    site, row, label = record
-    x = []
-    for name in NAMES:
-        if name in VALUES:
-            text = str(int(float(row[name])))
-            x += [1.0 if text == value else -1.0 for value in VALUES[name]]
-        else:
-            low, high = BOUNDS[name]
-            x.append(2 * (min(max(float(row[name]), low), high) - low) / (high - low) - 1)
-    return {"x": x, "y": int(int(label) > 0), "site": site}
-
-
-def model(options):
-    layer = nn.Linear(15, 2)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-"""
-MANIFEST = """
-name = "heart"
-version = "1"
-kind = "classification"
-licence = "MIT"
-classes = ["healthy", "disease"]
-test = 0.34
-[x.values]
-shape = [15]
-"""
 
 
 @pytest.mark.skipif("TACIT_DATA" not in os.environ, reason="needs the published files")
@@ -71,7 +23,7 @@ shape = [15]
 def test_heart_disease_as_a_package_gives_the_built_ins_numbers(tmp_path: Path) -> None:
     data = Path(os.environ["TACIT_DATA"]) / "heart_disease"
     folder = tmp_path / "task"
-    found = package(folder, HEART, MANIFEST)
+    found = package(folder, HEART, HEART_MANIFEST)
     mine = package_task(found, {}).load(data, "all")
     theirs = task("heart-disease").load(data, "all")
     mine, theirs = ordered(mine), ordered(theirs)
