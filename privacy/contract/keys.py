@@ -194,12 +194,14 @@ class ModelPlan:
     heads: Annotated[int, Interval(ge=1, le=64)] | None = None
     dropout: Share | None = None
     hazard: Literal["logistic", "cox"] | None = None
+    norm: Annotated[float, Interval(ge=1e-3, le=1e3)] | None = None
+    random: Annotated[int, Interval(ge=2, le=65_536)] | None = None
 
     def __post_init__(self) -> None:
         check(self, PlanError, "model.")
         if (self.name is None) == (self.layers is None):
             raise PlanError("model must have exactly one of name and layers")
-        sizes = ("width", "depth", "heads", "dropout")
+        sizes = ("width", "depth", "heads", "dropout", "norm", "random")
         given = [one for one in sizes if getattr(self, one) is not None]
         if self.layers is not None and given:
             raise PlanError(f"model.{given[0]} must be left out where layers are given")

@@ -43,7 +43,7 @@ def task(text: str, model: ModelPlan | None = None) -> Task:
     """The task that a schema with a reader describes; TaskError names what is wrong."""
     about = described(text)
     inputs = inputs_of(about)
-    chosen_model = model or ModelPlan(name=_default(about, inputs))
+    chosen_model = model or _default(about, inputs)
     hazard = chosen_model.hazard or "logistic"
     learnt = outcome(
         about.kind, classes=about.classes, bounds=about.bounds, times=about.times, hazard=hazard
@@ -78,14 +78,20 @@ def task(text: str, model: ModelPlan | None = None) -> Task:
         y_dtype=label_type,
         read=source.read,
         times=about.times,
+        costly=about.filters != "none" or about.summary,
     )
 
 
-def _default(about: Description, inputs: Mapping[str, Input]) -> Any:
+def _default(about: Description, inputs: Mapping[str, Input]) -> ModelPlan:
     if len(inputs) > 1:
-        return "mixed"
+        return ModelPlan(name="mixed")
+    if about.summary:
+        return ModelPlan(name="linear", norm=2.0, random=512)
+    if about.filters != "none":
+        return ModelPlan(name="linear")
     words = next(iter(inputs.values())).words
-    return "bag" if words else _DEFAULT[about.reader]
+    usual: Any = "bag" if words else _DEFAULT[about.reader]
+    return ModelPlan(name=usual)
 
 
 def _label_form(about: Description) -> tuple[tuple[int, ...], torch.dtype]:

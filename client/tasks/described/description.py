@@ -51,6 +51,7 @@ class Description:
     folders: Lines = ("label",)
     size: Annotated[tuple[Side, ...], Len(2, 2), Expected("[height, width]")] = (28, 28)
     channels: Literal[1, 3] = 1
+    filters: Literal["none", "edges", "wavelets"] = "none"
     rate: Annotated[int, Interval(ge=1000, le=192_000)] = 16_000
     seconds: Annotated[float, Interval(ge=0.01, le=600)] = 1.0
     bands: Annotated[int, Interval(ge=4, le=256)] = 32
@@ -59,6 +60,7 @@ class Description:
     words: Annotated[int, Interval(ge=16, le=1_000_000)] = 4096
     length: Annotated[int, Interval(ge=1, le=65_536)] = 64
     series: Line = ""
+    summary: bool = False
     stride: Annotated[int, Interval(ge=1, le=65_536)] | None = None
     columns: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     delimiter: Line = ","
@@ -86,6 +88,13 @@ class Description:
                 raise TaskError("schema: columns and series must be given for windows of a series")
             if any(len(b) != 2 or not b[0] < b[1] for b in self.columns.values()):
                 raise TaskError("schema: columns must be NAME = [low, high] with low < high")
+        if self.filters != "none" and (self.reader, self.channels, self.size) != (
+            *("images", 1),
+            (28, 28),
+        ):
+            raise TaskError("schema: filters are for images of channels = 1 and size = [28, 28]")
+        if self.summary and self.reader != "series":
+            raise TaskError("schema: summary must be left out unless reader is series")
         if len(self.delimiter) != 1:
             raise TaskError("schema: delimiter must be one character")
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.tasks.described.layers import Last, Recurrent, Swap, built
+from client.tasks.features.public_layers import first_layers
 from client.tasks.losses import layered, linear
 from client.tasks.rows import TaskError
 from privacy.contract.keys import ModelPlan
@@ -50,6 +51,8 @@ def _parameters(plan: ModelPlan, inputs: Mapping[str, Input], outputs: int) -> i
 
 def _network(plan: ModelPlan, inputs: Mapping[str, Input], outputs: int) -> nn.Module:
     name = plan.name
+    if (plan.norm or plan.random) and name not in ("linear", "mlp"):
+        raise TaskError(f"model.norm and model.random are for linear and mlp, got {name}")
     if name == "mixed":
         return Mixed(inputs, plan.width or 32, outputs)
     if len(inputs) != 1:
@@ -65,7 +68,8 @@ def _network(plan: ModelPlan, inputs: Mapping[str, Input], outputs: int) -> nn.M
         for side in one.shape:
             size *= side
         hidden = () if name == "linear" else (width,) * depth
-        return nn.Sequential(nn.Flatten(), layered(size, hidden, outputs))
+        first, size = first_layers(size, plan.norm or 0.0, plan.random or 0, 0.0)
+        return nn.Sequential(nn.Flatten(), *first, layered(size, hidden, outputs))
     if name == "bag":
         return Bag(_ids(one, "bag"), width, outputs)
     if name == "text-cnn":

@@ -17,16 +17,24 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from client.tasks.described.description import Description
 from client.tasks.described.networks import Input
+from client.tasks.features import scattering, wavelets
+from client.tasks.features.summaries import summary, summary_width
 from client.tasks.rows import TaskError
 
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".gif", ".tif", ".tiff")
 _PIXELS_MAX: Final = 64_000_000
 _FRAME: Final = 0.032
 _WORD: Final = re.compile(r"\w+")
+_FILTERS: Final = {
+    "edges": (scattering.WIDTH, scattering.oriented),
+    "wavelets": (wavelets.WIDTH, wavelets.features),
+}
+"""Fixed public filters by name: how many numbers they make of a picture, and how."""
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -44,12 +52,16 @@ class Record:
 def inputs_of(about: Description) -> dict[str, Input]:
     """The arrays of a row, by name."""
     if about.reader == "images":
+        if about.filters != "none":
+            return {"pixels": Input((_FILTERS[about.filters][0],))}
         return {"pixels": Input((about.channels, *about.size))}
     if about.reader == "sounds":
         return {"spectrum": Input((1, about.bands, about.frames))}
     if about.reader == "texts":
         return {"words": Input((about.length,), about.words)}
     if about.reader == "series":
+        if about.summary:
+            return {"window": Input((summary_width(len(about.columns)),))}
         return {"window": Input((len(about.columns), about.length))}
     return {name: Input(rule.shape, rule.words or 0) for name, rule in about.x.items()}
 
@@ -110,6 +122,9 @@ def _pixels(about: Description, file: Path) -> Arrays:
             pixels = np.asarray(small, np.float32) / 127.5 - 1
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError):
         raise ValueError("a picture that can be read") from None
+    if about.filters != "none":
+        seen = _FILTERS[about.filters][1](torch.from_numpy((pixels[None] + 1) / 2))
+        return {"pixels": seen[0].numpy()}
     shaped = pixels[None] if about.channels == 1 else pixels.transpose(2, 0, 1)
     return {"pixels": np.ascontiguousarray(shaped)}
 
@@ -236,7 +251,7 @@ def _window(about: Description, rows: list[Mapping[str, str]]) -> Arrays:
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"numbers in the column {name}") from None
         out[i] = 2 * (np.clip(values, low, high) - low) / (high - low) - 1
-    return {"window": out}
+    return {"window": summary(out) if about.summary else out}
 
 
 def _lines(about: Description, file: Path) -> Iterator[tuple[str, dict[str, str]]]:
