@@ -7,9 +7,12 @@ whole: ledgers, accounting, checkpoints, history, signatures; the peers do not h
 
 * flower: Flower's own simulation (Ray, two actors) of a ClientApp with stock Opacus;
 * pfl: pfl-research's loop around Tacit's own trainer, in an environment that this script makes;
-* jax-privacy: no federation, so a step of DP-SGD alone, beside a step of ours.
+* jax-privacy: no federation, so a step of DP-SGD alone, beside a step of ours;
+* opacus, fastdp: steps alone as well, of all models of `step.py`; fastDP, which is in no registry,
+  from a checkout of https://github.com/awslabs/fast-differential-privacy.
 
-    python benchmarks/peers.py [--peers flower,pfl,jax-privacy] [--models mlp,cnn] [--turns 15]
+    python benchmarks/peers.py [--peers flower,pfl,jax-privacy,opacus,fastdp] [--models mlp,cnn]
+        [--turns 15] [--fastdp FOLDER]
 """
 
 import argparse
@@ -25,7 +28,8 @@ from contenders.running import Contender, Missing
 from table import RESULTS, quartiles, ratios, save, show, versions
 
 HERE = Path(__file__).resolve().parent
-PEERS = ("flower", "pfl", "jax-privacy")
+PEERS = ("flower", "pfl", "jax-privacy", "opacus", "fastdp")
+OF_STEPS = ("opacus", "fastdp")
 PFL = "pfl==0.6.0"
 JAX = ("jax==0.10.2", "jax-privacy==2.0.0", "optax==0.2.8")
 BATCH = 256
@@ -38,22 +42,39 @@ def main() -> None:
     parser.add_argument("--models", default="mlp,cnn")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--venvs", type=Path, default=RESULTS / "peers", help="peers' environments")
+    parser.add_argument("--fastdp", type=Path, help="a checkout of fast-differential-privacy")
     asked = parser.parse_args()
     peers = [name for name in asked.peers.split(",") if name]
     if unknown := set(peers) - set(PEERS):
         parser.error(f"--peers: expected some of {', '.join(PEERS)}, got {', '.join(unknown)}")
     result: dict[str, Any] = {"versions": versions("torch", "opacus", "flwr", "numpy")}
     found: dict[str, list[str]] = {}
-    for name in peers:
+    for name in (peer for peer in peers if peer not in OF_STEPS):
         try:
             found[name] = environment(name, asked.venvs.resolve(), result["versions"])
         except Missing as error:
             print(f"{name}: skipped, {error}")
+    if options := steps_of(peers, asked.fastdp):
+        subprocess.run([sys.executable, str(HERE / "step.py"), *options], check=True)
+    if not set(peers) - set(OF_STEPS) and peers:
+        return
     for model in asked.models.split(","):
         result[model] = federations(model, found, asked.turns, str(result["versions"]))
         if "jax-privacy" in found:
             result[model]["steps"] = steps(model, found["jax-privacy"], asked.turns)
     print(save("peers", result))
+
+
+def steps_of(peers: Sequence[str], fastdp: Path | None) -> list[str]:
+    """How `step.py` is asked for the peers of steps; nothing where there are none."""
+    options = ["--cpu", "--threads", "1"]
+    options += [] if "opacus" in peers else ["--no-opacus"]
+    if "fastdp" in peers:
+        if fastdp is not None and (fastdp / "fastDP").is_dir():
+            options += ["--fastdp", str(fastdp)]
+        else:
+            print(f"fastdp: skipped, --fastdp must be a checkout with fastDP/, got {fastdp}")
+    return options if "opacus" in peers or "--fastdp" in options else []
 
 
 def environment(name: str, venvs: Path, versions: dict[str, str]) -> list[str]:

@@ -6,7 +6,7 @@ modes run beside them on the same batches with `torch.normal`. `--bfloat16` adds
 that precision.
 
     python benchmarks/step.py [--models mlp,mnist-cnn] [--turns 15] [--threads 2] [--no-opacus]
-        [--bfloat16] [--cpu] [--memory]
+        [--bfloat16] [--fastdp FOLDER] [--cpu] [--memory]
 """
 
 import argparse
@@ -16,9 +16,12 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from contenders.fastdp import by_fastdp
 from contenders.models import Language, Vision, resnet
 from contenders.step_models import (
     Clicks,
@@ -89,6 +92,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--opacus", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--fastdp", type=Path, help="A checkout of fast-differential-privacy.")
     parser.add_argument("--cpu", action="store_true", help="CPU time in place of elapsed time.")
     parser.add_argument("--memory", action="store_true", help="Also each contender's peak growth.")
     chosen = parser.parse_args()
@@ -101,7 +105,7 @@ def main() -> None:
     lines = []
     for name in chosen.models.split(","):
         case = CASES[name]
-        runs = contenders(case, opacus=chosen.opacus, half=chosen.bfloat16)
+        runs = contenders(case, opacus=chosen.opacus, half=chosen.bfloat16, fastdp=chosen.fastdp)
         clock = time.process_time if chosen.cpu else time.perf_counter
         times = interleaved(runs, chosen.turns, clock=clock)
         relative = ratios(times, "plain")
@@ -123,14 +127,14 @@ def main() -> None:
             f"{relative[k][1]:.2f} ({relative[k][0]:.2f}-{relative[k][2]:.2f})"
             if k in relative
             else "-"
-            for k in ("tacit", "bfloat16", "opacus hooks", "opacus ghost")
+            for k in ("tacit", "bfloat16", "opacus hooks", "opacus ghost", "fastdp")
         ]
         lines.append([name, str(case.batch), f"{base:.2f}", *cells, str(case.target or "-")])
     show(
         "A DP-SGD step relative to plain SGD",
         [
             *("model", "B", "plain ms", "tacit", "bfloat16"),
-            *("Opacus hooks", "Opacus ghost", "target"),
+            *("Opacus hooks", "Opacus ghost", "fastDP", "target"),
         ],
         lines,
         "medians (quartiles) of interleaved turns; " + str(result["versions"]),
@@ -159,8 +163,10 @@ def kernel() -> str:
     return "numpy" if noise._kernel() is None else "native"
 
 
-def contenders(case: Case, *, opacus: bool, half: bool = False) -> dict[str, Callable[[], None]]:
-    """Each contender's turn: `case.steps` steps."""
+def contenders(
+    case: Case, *, opacus: bool, half: bool = False, fastdp: Path | None = None
+) -> dict[str, Callable[[], None]]:
+    """Each contender's turn: `case.steps` steps. A peer that cannot train a model is left out."""
     generator = torch.Generator().manual_seed(0)
     if case.tokens:
         x = torch.randint(0, case.tokens, (case.rows, *case.shape), generator=generator)
@@ -174,9 +180,20 @@ def contenders(case: Case, *, opacus: bool, half: bool = False) -> dict[str, Cal
     runs = {"plain": plain(case, batches), "tacit": tacit(case, Rows(x, y))}
     if half:
         runs["bfloat16"] = tacit(case, Rows(x, y), precision="bfloat16")
+    peers: dict[str, Callable[[], Callable[[], None]]] = {}
     if opacus:
-        runs["opacus hooks"] = by_opacus(case, batches, "hooks")
-        runs["opacus ghost"] = by_opacus(case, batches, "ghost")
+        peers |= {f"opacus {m}": partial(by_opacus, case, batches, m) for m in ("hooks", "ghost")}
+    if fastdp is not None:
+        model = case.build(False)
+        peers["fastdp"] = partial(by_fastdp, fastdp, model, batches, sample_size=case.rows)
+    for name, start in peers.items():
+        try:
+            turn = start()
+            turn()
+        except Exception as error:  # noqa: BLE001 - a peer's own fault costs no other figure
+            print(f"{name}: left out, {type(error).__name__}: {str(error)[:100]}", flush=True)
+            continue
+        runs[name] = turn
     return runs
 
 
