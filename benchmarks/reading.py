@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as parquet
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -28,7 +29,8 @@ from table import quartiles, save, show, versions
 from client.inference.batch import run
 from client.inference.export import public_rows
 from client.inference.onnx_export import to_onnx
-from client.inference.predictor import predictor, session
+from client.inference.onnx_runtime import onnxruntime
+from client.inference.predictor import predictor
 from client.models.loading import find
 from client.models.loading import load as load_model
 from client.models.provenance import Trust
@@ -74,8 +76,8 @@ def parts(rows: int) -> Iterator[Any]:
         yield pa.table(columns)
 
 
-def write(folder: Path, rows: int) -> None:
-    """The same rows as CSV and as Parquet, and a wide table."""
+def write(folder: Path, rows: int, only: str) -> None:
+    """The same rows as CSV and as Parquet, and a wide table where it is asked for."""
     first = next(parts(1))
     with (
         pacsv.CSVWriter(folder / "rows.csv", first.schema) as csv,
@@ -84,6 +86,8 @@ def write(folder: Path, rows: int) -> None:
         for part in parts(rows):
             csv.write_table(part)
             packed.write_table(part)
+    if only and "wide" not in only:
+        return
     random = np.random.default_rng(1)
     columns, count = WIDE
     with (folder / "wide.csv").open("w") as file:
@@ -131,16 +135,25 @@ def plainly(batches: Iterator[Any], scores: Callable[[Any], Any], out: Path, pac
     writer.close()
 
 
+def session(table: Task, threads: int) -> Callable[[Any], Any]:
+    """The model as ONNX Runtime has it, of arrays [rows, features]."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    graph = to_onnx(shaken(table), public_rows(table)).SerializeToString()
+    running = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda x: running.run(None, {"x": x})[0]
+
+
 def cases(folder: Path, threads: int) -> dict[str, dict[str, Callable[[], object]]]:
     """Each case: its base, and ours."""
     table, wide = task("table", schema()), task("table", wide_schema())
+    torch.set_num_threads(threads)
     model = folder / "model"
     release(
         model, plan=plan_for("table", schema=schema()), network=shaken(table), key=own_key(model)
     )
     ready = predictor(load_model(find(str(model)), Trust()), threads=threads)
-    graph = to_onnx(shaken(table), public_rows(table)).SerializeToString()
-    scores = session(graph, threads)
+    scores = session(table, threads)
     csv, packed = folder / "rows.csv", folder / "rows.parquet"
 
     def ours(data: Path, out: str) -> Callable[[], object]:
@@ -186,7 +199,7 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
-        write(Path(place), options.rows)
+        write(Path(place), options.rows, options.only)
         for case, ways in cases(Path(place), options.threads).items():
             if options.only and case not in options.only.split(","):
                 continue

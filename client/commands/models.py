@@ -73,10 +73,11 @@ def predict(
     with loading():
         from client.commands.shared import explained, opened, progress, tell_faults
         from client.inference import batch as predicting
-        from client.inference.predictor import predictor
+        from client.inference.predictor import predictor, settle_threads
 
     released_model = opened(model, directory, key, task, quiet=json_)
     ready = predictor(released_model, device)
+    settle_threads(ready)
     with progress("predicting") as tell:
         tally = predicting.run(
             ready,
@@ -129,11 +130,12 @@ def evaluate(
         from client.inference.evaluation import evaluate as measured
         from client.inference.html import evaluation_page
         from client.inference.predictor import predict as predicted
-        from client.inference.predictor import predictor
+        from client.inference.predictor import predictor, settle_threads
         from privacy.files import write_atomic
 
     of = opened(model, directory, key, task, quiet=json_)
     ready, tally = predictor(of, device), Tally(name=f"{data}: ")
+    settle_threads(ready)
     with progress("evaluating") as tell:
         source = chunks(of.task, data, labels=True, group=group)
         evaluation = measured(

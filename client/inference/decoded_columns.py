@@ -17,7 +17,7 @@ from client.tasks.task import Task
 MOST: Final = 4096
 """Columns of one model's outputs, at most."""
 Columns = dict[str, Any]
-"""Arrow arrays by name, each of as many values as there are rows."""
+"""Arrow arrays by name, each of as many values as there are rows; classes are a dictionary's."""
 
 
 def columns(task: Task, scores: Any, *, every: bool = False) -> Columns:
@@ -49,13 +49,17 @@ def best(task: Task, decoded: Tensor) -> Tensor:
     if task.kind == "ordinal":
         above = 1 - decoded.double().cumsum(1)[:, :-1]
         return (above > 0.5).sum(1)
-    return decoded.argmax(1)
+    return decoded.max(1).indices
 
 
 def _classified(task: Task, decoded: Tensor, every: bool) -> Columns:
-    at = best(task, decoded)
-    likeliest = decoded.gather(1, at[:, None])[:, 0]
-    names = pa.array(task.classes, pa.string()).take(pa.array(at.numpy()))
+    if task.kind == "ordinal":
+        at = best(task, decoded)
+        likeliest = decoded.gather(1, at[:, None])[:, 0]
+    else:
+        likeliest, at = decoded.max(1)
+    classes = pa.array(task.classes, pa.string())
+    names = pa.DictionaryArray.from_arrays(pa.array(at.numpy()), classes)
     columns = {"prediction": names, "probability": _rounded(likeliest)}
     return columns | (_each(task, decoded) if every else {})
 

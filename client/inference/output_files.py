@@ -33,12 +33,23 @@ class WritingError(ValueError):
     """A place or a form that predictions cannot be written to."""
 
 
-def table(part: Predictions) -> Any:
-    """The rows as a table."""
+def table(part: Predictions, *, safe: bool = False) -> Any:
+    """The rows as a table; with `safe`, no spreadsheet would run a text as a formula."""
     columns: dict[str, Any] = {}
     if part.ids is not None:
         columns[part.ids_name] = part.ids
-    return pa.table(columns | {"row": pa.array(part.rows)} | part.columns)
+    columns |= {"row": pa.array(part.rows)} | part.columns
+    return pa.table({name: _plain(values, safe) for name, values in columns.items()})
+
+
+def _plain(values: Any, safe: bool) -> Any:
+    """A column of classes as texts; each class is looked at once, whatever the number of rows."""
+    if isinstance(values, pa.ChunkedArray) and pa.types.is_dictionary(values.type):
+        values = pc.cast(values, values.type.value_type)
+    if not isinstance(values, pa.DictionaryArray):
+        return _without_formulas(values) if safe else values
+    classes = values.dictionary
+    return (_without_formulas(classes) if safe else classes).take(values.indices)
 
 
 def records(part: Predictions) -> list[dict[str, Any]]:
@@ -110,7 +121,7 @@ def _lines(file: IO[bytes], *, as_csv: bool) -> Write:
 
     def csv_lines(part: Predictions) -> None:
         nonlocal begun
-        batch = _without_formulas(table(part))
+        batch = table(part, safe=True)
         if not begun:
             file.write(_header(batch.column_names))
         begun = True
@@ -125,18 +136,18 @@ def _lines(file: IO[bytes], *, as_csv: bool) -> Write:
     return csv_lines if as_csv else objects
 
 
-def _without_formulas(rows: Any) -> Any:
+def _without_formulas(column: Any) -> Any:
     """Texts that a spreadsheet would run as a formula, behind an apostrophe; numbers stay."""
-    for index, name in enumerate(rows.column_names):
-        column = rows.column(index)
-        if pa.types.is_string(column.type):
-            runs = pc.and_(
-                pc.match_substring_regex(column, _FORMULA),
-                pc.invert(pc.match_substring_regex(column, _NUMBER)),
-            )
-            safe = pc.if_else(runs, pc.binary_join_element_wise("'", column, ""), column)
-            rows = rows.set_column(index, name, safe)
-    return rows
+    kind = column.type
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if not any(holds(kind) for holds in texts):
+        return column
+    column = pc.cast(column, pa.string())
+    runs = pc.and_(
+        pc.match_substring_regex(column, _FORMULA),
+        pc.invert(pc.match_substring_regex(column, _NUMBER)),
+    )
+    return pc.if_else(runs, pc.binary_join_element_wise("'", column, ""), column)
 
 
 def _header(names: list[str]) -> bytes:
