@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from privacy.commands.exit_codes import BAD_INPUT, FAILED, Codes, run
+from privacy.commands.exit_codes import BAD_INPUT, FAILED, Codes, run, started
 from privacy.runtime import defer, loading, prepare
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def simulate(
         from rich.console import Console
 
         from server.rounds.run_folder import FolderError
-        from simulations.display import RunView, sentence
+        from simulations.display import RunView
         from simulations.engines.errors import EngineError
         from simulations.run import simulate as play
 
@@ -158,6 +158,13 @@ def simulate(
             stack.callback(served.close)
             typer.echo(f"The run is shown at {served.url} while it goes on.", err=True)
         view = stack.enter_context(RunView(console))
+        begun = threading.Event()
+
+        def start(plan: "Plan", done: int) -> None:
+            begun.set()
+            view.start(plan, done)
+
+        stack.enter_context(started(begun.is_set))
         try:
             result = play(
                 chosen,
@@ -168,7 +175,7 @@ def simulate(
                 resume=resume,
                 insecure=insecure,
                 on_read=lambda reading: typer.echo(f"data: {reading}", err=True),
-                on_start=view.start,
+                on_start=start,
                 on_round=view.round,
                 stop=stop.is_set,
             )
@@ -182,26 +189,29 @@ def simulate(
         rounds = f"{result.summary['rounds']} of {chosen.rounds} rounds"
         typer.echo(f"tacit-simulate: stopped after {rounds}; go on with: {again}", err=True)
         raise typer.Exit(INTERRUPTED)
-    if result.folder is not None and (tensorboard is not None or mlflow is not None):
-        from server.tracking import track
+    with started():
+        from simulations.display import sentence
 
-        track(result.folder, tensorboard=tensorboard, mlflow=mlflow)
-    result_text = sentence(result.summary)
-    audit_result = _audited(chosen, runs / label, data, seed) if audit else None
-    if as_json:
-        facts = {**result.summary, "run": str(result.folder), "sentence": result_text}
-        typer.echo(
-            json.dumps(facts | ({"audit": audit_result} if audit_result is not None else {}))
-        )
-    else:
-        console.print(result_text, highlight=False, soft_wrap=True)
-        console.print(f"The run is kept in {result.folder}", highlight=False, soft_wrap=True)
-        console.print("Its ledgers began with this run: they say nothing of earlier ones.")
-        if audit_result is not None:
-            console.print(f"audit: {audit_result['verdict']} (audit.json)")
-    if audit_result is not None and audit_result["verdict"] != "no violation found":
-        raise typer.Exit(VIOLATION)
-    raise typer.Exit(EXIT[result.outcome.reason])
+        if result.folder is not None and (tensorboard is not None or mlflow is not None):
+            from server.tracking import track
+
+            track(result.folder, tensorboard=tensorboard, mlflow=mlflow)
+        result_text = sentence(result.summary)
+        audit_result = _audited(chosen, runs / label, data, seed) if audit else None
+        if as_json:
+            facts = {**result.summary, "run": str(result.folder), "sentence": result_text}
+            typer.echo(
+                json.dumps(facts | ({"audit": audit_result} if audit_result is not None else {}))
+            )
+        else:
+            console.print(result_text, highlight=False, soft_wrap=True)
+            console.print(f"The run is kept in {result.folder}", highlight=False, soft_wrap=True)
+            console.print("Its ledgers began with this run: they say nothing of earlier ones.")
+            if audit_result is not None:
+                console.print(f"audit: {audit_result['verdict']} (audit.json)")
+        if audit_result is not None and audit_result["verdict"] != "no violation found":
+            raise typer.Exit(VIOLATION)
+        raise typer.Exit(EXIT[result.outcome.reason])
 
 
 def _chosen(
@@ -367,7 +377,7 @@ def _codes() -> Codes:
     from server.rounds.checkpoint import CheckpointError
     from simulations.engines.errors import EngineError, OwnCodeError
 
-    failed = (CheckpointError, LedgerError, EngineError, OwnCodeError)
+    failed = (OSError, CheckpointError, LedgerError, EngineError, OwnCodeError)
     return {ValueError: BAD_INPUT} | dict.fromkeys(failed, FAILED)
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final, TextIO
 
 from torch import Tensor
 
@@ -69,7 +69,7 @@ def run(
     ready: Predictor,
     data: Path,
     out: Path | None,
-    stdout: IO[str],
+    stdout: TextIO,
     *,
     skip_bad: bool = False,
     explain: int = 0,

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -89,7 +89,7 @@ def writing(path: Path) -> Iterator[Write]:
 
 
 @contextmanager
-def held_back(stdout: IO[str], *, as_csv: bool, before: str = "") -> Iterator[Write]:
+def held_back(stdout: TextIO, *, as_csv: bool, before: str = "") -> Iterator[Write]:
     """A function that adds predictions to a stream, which gets them when all are made.
 
     So nothing is on it where a later row turns out not to fit. Without `as_csv` they are a JSON
@@ -98,10 +98,15 @@ def held_back(stdout: IO[str], *, as_csv: bool, before: str = "") -> Iterator[Wr
     with tempfile.SpooledTemporaryFile(HELD, prefix="tacit-") as file:
         yield _lines(file, as_csv=True) if as_csv else _listed(file)
         file.seek(0)
-        stdout.write("" if as_csv else f"{before}[")
+        if as_csv:  # the same bytes as in a file, whatever the terminal can show
+            stdout.flush()
+            while content := file.read(2**20):
+                stdout.buffer.write(content)
+            return
+        stdout.write(f"{before}[")
         while content := file.read(2**20):
-            stdout.write(content.decode("utf-8", "surrogateescape"))
-        stdout.write("" if as_csv else "]")
+            stdout.write(content.decode())
+        stdout.write("]")
 
 
 def _listed(file: IO[bytes]) -> Write:
