@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -82,6 +82,15 @@ def evaluator(plan: Plan, data: Path | None) -> Evaluate | None:
 
 def evaluate_on(plan: Plan, rows: object) -> Evaluate:
     """Metrics of weights on given test rows."""
+    from client.tasks.registry import task_of
+
+    learning, outputs = task_of(plan), outputs_on(plan, rows)
+    y = rows.y  # type: ignore[attr-defined]
+    return lambda weights: learning.metrics(outputs(weights), y)
+
+
+def outputs_on(plan: Plan, rows: object) -> Callable[[Arrays], Any]:
+    """What the model of some weights gives for each of the rows: a tree of [rows, ...]."""
     import torch
 
     from client.dpsgd.trees import joined
@@ -95,12 +104,11 @@ def evaluate_on(plan: Plan, rows: object) -> Evaluate:
     model = learning.model(plan.seed).eval()
     trained = trained_of(model)
 
-    def evaluate(weights: Arrays) -> Mapping[str, float]:
+    def outputs(weights: Arrays) -> Any:
         with torch.inference_mode():
             for name, parameter in trained.items():
                 parameter.copy_(torch.from_numpy(weights[name]))
             parts = (range(i, min(i + _ROWS, len(rows))) for i in range(0, len(rows), _ROWS))
-            outputs = joined([model(rows.take(part).x) for part in parts])
-            return learning.metrics(outputs, rows.y)
+            return joined([model(rows.take(part).x) for part in parts])
 
-    return evaluate
+    return outputs

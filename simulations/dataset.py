@@ -16,6 +16,7 @@ from client.data.contents import Contents
 from client.site import LastReply, Replies, SecureState, Site
 from client.tasks.registry import task_of
 from client.tasks.rows import Rows, TaskError
+from client.tasks.task import Task
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import with_counts
 from privacy.contract.policy import Policy
@@ -179,11 +180,7 @@ def prepare(plan: Plan, data: Data) -> tuple[Plan, World]:
         learning = task_of(plan)
         if learning.embedded and data is not None:
             raise TaskError(f"--data: {plan.task} is embedded and reads no file, got {data}")
-        if learning.load_both and not learning.pretrained and plan.statistics is None:
-            train, test = learning.load_both(data)
-        else:
-            train = _loaded(plan, data, "train")
-            test = train if plan.statistics is not None else _loaded(plan, data, "test")
+        train, test = _loaded(plan, learning, data)
     sites = plan.sites
     if plan.split == "natural":
         sites = sites or len(set(train.site or ()))
@@ -201,17 +198,32 @@ def prepare(plan: Plan, data: Data) -> tuple[Plan, World]:
     return replace(plan, sites=sites), World(train, test, parts)
 
 
-def _loaded(plan: Plan, data: Path | None, part: str) -> Rows:
+def _loaded(plan: Plan, learning: Task, data: Path | None) -> tuple[Rows, Rows]:
+    """The rows to train on and those held out, by one reading where the task has such."""
+    if plan.statistics is not None:
+        rows = learning.load(data, "train")
+        return rows, rows
+
+    @cache
+    def read() -> tuple[Rows, Rows]:
+        if learning.load_both is not None and (learning.costly or not learning.pretrained):
+            return learning.load_both(data)
+        return learning.load(data, "train"), learning.load(data, "test")
+
+    if data is None or not learning.costly:
+        return read()
+    train = _kept(plan, learning, data, "train", lambda: read()[0])
+    return train, _kept(plan, learning, data, "test", lambda: read()[1])
+
+
+def _kept(plan: Plan, learning: Task, data: Path, part: str, read: Callable[[], Rows]) -> Rows:
     """A part of the data; what took long to encode is kept for the next run."""
-    learning = task_of(plan)
-    if not learning.costly or data is None:
-        return learning.load(data, part)
     contents = Contents(data)
     state = contents.digest()
     schema = "" if plan.schema is None else schema_digest(plan.schema)
     return Cache(cache_folder()).rows(
         (learning.name, learning.code, learning.options, schema, part, state),
-        lambda: learning.load(data, part),
+        read,
         lambda: contents.digest() == state,
         costly=True,
     )

@@ -170,7 +170,7 @@ def _ranks(metrics: Mapping[str, float], baseline: Mapping[str, Any]) -> bool:
 
 
 def _reached(summary: Mapping[str, Any]) -> str:
-    """The metric; with skewed labels also balanced accuracy, and what a constant would have."""
+    """The metric; with skewed labels others beside it, and what a constant would have."""
     metrics, baseline = summary["metrics"], summary.get("baseline")
     name = metric_of(metrics)
     if name is None:
@@ -182,6 +182,8 @@ def _reached(summary: Mapping[str, Any]) -> str:
         return text
     balanced = metrics.get("balanced_accuracy")
     both = "" if balanced is None else f"balanced accuracy {balanced:.4f}, "
+    if summary.get("auc") is not None:
+        both += f"AUC {summary['auc']:.4f}, "
     if "f1" in metrics:
         both += f"{'macro ' if baseline['classes'] > 2 else ''}F1 {metrics['f1']:.4f}, "
     return f"{text} ({both}always '{baseline['class']}' would have {baseline['accuracy']:.4f})"

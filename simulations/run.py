@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Context, RecordDict
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
+from client.inference.evaluation import auroc
 from client.tasks.registry import provided, task_of
 from client.tasks.rows import Reading
 from privacy.accounting.epsilon import spent
@@ -21,7 +23,13 @@ from privacy.contract.forecast import check_finite
 from privacy.contract.plan import Plan, PlanError
 from privacy.mechanism import noise
 from server.app import fitting, make_app
-from server.evaluation import evaluate_on, frozen_base, initial_weights, public_columns
+from server.evaluation import (
+    evaluate_on,
+    frozen_base,
+    initial_weights,
+    outputs_on,
+    public_columns,
+)
 from server.registry.signing import own_key, signer
 from server.rounds.aggregation import State
 from server.rounds.job import Interrupted, Job, Model, Silent
@@ -216,7 +224,7 @@ def _play(
     if plan.private and (resume or plan.simulation.slow or outcome.reason != "done"):
         outcome = replace(outcome, epsilons=_ledger_epsilons(plan, run_folder, list(world.parts)))
     summary = summarise(plan, outcome, time.perf_counter() - began, insecure=insecure)
-    summary |= {"baseline": _baseline(plan, world)}
+    summary |= {"baseline": _baseline(plan, world), "auc": _auc(plan, world, run_folder)}
     run_folder.write_summary(summary)
     if plan.statistics is not None:
         write_results(run_folder, public_columns(plan))
@@ -261,14 +269,37 @@ def _baseline(plan: Plan, world: World) -> dict[str, Any] | None:
     classes = learning.classes
     if learning.kind != "classification" or not classes or not len(y):
         return None
-    groups = [np.arange(len(y))]
-    if plan.split == "natural" and world.test.site is not None:
-        owners = np.asarray(world.test.site)
-        groups = [np.flatnonzero(owners == name) for name in sorted(set(world.test.site))]
+    groups = _groups(plan, world)
     answer = int(np.bincount(y, minlength=len(classes)).argmax())
     shares = [float((y[group] == answer).mean()) for group in groups]
     accuracy = float(np.mean(shares))
     return {"class": classes[answer], "classes": len(classes), "accuracy": accuracy}
+
+
+def _groups(plan: Plan, world: World) -> list[NDArray[np.int64]]:
+    """The held-out rows that a metric is of: each site's where a split is natural, else all."""
+    if plan.split != "natural" or world.test.site is None:
+        return [np.arange(len(world.test))]
+    owners = np.asarray(world.test.site)
+    return [np.flatnonzero(owners == name) for name in sorted(set(world.test.site))]
+
+
+def _auc(plan: Plan, world: World, run: RunFolder) -> float | None:
+    """The area under the ROC curve of the last model on the held-out rows, of two classes alone.
+
+    Averaged over the sites where the metrics are, those left out that hold out one class.
+    """
+    learning, y, last = task_of(plan), world.test.y.numpy(), run.resume()
+    if learning.kind != "classification" or len(learning.classes) != 2 or last is None:
+        return None
+    groups = [one for one in _groups(plan, world) if len(set(y[one].tolist())) == 2]
+    if not groups:
+        return None
+    outputs = outputs_on(plan, world.test)(State.from_arrays(*last).released())
+    likely = learning.decode(outputs)[:, 1].numpy()
+    if not np.isfinite(likely).all():
+        return None
+    return float(np.mean([auroc(likely[one], y[one] == 1) for one in groups]))
 
 
 def _engine(place: Place, connected: bool) -> Engine:

@@ -44,6 +44,15 @@ def load(plan: Schema, path: Path | None, which: str) -> Rows:
     return part(loaded.rows, held if which == "test" else ~held)
 
 
+def load_both(plan: Schema, path: Path | None) -> tuple[Rows, Rows]:
+    """The rows to train on and those held out, from one reading of a file."""
+    if path is None or isinstance(plan.test, str):
+        return load(plan, path, "train"), load(plan, path, "test")
+    loaded = load_rows(path, plan.wanted, plan.columns.encode, plan.roles)
+    held = held_out(loaded, plan.test)
+    return part(loaded.rows, ~held), part(loaded.rows, held)
+
+
 def load_with(plan: Schema, path: Path | None, encode: Callable[[Any], Encoded]) -> Rows:
     """The rows of a source in another encoding, before any are held out by a fraction."""
     if path is None:
@@ -96,6 +105,7 @@ def task(text: str) -> Task:
         "label": label.name,
         "shape": (columns.width,),
         "load": lambda path, part: load(plan, path, part),
+        "load_both": lambda path: load_both(plan, path),
         "load_with": lambda path, encode: load_with(plan, path, encode),
         "wanted": plan.wanted,
         "encode": columns.encode,
