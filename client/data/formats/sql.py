@@ -24,24 +24,30 @@ KINDS: Final = ("sqlite", "postgresql")
 def answer(path: Path, wanted: Wanted, options: Options) -> Iterator[Piece]:
     """The wanted columns of the query's answer, under the schema's names."""
     with ExitStack() as opened:
-        reader = _batch_stream(opened, options)
+        reader, before = _batch_stream(opened, wanted, options)
         columns = chosen(reader.schema.names, wanted, options)
         check_types(reader.schema, columns)
         tables = (
-            pa.Table.from_batches([batch]).select(list(columns)) for batch in _batches(reader)
+            pa.Table.from_batches([batch]).select(list(columns))
+            for batch in _batches(reader, before)
         )
         yield from numbered(tables, columns, 0)
 
 
-def _batches(reader: Any) -> Iterator[Any]:
+def _batches(reader: Any, before: int) -> Iterator[Any]:
     try:
-        yield from reader
+        for batch in reader:
+            yield batch.slice(before)
+            before = 0
     except (pa.ArrowException, OSError) as error:
         raise _failed(error) from None
 
 
-def _batch_stream(opened: ExitStack, options: Options) -> Any:
-    """A stream of Arrow record batches; TaskError without the driver's text, which tells values."""
+def _batch_stream(opened: ExitStack, wanted: Wanted, options: Options) -> tuple[Any, int]:
+    """A stream of Arrow record batches, and how many rows of it are none of the answer's.
+
+    TaskError without the driver's text, which tells values.
+    """
     kind = urlsplit(options.database).scheme
     if kind not in KINDS:
         raise TaskError(f"database: expected sqlite:///PATH or postgresql://.., got {kind!r:.20}")
@@ -53,12 +59,51 @@ def _batch_stream(opened: ExitStack, options: Options) -> Any:
     try:
         connection = opened.enter_context(connect(uri))
         cursor = opened.enter_context(connection.cursor())
+        query, before = options.query, 0
         if kind == "sqlite":
             cursor.execute("PRAGMA query_only = ON")
-        cursor.execute(options.query)
-        return opened.enter_context(cursor.fetch_record_batch())
-    except failure as error:
+            query, before = _of_one_type(cursor, query, wanted, options)
+        cursor.execute(query)
+        return opened.enter_context(cursor.fetch_record_batch()), before
+    except (failure, OSError) as error:
         raise _failed(error) from None
+
+
+def _of_one_type(cursor: Any, query: str, wanted: Wanted, options: Options) -> tuple[str, int]:
+    """The query, and how many rows before its answer give columns of SQLite a type.
+
+    The driver takes a column's type from its first rows, and fails where later ones need another:
+    a decimal after whole numbers, a text after nothing. One row of the widest values says it.
+    """
+    cursor.execute(query)
+    with cursor.fetch_record_batch() as reader:
+        columns = chosen(reader.schema.names, wanted, options)
+    inner = query.strip().rstrip(";")
+    asked = [f"max(typeof({_quoted(name)}) = '{kind}')" for name in columns for kind in _KINDS]
+    cursor.execute(f"select {', '.join(asked)} from ({inner})")  # noqa: S608 - the owner's own
+    facts = [bool(one) for one in cursor.fetchone()]
+    first, mixed = [], False
+    for index, (name, column) in enumerate(columns.items()):
+        at = index * len(_KINDS)
+        kinds = {
+            kind for kind, here in zip(_KINDS, facts[at : at + len(_KINDS)], strict=True) if here
+        }
+        if "blob" in kinds:
+            raise TaskError(f"column {column}: expected text, numbers or dates, got binary ones")
+        mixed = mixed or (len(kinds) > 1 and kinds != {"integer", "null"})
+        value = "''" if "text" in kinds else "0.5" if "real" in kinds else "0"
+        first.append(f"{value} as {_quoted(name)}")
+    if not mixed:
+        return query, 0
+    names = ", ".join(_quoted(name) for name in columns)
+    return f"select {', '.join(first)} union all select {names} from ({inner})", 1  # noqa: S608
+
+
+_KINDS: Final = ("blob", "text", "real", "integer", "null")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _driver(kind: str) -> tuple[Callable[[str], Any], type[Exception]]:

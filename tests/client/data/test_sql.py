@@ -152,3 +152,54 @@ def test_a_million_rows_of_postgresql_are_streamed(
     counts = [len(chunk.rows) for chunk in chunks(TABLE, path, labels=True)]
     assert sum(counts) == 1_000_000
     assert max(counts) <= 65536
+
+
+def kept(folder: Path, declared: str, values: list[object]) -> Path:
+    """A database of ages as somebody kept them, and its query."""
+    pytest.importorskip("adbc_driver_sqlite", reason="needs the extra tacit[sql]")
+    with sqlite3.connect(folder / "k.db") as database:
+        database.execute(
+            f"create table kept(who int, age {declared}, seen date, city text, ill boolean)"
+        )
+        rows = [(i, age, "2020-03-04", "Oslo", i % 2 == 0) for i, age in enumerate(values)]
+        database.executemany("insert into kept values (?, ?, ?, ?, ?)", rows)
+    database.close()
+    return source(folder, "sqlite:///k.db", "select * from kept order by who desc;")
+
+
+MANY = 1500
+"""More rows than the driver looks at before it says of which type a column is."""
+
+
+@pytest.mark.parametrize(
+    ("declared", "values", "left_out"),
+    [
+        ("decimal(9,2)", [63] * MANY + [40.25], 0),
+        ("", [63.5] * MANY + [2**60], 0),
+        ("", [None] * MANY + [40.25], MANY),
+        ("text", [None] * MANY + ["40.25"], MANY),
+        ("", [63] * MANY + ["NA", "hush", "40.25"], 2),
+        ("boolean", [True, False] * MANY, 0),
+        ("integer", [2**62, -(2**62), 2**53 + 1] * MANY, 0),
+        ("numeric", ["63.50", 40, 12.25] * MANY, 0),
+    ],
+)
+def test_columns_of_sqlite_hold_what_was_put_into_them(
+    tmp_path: Path, declared: str, values: list[object], left_out: int
+) -> None:
+    path = kept(tmp_path, declared, values)
+    found = TABLE.load(path, "all")
+    assert found.reading is not None
+    assert (found.reading.rows, found.reading.left_out) == (len(values), left_out)
+    numbers = [float(v) for v in reversed(values) if v not in (None, "NA", "hush")]  # type: ignore[arg-type]
+    expected = [min(max(v, 0), 100) / 50 - 1 for v in numbers]
+    assert found.x[:, 0].tolist() == pytest.approx(expected)
+    assert sum(len(chunk.rows) for chunk in chunks(TABLE, path, labels=True)) == len(expected)
+    assert "hush" not in str(found.reading)
+
+
+def test_bytes_in_a_column_of_sqlite_are_refused_by_its_name(tmp_path: Path) -> None:
+    path = kept(tmp_path, "", [63] * MANY + [b"hush"])
+    with pytest.raises(TaskError, match=r"column age: expected text, numbers or dates") as refused:
+        TABLE.load(path, "train")
+    assert "hush" not in str(refused.value)
