@@ -139,6 +139,8 @@ def _considered(site: Site, plan: Plan, run: str, number: int) -> ProposalAnswer
         return ProposalAnswer("declined", verdict.code, rounds)
     if site.paused():
         return ProposalAnswer("declined", "paused", rounds)
+    if not site.accepts(plan):
+        return ProposalAnswer("declined", "schema-differs", 0)
     return ProposalAnswer("approved", "", rounds)
 
 

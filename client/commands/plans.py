@@ -22,6 +22,7 @@ from privacy.contract.decision import alone
 from privacy.contract.forecast import Forecast, epsilons, forecast
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy, PolicyError, load_policy
+from privacy.contract.schema_digest import schema_digest
 from privacy.files import write_atomic
 from privacy.printable import folded, printable
 from privacy.runtime import ACCOUNTANTS, load
@@ -176,7 +177,7 @@ def _answer(
     with recorded(directory, command, what, fingerprint=digest, reason=reason):
         after = change(policy, digest)
     if plan is not None:
-        facts = _facts(directory, after, plan) | facts
+        facts = _facts(directory, after, plan) | facts | {"rows": _rows_for(directory, plan)}
     facts["state"] = "approved" if allowed else "denied"
     if as_json:
         typer.echo(json.dumps(facts))
@@ -212,6 +213,14 @@ def _facts(directory: Path, rules: Policy, plan: Plan) -> dict[str, Any]:
         "code": "" if outlook.refusal is None else outlook.refusal.code,
         "message": "" if outlook.refusal is None else outlook.refusal.message,
     }
+
+
+def _rows_for(directory: Path, plan: Plan) -> list[str] | None:
+    """The populations whose registered schema is the plan's; None where the plan brings none."""
+    if plan.schema is None or plan.code is not None:
+        return None
+    digest = schema_digest(plan.schema)
+    return [one.name for one in populations.known(directory) if one.schema == digest]
 
 
 def _alone(plan: Plan, outlook: Forecast, rules: Policy, past: tuple[Event, ...]) -> dict[str, Any]:
@@ -284,6 +293,10 @@ def _print(console: Console, facts: dict[str, Any]) -> None:
         say("secure aggregation among these parties: compare each key with its site's owner")
         for name, key in facts["parties"].items():
             say(f"  {name}: {key}")
+    if facts.get("rows") == [] and facts["state"] == "approved":
+        say("no rows of this site are for it: none are registered with its schema")
+        say("the client declines it (schema-differs); if the schema is right for your rows:")
+        say("tacit-client data add NAME --ledger PATH --data PATH --schema FILE")
     if facts["refused"] is not None:
         say(f"round {facts['refused']} would be refused: {facts['code']} ({facts['message']})")
     if facts["since_plan"] is None:

@@ -221,3 +221,10 @@ def test_a_package_that_comes_with_a_proposal_is_kept_to_be_read_and_never_run(
     assert propose(site, damaged, package=b"no archive")["status"] == "failed"
     assert propose(site, PLAN, package=package.content)["status"] == "failed", "no package's plan"
     assert len(shown) == 1
+
+
+def test_a_plan_for_other_data_is_declined_before_its_first_round(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    site.accepts = lambda plan: plan.task != "digits"
+    reply = propose(site)
+    assert (reply["status"], reply["reason"], reply["rounds"]) == ("declined", "schema-differs", 0)

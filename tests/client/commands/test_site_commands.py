@@ -347,3 +347,23 @@ def test_a_schema_is_registered_with_its_people_and_a_changed_copy_is_not_taken(
     (tmp_path / "s.toml").write_text("label = 3\n")
     with pytest.raises(ValueError, match="columns"):
         desk.add(schema=str(tmp_path / "s.toml"))
+
+
+def test_an_approval_says_where_no_rows_are_for_the_plan(desk: Desk, tmp_path: Path) -> None:
+    schema = (
+        'label = "ill"\n[columns.age]\ntype = "number"\nmin = 0\nmax = 9\n'
+        '[columns.ill]\ntype = "category"\nvalues = ["no", "yes"]\n'
+    )
+    asked = plan(task="table", schema=schema)
+    desk.add()
+    desk("policy", "new", "--epsilon", "9", "--delta", "1e-4", "--task", "table")
+    received_plans.remember(desk.folder, asked)
+    words = " ".join(desk("approve", asked.digest).split())
+    assert "no rows of this site are for it" in words
+    assert "data add NAME --ledger PATH --data PATH --schema FILE" in words
+    (tmp_path / "s.toml").write_text(schema)
+    (tmp_path / "d.csv").write_text("age,ill\n" + "3,no\n" * 30)
+    data = ("--data", str(tmp_path / "d.csv"), "--schema", str(tmp_path / "s.toml"))
+    desk("data", "add", "others", "--ledger", str(tmp_path / "o.jsonl"), *data)
+    assert desk.json("approve", asked.digest)["rows"] == ["others"]
+    assert "no rows of this site" not in desk("approve", asked.digest)
