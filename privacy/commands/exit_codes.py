@@ -5,6 +5,7 @@ more ends a command with exit 1, whatever was done before.
 """
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -69,12 +70,29 @@ def run(app: typer.Typer, name: str, codes: Callable[[], Codes]) -> NoReturn:
         _end(name, "interrupted", 130)
     except tuple(known := codes()) as error:
         kind = next(kind for kind in type(error).__mro__ if kind in known)
-        _end(name, str(error), known[kind])
+        _end(name, _said(error), known[kind])
     except KeyboardInterrupt:
         _end(name, "interrupted", 130)
     except OSError as error:  # such as a full disk behind stdout
         _end(name, f"output: {error.strerror or error}", FAILED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _said(error: Exception) -> str:
+    """An error in words; of a place that cannot be used, its path and the next step."""
+    if not isinstance(error, OSError) or error.filename is None or not error.strerror:
+        return str(error)
+    step = _STEPS.get(error.errno or 0, "")
+    name = error.filename
+    path = os.fsdecode(name) if isinstance(name, str | bytes) else str(name)
+    return f"{path}: {error.strerror}{step}"
+
+
+_ELSEWHERE: Final = " (name another place, or change who may write to this one)"
+_STEPS: Final = {
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _ELSEWHERE),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), " (free some space, then run it again)"),
+}
 
 
 def _end(name: str, message: str, code: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """Whatever a terminal or a stream can take, a command ends as it should, and never as bad input."""
 
+import errno
 import io
 import os
 import subprocess
@@ -85,6 +86,31 @@ def test_what_fails_once_work_has_begun_is_no_bad_input() -> None:
         raise ValueError("before")
     with pytest.raises(StartedError, match="after"), started():
         raise ValueError("after")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.EROFS, "Read-only file system", "/a/b"),
+            "/a/b: Read-only file system (name",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", b"/a"), "/a: Permission denied (name"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/a"),
+            "/a: No space left on device (free",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/a"), "/a: No such file"),
+        (OSError("in words"), "in words"),
+        (ValueError("in words"), "in words"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_named_with_the_next_step(
+    error: Exception, said: str
+) -> None:
+    message = exit_codes._said(error)
+    assert message.startswith(said)
+    assert "Errno" not in message
 
 
 def test_any_character_has_something_in_its_place() -> None:
