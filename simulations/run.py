@@ -276,7 +276,7 @@ def _baseline(plan: Plan, world: World) -> dict[str, Any] | None:
     return {"class": classes[answer], "classes": len(classes), "accuracy": accuracy}
 
 
-def _groups(plan: Plan, world: World) -> list[NDArray[np.int64]]:
+def _groups(plan: Plan, world: World) -> list[NDArray[Any]]:
     """The held-out rows that a metric is of: each site's where a split is natural, else all."""
     if plan.split != "natural" or world.test.site is None:
         return [np.arange(len(world.test))]
