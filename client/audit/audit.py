@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -58,14 +58,16 @@ def audit_installation(
 
     The number of canaries follows from the time that is left once conformance has been checked.
     `seed` draws the settings that are visited (never any noise), another one each time if it is
-    None; the settings of `plan` are visited too. The result is what `audit.json` holds.
+    None; the settings of `plan` are visited too, and where its unit is the person, so are the
+    canaries people, of five rows each. The result is what `audit.json` holds.
     """
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon must be above 0 and finite, got {epsilon!r}")
     seed = secrets.randbelow(2**32) if seed is None else seed
     drawn = settings_of(seed, plan)
     with one_thread():
-        outcome = _audit(epsilon, seconds, device, drawn, on_check)
+        unit = drawn[-1].setting.unit
+        outcome = _audit(epsilon, seconds, device, drawn, unit, on_check)
     return outcome | {"seed": seed} | ({"plan": plan.digest} if plan is not None else {})
 
 
@@ -95,6 +97,7 @@ def _audit(
     seconds: float,
     device: str,
     drawn: Sequence[Drawn],
+    unit: Literal["record", "subject"],
     on_check: Callable[[Check], None],
 ) -> dict[str, Any]:
     began = time.monotonic()
@@ -109,7 +112,9 @@ def _audit(
         rounds=_ROUNDS,
         steps=_STEPS,
         rate=_RATE,
-        rows=_ROWS,
+        unit=unit,
+        rows=_ROWS if unit == "record" else None,
+        subjects=_ROWS if unit == "subject" else None,
         lr=0.5,
         clip=1.0,
         sigma=sigma,
@@ -119,7 +124,7 @@ def _audit(
     left = seconds - (time.monotonic() - began)
     count = int(np.clip(left * _PER_SECOND, _LEAST, _MOST))
     task, rows = _made_up()
-    event = Event("record", sigma, _RATE, _STEPS, _ROUNDS)
+    event = Event(unit, sigma, _RATE, _STEPS, _ROUNDS)
     lower_bounds: tuple[Bound, ...] = ()
     more: dict[str, Any] = {}
     try:
@@ -127,7 +132,8 @@ def _audit(
         lower_bounds = bounds(scored, event, epsilon, DELTA)
         more["canaries"] = summary(scored)
         plain = attack(None, device=device)
-        private = attack(replace(event, steps=_STEPS * _ROUNDS, count=1), device=device)
+        whole = Event("record", sigma, _RATE, _STEPS * _ROUNDS)
+        private = attack(whole, device=device)
         more["membership"] = {"without_privacy": asdict(plain), "private": asdict(private)}
     except BROKEN as error:
         checks.append(broken("canaries", error))
@@ -239,6 +245,7 @@ def _made_up() -> tuple[Task, Rows]:
     source = torch.Generator().manual_seed(0)
     centres = torch.randn((10, 64), generator=source)
     y = torch.randint(10, (_ROWS,), generator=source)
-    rows = Rows(0.3 * centres[y] + 0.5 * torch.randn((_ROWS, 64), generator=source), y)
+    x = 0.3 * centres[y] + 0.5 * torch.randn((_ROWS, 64), generator=source)
+    rows = Rows(x, y, subject=torch.arange(_ROWS))
     model = seeded(lambda: layered(64, (32,), 10))
     return made_up("audit", model, rows, cross_entropy), rows

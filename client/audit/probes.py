@@ -9,7 +9,7 @@ import select
 import signal
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -249,9 +249,12 @@ def updated(probe: Probe, setting: Setting, event: Event | None = None) -> Sums:
 def _train(
     probe: Probe, setting: Setting, event: Event | None, model: nn.Module
 ) -> training.Trained:
+    rows = probe.rows
+    if setting.unit == "subject" and rows.subject is None:  # each row is a person's
+        rows = replace(rows, subject=torch.arange(len(rows)))
     return training.train(
         model,
-        probe.rows,
+        rows,
         probe.task,
         setting.plan,
         site=setting.site,

@@ -173,6 +173,7 @@ def _drawn(source: np.random.Generator, *, size: int, rows: int, **fixed: Any) -
 def of_plan(plan: Plan, site: str) -> Setting:
     """The settings of a plan at a site, for probes; what depends on the task stays out.
 
+    Where people are the unit, so they are in the probes: each has one row.
     A plan whose row count is settled when it runs is tried at a made-up one.
     """
     event = plan.event(site)
@@ -192,4 +193,5 @@ def of_plan(plan: Plan, site: str) -> Setting:
         micro_batch=plan.micro_batch,
         precision=plan.precision,
         site=site,
+        unit="subject" if event.unit == "subject" else "record",
     )

@@ -24,7 +24,8 @@ CONFIDENCE: Final = 0.99
 
 ALPHA: Final = 1e-7
 """A check fails when chance would do this or worse with a smaller probability than this. Fixed
-before looking; with some twenty checks a correct installation is accused twice in a million."""
+before looking; with some thirty checks a correct installation is accused three times in a million.
+"""
 
 GUESSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Shares of the canaries guessed in (and guessed out) by the one-run bound; fixed beforehand."""

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from client.audit import setting_checks
 from client.audit.audit import settings_of
 from client.audit.reference import change, gain, rate, spread
-from client.audit.settings import ROUNDS, Setting, draw, of_plan
+from client.audit.settings import ROUNDS, Drawn, Setting, draw, of_plan
+from client.dpsgd import training
 from client.dpsgd.training import optimizer_of, proximal
 from privacy.contract.plan_file import load_plan
 
@@ -92,3 +94,25 @@ def test_a_seed_draws_the_same_settings_and_a_plan_adds_its_own():
     more = settings_of(5, plan)
     assert more[: len(settings_of(5))] == settings_of(5)
     assert {one.setting for one in more[len(settings_of(5)) :]} == {of_plan(plan, "audit")}
+
+
+@pytest.mark.parametrize("name", ["movielens", "shakespeare"])
+def test_where_a_plan_protects_people_its_settings_draw_people(name, monkeypatch):
+    setting = of_plan(load_plan(name), "audit")
+    assert setting.unit == setting.event.unit == "subject"
+    units, train = [], training.train
+
+    def seen(model, rows, task, plan, **words):
+        units.append((plan.unit, words["event"].unit, rows.subject is not None))
+        return train(model, rows, task, plan, **words)
+
+    monkeypatch.setattr(training, "train", seen)
+    found = setting_checks.noise_under_every_setting([Drawn(setting, 512, 40)], "cpu")
+    assert found.passed
+    assert set(units) == {("subject", "subject", True)}
+
+
+def test_a_plan_whose_sites_add_no_noise_is_refused_in_one_line():
+    plan = load_plan("digits", ["unit=client", "sigma=2.0"])
+    with pytest.raises(ValueError, match="unit must be one whose sites add the noise, got client"):
+        settings_of(5, plan)
