@@ -65,7 +65,10 @@ def covering(name: str) -> tuple[str, ...]:
     folder = path.parent.as_posix()
     nearest = sorted((ROOT / "tests" / folder).glob(f"test_{path.stem}*.py"))
     beside = [file for one in MORE[folder] for file in _files(ROOT / "tests" / one)]
-    importing = [file for file in beside if module in file.read_text(encoding="utf-8")]
+    spelt = (module, f"from {module.rpartition('.')[0]} import {path.stem}\n")
+    importing = [
+        file for file in beside if any(one in file.read_text(encoding="utf-8") for one in spelt)
+    ]
     files = dict.fromkeys((*nearest, *importing, *beside))
     return tuple(file.relative_to(ROOT).as_posix() for file in files)
 

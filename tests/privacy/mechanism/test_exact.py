@@ -4,7 +4,7 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy.mechanism import exact, gaussian, noise
@@ -37,6 +37,23 @@ def test_doubles_and_all_further_bits_move_a_number_by_less_than_a_quarter_of_a_
     exactly = exact._normal_pair(radius, angle, more)
     for near, right in zip(doubles(radius, angle), exactly, strict=True):
         assert abs(in_fine_steps(right) - Decimal(near)) < Decimal("0.25")
+
+
+@settings(max_examples=20)
+@given(ordinary, words)
+def test_further_bits_of_the_radius_turn_nothing_and_those_of_the_angle_lengthen_nothing(
+    radius: int, angle: int
+) -> None:
+    low, high = bytes(64), b"\xff" * 64
+    with localcontext(exact._CONTEXT):
+        (x, y), longer, turned = (
+            exact._normal_pair(radius, angle, more) for more in (low + low, high + low, low + high)
+        )
+        digits = Decimal(10) ** -180
+        assert abs(x * longer[1] - y * longer[0]) < digits
+        assert abs(x * x + y * y - longer[0] ** 2 - longer[1] ** 2) > 10**9 * digits
+        assert abs(x * x + y * y - turned[0] ** 2 - turned[1] ** 2) < digits
+        assert abs(x * turned[1] - y * turned[0]) > 10**9 * digits
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2**38 - 1, 2**64 - 2**38, 2**64 - 1])
