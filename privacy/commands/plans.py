@@ -185,6 +185,8 @@ def _person(plan: Plan, person: tuple[int, float] | None) -> str | None:
             "these figures are for one record, and the schema names subjects: a person with more "
             "records has less protection (--policy with records_per_subject counts it)"
         )
+    if plan.unit == "subject":
+        return "these figures are for one person, with all their rows at a site"
     return None
 
 

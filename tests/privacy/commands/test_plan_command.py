@@ -54,6 +54,14 @@ def test_without_a_cap_a_schema_with_subjects_is_pointed_out(tmp_path: Path) -> 
     assert "for one record" not in CliRunner().invoke(app, ["plan", plan]).stdout
 
 
+def test_where_people_are_the_unit_the_figures_are_said_to_be_a_persons(tmp_path: Path) -> None:
+    plan, _ = files(tmp_path)
+    text = PLAN.replace("rows = 100", 'subjects = 100\nunit = "subject"')
+    (tmp_path / "plan.toml").write_text(text)
+    shown = CliRunner().invoke(app, ["plan", plan])
+    assert "these figures are for one person, with all their rows at a site" in shown.stdout
+
+
 def test_warnings_go_to_stderr_and_leave_the_json_alone(tmp_path: Path) -> None:
     plan, _ = files(tmp_path, 'optimizer = "adam"\n')
     shown = CliRunner().invoke(app, ["plan", plan, "--json"])
