@@ -9,6 +9,7 @@ from client.tasks.described.outcomes import concordance
 from privacy.report.tables import utility
 from simulations import load_plan, simulate
 from simulations.display import sentence
+from simulations.templates.cohort import write
 
 SCHEMA = """
 reader = "arrays"
@@ -69,3 +70,47 @@ def test_the_index_by_hand() -> None:
     risk, time = np.array([3.0, 2.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0, 2.0], np.float32)
     # known pairs: 0 before 1, 2, 3; 1 before 2, and before 3, which lived on: equal risks, one half
     assert concordance(risk, time, np.array([True, True, False, False])) == pytest.approx(4.5 / 5)
+
+
+REGIONS = """
+reader = "arrays"
+kind = "survival"
+label = "y"
+site = "region"
+times = [0, 1, 2, 4, 8]
+test = 0.3
+[x.values]
+shape = [39]
+range = [0, 1]
+"""
+OF_REGIONS = """
+task = "arrays"
+split = "natural"
+rounds = 40
+rate = 1.0
+rows = "actual"
+lr = 4.0
+clip = 1.0
+weights = "rows"
+epsilon = 8.0
+delta = 1e-4
+schema = '''{schema}'''
+"""
+
+
+@pytest.mark.slow
+def test_patients_of_six_regions_are_ranked_under_privacy(tmp_path: Path) -> None:
+    file, data = tmp_path / "plan.toml", write(tmp_path / "cohort", seed=5)
+    file.write_text(OF_REGIONS.format(schema=REGIONS))
+    with np.load(data) as patients:
+        assert patients["values"].shape == (1088, 39) and len(set(patients["region"])) == 6
+        assert abs(patients["y"][:, 1].mean() - 1 / 7) < 0.01
+    result = simulate(load_plan(str(file), []), data=data)
+    assert result.plan.sites == 6 and result.epsilon <= 8.0
+    assert result.metrics["c_index"] > 0.65  # 0.79 on average, and 0.5 by chance
+    model = result.model
+    assert {name for name, _ in model.named_parameters()} == {
+        "risk.1.weight",
+        "risk.1.bias",
+        "baseline.bias",
+    }
