@@ -92,7 +92,9 @@ def make_app(resolve: Callable[[Context, RecordDict], Site], mods: Sequence[Mod]
 class Begun:
     """A round that was accepted and paid for: everything is settled but the training itself.
 
-    `agreed` is what the parties of secure aggregation know of each other.
+    `plan` is what the round follows: of a plan with a search, its pilot's or what was chosen, and
+    `stage_round` the round of it. `agreed` is what the parties of secure aggregation know of each
+    other.
     """
 
     site: Site
@@ -106,6 +108,7 @@ class Begun:
     entries: tuple[Entry, ...]
     key: str
     began: float
+    stage_round: int
     agreed: Agreed | None = None
 
     def model(self) -> torch.nn.Module:
@@ -126,7 +129,7 @@ class Begun:
                 self.plan,
                 site=self.site.name,
                 event=self.event,
-                round=self.number,
+                round=self.stage_round,
                 device=self.site.device,
             )
         )
@@ -191,6 +194,8 @@ def _begin(
         raise Refused("model-refused")
     weights, known = read_weights(content, learning, plan.seed)
     key = f"{run}/{number}/{known}"
+    if request.choice is not None:
+        key += f".{request.choice}"
     stored_reply = site.replies.get(key) if not plan.is_secure else None
     if stored_reply is not None:
         site.on_event("reply_resent", run=run, round=number)
@@ -202,11 +207,14 @@ def _begin(
     ):
         raise Refused("ledger-untrusted")
     agreed = secure_round.agreed_for(site, request) if plan.is_secure else None
+    followed, stage_round = request.stage()
     events = accepted(site, plan, run, number)
     entries = _spend(site, plan, events, run, number)
     event, began = (events[0] if events else None), time.perf_counter()
     return Begun(
-        *(site, request_fields, run, number, plan, learning, weights, event, entries, key, began),
+        *(site, request_fields, run, number, followed, learning, weights, event, entries, key),
+        began,
+        stage_round,
         agreed,
     )
 
@@ -251,7 +259,7 @@ def _finish_secure(begun: Begun) -> RecordDict:
             return clipped_sum(
                 *(model, rows, begun.task, plan), event=event, expected=expected, device=site.device
             )
-        about_run: Any = {"site": site.name, "round": begun.number, "device": site.device}
+        about_run: Any = {"site": site.name, "round": begun.stage_round, "device": site.device}
         trained = train(model, rows, begun.task, plan, event=None, **about_run)
         return secure_round.clipped_update(trained.update, plan)
 

@@ -24,7 +24,7 @@ from privacy.contract.decision import (
     alone,
     with_records,
 )
-from privacy.contract.forecast import rounds_that_fit
+from privacy.contract.forecast import Course, rounds_that_fit
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json
 from privacy.ledger.ledger import LedgerError, SpendingState
@@ -155,14 +155,15 @@ def _rounds_left(
     events = with_records(plan.events_of_round(site.name), site.policy)
     if isinstance(verdict, Accepted):
         events = verdict.events
+    course = Course.of(plan, site.name, site.policy, events, plan.rounds - most + 1)
     budgets = (
         (standing.spent, site.policy.budget, None),
         (standing.run, plan.limit_of(site.name), 1),
     )
     for past, limit, records in budgets:
         if limit is not None and most > 0:
-            most = rounds_that_fit(past, events, limit, records=records, most=most)
+            most = rounds_that_fit(past, course, limit, records=records, most=most)
     limit = site.policy.budget_alone
     if plan.is_secure and limit is not None and most > 0:
-        most = rounds_that_fit(alone(standing.spent), alone(events), limit, most=most)
+        most = rounds_that_fit(alone(standing.spent), Course(alone(events)), limit, most=most)
     return most

@@ -41,12 +41,20 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RoundRequest:
-    """Which round of which plan is asked; `fields` are the request's, as they came."""
+    """Which round of which plan is asked; `fields` are the request's, as they came.
+
+    `choice` is the candidate of the plan's search that is trained after its pilots.
+    """
 
     run: str
     round: int
     plan: Plan
     fields: Mapping[str, Any]
+    choice: int | None = None
+
+    def stage(self) -> tuple[Plan, int]:
+        """The plan that the round follows, and which of its rounds it is."""
+        return self.plan.stage(self.round, self.choice)
 
 
 def fields_of(content: RecordDict) -> Mapping[str, Any]:
@@ -69,7 +77,23 @@ def read_round_request(site: Site, fields: Mapping[str, Any]) -> RoundRequest:
         raise Refused("bad-request") from None
     if not 1 <= number <= plan.rounds:
         raise Refused("bad-request")
-    return RoundRequest(run, number, plan, fields)
+    return RoundRequest(run, number, plan, fields, _choice(plan, number, fields.get("choice")))
+
+
+def _choice(plan: Plan, number: int, choice: object) -> int | None:
+    """The candidate that is asked: one of the plan's, after its pilots and nowhere else.
+
+    It changes no event: what a round costs follows from its number alone.
+    """
+    if number <= plan.pilot_rounds or plan.tune is None:
+        if choice is not None:
+            raise Refused("bad-request")
+        return None
+    if isinstance(choice, bool) or not isinstance(choice, int):
+        raise Refused("bad-request")
+    if not 0 <= choice < plan.candidates:
+        raise Refused("bad-request")
+    return choice
 
 
 def is_run_id(run: object) -> TypeGuard[str]:

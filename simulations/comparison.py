@@ -192,7 +192,7 @@ def _changed(plan: Plan, changes: Sequence[str]) -> Plan:
     if "unit=none" in changes:  # nobody has an epsilon where nothing is private
         sites = table["site"].items()
         table["site"] = {n: {k: v for k, v in one.items() if k == "rows"} for n, one in sites}
-        for key in ("metrics", "metrics_sigma"):
+        for key in ("metrics", "metrics_sigma", "tune"):
             table.pop(key, None)
     override(table, changes)
     return parse(table)

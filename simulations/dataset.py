@@ -18,9 +18,8 @@ from client.tasks.registry import task_of
 from client.tasks.rows import Rows, TaskError
 from client.tasks.task import Task
 from privacy.contract.plan import Plan, PlanError
-from privacy.contract.plan_file import with_counts
+from privacy.contract.plan_file import schema_digest, with_counts
 from privacy.contract.policy import Policy
-from privacy.contract.schema_digest import schema_digest
 from privacy.identity.keys import new_signing_key, sign, signing_public
 from privacy.ledger.ledger import Ledger
 from privacy.mechanism import noise

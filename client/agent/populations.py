@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from privacy.contract.plan_file import schema_digest
 from privacy.contract.policy import Policy
-from privacy.contract.schema_digest import schema_digest
 from privacy.files import read_json, write_atomic
 from privacy.ledger.ledger import Ledger, LedgerError
 

@@ -22,7 +22,7 @@ from privacy.accounting.rounding import left_text, spent_text
 from privacy.accounting.segments import Budget
 from privacy.audit_trail import recorded
 from privacy.contract.decision import Accepted, judge, with_records
-from privacy.contract.forecast import rounds_that_fit
+from privacy.contract.forecast import Course, rounds_that_fit
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy, load_policy
@@ -281,14 +281,15 @@ def _fit(plan: Plan, rules: Policy, ledger: Ledger, site: str) -> dict[str, Any]
     events = with_records(plan.events_of_round(site), rules)
     if isinstance(verdict, Accepted):
         events = verdict.events
+    course = Course.of(plan, site, rules, events)
     limit = rules.budget or Budget(rules.epsilon, rules.delta)
-    rounds = rounds_that_fit(past, events, limit, most=max(plan.rounds, 1000))
+    rounds = rounds_that_fit(past, course, limit, most=max(plan.rounds, 1000))
     return {
         "plan": plan.digest,
         "task": plan.task,
         "rounds": plan.rounds,
         "rounds_left": rounds,
-        "sigma": events[0].sigma,
+        "sigma": course.events[0].sigma,
         "accepted": taken,
         "code": "" if isinstance(verdict, Accepted) else verdict.code,
     }

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -227,7 +226,7 @@ def _alone(plan: Plan, outlook: Forecast, rules: Policy, past: tuple[Event, ...]
     """Secure aggregation: who the parties are, and what is spent if all others collude."""
     if not plan.is_secure:
         return {}
-    whole = [replace(event, count=event.count * plan.rounds) for event in alone(outlook.events)]
+    whole = alone(outlook.course.taken(plan.rounds))
     used = spent(alone(past), rules.delta, records=None)
     return {
         "asks_alone": spent(whole, rules.delta, records=None),
@@ -242,8 +241,7 @@ def _asks(plan: Plan, outlook: Forecast, rules: Policy) -> float | None:
     """Epsilon of the whole run by itself at the policy's delta; None where the site spends none."""
     if not plan.noised_at_site:
         return None
-    whole = [replace(event, count=event.count * plan.rounds) for event in outlook.events]
-    return spent(whole, rules.delta, records=None)
+    return spent(outlook.course.taken(plan.rounds), rules.delta, records=None)
 
 
 def _past(directory: Path) -> tuple[Event, ...]:

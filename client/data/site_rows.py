@@ -20,8 +20,8 @@ from client.tasks.registry import NAMES, task, task_of_schema
 from client.tasks.rows import NoRows, Rows, TaskError, builtin, cap
 from client.tasks.task import Task, none_of
 from privacy.contract.plan import Plan
+from privacy.contract.plan_file import schema_digest
 from privacy.contract.policy import Policy
-from privacy.contract.schema_digest import schema_digest
 
 BUILTIN_PREFIX: Final = "builtin:"
 

@@ -18,10 +18,10 @@ from client.tasks.registry import task, task_of_schema
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
 from privacy.commands.checks import Check
-from privacy.contract.forecast import forecast, rounds_that_fit
+from privacy.contract.forecast import Course, forecast, rounds_that_fit
 from privacy.contract.plan import Plan
+from privacy.contract.plan_file import schema_digest
 from privacy.contract.policy import Policy, PolicyError, load_policy
-from privacy.contract.schema_digest import schema_digest
 from privacy.ledger.ledger import Ledger, LedgerError
 
 _PLANS: Final = 5
@@ -233,7 +233,9 @@ def _fits(
     except (LedgerError, OSError):
         return
     outlook = forecast(plan, site_of(directory), rules, past)
-    fit = rounds_that_fit(past, outlook.events, rules.budget, most=left)
+    events, first = outlook.events, plan.rounds - left + 1
+    course = Course.of(plan, site_of(directory), rules, events, first)
+    fit = rounds_that_fit(past, course, rules.budget, most=left)
     text = f"{one.name}: {fit} of {left} rounds of {short} fit"
     if fit >= left:
         yield Check("budget", "fine", text)

@@ -104,6 +104,7 @@ def _rounds(plan: Plan, most: int, outlooks: list[Forecast]) -> list[int]:
     """Every round, or, of a long run, so many of them with the last and those before a refusal."""
     step = max(1, -(-plan.rounds // most))
     chosen = set(range(step, plan.rounds + 1, step)) | {1, plan.rounds, fewest_rounds(plan)}
+    chosen |= {plan.pilot_rounds} - {0}
     return sorted(chosen | {f.fits for f in outlooks if f.fits})
 
 
@@ -139,6 +140,13 @@ def _facts(
             "code": outlook.refusal.code,
             "message": outlook.refusal.message,
         }
+    if plan.tune is not None:
+        facts["pilots"] = {
+            "candidates": plan.candidates,
+            "rounds": plan.pilot_rounds,
+            "sigma": outlook.course.pilot[0].sigma,
+            "epsilon": _finite(_pilots(plan, outlook)),
+        }
     if plan.is_secure:
         last = list(epsilons(outlook, plan.required_delta, [plan.rounds], colluding=True))
         facts["epsilon_alone"] = _finite(last[0][1])
@@ -151,6 +159,23 @@ def _facts(
         before = json_number(spent(past, rules.delta, records=None))
         facts["policy"] = {**_limit(rules.budget), "spent": before}
     return facts
+
+
+def _pilots(plan: Plan, outlook: Forecast) -> float:
+    """What all pilots of a search cost together, in one record's epsilon."""
+    return spent(outlook.course.taken(plan.pilot_rounds), plan.required_delta)
+
+
+def _search(plan: Plan, outlook: Forecast) -> str | None:
+    """A search in one line: how many pilots, and what they cost of the whole."""
+    if plan.tune is None:
+        return None
+    return (
+        f"rounds 1 to {plan.pilot_rounds} are {plan.candidates} pilots of {plan.tune.rounds} at "
+        f"sigma {outlook.course.pilot[0].sigma:.4g}, together epsilon "
+        f"{spent_text(_pilots(plan, outlook))}; the sigma above is of the "
+        f"{plan.rounds - plan.pilot_rounds} rounds after them"
+    )
 
 
 def _limit(budget: Budget | None) -> Any:
@@ -218,6 +243,8 @@ def _print(
         if plan.private:
             title = f"{escape(label)}: sigma {one.events[0].sigma:.4g}"
             console.print(title, highlight=False, soft_wrap=True)
+            if (text := _search(plan, one)) is not None:
+                console.print(text, highlight=False, soft_wrap=True)
             table = Table(box=None, header_style="bold", pad_edge=False)
             table.add_column("round", justify="right")
             table.add_column(f"epsilon at delta {plan.delta:g}", justify="right")

@@ -67,10 +67,10 @@ def judge(
     if any(event.unit != plan.unit for event in spent):
         return Refusal("ledger-untrusted", f"the ledger's unit is not the plan's, {plan.unit}")
     try:
-        events = with_records(_offer(plan, policy, spent, site, plan.rounds - round + 1), policy)
+        events = with_records(_offer(plan, policy, spent, site, round), policy)
     except (AccountingError, PlanError) as error:
         return Refusal(EXHAUSTED, f"no noise keeps the rounds left inside: {error}")
-    if refusal := _bounded(policy, events):
+    if refusal := _bounded(policy, (*events, *_later(plan, site))):
         return refusal
     for past, limit, records in (
         (spent, policy.budget, None),
@@ -165,16 +165,23 @@ def _bounded(policy: Policy, events: tuple[Event, ...]) -> Refusal | None:
     return None
 
 
+def _later(plan: Plan, site: str) -> tuple[Event, ...]:
+    """What comes after a search's pilots: no pilot is paid for where that would be refused."""
+    return plan.events_of_round(site) if plan.tune is not None else ()
+
+
 def _offer(
-    plan: Plan, policy: Policy, past: Sequence[Event], site: str, left: int
+    plan: Plan, policy: Policy, past: Sequence[Event], site: str, round: int
 ) -> tuple[Event, ...]:
     """The round's events: the plan's, or with as much more noise as all rounds left need to fit.
 
     A noise level that the ledger already holds is preferred, so that a whole run keeps to one.
     """
-    events = plan.events_of_round(site)
+    events, left = plan.events_of_round(site, round), plan.rounds - round + 1
     groups = any(event.records > 1 for event in with_records(events, policy))
     if not policy.more_noise or groups or policy.budget is None or plan.is_secure:
+        return events
+    if plan.tune is not None:  # its learning rates are chosen for the noise that it names
         return events
     first, beside = events[0], tuple(replace(e, count=left) for e in events[1:])
     most = _MOST_NOISE * first.sigma  # a coordinator takes no reply with more noise than this

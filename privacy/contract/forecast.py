@@ -24,17 +24,48 @@ EVERY: Final = "every site"
 
 
 @dataclass(frozen=True, slots=True)
+class Course:
+    """What the next rounds cost: `events` each, after so many `pilots` that cost `pilot` each."""
+
+    events: tuple[Event, ...]
+    pilot: tuple[Event, ...] = ()
+    pilots: int = 0
+
+    @classmethod
+    def of(
+        cls, plan: Plan, site: str, policy: Policy, events: tuple[Event, ...], number: int = 1
+    ) -> "Course":
+        """From round `number` of a plan on; `events` are what a round costs, without a search."""
+        if plan.tune is None:
+            return cls(events)
+        events = with_records(plan.events_of_round(site), policy)
+        pilot = with_records(plan.events_of_round(site, 1), policy)
+        return cls(events, pilot, max(0, plan.pilot_rounds - number + 1))
+
+    def taken(self, rounds: int) -> tuple[Event, ...]:
+        """Everything that so many next rounds cost."""
+        pilots = min(rounds, self.pilots)
+        first = [replace(e, count=e.count * pilots) for e in self.pilot] if pilots else []
+        return (*first, *(replace(e, count=e.count * (rounds - pilots)) for e in self.events))
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
-    """One site's future in a plan: `events` of each round, the round it refuses, and why.
+    """One site's future in a plan: the `course` of its rounds, the one it refuses, and why.
 
     `fits` is how many rounds the budgets hold; other refusals can be lifted by the owner.
     """
 
     site: str
-    events: tuple[Event, ...]
+    course: Course
     fits: int
     refusal: Refusal | None
     leaves: tuple[Output, ...]
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What each round costs, after the pilots of a search."""
+        return self.course.events
 
     @property
     def refused(self) -> int | None:
@@ -62,20 +93,20 @@ def forecast(
     events = with_records(plan.events_of_round(site), policy)
     if isinstance(verdict, Accepted) and plan.noised_at_site:
         events = verdict.events
-    fits = plan.rounds
+    course, fits = Course.of(plan, site, policy, events), plan.rounds
     for history, limit, records in (
         (past, policy.budget, None),
         ((), plan.limit_of(site), 1),
     ):
         if limit is not None and plan.noised_at_site:
-            fits = rounds_that_fit(history, events, limit, records=records, most=fits)
+            fits = rounds_that_fit(history, course, limit, records=records, most=fits)
     if plan.is_secure and (limit := policy.budget_alone) is not None:
-        fits = rounds_that_fit(alone(past), alone(events), limit, most=fits)
+        fits = rounds_that_fit(alone(past), Course(alone(events)), limit, most=fits)
     if fits < plan.rounds and barred is None:
-        run = tuple(replace(e, count=fits) for e in events)
+        run = course.taken(fits)
         last = judge(plan, policy, (*past, *run), site=site, round=fits + 1, run=run)
         barred = last if isinstance(last, Refusal) else None
-    return Forecast(site, events, fits, barred, outputs(plan, events))
+    return Forecast(site, course, fits, barred, outputs(plan, course.events))
 
 
 def epsilons(
@@ -91,15 +122,15 @@ def epsilons(
     It is that of a person with so many `records`; `colluding`: against all other parties together.
     """
     for number in rounds:
-        events = alone(outlook.events) if colluding else outlook.events
-        taken = [replace(e, count=min(number, outlook.fits)) for e in events]
+        events = outlook.course.taken(min(number, outlook.fits))
+        taken = alone(events) if colluding else events
         yield number, spent(taken, delta, records=records)
 
 
 def fewest_rounds(plan: Plan) -> int:
     """After how many rounds a run may stop by itself at the earliest; all where it does not."""
     patience = plan.operation.patience
-    return plan.rounds if patience is None else min(plan.rounds, patience + 1)
+    return plan.rounds if patience is None else min(plan.rounds, plan.pilot_rounds + patience + 1)
 
 
 def names_subjects(plan: Plan) -> bool:
@@ -132,20 +163,19 @@ def check_finite(plan: Plan) -> None:
 
 def rounds_that_fit(
     past: Sequence[Event],
-    events: Sequence[Event],
+    course: Course,
     limit: Budget,
     *,
     records: int | None = None,
     most: int = 1_000_000,
 ) -> int:
-    """How many rounds of `events` after `past` stay inside `limit`, at most `most`.
+    """How many rounds of `course` after `past` stay inside `limit`, at most `most`.
 
     `records` as in `privacy.accounting.epsilon.spent`: None takes each event's own.
     """
 
     def fits(rounds: int) -> bool:
-        more = [replace(e, count=e.count * rounds) for e in events]
-        return within((*past, *more), limit, records=records)
+        return within((*past, *course.taken(rounds)), limit, records=records)
 
     return last_true(fits, most)
 

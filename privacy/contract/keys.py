@@ -101,6 +101,7 @@ Questions = Annotated[
     ),
 ]
 Positive = Annotated[float, Interval(ge=1e-12, le=1e9)]
+Factors = Annotated[tuple[Positive, ...], Len(1, 32), Predicate(_distinct)]
 Weight = Annotated[float, Interval(ge=0, le=1e9)]
 ClassWeight = Annotated[float, Interval(gt=0, le=1)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
@@ -181,6 +182,20 @@ class SecurePlan:
 
     def __post_init__(self) -> None:
         check(self, PlanError, "secure.")
+
+
+@dataclass(frozen=True, slots=True)
+class TunePlan:
+    """`[tune]`: pilots of so many `rounds`, each of which costs `epsilon` by itself."""
+
+    epsilon: Epsilon
+    rounds: Annotated[int, Interval(ge=1, le=10_000)] = 10
+    lr_times: Factors = (0.1, 0.33, 1.0, 3.3, 10.0)
+    clip_times: Factors = (1.0,)
+    metric: Literal["loss", "accuracy", "site_loss", "site_accuracy"] = "loss"
+
+    def __post_init__(self) -> None:
+        check(self, PlanError, "tune.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +303,7 @@ class Contract:
     constants_from: ResultsDigest | None = None
     model: ModelPlan | None = None
     statistics: StatisticsPlan | None = None
+    tune: TunePlan | None = None
     code: Code | None = None
     task_options: Mapping[OptionName, Annotated[str, MaxLen(200)] | int | float | bool] = field(
         default_factory=dict

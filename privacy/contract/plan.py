@@ -28,7 +28,9 @@ from privacy.contract.keys import (
     Simulation,
     SitePlan,
     StatisticsPlan,
+    TunePlan,
 )
+from privacy.contract.pilots import candidates, pilot_of, pilot_rounds, stage_of
 from privacy.contract.rules import broken
 from privacy.contract.schema import check
 from privacy.files import canonical_json
@@ -44,6 +46,7 @@ __all__ = [
     "Simulation",
     "SitePlan",
     "StatisticsPlan",
+    "TunePlan",
 ]
 
 
@@ -130,6 +133,45 @@ class Plan(Contract):
             return self.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         return self.lr
 
+    @property
+    def pilot_rounds(self) -> int:
+        """How many of the rounds are pilots' of a search, before those of the run itself."""
+        return pilot_rounds(self)
+
+    def pilot_of(self, number: int) -> int | None:
+        """Which candidate's pilot a round is, from 0; None after the last, or without a search."""
+        return pilot_of(self, number)
+
+    @property
+    def candidates(self) -> int:
+        """How many settings a search tries; 0 without one."""
+        return 0 if self.tune is None else len(candidates(self.tune))
+
+    def stage(self, number: int, choice: int | None = None) -> "tuple[Plan, int]":
+        """The plan without a search that a round (from 1) follows, and which of its rounds it is.
+
+        `choice` is the candidate that the pilots have chosen: it is needed after the last of them.
+        """
+        if self.tune is None:
+            return self, number
+        pilot = self.pilot_of(number)
+        if pilot is not None:
+            return self._stage(pilot, True), (number - 1) % self.tune.rounds + 1
+        if choice is None or not 0 <= choice < self.candidates:
+            raise PlanError(f"choice must be >= 0 and < {self.candidates}, got {choice}")
+        return self._stage(choice, False), number - self.pilot_rounds
+
+    def _stage(self, candidate: int, pilot: bool) -> "Plan":
+        if (known := self._stages.get((candidate, pilot))) is None:
+            run, own = self._sigma(SitePlan()) or 0.0, self._sigma(SitePlan(), pilot) or 0.0
+            known = stage_of(self, candidate, pilot=pilot, sigma=own, run_sigma=run)
+            self._stages[candidate, pilot] = known
+        return known
+
+    @cached_property
+    def _stages(self) -> "dict[tuple[int, bool], Plan]":
+        return {}
+
     def sigma_of(self, site: str) -> float | None:
         """The noise multiplier of a site's training: given, or calibrated for the whole run."""
         return self._sigma(self.site_overrides(site))
@@ -138,9 +180,13 @@ class Plan(Contract):
         """The noise multiplier of a site without overrides; of the coordinator's own noise."""
         return self._sigma(SitePlan())
 
-    def _sigma(self, overrides: SitePlan) -> float | None:
+    def _sigma(self, overrides: SitePlan, pilot: bool = False) -> float | None:
         if not self.private:
             return None
+        if pilot and self.tune is not None:
+            steps = self.steps * self.tune.rounds
+            alone = Budget(self.tune.epsilon, self.required_delta)
+            return calibrate(alone, rate=self.rate, steps=steps)
         epsilon = overrides.epsilon if overrides.epsilon is not None else self.epsilon
         if epsilon is None:
             return self.sigma
@@ -157,13 +203,25 @@ class Plan(Contract):
                     f"{epsilon}, got {self.clip_sigma}"
                 )
             return math.sqrt(1 / left)
-        beside = tuple(replace(e, count=self.rounds) for e in self._metric_events())
-        if beside and spent(beside, self.required_delta) >= epsilon:
+        metrics = tuple(replace(e, count=self.rounds) for e in self._metric_events())
+        if metrics and spent(metrics, self.required_delta) >= epsilon:
             raise PlanError(
                 f"metrics_sigma must be larger: the paid metrics alone cost more than "
                 f"epsilon = {epsilon}, got {self.metrics_sigma}"
             )
-        return calibrate(budget, rate=self.rate, steps=self.steps * self.rounds, beside=beside)
+        beside = metrics + self._pilots(overrides)
+        if self.tune is not None and spent(beside, self.required_delta) >= epsilon:
+            raise PlanError(
+                f"tune.epsilon must be smaller: {self.candidates} pilots cost more than "
+                f"epsilon = {epsilon}, got {self.tune.epsilon}"
+            )
+        steps = self.steps * (self.rounds - self.pilot_rounds)
+        return calibrate(budget, rate=self.rate, steps=steps, beside=beside)
+
+    def _pilots(self, overrides: SitePlan) -> tuple[Event, ...]:
+        """What all pilots release at a site, apart from paid metrics."""
+        event = self._event(overrides, True) if self.tune is not None else None
+        return () if event is None else (replace(event, count=self.pilot_rounds),)
 
     @property
     def required_delta(self) -> float:
@@ -173,27 +231,34 @@ class Plan(Contract):
         return self.delta
 
     def event(self, site: str) -> Event | None:
-        """What one round's training at one site releases; None without privacy."""
+        """What one round's training at one site releases; None without privacy.
+
+        With a search it is a round after the pilots.
+        """
         return self._event(self.site_overrides(site))
 
-    def _event(self, overrides: SitePlan) -> Event | None:
-        sigma = self._sigma(overrides)
+    def _event(self, overrides: SitePlan, pilot: bool = False) -> Event | None:
+        sigma = self._sigma(overrides, pilot)
         if sigma is None:
             return None
         if self.unit == "client":
             return Event("client", sigma, 1.0, 1, shares=self.shares)
         return Event(self.unit, sigma, self.rate, self.steps, shares=self.shares)
 
-    def events_of_round(self, site: str) -> tuple[Event, ...]:
-        """Everything that one round at one site pays for: the update, then the paid extras."""
-        return self._events(self.site_overrides(site))
+    def events_of_round(self, site: str, number: int | None = None) -> tuple[Event, ...]:
+        """Everything that one round at one site pays for: the update, then the paid extras.
+
+        Without a `number` (from 1) it is a round after the pilots of a search.
+        """
+        pilot = number is not None and self.pilot_of(number) is not None
+        return self._events(self.site_overrides(site), pilot)
 
     def nominal_events(self) -> tuple[Event, ...]:
         """What one round costs a site without overrides, or the coordinator (unit "client")."""
         return self._events(SitePlan())
 
-    def _events(self, overrides: SitePlan) -> tuple[Event, ...]:
-        event = self._event(overrides)
+    def _events(self, overrides: SitePlan, pilot: bool = False) -> tuple[Event, ...]:
+        event = self._event(overrides, pilot)
         if event is None:
             return ()
         if self.unit == "client":
@@ -226,16 +291,20 @@ class Plan(Contract):
 
     def epsilon_after(self, site: str, rounds: int) -> float | None:
         """Epsilon of a site after so many rounds of this plan; None without privacy."""
-        return self._epsilon(self.events_of_round(site), rounds)
+        return self._epsilon(self.site_overrides(site), rounds)
 
     def nominal_epsilon_after(self, rounds: int) -> float | None:
         """Epsilon after so many rounds of a site without overrides; None without privacy."""
-        return self._epsilon(self.nominal_events(), rounds)
+        return self._epsilon(SitePlan(), rounds)
 
-    def _epsilon(self, events: tuple[Event, ...], rounds: int) -> float | None:
+    def _epsilon(self, overrides: SitePlan, rounds: int) -> float | None:
         if not self.private:
             return None
-        return spent([replace(e, count=rounds) for e in events], self.required_delta)
+        pilots = min(rounds, self.pilot_rounds)
+        taken = [replace(e, count=rounds - pilots) for e in self._events(overrides)]
+        if pilots:
+            taken += [replace(e, count=pilots) for e in self._events(overrides, True)]
+        return spent(taken, self.required_delta)
 
     def to_dict(self) -> dict[str, Any]:
         """All keys that have a value, in the order of the class."""
@@ -247,7 +316,7 @@ class Plan(Contract):
             if item.name in _SINCE and value in (item.default, {}):
                 continue
             value = dict(value) if isinstance(value, Mapping) else value
-            tables = ModelPlan | SecurePlan | StatisticsPlan | AugmentPlan
+            tables = ModelPlan | SecurePlan | StatisticsPlan | AugmentPlan | TunePlan
             value = _set(value) if isinstance(value, tables) else value
             values[item.name] = list(value) if isinstance(value, tuple) else value
         values["site"] = {name: _set(one) for name, one in sorted(self.site.items())}
@@ -276,9 +345,8 @@ class Plan(Contract):
         """The plan as a file that can be run again; the calibrated sigmas stand in comments."""
         lines = [tomli_w.dumps(self.to_dict(), multiline_strings=True)]
         if self.private and self.epsilon is not None and isinstance(self.nominal_units, int):
-            lines.append(
-                f"# sigma, calibrated for {self.rounds} rounds: {self.nominal_sigma()!r}\n"
-            )
+            rounds = self.rounds - self.pilot_rounds
+            lines.append(f"# sigma, calibrated for {rounds} rounds: {self.nominal_sigma()!r}\n")
         for name, overrides in sorted(self.site.items()):
             if self.private and overrides.epsilon is not None:
                 lines.append(f"# sigma of {name}, calibrated: {self.sigma_of(name)!r}\n")

@@ -1,5 +1,7 @@
 """Plans from outside: TOML text with `--set` overrides, or JSON; a Plan or one clear line."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +21,7 @@ from privacy.contract.keys import (
     Simulation,
     SitePlan,
     StatisticsPlan,
+    TunePlan,
 )
 from privacy.contract.plan import Plan
 from privacy.contract.schema import build, field_names, shown, unknown
@@ -27,7 +30,10 @@ from privacy.files import DocumentError, Limits, parse_json, parse_toml, read_bo
 LIMITS: Final = Limits(size=8_000_000, length=4_000_000, count=1 << 20)
 _MOST_SITES: Final = 100_000
 _SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_TABLES: Final = ("site", "operation", "simulation", "model", "secure", "statistics", "augment")
+_TABLES: Final = (
+    *("site", "operation", "simulation", "model", "secure", "statistics", "augment"),
+    "tune",
+)
 _ONE_RELEASE: Final = {"rounds": 1, "rate": 1.0, "lr": 1.0, "clip": 1.0}
 """The keys that a plan of statistics need not write, since they can have no other value."""
 _REMOVED: Final = frozenset({"compile"})
@@ -107,6 +113,8 @@ def parse(table: Mapping[str, Any]) -> Plan:
         values["augment"] = build(AugmentPlan, _table(table, "augment"), PlanError, "augment.")
     if "secure" in table:
         values["secure"] = build(SecurePlan, _table(table, "secure"), PlanError, "secure.")
+    if "tune" in table:
+        values["tune"] = build(TunePlan, _table(table, "tune"), PlanError, "tune.")
     return build(
         Plan,
         {
@@ -216,3 +224,12 @@ def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise PlanError(f"{key} must be a table, got {shown(value)}")
     return value
+
+
+def schema_digest(text: str) -> str:
+    """SHA-256 of a schema's keys and values in their order; layout and comments do not count."""
+    try:
+        table = parse_toml(text)
+    except DocumentError as error:
+        raise PlanError(f"schema: {error}") from None
+    return hashlib.sha256(json.dumps(table, default=str).encode()).hexdigest()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from privacy.contract.keys import Contract
+from privacy.contract.pilots import tuning_is_whole
 
 
 def views_are_clipped_at_the_site(plan: Contract) -> str | None:
@@ -27,4 +28,5 @@ def class_weights_are_for_training(plan: Contract) -> str | None:
 TRAINING_RULES: Final[tuple[Callable[[Contract], str | None], ...]] = (
     views_are_clipped_at_the_site,
     class_weights_are_for_training,
+    tuning_is_whole,
 )

@@ -126,7 +126,6 @@ def _from_book(
         for number in sorted(trained - {e.round for e in mine}):
             message = f"round {number} was trained, but the ledger has no entry for it"
             problems.append(Problem("entry-missing", where, message))
-    planned = plan.events_of_round(name)
     rows: list[Row] = []
     by_round: dict[int, list[Event]] = {}
     for entry in mine:
@@ -137,6 +136,7 @@ def _from_book(
         alone = "spent" if source.kind == SITE else "unfinished"
         status = answers.get(number, {"status": alone, "reason": None})
         if status["status"] == "trained" and paid:
+            planned = plan.events_of_round(name, number)
             problems += _weaker(paid, planned, f"{where} round {number}")
         so_far.add(paid)
         rows.append(_row(number, status, before, paid, so_far, plan.required_delta))
@@ -164,10 +164,11 @@ def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) 
             if head is None:
                 message = f"round {number} was trained, but no head was counter-signed for it"
                 problems.append(Problem("entry-missing", where, message))
-                paid = _planned(plan, site, place, problems)
+                paid = _planned(plan, site, number, place, problems)
             else:
                 paid = _added_by(head, so_far, place, problems)
-                problems += _weaker(paid, _planned(plan, site, place, problems), place)
+                planned = _planned(plan, site, number, place, problems)
+                problems += _weaker(paid, planned, place)
                 grown = head["n"] - (reached if reached >= 0 else head["n"] - len(head["leaves"]))
                 if grown < sum(event.count for event in paid):
                     message = f"the ledger grew by {grown} entries, more releases were told"
@@ -180,9 +181,11 @@ def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) 
     return Account(site, (site,), derived, tuple(rows), (), so_far.events())
 
 
-def _planned(plan: Plan, site: str, where: str, problems: list[Problem]) -> tuple[Event, ...]:
+def _planned(
+    plan: Plan, site: str, number: int, where: str, problems: list[Problem]
+) -> tuple[Event, ...]:
     try:
-        return plan.events_of_round(site)
+        return plan.events_of_round(site, number)
     except (PlanError, AccountingError) as error:
         problems.append(Problem("event-unknown", where, str(error)))
         return ()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from privacy.contract import training_words
+from privacy.contract.pilots import clip_words, searched
 from privacy.contract.plan import Plan
 from privacy.report.sources import FEDERATION, SIMULATION, SITE
 from privacy.statistics import report_text
@@ -257,7 +258,7 @@ def mechanism(plan: Plan) -> list[Item]:
             "Gaussian noise on a sum of bounded contributions"
             + (" (DP-SGD)" if plan.noised_at_site else " (DP-FedAvg)"),
         ),
-        _fact("Bound of one contribution (clip, L2 norm)", f"{plan.clip:g}"),
+        _fact("Bound of one contribution (clip, L2 norm)", clip_words(plan)),
     ]
     if plan.noised_at_site:
         each, plural = ("record", "records") if plan.unit == "record" else ("person", "people")
@@ -382,8 +383,4 @@ def tuning(plan: Plan) -> dict[str, str]:
             f"{plan.constants_from}. These were paid for when they were released, from the ledgers "
             "of the sites that gave them; using them costs nothing more."
         )
-    return {
-        "preprocessing": constants,
-        "tuning": "The settings come with the plan. Whether they were chosen on these records is "
-        "not known to this report; no budget was charged for it.",
-    }
+    return {"preprocessing": constants, "tuning": searched(plan)}

@@ -20,7 +20,14 @@ from server.relay.message import JSON, RELAYED, SITES, SUM, Leaf, read_leaves
 from server.rounds.job import Heads
 from server.rounds.messages import ARRAYS, REPLY, STYPE, Answer, ReplyError, Request
 from server.rounds.noise_check import check_sum
-from server.rounds.reply_check import events_of, metrics_of, norm_bound, read_reply, sigma_of
+from server.rounds.reply_check import (
+    events_of,
+    metrics_of,
+    norm_bound,
+    planned_of,
+    read_reply,
+    sigma_of,
+)
 
 _FIELDS = {"run", "round", "site", "status", "reason"}
 
@@ -151,7 +158,7 @@ def _answer(leaf: Leaf, request: Request, plan: Plan) -> Answer:
     metrics = None
     if leaf.metrics is not None or (trained and plan.metrics):
         metrics = metrics_of(leaf.metrics, plan, site)
-    sigma = sigma_of(leaf.sigma, plan, site)
+    sigma = sigma_of(leaf.sigma, planned_of(plan, site))
     reason = None if trained else leaf.reason
     return Answer(site, leaf.status, reason, events, sigma, metrics=metrics, proof=leaf.head)
 
@@ -185,7 +192,10 @@ def _sum(
     except WireError:
         raise ReplyError("bad-update") from None
     size = sum(math.prod(shape) for shape in shapes.values())
-    most = sum(weight * norm_bound(plan, answer.site, size) for answer, _, weight in trained)
+    most = sum(
+        weight * norm_bound(plan, answer.site, size, planned_of(plan, answer.site))
+        for answer, _, weight in trained
+    )
     if not noise.norm(list(arrays.values())) <= most:
         raise ReplyError("bad-update")
     return arrays

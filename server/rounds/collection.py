@@ -39,7 +39,8 @@ def updates_of(
     """The updates of a round, late ones of earlier rounds among them, one in memory at a time."""
     number, listener = state.round + 1, job.listener
     sums = _sum_check(job, state, sites)
-    check, overdue = _checks(job, sums), _still_overdue(job, record.overdue, number)
+    check = _checks(job, sums, record.choice)
+    overdue = _still_overdue(job, record.overdue, number)
 
     def keep(made: int, answer: Answer) -> None:
         bare = without_arrays(answer)
@@ -131,14 +132,14 @@ def _sum_check(job: Job, state: State, sites: Collection[str]) -> SumCheck | Non
     return SumCheck(largest, asked)
 
 
-def _checks(job: Job, by: SumCheck | None) -> Callable[[int, Answer], None]:
+def _checks(job: Job, by: SumCheck | None, choice: int | None) -> Callable[[int, Answer], None]:
     """What each trained answer, of the round that it was made in, must pass to count."""
     if by is None:
         return lambda number, answer: None
 
     def check(number: int, answer: Answer) -> None:
         if answer.status == "trained":
-            check_noise(answer, job.plan, number, largest=by.largest, sites=by.sites)
+            check_noise(answer, job.plan, number, largest=by.largest, sites=by.sites, choice=choice)
 
     return check
 
@@ -160,13 +161,14 @@ def _ask(
     plan, number = job.plan, state.round + 1
     weights = packed(encode(state.weights))
     clip = state.clip if plan.noised_centrally else None
+    choice = None if plan.pilot_of(number) is not None else record.choice
     text = plan.to_json()
     messages, requests = [], []
     nodes = {site: node for node, site in job.grid.names().items() if site in parties}
     able = [site for party in nodes for site in parties[party]]
     for party, members in parties_of(job, cohort(able, plan, number)).items():
         more = {}
-        request = Request(job.folder.id, number, party, text, clip, base=job.base)
+        request = Request(job.folder.id, number, party, text, clip, base=job.base, choice=choice)
         if members != [party]:
             request = replace(request, behind=_heads_behind(job, members))
             more = {FIELD: _directions(job, request).to_text()}
@@ -199,12 +201,12 @@ def _directions(job: Job, request: Request) -> Directions:
     )
 
 
-def hand_out(job: Job, number: int, arrays: Arrays) -> None:
+def hand_out(job: Job, number: int, arrays: Arrays, choice: int | None = None) -> None:
     """Send a released model to every connected site; a site that is away does without."""
     released, text = packed(encode(arrays)), job.plan.to_json()
     messages, requests = [], []
     for node, site in job.grid.names().items():
-        request = Request(job.folder.id, number, site, text, base=job.base)
+        request = Request(job.folder.id, number, site, text, base=job.base, choice=choice)
         requests.append(request)
         messages.append(ask(job.grid, node, request, released, kind="evaluate"))
     pending = dict(zip(job.grid.push_messages(messages), requests, strict=True))

@@ -10,6 +10,7 @@ from typing import Any
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.contract.decision import alone
+from privacy.contract.pilots import CHOICE, PILOT
 from privacy.contract.plan import Plan
 from server.rounds.messages import FINAL_REFUSALS, WAITING_REFUSALS, Answer, Request
 from server.secure.sums import SecureSum
@@ -21,7 +22,7 @@ class RoundRecord:
 
     `late` holds the answers to requests of earlier rounds, with the round of each; `overdue` the
     requests, by message, that are not answered yet and may still be. `bytes_relayed` came from
-    relays, whose sites' answers are among the others.
+    relays, whose sites' answers are among the others. `choice` is what a search has chosen.
     """
 
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class RoundRecord:
     overdue: dict[str, Request] = field(default_factory=dict)
     secure: SecureSum | None = None
     bytes_relayed: int = 0
+    choice: int | None = None
 
     def trained(self) -> list[Answer]:
         """The answers that carried an update."""
@@ -76,7 +78,9 @@ class Patience:
         operation = plan.operation
         if operation.patience is None or plan.statistics is not None:
             return None
-        patience = cls(operation.stop_metric, operation.patience, operation.stop_gain)
+        patience = cls(
+            operation.stop_metric, operation.patience, operation.stop_gain, plan.pilot_rounds
+        )
         for line in history:
             patience.improved(line)
         return patience
@@ -88,9 +92,9 @@ class Patience:
         return f"operation.patience needs {self.metric}: give public rows, or have it paid for"
 
     def improved(self, line: Mapping[str, Any]) -> bool:
-        """Whether a round is the best so far; a round without the metric is not."""
+        """Whether a round is the best so far; a round without the metric, or a pilot's, is not."""
         value = line["metrics"].get(self.metric)
-        if value is None:
+        if value is None or PILOT in line:
             return False
         value = -value if self.metric.endswith("accuracy") else value
         if not value < self.value - self.gain and self.best:
@@ -113,9 +117,12 @@ class Patience:
 def divergence(line: Mapping[str, Any], untrained: float | None) -> str | None:
     """Why a run is not worth more budget: its loss is no number, or a thousand times the first.
 
-    `untrained` is the loss before the first round, where it is known.
+    A pilot may diverge: it is not chosen. `untrained` is the loss before the first round, where it
+    is known.
     """
     where = f"the model diverged in round {line['round']}"
+    if PILOT in line:
+        return None
     if line.get("diverged"):
         return f"{where}: a metric is not finite; lower lr or server_lr"
     loss = line["metrics"].get("loss")
@@ -144,6 +151,7 @@ def round_line(
     seconds: float,
     coordinator_events: tuple[Event, ...] = (),
     records: Mapping[str, int] | None = None,
+    choice: int | None = None,
 ) -> dict[str, Any]:
     """Metrics, each site's answer and cost, epsilon, seconds and bytes; updates `totals`.
 
@@ -160,7 +168,7 @@ def round_line(
             totals[answer.site] = max(totals.get(answer.site, 0.0), paid)
     for site, answer in sorted(record.answers.items()):
         events = coordinator_events if plan.noised_centrally else answer.events
-        sites[site] = _site_entry(plan, answer, events, totals)
+        sites[site] = _site_entry(plan, number, answer, events, totals)
         if plan.unit == "record" and records and site in records:
             sites[site] |= _person(plan, events, records[site])
         elif plan.unit == "record" and any(event.records > 1 for event in events):
@@ -172,7 +180,11 @@ def round_line(
     secure = {} if record.secure is None else {"secure": record.secure.facts(plan.terms)}
     finite = {name: value for name, value in every.items() if math.isfinite(value)}
     diverged = {"diverged": True} if len(finite) < len(every) else {}
-    extra = diverged | secure | ({"late": dict(sorted(late.items()))} if late else {})
+    search: dict[str, Any] = {}
+    if plan.tune is not None:
+        pilot = plan.pilot_of(number)
+        search = {CHOICE: choice} if pilot is None else {PILOT: pilot}
+    extra = diverged | secure | search | ({"late": dict(sorted(late.items()))} if late else {})
     return extra | {
         "round": number,
         "metrics": finite,
@@ -198,7 +210,7 @@ def _person(plan: Plan, events: tuple[Event, ...], records: int | None) -> dict[
 
 
 def _site_entry(
-    plan: Plan, answer: Answer, events: tuple[Event, ...], totals: dict[str, float]
+    plan: Plan, number: int, answer: Answer, events: tuple[Event, ...], totals: dict[str, float]
 ) -> dict[str, Any]:
     site, trained = answer.site, answer.status == "trained"
     entry: dict[str, Any] = {"status": answer.status, "reason": answer.reason}
@@ -208,13 +220,14 @@ def _site_entry(
     before = totals.get(site, 0.0)
     epsilon = max(before, spent(events, plan.required_delta)) if events else before
     totals[site] = epsilon
+    planned = plan.events_of_round(site, number)[0].sigma
     if plan.is_secure:
         entry["epsilon_alone"] = spent(alone(events), plan.required_delta) if events else 0.0
     return entry | {
         "epsilon_round": epsilon - before,
         "epsilon": epsilon,
         "delta": plan.required_delta,
-        "sigma": answer.sigma if answer.sigma is not None else plan.sigma_of(site),
+        "sigma": answer.sigma if answer.sigma is not None else planned,
         "rate": 1.0 if plan.unit == "client" else plan.rate,
         "steps": (1 if plan.unit == "client" else plan.steps) if trained else 0,
     }

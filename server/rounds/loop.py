@@ -12,6 +12,8 @@ from typing import Any
 
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
+from privacy.contract.pilots import PILOT, chosen
+from privacy.contract.plan import Plan
 from privacy.ledger.ledger import Exhausted
 from server.rounds import aggregation, checkpoint
 from server.rounds.aggregation import State, Update
@@ -45,8 +47,9 @@ def federate(job: Job) -> Outcome:
     except Interrupted as error:
         outcome = Outcome(error.reason, history, str(error))
     else:
-        if job.attempts.hand_out and history and job.plan.statistics is None:
-            _hand_out(job)
+        released = bool(history) and PILOT not in history[-1]  # no pilot's model is for use
+        if job.attempts.hand_out and released and job.plan.statistics is None:
+            _hand_out(job, chosen(job.plan, history))
     if not job.plan.private:
         return outcome
     paid = epsilons(history)
@@ -72,14 +75,28 @@ def _play(
     patience = Patience.of(plan, history)
     if patience is not None and (text := patience.missing(plan, metrics)):
         return Outcome("failed", history, text)
+    if (text := _nothing_to_choose_by(plan, metrics)) is not None:
+        return Outcome("failed", history, text)
+    choice = chosen(plan, history)
     best = state if patience is None else _state_of(job, patience.best, state)
     while state.round < last:
         if patience is not None and patience.spent(state.round):
             return _stopped(job, patience, best, state, history, totals)
+        if plan.tune is not None:
+            if job.relays():
+                return Outcome("failed", history, "tune must be left out where sites use relays")
+            if state.round == plan.pilot_rounds:
+                choice = chosen(plan, history)
+                if choice is None:
+                    text = f"no pilot ended with a finite {plan.tune.metric}"
+                    return Outcome("failed", history, text)
+            if state.round and plan.stage(state.round + 1, choice)[1] == 1:
+                state = replace(_first(job), round=state.round)
+                overdue = {}  # a reply to another pilot would be of other weights
         sites = listener.ready(job.grid, state.round + 1, declined)
         if sites is None or (declined and len(sites) < plan.least_sites):
             return _ended(history, declined, sites or ())
-        began, record = time.perf_counter(), RoundRecord(overdue=overdue)
+        began, record = time.perf_counter(), RoundRecord(overdue=overdue, choice=choice)
         try:
             following = _train(job, state, sites, record)
         except Exhausted as error:
@@ -113,6 +130,14 @@ def _play(
     return Outcome("done", history)
 
 
+def _nothing_to_choose_by(plan: Plan, metrics: Mapping[str, float]) -> str | None:
+    """Why a search would end without a choice, from the metrics before the first round."""
+    metric = "" if plan.tune is None else plan.tune.metric
+    if not metric or metric in metrics or metric.removeprefix("site_") in plan.metrics:
+        return None
+    return f"tune.metric needs {metric}: give public rows, or have it paid for"
+
+
 def _state_of(job: Job, number: int, present: State) -> State:
     """The state after a round whose checkpoint is still there, else the present one."""
     if number in (0, present.round) or number not in checkpoint.numbers(job.folder.checkpoints):
@@ -138,7 +163,8 @@ def _stopped(
         text = patience.words(state.round)
         if best.round < state.round:
             closing = replace(best, round=state.round + 1)
-            line = _record(job, closing, RoundRecord(), totals, time.perf_counter())
+            record = RoundRecord(choice=chosen(job.plan, history))
+            line = _record(job, closing, record, totals, time.perf_counter())
             history.append(line)
         return Outcome("done", history, text)
     return Outcome("done", history, patience.words(state.round - 1))
@@ -165,8 +191,13 @@ def _start(job: Job) -> State:
     """The state after the last complete round, or before the first."""
     last = job.folder.resume()
     if last is None:
-        return aggregation.start(job.evaluator.initial(), job.plan)
+        return _first(job)
     return State.from_arrays(*last)
+
+
+def _first(job: Job) -> State:
+    """The state before the first round, of a run or of a pilot."""
+    return aggregation.start(job.evaluator.initial(), job.plan)
 
 
 def _train(job: Job, state: State, sites: Collection[str], record: RoundRecord) -> State | None:
@@ -185,7 +216,10 @@ def _train(job: Job, state: State, sites: Collection[str], record: RoundRecord) 
         job.ledger.spend_all(events, limit, run=job.folder.id, round=number, plan=job.plan.digest)
     updates = itertools.chain(iter([first]), updates)
     del first
-    following = aggregation.combine(state, updates, job.plan, sites=len(record.answers) or 1)
+    plan, number = job.plan.stage(state.round + 1, record.choice)
+    own = replace(state, round=number - 1)  # its schedules and means count from its own start
+    following = aggregation.combine(own, updates, plan, sites=len(record.answers) or 1)
+    following = replace(following, round=state.round + 1)
     return following if len(record.sites()) >= job.plan.least_sites else None
 
 
@@ -202,13 +236,14 @@ def _record(
         seconds=time.perf_counter() - began,
         coordinator_events=job.ledger.events(job.folder.id) if job.ledger is not None else (),
         records=job.records_per_person,
+        choice=record.choice,
     )
     job.folder.write_round(state.to_arrays(), job.plan, line, base=job.base)
     job.listener.on_round(line)
     return line
 
 
-def _hand_out(job: Job) -> None:
+def _hand_out(job: Job, choice: int | None) -> None:
     """Send the last round's released model to the sites."""
     last = job.folder.resume()
     if last is None:
@@ -216,4 +251,4 @@ def _hand_out(job: Job) -> None:
     state = State.from_arrays(*last)
     number, released = state.round, state.released()
     del last, state
-    hand_out(job, number, released)
+    hand_out(job, number, released, choice)

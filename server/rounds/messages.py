@@ -68,6 +68,7 @@ class Request:
 
     `base` is the digest of the model's frozen part, which does not travel; "" where there is none.
     `behind` are, where the site is a relay, the sites that it asks: the last head of each.
+    `choice` is the candidate of a search that the rounds after its pilots train.
     """
 
     run: str
@@ -78,6 +79,7 @@ class Request:
     head: Mapping[str, Any] | None = None
     base: str = ""
     behind: Mapping[str, Mapping[str, Any]] | None = None
+    choice: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ def ask(
     fields = {**_fields(request), **more}
     if request.clip is not None:
         fields["clip"] = request.clip
+    if request.choice is not None:
+        fields["choice"] = request.choice
     if request.base:
         fields["base"] = request.base
     content = RecordDict({ARRAYS: ArrayRecord({"weights": weights}), REQUEST: ConfigRecord(fields)})

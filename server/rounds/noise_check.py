@@ -31,13 +31,22 @@ _WIRE: Final = {"float32": 0.0, "bfloat16": 2.0**-7, "int8": 1 / 100}
 """What the wire's rounding changes, relative to the largest number of an update."""
 
 
-def check_noise(answer: Answer, plan: Plan, number: int, *, largest: float, sites: int) -> None:
+def check_noise(
+    answer: Answer,
+    plan: Plan,
+    number: int,
+    *,
+    largest: float,
+    sites: int,
+    choice: int | None = None,
+) -> None:
     """ReplyError "too-quiet" or "too-loud" where no honest site would have sent this update.
 
     `number` is the round it was made in, `largest` the largest weight that was sent out, `sites`
-    how many replies share the chance of a false alarm.
+    how many replies share the chance of a false alarm, `choice` what a search has chosen.
     """
-    planned = plan.events_of_round(answer.site) if plan.noised_at_site else ()
+    planned = plan.events_of_round(answer.site, number) if plan.noised_at_site else ()
+    plan, number = plan.stage(number, choice)
     if answer.arrays is None or not planned or plan.optimizer == "adam":
         return
     chance = FALSE_ALARM / (4 * max(sites, 1))

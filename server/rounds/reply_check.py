@@ -58,7 +58,8 @@ def read_reply(message: Message, request: Request, plan: Plan, shapes: Shapes) -
     trained = status == "trained"
     events = events_of(_json(fields.get("events", "[]"), _SMALL), plan, site)
     proof = _json(fields["head"], _PROOF) if "head" in fields else None
-    sigma = sigma_of(fields.get("sigma"), plan, site)
+    paid, plan = planned_of(plan, site, request.round), plan.stage(request.round, request.choice)[0]
+    sigma = sigma_of(fields.get("sigma"), paid)
     if not trained:
         if "metrics" in fields or "below" in fields or record:
             raise ReplyError("bad-reply")
@@ -68,7 +69,7 @@ def read_reply(message: Message, request: Request, plan: Plan, shapes: Shapes) -
     if plan.is_secure:
         words, size = _words(record, plan, shapes)
     else:
-        arrays, size = _update(record, plan, site, shapes)
+        arrays, size = _update(record, plan, site, shapes, paid)
     return Answer(
         site,
         str(status),
@@ -107,11 +108,11 @@ def events_of(listed: object, plan: Plan, site: str) -> tuple[Event, ...]:
         raise ReplyError("bad-reply") from None
     if not events:
         return ()
-    planned = plan.events_of_round(site) if plan.noised_at_site else ()
-    rounds = _REPEATS_MAX * plan.rounds
+    planned, rounds = planned_of(plan, site), _REPEATS_MAX * plan.rounds
     if len(events) > _DISTINCT_MAX or sum(e.count for e in events) > rounds * len(planned):
         raise ReplyError("bad-reply")
-    if not all(any(_is_planned(e, one) for one in planned) for e in events):
+    known = planned if plan.tune is None else (*planned, *planned_of(plan, site, 1))
+    if not all(any(_is_planned(e, one) for one in known) for e in events):
         raise ReplyError("bad-reply")
     try:
         if not math.isfinite(spent(events, plan.required_delta)):
@@ -119,6 +120,11 @@ def events_of(listed: object, plan: Plan, site: str) -> tuple[Event, ...]:
     except (AccountingError, ArithmeticError, ValueError):
         raise ReplyError("bad-reply") from None
     return events
+
+
+def planned_of(plan: Plan, site: str, number: int | None = None) -> tuple[Event, ...]:
+    """What a round pays for where sites pay; without a number a round after all pilots."""
+    return plan.events_of_round(site, number) if plan.noised_at_site else ()
 
 
 def _is_planned(event: Event, planned: Event) -> bool:
@@ -137,11 +143,13 @@ def _is_noise(sigma: float, planned: float) -> bool:
     return planned * (1 - 1e-9) <= sigma <= _MORE_NOISE * planned * (1 + 1e-9)
 
 
-def sigma_of(value: object, plan: Plan, site: str) -> float | None:
-    """The noise multiplier that a site says it used: the plan's, or up to ten times as much."""
+def sigma_of(value: object, planned: tuple[Event, ...]) -> float | None:
+    """The noise multiplier that a site says it used: the plan's, or up to ten times as much.
+
+    `planned` is what the round pays for.
+    """
     if value is None:
         return None
-    planned = plan.events_of_round(site) if plan.noised_at_site else ()
     if isinstance(value, bool) or not isinstance(value, int | float) or not planned:
         raise ReplyError("bad-reply")
     if not _is_noise(value, planned[0].sigma):
@@ -158,7 +166,9 @@ def _below(value: object, plan: Plan) -> float | None:
     return value
 
 
-def _update(record: object, plan: Plan, site: str, shapes: Shapes) -> tuple[Arrays, int]:
+def _update(
+    record: object, plan: Plan, site: str, shapes: Shapes, planned: tuple[Event, ...]
+) -> tuple[Arrays, int]:
     array = record.get("update") if isinstance(record, ArrayRecord) and len(record) == 1 else None
     if array is None or array.stype != STYPE or array.dtype != "uint8":
         raise ReplyError("bad-update")
@@ -168,7 +178,7 @@ def _update(record: object, plan: Plan, site: str, shapes: Shapes) -> tuple[Arra
         raise ReplyError("bad-update") from None
     size = sum(math.prod(shape) for shape in shapes.values())
     if plan.unit != "client" and not noise.norm(list(arrays.values())) <= norm_bound(
-        plan, site, size
+        plan, site, size, planned
     ):  # in unit "client" the coordinator clips it
         raise ReplyError("bad-update")
     return arrays, len(array.data)
@@ -186,8 +196,8 @@ def _words(record: object, plan: Plan, shapes: Shapes) -> tuple[Words, int]:
         raise ReplyError("bad-update") from None
 
 
-def norm_bound(plan: Plan, site: str, parameters: int) -> float:
-    """More than the L2 norm of any update that follows from the plan.
+def norm_bound(plan: Plan, site: str, parameters: int, planned: tuple[Event, ...]) -> float:
+    """More than the L2 norm of any update that follows from the plan, paid for by such events.
 
     A step moves the weights by at most lr / (1 - momentum) times the noisy mean gradient: clipped
     gradients of at most 20 times the nominal sample, and noise whose norm is below
@@ -195,7 +205,6 @@ def norm_bound(plan: Plan, site: str, parameters: int) -> float:
     Adam moves each of d weights by at most 10 lr. Without privacy gradients have no bound: then
     what counts is that the weights stay within what sites accept.
     """
-    planned = plan.events_of_round(site) if plan.noised_at_site else ()
     if not planned or plan.clip is None:
         return _NORM_MAX
     root = math.sqrt(parameters)

@@ -157,7 +157,7 @@ class Vector:
             first.plan,
             rate=rate,
             steps=steps,
-            round=first.number,
+            round=first.stage_round,
             private=first.event is not None,
         )
 

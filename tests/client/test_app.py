@@ -91,6 +91,41 @@ def test_other_weights_are_another_request(desk: Desk) -> None:
     assert len(desk.ledger.entries()) == 2
 
 
+SEARCH = load_plan(
+    "digits",
+    [
+        *("sigma=2.0", "rate=0.2", "rows=300", "rounds=5", "clip=1.0"),
+        *("tune.epsilon=0.5", "tune.rounds=2", "tune.lr_times=[1.0, 3.0]"),
+    ],
+)
+
+
+@pytest.mark.parametrize("choice", [None, -1, 2, True, "1", 1.0])
+def test_after_the_pilots_one_of_the_plans_candidates_is_asked_or_nothing_is_paid(
+    desk: Desk, choice: Any
+) -> None:
+    asked = {} if choice is None else {"choice": choice}
+    assert desk.said(desk.ask(SEARCH, round=5, **asked)) == ("declined", "bad-request")
+    assert desk.said(desk.ask(SEARCH, round=4, choice=0)) == ("declined", "bad-request")
+    assert desk.said(desk.ask(choice=0)) == ("declined", "bad-request")
+    assert not desk.ledger.entries()
+
+
+def test_what_a_round_of_a_search_costs_follows_from_its_number_alone(desk: Desk) -> None:
+    moved = []
+    for number, choice in ((1, None), (3, None), (5, 0), (5, 1)):
+        asked = {} if choice is None else {"choice": choice}
+        reply = desk.ask(SEARCH, round=number, **asked)
+        assert desk.said(reply) == ("trained", "")
+        update = decode(reply.content.array_records["arrays"]["update"].data, SHAPES)
+        moved.append(float(np.std(update["weight"])))
+    sigmas = [entry.event.sigma for entry in desk.ledger.entries()]
+    pilot = SEARCH.events_of_round("north", 1)[0].sigma
+    assert sigmas == [pilot, pilot, 2.0, 2.0]
+    assert 2.5 < moved[1] / moved[0] < 3.5
+    assert 2.5 < moved[3] / moved[2] < 3.5
+
+
 def huge(value: float) -> bytes:
     return encode({n: np.full_like(a, value) for n, a in WEIGHTS.items()})
 

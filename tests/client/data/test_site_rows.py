@@ -9,8 +9,8 @@ import pytest
 from client.data.site_rows import SiteRows, Source
 from client.site import SiteError
 from client.tasks.registry import task
+from privacy.contract.plan_file import schema_digest
 from privacy.contract.policy import Policy
-from privacy.contract.schema_digest import schema_digest
 from tests.support.models import plan_for
 
 SCHEMA = """

@@ -16,6 +16,7 @@ from privacy.accounting.segments import Budget
 from privacy.contract.decision import Accepted, Refusal, judge, with_records
 from privacy.contract.forecast import (
     EVERY,
+    Course,
     epsilons,
     forecast,
     last_true,
@@ -336,7 +337,7 @@ def test_the_last_round_that_holds_is_found(most: int, last: int) -> None:
 def test_the_rounds_that_fit_fit_and_one_more_does_not(asked: Plan) -> None:
     events = asked.events_of_round("site-0")
     limit = Budget(3.0, 1e-5)
-    fits = rounds_that_fit((), events, limit)
+    fits = rounds_that_fit((), Course(events), limit)
     assert spent([replace(e, count=fits) for e in events], 1e-5) <= 3.0
     assert spent([replace(e, count=fits + 1) for e in events], 1e-5) > 3.0
 
