@@ -1,4 +1,4 @@
-"""A search over mutual TLS: pilots and run in one approved plan, paid round by round, then judged."""
+"""A search over mutual TLS: pilots and run in one approved plan, paid for round by round."""
 
 from pathlib import Path
 
