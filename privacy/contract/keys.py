@@ -1,7 +1,6 @@
 """Every key of a plan with its type and its bounds; the meanings stand in docs/plan.md.
 
-`Contract` holds what sites approve. `Operation` and `Simulation` hold how a coordinator and a
-researcher run it: nothing in them can change what is released or what it costs.
+`Contract` is what sites approve; `Operation` and `Simulation` change neither release nor price.
 """
 
 import re
@@ -242,9 +241,8 @@ class StatisticsPlan:
     """`[statistics]`: what is counted, column by column, in one noisy release.
 
     `of` is the task whose rows are counted. A column of numbers has `bins` cells of equal width, or
-    one for each whole number where it is among `whole`. `correlation` names columns whose moments
-    are released together. With `groups`, columns of categories, the predictions of
-    the model that the run starts from are counted against the `label` in each group.
+    one for each number where it is in `whole`. Moments of `correlation` are released together. In
+    `groups`, columns of categories, the first model's predictions are held against the `label`.
     """
 
     of: Name
