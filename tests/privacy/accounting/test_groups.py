@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from privacy.accounting.accountants import _ORDERS, _once, _rdp_once
+from privacy.accounting.accountants import _ORDERS, _once, _rdp_once, rdp_epsilon
+from privacy.accounting.segments import Segment
 
 Vector = npt.NDArray[np.float64]
 
@@ -83,6 +84,15 @@ def test_renyis_bound_of_a_group_is_at_least_the_mixtures_at_every_order(
         for power in (order, 1 - order):
             exact = logsumexp(density + power * likelihood) / (order - 1)
             assert bound[order] >= exact * (1 - 1e-6) - 1e-9
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.1])
+def test_renyis_bound_of_a_group_is_that_of_one_record_moved_so_much_further(rate: float) -> None:
+    any_of_them = 1 - (1 - rate) ** 3
+    group, record = Segment(6.0, rate, 3, 5), Segment(2.0, any_of_them, 1, 5)
+    bound = rdp_epsilon((group,), 1e-5)
+    assert bound == pytest.approx(rdp_epsilon((record,), 1e-5), rel=1e-9)
+    assert bound > 1.5 * rdp_epsilon((Segment(6.0, rate, 1, 5),), 1e-5)
 
 
 def test_one_record_is_no_group() -> None:

@@ -81,6 +81,11 @@ def test_people_with_more_records_are_never_merged_with_others() -> None:
         assert sum(one.releases for one in found if one.records == 2) == len(some) // 2
 
 
+def test_a_segments_noise_is_that_beside_what_one_unit_moves() -> None:
+    (found,) = merge([Event("record", 6.0, 0.1, 4, 5, sensitivity=1.5)])
+    assert found == Segment(4.0, 0.1, 1, 20)
+
+
 def test_one_release_without_noise_among_many_levels_costs_everything() -> None:
     events = [*history(), Event("record", 0.0, 1.0, 1)]
     assert spent(events, DELTA) == math.inf

@@ -8,6 +8,7 @@ import pytest
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.contract.plan_file import load_plan
+from privacy.mechanism import noise
 from server.rounds.aggregation import State, Update, combine
 from simulations.run import simulate
 
@@ -31,6 +32,21 @@ def test_the_noise_is_sigma_times_the_clip_of_the_moment(clip: float) -> None:
     sigma = plan_of("clip_quantile=0.5", "clip_sigma=1.0").nominal_sigma()
     assert sigma is not None
     assert noise_after(clip) == pytest.approx(sigma * clip, rel=0.03)
+
+
+def test_the_noise_pays_for_what_float64_adds_and_for_the_half_that_a_site_moves_the_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deviations: list[float] = []
+    monkeypatch.setattr(noise, "privatise", lambda sums, std, **_: deviations.append(std))
+    plan = plan_of("clip_quantile=0.5", "clip_sigma=1.5")
+    sigma = plan.nominal_sigma()
+    assert sigma is not None
+    state = State(1, {"w": np.zeros(9, np.float32)}, None, None, 2.0)
+    combine(state, [Update("a", {"w": np.ones(9, np.float32)}, 0.5)], plan, sites=1)
+    of_sum, of_count = deviations
+    assert 2 * sigma * (1 + 2.0**-18) <= of_sum < 2 * sigma * (1 + 2.0**-17)
+    assert 1.5 / 2 <= of_count < 1.5 / 2 * (1 + 2.0**-20)
 
 
 def test_no_update_moves_the_sum_by_more_than_the_clip_of_the_moment() -> None:
