@@ -20,8 +20,8 @@ from privacy.audit_trail import recorded
 from privacy.contract.decision import alone
 from privacy.contract.forecast import Forecast, epsilons, forecast
 from privacy.contract.plan import Plan
+from privacy.contract.plan_file import schema_digest
 from privacy.contract.policy import Policy, PolicyError, load_policy
-from privacy.contract.schema_digest import schema_digest
 from privacy.files import write_atomic
 from privacy.printable import folded, printable
 from privacy.runtime import ACCOUNTANTS, load
