@@ -28,6 +28,7 @@ from privacy.contract.keys import (  # noqa: E402
     Simulation,
     SitePlan,
     StatisticsPlan,
+    TunePlan,
 )
 from privacy.contract.policy import MEANINGS, Policy  # noqa: E402
 from privacy.contract.schema import expected  # noqa: E402
@@ -54,8 +55,9 @@ TABLES = {
     "statistics": StatisticsPlan,
     "secure": SecurePlan,
     "augment": AugmentPlan,
+    "tune": TunePlan,
 }
-NESTED = {"site", "operation", "simulation", "model", "statistics", "secure", "augment"}
+NESTED = {"site", "operation", "simulation", "model", "statistics", "secure", "augment", "tune"}
 
 
 def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:

@@ -80,8 +80,14 @@ quietly tacit-client deny --dir north 0000
 quietly tacit-client budget --dir south
 quietly tacit-client pause --dir north
 quietly tacit-client pause --dir north --off
+quietly tacit-server init --dir ward --host 127.0.0.1:WARD
+quietly tacit-client enroll --dir ward/upward --site ward
+quietly tacit-server sign --dir home --relay ward/upward/ward.csr
+quietly tacit-client join --dir ward/upward ward/upward/ward.bundle
 background tacit-server serve --dir home --listen 127.0.0.1:LINK --metrics 127.0.0.1:METRICS
 served=$last
+background tacit-server relay --dir ward --listen 127.0.0.1:WARD
+ready WARD; ended $last
 quietly tacit-client doctor --dir north --server 127.0.0.1:LINK --data builtin:0/1
 quietly tacit-server submit digits --dir home --name second --set rounds=1
 quietly tacit-server propose digits --dir home
@@ -124,7 +130,7 @@ ADDRESS = re.compile(
 @pytest.mark.timeout(1500)
 def test_no_command_of_any_role_asks_for_a_name_or_dials_out(tmp_path: Path) -> None:
     digits_csv(tmp_path / "digits.csv", 100)
-    ports = {name: free_port() for name in ("LINK", "SERVICE", "PAGES", "METRICS")}
+    ports = {name: free_port() for name in ("LINK", "WARD", "SERVICE", "PAGES", "METRICS")}
     script = ROLES
     for name, port in ports.items():
         script = script.replace(name, str(port))

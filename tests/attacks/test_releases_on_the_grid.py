@@ -152,6 +152,8 @@ def test_no_other_generator_makes_noise() -> None:
     public = {
         "privacy/mechanism/native.py",  # made-up sums that compare the kernel with numpy
         "simulations/audit.py",  # the canaries' directions
+        "simulations/templates/cohort.py",  # made-up patients
+        "simulations/templates/regions.py",  # made-up patients
         "simulations/templates/drives.py",  # made-up roads and drives
         "simulations/new_task.py",  # the made-up rows of a new task package
         "client/tasks/features/public_layers.py",  # projections of a constant seed

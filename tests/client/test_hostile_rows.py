@@ -7,8 +7,8 @@ import pytest
 
 from client.data.formats import records, text
 from client.data.site_rows import SiteRows, Source
-from client.site import SiteError
 from client.tasks.registry import task
+from client.tasks.rows import TaskError
 from privacy.arrays import decode, encode
 from privacy.contract.policy import Policy
 from tests.support.desk import Desk
@@ -101,7 +101,7 @@ def test_where_the_owner_starts_the_client_such_a_line_is_refused_with_its_place
 ) -> None:
     (tmp_path / "d.csv").write_text("\n".join(["who,age,ill", *GOOD, "q,40"]) + "\n")
     rows = SiteRows(Source(tmp_path / "d.csv"), SCHEMA, lambda: POLICY, lambda _, **__: None)
-    with pytest.raises(SiteError, match="line 102: expected 3 values, got 2"):
+    with pytest.raises(TaskError, match="line 102: expected 3 values, got 2"):
         rows.check()
 
 

@@ -22,10 +22,10 @@ class Kernel:
 
     def __init__(self, code: bytes, name: str) -> None:
         self._driver = _library("libcuda.so.1", "nvcuda.dll")
-        self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        self._loaded, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         load, get = self._driver.cuModuleLoadData, self._driver.cuModuleGetFunction
-        self._check(load(ctypes.byref(self._module), code))
-        self._check(get(ctypes.byref(self._function), self._module, name.encode()))
+        self._check(load(ctypes.byref(self._loaded), code))
+        self._check(get(ctypes.byref(self._function), self._loaded, name.encode()))
 
     def launch(self, threads: int, arguments: Sequence[Any]) -> None:
         """Run at least so many threads in torch's current stream; the arguments are C values."""
