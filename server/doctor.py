@@ -13,7 +13,8 @@ from privacy.identity.certificates import Certificate, issued_by
 from privacy.identity.keys import IdentityError
 from privacy.ledger.chain import LedgerError
 from server.registry.authority import rotation
-from server.registry.sites import Home, MembersError, split_host
+from server.registry.hosts import HostError, split_host
+from server.registry.sites import Home, MembersError
 
 
 def examine(directory: Path, where: str) -> list[Check]:
@@ -107,6 +108,6 @@ def _names(home: Home) -> Iterator[Check]:
 def _port(where: str) -> Check:
     try:
         listen(*split_host(where)).close()
-    except (ListenError, MembersError) as error:
+    except (ListenError, HostError) as error:
         return Check("port", "FAULT", str(error), "is another coordinator running?")
     return Check("port", "fine", f"{where} is free")

@@ -10,8 +10,9 @@ from privacy.audit_trail import record
 from server.commands.options import HERE, AskEvery, Dir, Json, Listen
 from server.commands.running import check_certificate, link
 from server.commands.view import View
+from server.registry.hosts import split_host
 from server.registry.relays import upward_of
-from server.registry.sites import Home, MembersError, split_host
+from server.registry.sites import Home, MembersError
 
 _ANSWER_SECONDS: Final = 10.0
 """How long sites have for a proposal: less than their relay has."""

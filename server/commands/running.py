@@ -31,9 +31,10 @@ from server.commands.options import (
 )
 from server.commands.tasks import TaskPackage, add_package
 from server.commands.view import View
+from server.registry.hosts import split_host
 from server.registry.relays import check_not_relay
 from server.registry.roster import with_roster
-from server.registry.sites import Home, MembersError, split_host
+from server.registry.sites import Home, MembersError
 
 if TYPE_CHECKING:
     from server.fleet.grid import LinkGrid

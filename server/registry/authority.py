@@ -18,15 +18,14 @@ from privacy.identity.certificates import (
     issued_by,
     split,
 )
+from server.registry.hosts import joined_host, split_dialled, split_host
 from server.registry.sites import (
     AUTHORITY_NAME,
     Home,
     MembersError,
-    address,
     as_json,
     changing,
     signing_authority,
-    split_host,
 )
 
 RETIRED = "ca.retired.pem"
@@ -46,7 +45,7 @@ def renew_server(
     """
     home = Home(folder).check()
     with changing(home):
-        addresses = [address(split_host(host)) for host in hosts] or home.hosts()
+        addresses = [joined_host(split_dialled(host)) for host in hosts] or home.hosts()
         names = list(dict.fromkeys(split_host(host)[0] for host in addresses))
         if days is None and home.certificate.is_file():
             days = Certificate.read(home.certificate.read_bytes()).days

@@ -31,8 +31,8 @@ from privacy.identity.keys import (
     signing_public,
 )
 from privacy.identity.rotation import announce
+from server.registry.hosts import joined_host, split_dialled
 
-DEFAULT_PORT: Final = 8443
 AUTHORITY_NAME: Final = "tacit federation"
 _LISTED: Final = Limits(size=1 << 26, count=1 << 20)
 
@@ -173,28 +173,12 @@ class Home:
             raise MembersError(f"{self.sites}: must be a list of sites ({problem})") from None
 
 
-def split_host(host: str, default: int = DEFAULT_PORT) -> tuple[str, int]:
-    """`name`, `name:port`, `1.2.3.4:port`, `[::1]:port` or `::1` into name and port."""
-    if host.startswith("["):
-        name, _, port = host[1:].partition("]")
-        port = port.removeprefix(":")
-    elif host.count(":") == 1:
-        name, _, port = host.partition(":")
-    else:
-        name, port = host, ""
-    if port and not (port.isascii() and port.isdigit() and 0 <= int(port) < 65536):
-        raise MembersError(f"host: expected NAME_OR_IP[:PORT], got {host!r:.80}")
-    if not name:
-        raise MembersError(f"host: expected NAME_OR_IP[:PORT], got {host!r:.80}")
-    return name, int(port) if port else default
-
-
 def create(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> bool:
     """Make a coordinator's folder; False, and nothing changed, where one is already."""
     home = Home(folder)
-    named = [split_host(host) for host in hosts]
+    named = [split_dialled(host) for host in hosts]
     if home.federation.exists():
-        if hosts and [address(pair) for pair in named] != home.hosts():
+        if hosts and [joined_host(pair) for pair in named] != home.hosts():
             raise MembersError(
                 f"--dir {folder}: already a coordinator for {', '.join(home.hosts())}"
                 " (its names change with: tacit-server renew --host ...)"
@@ -219,7 +203,9 @@ def create(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> bool:
     write_atomic(home.signing_key, new_signing_key(), mode=PRIVATE)
     write_atomic(home.sites, as_json({"v": 1, "sites": {}, "revoked_keys": []}), mode=PRIVATE)
     write_atomic(
-        home.federation, as_json({"v": 1, "hosts": [address(pair) for pair in named]}), mode=PRIVATE
+        home.federation,
+        as_json({"v": 1, "hosts": [joined_host(pair) for pair in named]}),
+        mode=PRIVATE,
     )
     return True
 
@@ -252,6 +238,10 @@ def sign(
     with changing(home) as content:
         members = home.members()
         before = members.sites.get(wish.site)
+        if before is None and (
+            alike := [name for name in members.sites if name.lower() == wish.site.lower()]
+        ):
+            raise MembersError(f"{csr}: its name {wish.site} differs from {alike[0]} by case alone")
         if wish.fingerprint in members.revoked_keys:
             raise MembersError(f"{csr}: this key was revoked, expected a new one")
         if before is not None and not before.revoked and before.relay != relay:
@@ -388,11 +378,6 @@ def changing(home: Home) -> Iterator[dict[str, Any]]:
         yield content
         if json.dumps(content) != before:
             write_atomic(home.sites, as_json(content), mode=PRIVATE)
-
-
-def address(pair: tuple[str, int]) -> str:
-    name, port = pair
-    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
 def as_json(value: object) -> bytes:
