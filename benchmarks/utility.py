@@ -69,7 +69,7 @@ CASES = (
         Case("sms-spam", "sms_spam", e, t, metric="f1")
         for e, t in ((8.0, 0.90), (3.0, 0.88), (1.0, 0.81))
     ),
-    Case("fashion-scattering", "fashion_mnist", 8.0, 0.885),
+    Case("fashion-scattering", "fashion_mnist", 8.0, 0.885, ("lr=24",)),
     Case("fashion-scattering", "fashion_mnist", 3.0, 0.875),
     Case("fashion-scattering", "fashion_mnist", 1.0, 0.85, ("lr=4",)),
     Case("fashion-scattering", "fashion_mnist", 2.93, 0.89, ("sites=1", "lr=32")),

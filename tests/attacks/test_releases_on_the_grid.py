@@ -155,6 +155,7 @@ def test_no_other_generator_makes_noise() -> None:
         "simulations/templates/cohort.py",  # made-up patients
         "simulations/templates/regions.py",  # made-up patients
         "simulations/templates/drives.py",  # made-up roads and drives
+        "simulations/templates/windows.py",  # made-up movements
         "simulations/new_task.py",  # the made-up rows of a new task package
         "client/tasks/features/public_layers.py",  # projections of a constant seed
         "client/audit/setting_checks.py",  # what releases are compared with
