@@ -6,7 +6,7 @@ that the forecast and the run's ledgers agree.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from privacy.accounting.epsilon import spent, within
@@ -14,6 +14,7 @@ from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
 from privacy.contract.decision import EXHAUSTED, Accepted, Refusal, alone, judge, with_records
 from privacy.contract.outputs import Output, outputs
+from privacy.contract.pilots import released
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import LIMITS
 from privacy.contract.policy import Policy
@@ -44,9 +45,7 @@ class Course:
 
     def taken(self, rounds: int) -> tuple[Event, ...]:
         """Everything that so many next rounds cost."""
-        pilots = min(rounds, self.pilots)
-        first = [replace(e, count=e.count * pilots) for e in self.pilot] if pilots else []
-        return (*first, *(replace(e, count=e.count * (rounds - pilots)) for e in self.events))
+        return released(self.events, self.pilot, self.pilots, rounds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ seen. Here the coordinator sees every pilot's updates, so that their releases co
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from privacy.accounting.events import Event
 from privacy.contract.keys import Contract, TunePlan
 
 PILOT: Final = "pilot"
@@ -40,6 +41,15 @@ def pilot_of(plan: Contract, number: int) -> int | None:
     if plan.tune is None or number > pilot_rounds(plan):
         return None
     return (number - 1) // plan.tune.rounds
+
+
+def released(
+    events: Iterable[Event], pilot: Iterable[Event], pilots: int, rounds: int
+) -> tuple[Event, ...]:
+    """What so many rounds release, `events` each, of which the first `pilots` release `pilot`."""
+    first = min(rounds, pilots)
+    before = [replace(e, count=e.count * first) for e in pilot] if first else []
+    return (*before, *(replace(e, count=e.count * (rounds - first)) for e in events))
 
 
 def chosen(plan: Contract, history: Sequence[Mapping[str, Any]]) -> int | None:

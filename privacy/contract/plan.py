@@ -30,7 +30,7 @@ from privacy.contract.keys import (
     StatisticsPlan,
     TunePlan,
 )
-from privacy.contract.pilots import candidates, pilot_of, pilot_rounds, stage_of
+from privacy.contract.pilots import candidates, pilot_of, pilot_rounds, released, stage_of
 from privacy.contract.rules import broken
 from privacy.contract.schema import check
 from privacy.files import canonical_json
@@ -300,10 +300,8 @@ class Plan(Contract):
     def _epsilon(self, overrides: SitePlan, rounds: int) -> float | None:
         if not self.private:
             return None
-        pilots = min(rounds, self.pilot_rounds)
-        taken = [replace(e, count=rounds - pilots) for e in self._events(overrides)]
-        if pilots:
-            taken += [replace(e, count=pilots) for e in self._events(overrides, True)]
+        pilot = self._events(overrides, True) if self.tune is not None else ()
+        taken = released(self._events(overrides), pilot, self.pilot_rounds, rounds)
         return spent(taken, self.required_delta)
 
     def to_dict(self) -> dict[str, Any]:

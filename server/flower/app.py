@@ -53,8 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     view.log("stock_flower", bundle=Path(__file__).parents[2], protection="docs/stock-flower.md")
 
     def sites() -> dict[bytes, str]:
-        listed = home.members().sites.values()
-        return {m.certificate.public_pem: m.name for m in listed if m.revoked is None}
+        return {m.certificate.public_pem: m.name for m in home.members().enrolled}
 
     known = RegisteredGrid(grid, sites, view.log)
     where = "stock flower"

@@ -71,7 +71,7 @@ def rotation(home: Home) -> Rotation | None:
         return None
     following = home.next_ca.read_bytes()
     fingerprint = Certificate.read(following).fingerprint
-    members = [one for one in home.members().sites.values() if one.revoked is None]
+    members = home.members().enrolled
     taken = {
         one.name
         for one in members

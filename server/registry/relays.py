@@ -32,7 +32,7 @@ def own_name(name: str) -> str:
 
 def relays_of(members: Members) -> frozenset[str]:
     """The relays that may connect."""
-    return frozenset(m.name for m in members.sites.values() if m.relay and m.revoked is None)
+    return frozenset(member.name for member in members.enrolled if member.relay)
 
 
 def upward_of(home: Home) -> Path:

@@ -19,7 +19,7 @@ def with_roster(plan: Plan, members: Members) -> Plan:
     check_composes(plan, relays_of(members))
     if not plan.is_secure or plan.roster:
         return plan
-    enrolled = {n: m for n, m in sorted(members.sites.items()) if m.revoked is None}
+    enrolled = {m.name: m for m in sorted(members.enrolled, key=lambda m: m.name)}
     if len(enrolled) != plan.sites:
         raise PlanError(
             f"sites must be {len(enrolled)}, the number of enrolled sites, where aggregation = "

@@ -72,6 +72,11 @@ class Members:
         keys = {m.fingerprint: m for m in reversed(list(self.sites.values()))}
         object.__setattr__(self, "_by_key", keys)
 
+    @property
+    def enrolled(self) -> list[Member]:
+        """Those that may connect: their keys are not revoked."""
+        return [member for member in self.sites.values() if member.revoked is None]
+
     def find(self, key: str) -> Member | None:
         """The site whose current key has this fingerprint, revoked or not."""
         return self._by_key.get(key)

@@ -53,9 +53,8 @@ class CertificateUpkeep:
             except (OSError, ValueError, IdentityError) as error:
                 self._tell("certificate_not_renewed", "coordinator", why=str(error))
         shown = {"coordinator": server, "authority": Certificate.read(self.home.ca.read_bytes())}
-        for member in self.home.members().sites.values():
-            if member.revoked is None:
-                shown[f"site {member.name}"] = member.certificate
+        for member in self.home.members().enrolled:
+            shown[f"site {member.name}"] = member.certificate
         for whose, certificate in shown.items():
             if now >= certificate.renewal and certificate.age(now) != "good":
                 self._tell("certificate_expires_soon", whose, ends=_date(certificate))

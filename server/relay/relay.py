@@ -48,7 +48,7 @@ from server.rounds.job import Attempts, Interrupted, Job, Model
 from server.rounds.messages import ARRAYS, REPLY, STYPE, Answer, ReplyError, Request
 from server.rounds.run_folder import FolderError, RunFolder
 from server.rounds.site_grid import SiteGrid
-from server.service.attendance import AWAY, NOT_ASKED, attendance
+from server.service.attendance import AWAY, NOT_ASKED, turnout
 from server.service.follower import Follower
 from server.service.proposals import Proposals
 from server.service.queue import Queue, QueueError, SiteAnswer
@@ -162,7 +162,7 @@ class Relay:
             request.run,
             folder.path / "heads",
             lambda payload: sign(self.home.signing_key, payload),
-            lambda site: self._ledger_of(plan, site),
+            lambda site: self.queue.ledger_of(plan.digest, site),
         )
         heads = RelayHeads(book, directions.known())
         follower = self._follower(request)
@@ -229,7 +229,7 @@ class Relay:
         connected = set(self.grid.names().values())
         site_answers = [
             _proposed(site, answers.get(site), site in connected, request.round)
-            for site in self.enrolled()
+            for site in (member.name for member in self.home.members().enrolled)
         ]
         if self._state(request.run) in ("paused", "stopped"):
             site_answers = [
@@ -238,16 +238,9 @@ class Relay:
         fields: dict[str, Any] = {"run": request.run, "round": request.round, "site": self.name}
         return RecordDict({REPLY: ConfigRecord(fields | {SITES: encode_proposed(site_answers)})})
 
-    def enrolled(self) -> list[str]:
-        """The sites that may connect to this relay."""
-        listed = self.home.members().sites.values()
-        return [member.name for member in listed if member.revoked is None]
-
     def able(self, plan: Plan, number: int) -> frozenset[str]:
         """Who can take part, as far as is known."""
-        connected = set(self.grid.names().values())
-        answers = self.queue.answers(plan.digest)
-        return attendance(self.enrolled(), connected, answers, number).able
+        return turnout(self.home, self.grid, self.queue, plan, number).able
 
     def _wait_for(self, directions: Directions, follower: Follower) -> None:
         """Soon after a start: until the round's sites are connected again."""
@@ -301,13 +294,9 @@ class Relay:
             self.board,
             self.log,
             Flag(),  # a round that was begun is finished: it is paid for
-            self.enrolled,
+            partial(turnout, self.home, self.grid, self.queue, request.plan),
             request.run,
         )
-
-    def _ledger_of(self, plan: Plan, site: str) -> str:
-        answer = self.queue.answers(plan.digest).get(site)
-        return "" if answer is None else answer.ledger
 
 
 def _refused(content: RecordDict) -> RecordDict:

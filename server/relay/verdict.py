@@ -17,6 +17,7 @@ from privacy.ledger.heads import HeadError
 from privacy.mechanism import noise
 from server.registry.relays import behind, own_name
 from server.relay.message import JSON, RELAYED, SITES, SUM, Leaf, read_leaves
+from server.rounds.aggregation import weight_of
 from server.rounds.job import Heads
 from server.rounds.messages import ARRAYS, REPLY, STYPE, Answer, ReplyError, Request
 from server.rounds.noise_check import check_sum
@@ -76,7 +77,7 @@ def relay_verdict(
         answers = [(leaf.round, _answer(leaf, request, plan)) for leaf in leaves]
         _accept(answers, plan, heads)
         trained = [
-            (answer, made, _weight(answer, request.round - made, plan))
+            (answer, made, weight_of(plan, answer.site, request.round - made))
             for made, answer in answers
             if answer.status == "trained"
         ]
@@ -115,15 +116,9 @@ def _refusal(message: Message, request: Request, plan: Plan, shapes: Shapes) -> 
 def _read(content: RecordDict, request: Request) -> tuple[tuple[Leaf, ...], bytes | None, int]:
     """The sites' answers, the sum's bytes and the size of both; only of sites that were asked."""
     fields, record = content.get(REPLY), content.get(ARRAYS)
-    if (
-        not isinstance(fields, ConfigRecord)
-        or set(fields) != _FIELDS
-        or set(content)
-        - {
-            REPLY,
-            ARRAYS,
-        }
-    ):
+    if not isinstance(fields, ConfigRecord) or set(fields) != _FIELDS:
+        raise ReplyError("bad-reply")
+    if set(content) - {REPLY, ARRAYS}:
         raise ReplyError("bad-reply")
     if fields["site"] != request.site or fields["reason"] != "":
         raise ReplyError("bad-reply")
@@ -171,12 +166,6 @@ def _accept(answers: Sequence[tuple[int, Answer]], plan: Plan, heads: Heads | No
         if answer.status == "trained" and plan.noised_at_site and answer.proof is None:
             raise HeadError(f"{own_name(answer.site)}: no head")
     heads.check(answer for _, answer in answers if answer.proof is not None)
-
-
-def _weight(answer: Answer, age: int, plan: Plan) -> float:
-    """What its relay multiplied a site's update by (server/rounds/aggregation.py, `added`)."""
-    share = float(plan.units_of(answer.site)) if plan.weights == "rows" else 1.0
-    return share / math.sqrt(1 + age)
 
 
 def _sum(

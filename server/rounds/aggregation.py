@@ -174,6 +174,12 @@ def _counted(state: State, updates: Iterable[Update]) -> State:
     return State(state.round + 1, weights, sites=sites)
 
 
+def weight_of(plan: Plan, site: str, age: int) -> float:
+    """The public weight of a site's update that is `age` rounds late."""
+    share = float(plan.units_of(site)) if plan.weights == "rows" else 1.0
+    return share / math.sqrt(1 + age)
+
+
 def added(total: Totals, update: Update, state: State, plan: Plan) -> float:
     """Add an update, clipped in the client unit, times its weight; returns the weight.
 
@@ -188,9 +194,10 @@ def added(total: Totals, update: Update, state: State, plan: Plan) -> float:
             else:
                 total[name] = array.astype(np.float64)
         return share
-    if plan.weights == "rows" and update.weight is None:
-        share = float(plan.units_of(update.site))
-    share /= math.sqrt(1 + update.age)
+    if update.weight is None:
+        share = weight_of(plan, update.site, update.age)
+    else:
+        share = 1 / math.sqrt(1 + update.age)
     for name, array in arrays.items():
         if name not in total:
             total[name] = np.multiply(array, np.float32(share), dtype=np.float32)

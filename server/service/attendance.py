@@ -4,9 +4,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from server.registry.relays import party_of
+from privacy.contract.plan import Plan
+from server.registry.relays import party_of, relays_of
+from server.registry.sites import Home
 from server.rounds.messages import BUDGET, FINAL_REFUSALS
-from server.service.queue import SiteAnswer
+from server.rounds.site_grid import SiteGrid
+from server.service.queue import Queue, SiteAnswer
 
 AWAY: Final = "away"
 NOT_ASKED: Final = "not-asked"
@@ -40,6 +43,14 @@ class Attendance:
         absent = {**self.waiting, **self.refused}
         listed = "; ".join(f"{site}: {reason}" for site, reason in sorted(absent.items()))
         return f"{len(self.able)} can take part" + (f" ({listed})" if listed else "")
+
+
+def turnout(home: Home, grid: SiteGrid, queue: Queue, plan: Plan, number: int) -> Attendance:
+    """Who can take part in round `number` of a plan, as far as is known now."""
+    members = home.members()
+    enrolled = [member.name for member in members.enrolled]
+    connected = set(grid.names().values())
+    return attendance(enrolled, connected, queue.answers(plan.digest), number, relays_of(members))
 
 
 def attendance(

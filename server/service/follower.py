@@ -9,7 +9,7 @@ from typing import Any, Final
 from server.rounds.job import Interrupted
 from server.rounds.messages import Answer
 from server.rounds.site_grid import SiteGrid
-from server.service.attendance import AWAY, Attendance, attendance
+from server.service.attendance import AWAY, Attendance
 from server.service.proposals import Proposals
 from server.service.queue import Queue, SiteAnswer, Submission
 from server.service.status import StatusBoard
@@ -25,7 +25,7 @@ Log = Callable[..., None]
 class Follower:
     """Follows one run.
 
-    `enrolled()` are the sites that may connect at all, `stop` is set when the coordinator ends,
+    `stop` is set when the coordinator ends, `attendance(number)` says who can take part in a round,
     `give_way()` says whether another run could be played while this one waits for people,
     `between_rounds()` is called when no site owes a reply.
     """
@@ -36,12 +36,11 @@ class Follower:
     board: StatusBoard
     log: Log
     stop: threading.Event
-    enrolled: Callable[[], Collection[str]]
+    attendance: Callable[[int], Attendance]
     run_id: str
     give_way: Callable[[], bool] = lambda: False
     between_rounds: Callable[[], object] = lambda: None
     on_line: Callable[[Mapping[str, Any]], None] = lambda line: None
-    relays: Callable[[], Collection[str]] = frozenset
     _outcomes: dict[str, str] = field(default_factory=dict)
     _absent: dict[str, Answer] = field(default_factory=dict)
     _next_look: float = 0.0
@@ -56,7 +55,7 @@ class Follower:
         while True:
             self._serve(pause_too=True)
             self.proposals.refresh(grid, plan, run=self.run_id, number=number, waiting=self.waiting)
-            turnout = self.attendance(grid, number)
+            turnout = self.attendance(number)
             if len(turnout.able) >= least:
                 self.board.set(run_state="running", waiting=None)
                 self._absent = self._explained(turnout)
@@ -71,12 +70,6 @@ class Follower:
                 raise Interrupted(WAITING, logged)
             grid.wait(_LOOK_SECONDS)
             self.stop.wait(0.05)
-
-    def attendance(self, grid: SiteGrid, number: int) -> Attendance:
-        """Who can take part in round `number`, as far as is known now."""
-        answers = self.queue.answers(self.submission.plan.digest)
-        connected = set(grid.names().values())
-        return attendance(self.enrolled(), connected, answers, number, self.relays())
 
     def _explained(self, turnout: Attendance) -> dict[str, Answer]:
         """Why the sites that gave an answer cannot take part."""

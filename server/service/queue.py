@@ -277,6 +277,11 @@ class Queue:
             ).fetchall()
         return {row[0]: SiteAnswer(*row) for row in rows}
 
+    def ledger_of(self, digest: str, site: str) -> str:
+        """Which of its ledgers a site said that a plan is paid from."""
+        answer = self.answers(digest).get(site)
+        return "" if answer is None else answer.ledger
+
     def answer(self, digest: str, answer: SiteAnswer) -> bool:
         """Store a site's answer; True where it says something else than the last one."""
         row = (digest, answer.site, answer.status, answer.reason, answer.round, answer.rounds)

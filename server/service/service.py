@@ -24,7 +24,7 @@ from server.rounds.checkpoint import CheckpointError
 from server.rounds.loop import Outcome
 from server.rounds.run_folder import FolderError, RunFolder
 from server.rounds.site_grid import SiteGrid
-from server.service.attendance import Attendance, attendance
+from server.service.attendance import Attendance, turnout
 from server.service.follower import INTERRUPTED, WAITING, Follower
 from server.service.proposals import Proposals
 from server.service.queue import DUE, Queue, Submission
@@ -137,23 +137,11 @@ class Service:
 
     def attendance(self, plan: Plan, number: int) -> Attendance:
         """Who can take part in a round of a plan, as far as is known now."""
-        connected = set(self.grid.names().values())
-        answers = self.queue.answers(plan.digest)
-        return attendance(self.enrolled(), connected, answers, number, self.relays())
-
-    def enrolled(self) -> list[str]:
-        """The sites that may connect."""
-        listed = self.home.members().sites.values()
-        return [member.name for member in listed if member.revoked is None]
+        return turnout(self.home, self.grid, self.queue, plan, number)
 
     def relays(self) -> frozenset[str]:
-        """Those of them that are relays."""
+        """The enrolled relays."""
         return relays_of(self.home.members())
-
-    def _ledger_of(self, plan: Plan, site: str) -> str:
-        """Which of its ledgers a site said that this plan is paid from."""
-        answer = self.queue.answers(plan.digest).get(site)
-        return "" if answer is None else answer.ledger
 
     def _log(self, event: str, run: str, **facts: Any) -> None:
         self.log(event, run=run, **facts)
@@ -222,12 +210,11 @@ class Service:
             self.board,
             self.log,
             self.stop,
-            self.enrolled,
+            lambda number: self.attendance(plan, number),
             folder.id,
             give_way=lambda: not self.alone and self.next_due(but=run.name) is not None,
             between_rounds=lambda: None if self.alone else self.next_due(but=run.name),
             on_line=self._complete,
-            relays=self.relays,
         )
         outcome, _ = coordinate(
             self.grid,
@@ -239,7 +226,7 @@ class Service:
             child=child,
             listener=follower,
             first=_parent_model(self.home, run.parent),
-            ledger_of=lambda site: self._ledger_of(plan, site),
+            ledger_of=lambda site: self.queue.ledger_of(plan.digest, site),
             relays=self.relays,
             attempts=replace(
                 ATTEMPTS, round_timeout=plan.operation.round_timeout, hand_out=self.hand_out

@@ -10,11 +10,12 @@ knew the true risks would reach a C-index of about 0.84.
 and 1 for a death or 0) and `region` [n].
 """
 
-import sys
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+
+from simulations.templates.command import run
 
 REGIONS: Final = {
     "north": 311,
@@ -63,12 +64,5 @@ def write(folder: Path, *, seed: int = 0) -> Path:
     return path
 
 
-def main() -> None:
-    """Write the patients of six regions into the folder that is named."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise SystemExit("usage: python -m simulations.templates.cohort FOLDER")
-    print(write(Path(sys.argv[1])))
-
-
 if __name__ == "__main__":
-    main()
+    run("cohort", write)

@@ -14,13 +14,14 @@ The driver sees the road itself, not the pictures, and is no part of the data.
 """
 
 import csv
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from simulations.templates.command import run
 
 PIXELS: Final = 16
 STRIPS: Final = ("near", "far", "red", "dark")
@@ -112,13 +113,5 @@ def write(folder: Path, *, vehicles: int = 8, pictures: int = 600, seed: int = 0
     return path
 
 
-def main() -> None:
-    """Write the drives of eight vehicles into the folder that is named."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise SystemExit("usage: python -m simulations.templates.drives FOLDER")
-    path = write(Path(sys.argv[1]))
-    print(f"{path}: tacit-simulate driving --data {path.parent}")
-
-
 if __name__ == "__main__":
-    main()
+    run("drives", write, "driving")

@@ -5,10 +5,11 @@
 little, and how long a patient is followed does not depend on them.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
+
+from simulations.templates.command import run
 
 
 def write(folder: Path, *, patients: int = 1600, seed: int = 0) -> Path:
@@ -29,13 +30,5 @@ def write(folder: Path, *, patients: int = 1600, seed: int = 0) -> Path:
     return path
 
 
-def main() -> None:
-    """Write the patients of four regions into the folder that is named."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise SystemExit("usage: python -m simulations.templates.regions FOLDER")
-    path = write(Path(sys.argv[1]))
-    print(f"{path}: tacit-simulate survival --data {path.parent}")
-
-
 if __name__ == "__main__":
-    main()
+    run("regions", write, "survival")

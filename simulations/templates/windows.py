@@ -7,13 +7,14 @@ No statement about real people follows from it.
 """
 
 import csv
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from simulations.templates.command import run
 
 RATE: Final = 20
 ACTIVITIES: Final = {
@@ -74,13 +75,5 @@ def write(folder: Path, *, people: int = 36, windows: int = 16, seed: int = 0) -
     return path
 
 
-def main() -> None:
-    """Write the movements of 36 people into the folder that is named."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise SystemExit("usage: python -m simulations.templates.windows FOLDER")
-    path = write(Path(sys.argv[1]))
-    print(f"{path}: tacit-simulate activity --data {path.parent}")
-
-
 if __name__ == "__main__":
-    main()
+    run("windows", write, "activity")

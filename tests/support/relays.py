@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from server.relay.relay import Relay
 from server.rounds.job import Attempts, Job, Model
 from server.rounds.loop import Outcome, federate
 from server.rounds.run_folder import RunFolder
+from server.service.attendance import turnout
 from server.service.follower import Follower
 from server.service.proposals import Proposals
 from server.service.queue import Queue
@@ -175,10 +177,9 @@ class Tree:
             StatusBoard(self.home, listen="", presence=dict),
             self.log,
             threading.Event(),
-            lambda: list(home.members().sites),
+            partial(turnout, home, self.grid, self.queue, plan),
             folder.id,
             on_line=on_line,
-            relays=relays,
         )
         book = HeadBook(
             *(heads, folder.id, path / "heads"), lambda data: sign(home.signing_key, data)
