@@ -19,9 +19,9 @@ sys.path.insert(0, str(HERE.parent))
 
 from client.__main__ import app as client_app  # noqa: E402
 from privacy.__main__ import app as privacy_app  # noqa: E402
-from privacy.contract.keys import (  # noqa: E402
+from privacy.contract.keys.contract import Contract  # noqa: E402
+from privacy.contract.keys.tables import (  # noqa: E402
     AugmentPlan,
-    Contract,
     ModelPlan,
     Operation,
     SecurePlan,

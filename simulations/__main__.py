@@ -106,7 +106,7 @@ def simulate(
     `tacit-simulate new NAME` writes a task package of your own, `tacit-simulate new DATA` the
     schema and the plan of a table.
     """
-    from privacy.contract.rules import warnings
+    from privacy.contract.rules.table import warnings
 
     overrides = list(set_ or [])
     overrides += [f"sites={sites}"] if sites is not None else []

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from client.tasks.rows import TaskError
-from privacy.contract.keys import NAME
+from privacy.contract.keys.types import NAME
 from privacy.task_package.archive import MANIFEST, SOURCE
 
 _SITES: Final = ("north", "east", "south")

@@ -20,7 +20,7 @@ from client.tasks.rows import Rows
 from client.tasks.task import Task
 from privacy.accounting.events import Event
 from privacy.audit.p_values import beyond, chi_square
-from privacy.contract.keys import StatisticsPlan
+from privacy.contract.keys.tables import StatisticsPlan
 from privacy.contract.plan import Plan
 from privacy.mechanism.noise import grid
 from privacy.statistics.release import SUMS, standard_deviation

@@ -8,7 +8,7 @@ from client.statistics.statistics_task import countable, statistics_task
 from client.tasks.preprocessing import Category
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
-from privacy.contract.keys import StatisticsPlan
+from privacy.contract.keys.tables import StatisticsPlan
 from privacy.statistics.figures import figures
 from privacy.statistics.release import exact_sums
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.rows import Encoded, Rows, TaskError
 from client.tasks.task import Task
-from privacy.contract.keys import StatisticsPlan
+from privacy.contract.keys.tables import StatisticsPlan
 from privacy.statistics.columns import CategoryColumn, Column, NumberColumn, StatisticsError
 from privacy.statistics.design import design
 

@@ -13,7 +13,7 @@ from client.tasks.described.described_task import task as described_task
 from client.tasks.described.description import READERS, reader_of
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
-from privacy.contract.keys import ModelPlan
+from privacy.contract.keys.tables import ModelPlan
 from privacy.contract.plan import Plan
 
 AREAS: Final = ("spoken-digits", "shakespeare", "movielens", "fashion-scattering")

@@ -17,7 +17,7 @@ from client.tasks.features.backbones import PACKAGED, Backbone
 from client.tasks.features.text import Text
 from client.tasks.preprocessing import Category, Column, Columns, Number
 from client.tasks.rows import TaskError
-from privacy.contract.keys import NAME
+from privacy.contract.keys.types import NAME
 from privacy.files import DocumentError, parse_toml
 
 KEYS: Final = {

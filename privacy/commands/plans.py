@@ -28,7 +28,7 @@ from privacy.contract.forecast import (
 from privacy.contract.plan import Plan, SitePlan
 from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy, load_policy
-from privacy.contract.rules import warnings
+from privacy.contract.rules.table import warnings
 from privacy.ledger.entries import verify
 from privacy.runtime import ACCOUNTANTS, load
 

@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from privacy.accounting.events import Event
-from privacy.contract.keys import Contract, TunePlan
+from privacy.contract.keys.contract import Contract
+from privacy.contract.keys.tables import TunePlan
 
 PILOT: Final = "pilot"
 CHOICE: Final = "choice"

@@ -1,7 +1,7 @@
 """The plan is a run's whole contract: from this one value come the training, its event, its budget.
 
-It cannot be built wrong: its keys (privacy/contract/keys.py) and the rules between them
-(privacy/contract/rules.py) are checked whenever one is made. Nothing that touches privacy has a
+It cannot be built wrong: its keys (privacy/contract/keys/) and the rules between them
+(privacy/contract/rules/) are checked whenever one is made. Nothing that touches privacy has a
 default. `[operation]` and `[simulation]` cannot touch privacy, and stay outside the digest that
 sites approve.
 """
@@ -18,20 +18,20 @@ import tomli_w
 from privacy.accounting.epsilon import calibrate, spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
-from privacy.contract.keys import (
+from privacy.contract.keys.contract import Contract
+from privacy.contract.keys.tables import (
     AugmentPlan,
-    Contract,
     ModelPlan,
     Operation,
-    PlanError,
     SecurePlan,
     Simulation,
     SitePlan,
     StatisticsPlan,
     TunePlan,
 )
+from privacy.contract.keys.types import PlanError
 from privacy.contract.pilots import candidates, pilot_of, pilot_rounds, released, stage_of
-from privacy.contract.rules import broken
+from privacy.contract.rules.table import broken
 from privacy.contract.schema import check
 from privacy.files import canonical_json
 from privacy.secagg.parties import Roster, Terms

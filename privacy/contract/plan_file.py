@@ -10,19 +10,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from privacy.contract.keys import (
-    PRIVACY_KEYS,
+from privacy.contract.keys.contract import PRIVACY_KEYS, Contract
+from privacy.contract.keys.tables import (
     AugmentPlan,
-    Contract,
     ModelPlan,
     Operation,
-    PlanError,
     SecurePlan,
     Simulation,
     SitePlan,
     StatisticsPlan,
     TunePlan,
 )
+from privacy.contract.keys.types import PlanError
 from privacy.contract.plan import Plan
 from privacy.contract.schema import build, field_names, shown, unknown
 from privacy.files import DocumentError, Limits, parse_json, parse_toml, read_bounded

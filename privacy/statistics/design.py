@@ -20,7 +20,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy.contract.keys import StatisticsPlan
+from privacy.contract.keys.tables import StatisticsPlan
 from privacy.statistics.columns import (
     CategoryColumn,
     Column,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from annotated_types import Interval, Len, MaxLen, Predicate
 from packaging.requirements import InvalidRequirement, Requirement
 
-from privacy.contract.keys import Code, Name
+from privacy.contract.keys.types import Code, Name
 from privacy.contract.schema import Expected, build, check, shown
 from privacy.files import DocumentError, Limits, parse_toml
 from privacy.task_package.archive import MANIFEST, Package, PackageError

@@ -15,7 +15,7 @@ from privacy.audit_trail import record
 from privacy.contract.forecast import check_finite
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
-from privacy.contract.rules import warnings
+from privacy.contract.rules.table import warnings
 from server.commands.options import (
     HERE,
     AskEvery,

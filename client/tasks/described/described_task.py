@@ -23,7 +23,7 @@ from client.tasks.described.records import Record, inputs_of, records
 from client.tasks.losses import seeded
 from client.tasks.rows import Encoded, NoRows, Omission, Reading, Rows, TaskError, check_part
 from client.tasks.task import Task
-from privacy.contract.keys import ModelPlan
+from privacy.contract.keys.tables import ModelPlan
 
 _DEFAULT: Final = {
     "images": "cnn",

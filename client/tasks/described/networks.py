@@ -13,7 +13,7 @@ from client.tasks.described.layers import Last, Recurrent, Swap, built
 from client.tasks.features.public_layers import first_layers
 from client.tasks.losses import layered, linear
 from client.tasks.rows import TaskError
-from privacy.contract.keys import ModelPlan
+from privacy.contract.keys.tables import ModelPlan
 
 PARAMETERS_MAX: Final = 50_000_000
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from privacy.contract.keys import AugmentPlan
+from privacy.contract.keys.tables import AugmentPlan
 
 
 def views(x: Tensor, plan: AugmentPlan, generator: torch.Generator) -> Tensor:

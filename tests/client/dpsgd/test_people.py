@@ -22,7 +22,7 @@ from client.tasks.rows import Rows
 from client.tasks.task import Task, none_of
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event, EventError
-from privacy.contract.keys import PlanError
+from privacy.contract.keys.types import PlanError
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import parse
 from tests.support.small_models import Made, cross_entropy, data

@@ -15,7 +15,7 @@ from client.statistics.drift_page import to_html
 from client.tasks.registry import task
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
-from privacy.contract.keys import StatisticsPlan
+from privacy.contract.keys.tables import StatisticsPlan
 from privacy.contract.plan_file import parse
 from privacy.statistics.columns import CategoryColumn, NumberColumn
 from privacy.statistics.design import design

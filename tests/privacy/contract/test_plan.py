@@ -10,7 +10,7 @@ from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
 from privacy.contract.plan import PlanError
 from privacy.contract.plan_file import from_json, load_plan, parse, shipped, with_counts
-from privacy.contract.rules import warnings
+from privacy.contract.rules.table import warnings
 
 
 @pytest.mark.long

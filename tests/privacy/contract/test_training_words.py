@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from privacy.contract.keys import AugmentPlan
+from privacy.contract.keys.tables import AugmentPlan
 from privacy.contract.plan_file import load_plan
 from privacy.report.sources import FEDERATION
 from privacy.report.text import mechanism, unprotected

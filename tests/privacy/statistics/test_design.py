@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.contract.keys import PlanError, StatisticsPlan
+from privacy.contract.keys.tables import StatisticsPlan
+from privacy.contract.keys.types import PlanError
 from privacy.statistics.columns import CategoryColumn, NumberColumn, StatisticsError
 from privacy.statistics.design import STEPS, design
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import privacy.statistics.estimates as estimates
-from privacy.contract.keys import StatisticsPlan
+from privacy.contract.keys.tables import StatisticsPlan
 from privacy.statistics.columns import CategoryColumn, NumberColumn
 from privacy.statistics.design import Design, design
 from privacy.statistics.differences import difference

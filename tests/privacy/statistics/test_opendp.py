@@ -6,7 +6,7 @@ import pytest
 
 from privacy.accounting.epsilon import spent
 from privacy.accounting.events import Event
-from privacy.contract.keys import StatisticsPlan
+from privacy.contract.keys.tables import StatisticsPlan
 from privacy.statistics.columns import CategoryColumn
 from privacy.statistics.design import design
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.contract.keys import StatisticsPlan
+from privacy.contract.keys.tables import StatisticsPlan
 from privacy.statistics.columns import CategoryColumn, NumberColumn
 from privacy.statistics.design import Design, design
 from privacy.statistics.release import exact_sums, noisy_sums, standard_deviation

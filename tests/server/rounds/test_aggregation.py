@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privacy.arrays import Arrays, WireError, decode, digest, encode
-from privacy.contract.keys import PlanError
+from privacy.contract.keys.types import PlanError
 from privacy.contract.plan_file import load_plan
 from server.rounds.aggregation import State, Update, combine, start
 

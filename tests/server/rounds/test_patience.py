@@ -9,7 +9,7 @@ import pytest
 from privacy.contract.forecast import fewest_rounds
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
-from privacy.contract.rules import warnings
+from privacy.contract.rules.table import warnings
 from privacy.ledger.ledger import verify
 from privacy.report.bundle.write import file_report
 from server.rounds.history import Patience

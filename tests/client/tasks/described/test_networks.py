@@ -10,7 +10,8 @@ from client.dpsgd.examination.separation import examine
 from client.tasks.described.networks import Input, network
 from client.tasks.losses import cross_entropy
 from client.tasks.rows import TaskError
-from privacy.contract.keys import ModelPlan, PlanError
+from privacy.contract.keys.tables import ModelPlan
+from privacy.contract.keys.types import PlanError
 
 PICTURE = {"pixels": Input((3, 12, 12))}
 SERIES = {"window": Input((2, 16))}

@@ -18,7 +18,8 @@ from client.tasks.registry import fitting, task
 from client.tasks.rows import Rows, TaskError
 from client.tasks.task import Task
 from privacy.accounting.events import Event
-from privacy.contract.keys import AugmentPlan, PlanError
+from privacy.contract.keys.tables import AugmentPlan
+from privacy.contract.keys.types import PlanError
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import parse
 

@@ -1,0 +1,1 @@
+"""What a plan's keys must say together: one named rule each, in one table."""
