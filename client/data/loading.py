@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from client.data.reader import Batch, read
 from client.data.source import Options, options_of
-from client.data.values import ABSENT, distinct, ident
+from client.data.values import ABSENT, UNREADABLE, distinct, ident
 from client.data.wanted import Wanted
 from client.tasks.rows import Encoded, NoRows, Omission, Reading, Rows, TaskError, added
 
@@ -184,13 +184,13 @@ def _tell(reasons: Told, batch: Batch, why: tuple[str, str], rows: Sequence[int]
 
 
 def _texts(name: str, column: Any) -> tuple[list[str], NDArray[np.integer[Any]]]:
-    """The distinct texts of a column, "" for a missing one, and each row's position in them."""
+    """The distinct texts of a column, "" for one that names nobody, and each row's position."""
     try:
         texts, index = distinct(column)
     except TaskError as error:
         raise TaskError(f"column {name}: {error}") from None
     names = ["" if text is None else ident(text) for text in texts]
-    return ["" if name in ABSENT else name for name in names], index
+    return ["" if name in ABSENT or UNREADABLE in name else name for name in names], index
 
 
 def _numbers(values: list[str], index: NDArray[np.integer[Any]]) -> NDArray[np.int64]:

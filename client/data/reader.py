@@ -129,7 +129,7 @@ def _pieces(
         if options.query:
             from client.data.formats.sql import answer  # an extra, loaded where it is asked for
 
-            yield from answer(path, wanted, options)
+            yield from answer(path, wanted, options, by_row=by_line)
             return
         if not path.is_file():
             raise TaskError(f"expected a file, found {'a folder' if path.is_dir() else 'none'}")

@@ -177,7 +177,8 @@ class SiteRows:
             return
         omissions = () if rows.reading is None else rows.reading.omissions
         broken = next((one for one in omissions if not one.column), None)
-        if not len(rows) or broken is not None:
+        titled = bool(learning.wanted.names) and any(one.first == "line 1" for one in omissions)
+        if not len(rows) or broken is not None or titled:
             learning.load(path, "train")  # as a whole: what every command says of this file
         if not len(rows):
             raise SiteError(f"--data {path}: expected rows that fit, found none")

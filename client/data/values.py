@@ -170,9 +170,19 @@ def distinct(column: Any) -> tuple[Sequence[str | None], NDArray[np.integer[Any]
 
 
 def texts(column: Any) -> list[Any]:
-    """A column's values as Python has them; TaskError where a text is not UTF-8."""
+    """A column's values as Python has them; bytes that are no UTF-8 become U+FFFD in their row."""
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
-        raise TaskError("a text must be UTF-8, got other bytes") from None
+        raw = column.cast(_BYTES[str(column.type)]).to_pylist()
+        values = [None if one is None else one.decode(errors="replace") for one in raw]
     return values
+
+
+_BYTES: Final = {
+    "string": pa.binary(),
+    "large_string": pa.large_binary(),
+    "string_view": pa.binary_view(),
+}
+UNREADABLE: Final = "\ufffd"
+"""What stands in a text for bytes that are none."""

@@ -16,7 +16,7 @@ from client.data.formats.idx import folder_file, images
 from client.tasks.classifier import classifier
 from client.tasks.features import scattering
 from client.tasks.preprocessing import Category, Columns, Number
-from client.tasks.rows import Encoded, Rows, TaskError, check_part
+from client.tasks.rows import Encoded, NoRows, Omission, Reading, Rows, TaskError, check_part
 from client.tasks.task import Task
 
 CLASSES: Final = (
@@ -51,7 +51,7 @@ class Filters:
         """The rows of a folder with the idx files, .gz or unpacked."""
         check_part(part)
         parts = [self._part(path, name) for name in FILES if part in (name, "all")]
-        return Rows(torch.cat([rows.x for rows in parts]), torch.cat([rows.y for rows in parts]))
+        return sum(parts[1:], start=parts[0])
 
     def _part(self, path: Path | None, part: str) -> Rows:
         pictures, names = (folder_file(path, self.name, f"{n}.gz", n) for n in FILES[part])
@@ -59,11 +59,16 @@ class Filters:
         labels = images(names, 2049, (0,))
         if len(labels) != len(pixels):
             raise TaskError(f"{names}: expected {len(pixels)} labels, got {len(labels)}")
-        if labels.max() >= len(CLASSES):
-            raise TaskError(f"{names}: expected labels from 0 to {len(CLASSES) - 1}, got another")
-        some = torch.from_numpy(pixels.copy()).split(_CHUNK)
+        known = labels < len(CLASSES)
+        total, lost = len(labels), np.flatnonzero(~known)
+        expected = f"a label from 0 to {len(CLASSES) - 1}"
+        why = [Omission("kind", expected, len(lost), f"row {lost[0] + 1}")] if len(lost) else []
+        reading = Reading(total, total, len(lost), tuple(why))
+        if len(lost) == total:
+            raise NoRows(f"{names}: expected rows that fit, got none among {reading}")
+        some = torch.from_numpy(pixels[known]).split(_CHUNK)
         seen = torch.cat([self.see(one.float() / 255) for one in some])
-        return Rows(seen, torch.from_numpy(labels.astype(np.int64)))
+        return Rows(seen, torch.from_numpy(labels[known].astype(np.int64)), reading=reading)
 
     def front(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels in -1..1 [n, 784] to features."""

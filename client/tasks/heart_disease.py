@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from client.data.loading import held_out
+from client.data.loading import Loaded, held_out
 from client.data.loading import load as load_rows
 from client.tasks.classifier import classifier
 from client.tasks.preprocessing import Category, Columns, Number
-from client.tasks.rows import Encoded, Rows, TaskError, check_part
+from client.tasks.rows import Encoded, NoRows, Rows, TaskError, check_part
 from client.tasks.task import Task
 
 HOSPITALS: Final = ("cleveland", "hungarian", "switzerland", "va")
@@ -58,8 +58,7 @@ def load(path: Path | None, part: str) -> Rows:
     """The rows of a folder with all four hospitals' files or one of them, or of one such file."""
     check_part(part)
     hospitals = []
-    for name, file in _files(path):
-        loaded = load_rows(file, WANTED, COLUMNS.encode)
+    for name, loaded in _loaded(path, COLUMNS.encode):
         rows = loaded.rows
         if part != "all":
             held = held_out(loaded, HELD_OUT)
@@ -70,11 +69,23 @@ def load(path: Path | None, part: str) -> Rows:
 
 def _all(path: Path | None, encode: Callable[[Any], Encoded]) -> Rows:
     """Every row of the hospitals' files, in another encoding."""
-    hospitals = []
-    for name, file in _files(path):
-        rows = load_rows(file, WANTED, encode).rows
-        hospitals.append(replace(rows, site=(name,) * len(rows)))
+    hospitals = [
+        replace(loaded.rows, site=(name,) * len(loaded.rows))
+        for name, loaded in _loaded(path, encode)
+    ]
     return sum(hospitals[1:], start=hospitals[0])
+
+
+def _loaded(path: Path | None, encode: Callable[[Any], Encoded]) -> list[tuple[str, Loaded]]:
+    """What each hospital's file has; NoRows where none has a row that fits."""
+    files, loaded = _files(path), list[tuple[str, Loaded]]()
+    for at, (name, file) in enumerate(files):
+        try:
+            loaded.append((name, load_rows(file, WANTED, encode)))
+        except NoRows:  # it takes no other file's rows with it
+            if not loaded and at == len(files) - 1:
+                raise
+    return loaded
 
 
 def _files(path: Path | None) -> list[tuple[str, Path]]:

@@ -15,16 +15,20 @@ import pyarrow as pa
 
 from client.data.formats.columnar import check_types, chosen, numbered
 from client.data.source import Options
+from client.data.values import UNREADABLE
 from client.data.wanted import Piece, Wanted
 from client.tasks.rows import TaskError
 
 KINDS: Final = ("sqlite", "postgresql")
 
 
-def answer(path: Path, wanted: Wanted, options: Options) -> Iterator[Piece]:
-    """The wanted columns of the query's answer, under the schema's names."""
+def answer(path: Path, wanted: Wanted, options: Options, *, by_row: bool) -> Iterator[Piece]:
+    """The wanted columns of the query's answer, under the schema's names.
+
+    `by_row` puts U+FFFD in the place of bytes, so that they are no value of their own row alone.
+    """
     with ExitStack() as opened:
-        reader, before = _batch_stream(opened, wanted, options)
+        reader, before = _batch_stream(opened, wanted, options, by_row)
         columns = chosen(reader.schema.names, wanted, options)
         check_types(reader.schema, columns)
         tables = (
@@ -43,7 +47,9 @@ def _batches(reader: Any, before: int) -> Iterator[Any]:
         raise _failed(error) from None
 
 
-def _batch_stream(opened: ExitStack, wanted: Wanted, options: Options) -> tuple[Any, int]:
+def _batch_stream(
+    opened: ExitStack, wanted: Wanted, options: Options, by_row: bool
+) -> tuple[Any, int]:
     """A stream of Arrow record batches, and how many rows of it are none of the answer's.
 
     TaskError without the driver's text, which tells values.
@@ -62,14 +68,16 @@ def _batch_stream(opened: ExitStack, wanted: Wanted, options: Options) -> tuple[
         query, before = options.query, 0
         if kind == "sqlite":
             cursor.execute("PRAGMA query_only = ON")
-            query, before = _of_one_type(cursor, query, wanted, options)
+            query, before = _of_one_type(cursor, query, wanted, options, by_row)
         cursor.execute(query)
         return opened.enter_context(cursor.fetch_record_batch()), before
     except (failure, OSError) as error:
         raise _failed(error) from None
 
 
-def _of_one_type(cursor: Any, query: str, wanted: Wanted, options: Options) -> tuple[str, int]:
+def _of_one_type(
+    cursor: Any, query: str, wanted: Wanted, options: Options, by_row: bool
+) -> tuple[str, int]:
     """The query, and how many rows before its answer give columns of SQLite a type.
 
     The driver takes a column's type from its first rows, and fails where later ones need another:
@@ -82,21 +90,25 @@ def _of_one_type(cursor: Any, query: str, wanted: Wanted, options: Options) -> t
     asked = [f"max(typeof({_quoted(name)}) = '{kind}')" for name in columns for kind in _KINDS]
     cursor.execute(f"select {', '.join(asked)} from ({inner})")  # noqa: S608 - the owner's own
     facts = [bool(one) for one in cursor.fetchone()]
-    first, mixed = [], False
+    first, names, mixed = list[str](), list[str](), False
     for index, (name, column) in enumerate(columns.items()):
         at = index * len(_KINDS)
         kinds = {
             kind for kind, here in zip(_KINDS, facts[at : at + len(_KINDS)], strict=True) if here
         }
-        if "blob" in kinds:
+        if "blob" in kinds and not by_row:
             raise TaskError(f"column {column}: expected text, numbers or dates, got binary ones")
-        mixed = mixed or (len(kinds) > 1 and kinds != {"integer", "null"})
-        value = "''" if "text" in kinds else "0.5" if "real" in kinds else "0"
-        first.append(f"{value} as {_quoted(name)}")
+        mixed = mixed or "blob" in kinds or (len(kinds) > 1 and kinds != {"integer", "null"})
+        words = kinds & {"text", "blob"}
+        value = "''" if words else "0.5" if "real" in kinds else "0"
+        own = _quoted(name)
+        first.append(f"{value} as {own}")
+        none = f"case typeof({own}) when 'blob' then '{UNREADABLE}' else {own} end"
+        names.append(none if "blob" in kinds else own)
     if not mixed:
         return query, 0
-    names = ", ".join(_quoted(name) for name in columns)
-    return f"select {', '.join(first)} union all select {names} from ({inner})", 1  # noqa: S608
+    rows = f"select {', '.join(names)} from ({inner})"  # noqa: S608
+    return f"select {', '.join(first)} union all {rows}", 1
 
 
 _KINDS: Final = ("blob", "text", "real", "integer", "null")

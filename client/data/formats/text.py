@@ -129,6 +129,8 @@ def _names(
     """The columns of a file under the schema's names, and whether its first record says them."""
     if options.header and by_line:  # the first record is a row like any other
         return [options.rename.get(name, name) for name in options.header], False
+    if wanted.names and by_line and not _names_all(header, dialect, wanted, options):
+        return list(wanted.names), False
     if b"\0" in header or not header.strip():
         raise TaskError("expected a header line of column names, found none")
     try:
@@ -167,6 +169,13 @@ def _names(
         raise TaskError(f"expected distinct column names, got {which} twice")
     require(set(names), wanted, names)
     return names, True
+
+
+def _names_all(header: bytes, dialect: Dialect, wanted: Wanted, options: Options) -> bool:
+    """Whether a first record names every column that is needed; else it is a row like any other."""
+    titles = split_header(header.replace(b"\0", b""), dialect, dialect.delimiter)
+    names = [options.rename.get(one, one) for one in map(str.strip, titles)]
+    return set(wanted.required) <= {*names, *map(plain, names)}
 
 
 def _fast(wanted: Wanted, options: Options) -> set[str]:

@@ -8,7 +8,6 @@ gradient is one person's, and the unit is the person.
 Some ratings of each user, by a public hash, are hidden from the user's vector and predicted.
 """
 
-import csv
 import hashlib
 import io
 from collections.abc import Iterator
@@ -21,11 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.data.loading import of_people
+from client.data.values import UNREADABLE
 from client.data.wanted import Wanted
 from client.tasks.areas.pieces import Piece, file_of, text_of
 from client.tasks.described.holding_out import number_of
+from client.tasks.described.records import by_line
 from client.tasks.losses import seeded
-from client.tasks.rows import Encoded, Rows, TaskError, check_part
+from client.tasks.rows import Encoded, NoRows, Omission, Reading, Rows, TaskError, check_part
 from client.tasks.task import Task
 
 FILMS: Final = 16_384
@@ -33,6 +34,7 @@ FILMS: Final = 16_384
 RATINGS: Final = 128
 """Ratings of a user that are used: the first ones by a public hash."""
 FACTORS: Final = 4
+_COLUMNS: Final = ("userId", "movieId", "rating")
 MIDDLE: Final = 3.5
 """What a rating is without any knowledge: half a star to five."""
 LIKED: Final = 4.0
@@ -83,24 +85,47 @@ def _hash(*words: str) -> int:
     return int.from_bytes(hashlib.sha256("/".join(words).encode()).digest()[:8], "little")
 
 
-def users(path: Path) -> dict[str, dict[str, float]]:
-    """Each user's ratings by film, of a CSV file with the columns userId, movieId, rating."""
-    lines = csv.DictReader(io.StringIO(text_of(path, "ratings")))
-    if not {"userId", "movieId", "rating"} <= set(lines.fieldnames or ()):
-        raise TaskError(f"{path}: expected the columns userId, movieId and rating")
+def users(path: Path) -> tuple[dict[str, dict[str, float]], Reading]:
+    """Each user's ratings by film, of a CSV file with the columns userId, movieId, rating.
+
+    A line that is no rating is left out by itself, and told.
+    """
+    lines = by_line(io.StringIO(text_of(path, "ratings"), newline=""), ",")
+    names = next((values for _, values in lines), None) or []
+    if not set(_COLUMNS) <= set(names):
+        raise TaskError(f"{path}: expected the columns {', '.join(_COLUMNS)}")
+    at = [names.index(name) for name in _COLUMNS]
     ratings: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(lines, 2):
-        try:
-            value = float(line["rating"])
-        except (TypeError, ValueError):
-            raise TaskError(f"{path}: line {number}: expected a rating in 0.5..5") from None
-        user, film = line["userId"], line["movieId"]
-        if not user or not film or not 0 <= value <= 5:
-            raise TaskError(f"{path}: line {number}: expected a user, a film, a rating in 0.5..5")
-        ratings.setdefault(user, {})[film] = value
+    count, lost = 0, list[str]()
+    for number, values in lines:
+        if values == []:
+            continue
+        count += 1
+        rating = _rating(values or [], at)
+        if rating is None:
+            lost.append(f"line {number}")
+        else:
+            user, film, value = rating
+            ratings.setdefault(user, {})[film] = value
+    expected = "a user, a film and a rating in 0..5"
+    omissions = (Omission("the line", expected, len(lost), lost[0]),) if lost else ()
+    reading = Reading(count, count, len(lost), omissions)
     if not ratings:
-        raise TaskError(f"{path}: expected ratings, found none")
-    return ratings
+        raise NoRows(f"{path}: expected ratings, got none among {reading}")
+    return ratings, reading
+
+
+def _rating(values: list[str], at: list[int]) -> tuple[str, str, float] | None:
+    """Who rated which film how; None of a line that does not say it."""
+    if max(at) >= len(values):
+        return None
+    user, film, text = (values[i] for i in at)
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    fits = user and film and UNREADABLE not in user + film and 0 <= value <= 5
+    return (user, film, value) if fits else None
 
 
 def _row(user: str, ratings: dict[str, float]) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
@@ -117,27 +142,28 @@ def _row(user: str, ratings: dict[str, float]) -> tuple[dict[str, NDArray[Any]],
     return x, np.stack([value * asked, asked], 1)
 
 
-def _rows(ratings: dict[str, dict[str, float]]) -> Rows:
+def _rows(ratings: dict[str, dict[str, float]], reading: Reading | None = None) -> Rows:
     vectors = [_row(user, one) for user, one in ratings.items()]
     x = {
         name: torch.from_numpy(np.stack([row[name] for row, _ in vectors]))
         for name in ("films", "ratings", "known")
     }
     y = torch.from_numpy(np.stack([one for _, one in vectors]))
-    return Rows(x, y, None, torch.tensor([number_of(user.encode()) for user in ratings]))
+    people = torch.tensor([number_of(user.encode()) for user in ratings])
+    return Rows(x, y, None, people, reading)
 
 
 def load(path: Path | None, part: str) -> Rows:
     """The users of "train", "test" or "all"; users are held out whole."""
     check_part(part)  # before a file is read
     return of_people(
-        _rows(users(file_of(path, "the ratings", "ratings.csv", "ratings.csv.gz"))), part, HELD_OUT
+        _rows(*users(file_of(path, "the ratings", "ratings.csv", "ratings.csv.gz"))), part, HELD_OUT
     )
 
 
 def read(path: Path, labels: bool) -> Iterator[tuple[Rows, Piece]]:
     """The users one piece, for prediction and evaluation."""
-    ratings = users(file_of(path, "the ratings", "ratings.csv", "ratings.csv.gz"))
+    ratings, _ = users(file_of(path, "the ratings", "ratings.csv", "ratings.csv.gz"))
     rows = _rows(ratings)
     piece = Piece(texts={"id": list(ratings)})
     piece.arrays["number"] = np.arange(len(rows))

@@ -20,7 +20,7 @@ from client.tasks.areas.pieces import Piece, file_of, text_of
 from client.tasks.described.holding_out import number_of
 from client.tasks.described.outcomes import IGNORED, outcome
 from client.tasks.losses import seeded
-from client.tasks.rows import Encoded, Rows, TaskError, check_part
+from client.tasks.rows import Encoded, NoRows, Rows, TaskError, check_part
 from client.tasks.task import Task
 
 ALPHABET: Final = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -54,7 +54,7 @@ def roles(path: Path) -> dict[str, str]:
         if colon and name and "\n" not in name and len(name) <= 100:
             spoken.setdefault(name, []).append(lines)
     if not spoken:
-        raise TaskError(f'{path}: expected blocks of lines after "NAME:", found none')
+        raise NoRows(f'{path}: expected blocks of lines after "NAME:", found none')
     return {name: "\n".join(lines) for name, lines in spoken.items()}
 
 

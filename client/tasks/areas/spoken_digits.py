@@ -6,6 +6,7 @@ indices 0 to 4.
 """
 
 import re
+import struct
 import wave
 import zipfile
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from client.tasks.areas.pieces import Piece
 from client.tasks.features.public_layers import RowNorm
 from client.tasks.features.spectra import WIDTH, cepstra
 from client.tasks.losses import classification_metrics, cross_entropy, linear, probabilities, seeded
-from client.tasks.rows import Encoded, Omission, Reading, Rows, TaskError, check_part
+from client.tasks.rows import Encoded, NoRows, Omission, Reading, Rows, TaskError, check_part
 from client.tasks.task import Task
 
 LENGTH: Final = 2.0
@@ -74,9 +75,9 @@ def _wave(file: Path) -> tuple[NDArray[np.float32] | None, int]:
             if sound.getsampwidth() != 2 or not 4000 <= rate <= 192_000:
                 return None, rate
             raw = np.frombuffer(sound.readframes(rate * SECONDS), "<i2").astype(np.float32)
-    except (wave.Error, EOFError, OSError):
-        return None, 0
-    return raw.reshape(-1, channels).mean(1) / 2**15, rate
+            return raw.reshape(-1, channels).mean(1) / 2**15, rate
+    except (wave.Error, EOFError, OSError, ValueError, ArithmeticError, struct.error):
+        return None, 0  # whatever a damaged file makes of them
 
 
 def _packed(file: Path) -> Iterator[Clip]:
@@ -86,12 +87,17 @@ def _packed(file: Path) -> Iterator[Clip]:
             audio, length, digit, speaker, index, names = (archive[name] for name in _ARRAYS)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         raise TaskError(f"{file}: expected the arrays {', '.join(_ARRAYS)}") from None
-    ends = np.cumsum(length)
-    if len({len(length), len(digit), len(speaker), len(index)}) != 1 or ends[-1] != len(audio):
+    facts = (length, digit, speaker, index)
+    if len({one.shape for one in facts}) != 1 or {one.dtype.kind for one in facts} - {"i", "u"}:
         raise TaskError(f"{file}: expected a length, digit, speaker and index for each clip")
+    if audio.ndim != 1 or audio.dtype.kind not in "if" or names.ndim != 1 or length.ndim != 1:
+        raise TaskError(f"{file}: expected audio and names of speakers, one after the other")
+    ends = np.cumsum(np.maximum(length.astype(np.int64), 0))
     for i, end in enumerate(ends):
-        samples = audio[end - length[i] : end].astype(np.float32) / 2**15
-        name = str(names[speaker[i]])
+        part = audio[max(end - max(int(length[i]), 0), 0) : end]
+        whole = end <= len(audio) and 0 <= speaker[i] < len(names) and 0 <= digit[i] < 10
+        samples = part[: 8000 * SECONDS].astype(np.float32) / 2**15 if whole else None
+        name = str(names[speaker[i]]) if whole else ""
         yield Clip(f"clip {i + 1}", samples, 8000, str(digit[i]), name, int(index[i]))
 
 
@@ -145,7 +151,7 @@ def load(path: Path | None, part: str) -> Rows:
         held.append(clip.index < TESTED)
     expected = "a wav file of 16 bits named DIGIT_SPEAKER_INDEX.wav"
     if not x:
-        raise TaskError(f"{path}: expected clips, {expected}, found none")
+        raise NoRows(f"{path}: expected clips, {expected}, found none")
     why = (Omission("the clip", expected, len(lost), lost[0]),) if lost else ()
     count = len(x) + len(lost)
     reading = Reading(count, count, len(lost), why)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.data.loading import chosen
+from client.data.values import ABSENT, UNREADABLE
 from client.data.wanted import Wanted
 from client.tasks.described.description import Description, described
 from client.tasks.described.holding_out import number_of, units
@@ -72,7 +73,7 @@ def task(text: str, model: ModelPlan | None = None) -> Task:
         metrics=learnt.metrics,
         decode=learnt.decode,
         dtype=types[name],
-        subjects=bool(about.subject or "subject" in about.folders),
+        subjects=names_people(about),
         x_shapes={} if single else shapes,
         y_shape=label_shape,
         y_dtype=label_type,
@@ -92,6 +93,11 @@ def _default(about: Description, inputs: Mapping[str, Input]) -> ModelPlan:
     words = next(iter(inputs.values())).words
     usual: Any = "bag" if words else _DEFAULT[about.reader]
     return ModelPlan(name=usual)
+
+
+def names_people(about: Description) -> bool:
+    """Whether every record says whose it is."""
+    return bool(about.subject) or ("subject" in about.folders and not about.manifest)
 
 
 def _label_form(about: Description) -> tuple[tuple[int, ...], torch.dtype]:
@@ -125,7 +131,7 @@ class _Source:
         check_part(part)
         if path is None:
             raise TaskError(f"data: expected the path of the {self.about.reader}, got none")
-        parts = list(self._parts(path, labels=True))
+        parts = list(self._parts(path, labels=True, people=True))
         reading = _reading(parts)
         filled = [one for one in parts if one.arrays]
         if not filled:
@@ -145,14 +151,21 @@ class _Source:
         for part in self._parts(path, labels=labels):
             yield self._rows(part), part
 
-    def _parts(self, path: Path, *, labels: bool) -> Iterator[_Part]:
+    def _parts(self, path: Path, *, labels: bool, people: bool = False) -> Iterator[_Part]:
         following = enumerate(records(self.about, path))
         while some := list(islice(following, _CHUNK)):
-            yield self._part(some, labels)
+            yield self._part(some, labels, people)
 
-    def _part(self, some: list[tuple[int, Record]], labels: bool) -> _Part:
+    def _part(self, some: list[tuple[int, Record]], labels: bool, people: bool) -> _Part:
+        """With `people`, a record that must say whose it is and does not is left out."""
+        about = self.about
+        people = people and names_people(about)
         part, entries = _Part(), list[tuple[int, Record, dict[str, Any], Any]]()
         for number, record in some:
+            if people and (record.subject.strip() in ABSENT or UNREADABLE in record.subject):
+                subject = about.subject or "the subject's folder"
+                part.faults.append(_fault(number, record, subject, "a value"))
+                continue
             try:
                 arrays = record.arrays()
             except ValueError as error:
@@ -165,7 +178,7 @@ class _Source:
             try:
                 y = self._label(record.label) if labels else None
             except (ValueError, TypeError, LookupError):
-                part.faults.append(_fault(number, record, self.about.label, _wanted(self.about)))
+                part.faults.append(_fault(number, record, about.label, _wanted(about)))
                 continue
             entries.append((number, record, arrays, y))
         if not entries:
@@ -177,10 +190,11 @@ class _Source:
         if labels:
             part.arrays["y"] = np.stack([y for _, _, _, y in entries])
         part.texts = {"id": [record.place for _, record, _, _ in entries]}
-        for name in ("site", "subject"):
-            texts = [getattr(record, name) for _, record, _, _ in entries]
-            if any(texts):
-                part.texts[name] = texts
+        if about.site or "site" in about.folders:
+            part.texts["site"] = [record.site for _, record, _, _ in entries]
+        subjects = [record.subject for _, record, _, _ in entries]
+        if people or any(subjects):
+            part.texts["subject"] = subjects
         return part
 
     def _label(self, raw: Any) -> NDArray[Any]:

@@ -260,7 +260,7 @@ def _lines(about: Description, file: Path) -> Iterator[tuple[str, dict[str, str]
     try:
         with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
             names: list[str] | None = None
-            for line, values in _by_line(lines, delimiter):
+            for line, values in by_line(lines, delimiter):
                 if names is None:
                     if values is None:
                         raise TaskError(f"{file}: expected a CSV file, got a damaged first line")
@@ -276,7 +276,7 @@ def _lines(about: Description, file: Path) -> Iterator[tuple[str, dict[str, str]
         raise TaskError(f"{file}: expected a CSV file that can be read, got one {what}") from None
 
 
-def _by_line(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
+def by_line(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
     """Each record's first line, from 1, and its values; None of a line that is no record.
 
     Such a line (text after a closing quote, a quote that stays open) is left alone, and what it

@@ -167,15 +167,18 @@ class Reader:
         arrays = {n: np.concatenate([p.arrays[n] for p in filled]) for n in filled[0].arrays}
         self._encode_again(closed, arrays)
         texts: dict[str, list[str]] = {}
-        if self.manifest.subjects and not any("subject" in part.texts for part in filled):
-            raise TaskError(f"{SOURCE}: subject must be given for every row: task.toml says so")
-        for name in ("site", "subject"):
-            if any(name in part.texts for part in filled):
-                if not all(name in part.texts for part in filled):
-                    raise TaskError(f"{SOURCE}: {name} must be given for every row or for none")
-                texts[name] = [text for part in filled for text in part.texts[name]]
-                if not all(texts[name]):
-                    raise TaskError(f"{SOURCE}: {name} must be given for every row or for none")
+        if self.manifest.subjects:
+            if not all(all(part.texts.get("subject", [""])) for part in filled):
+                raise TaskError(f"{SOURCE}: subject must be given for every row: task.toml says so")
+            texts["subject"] = [text for part in filled for text in part.texts["subject"]]
+        nowhere = [[""] * len(part.arrays["number"]) for part in filled]
+        sites = [
+            text
+            for part, none in zip(filled, nowhere, strict=True)
+            for text in part.texts.get("site", none)
+        ]
+        if any(sites):
+            texts["site"] = sites
         whole = Part(arrays, texts, (), 0)
         return self._rows(whole, reading=reading), arrays["test"].astype(bool)
 

@@ -163,7 +163,9 @@ def _rows(
     shapes, (label, label_type) = manifest.shapes(options), manifest.label_of(options)
     wanted = {name: (shapes[name], one.dtype) for name, one in manifest.x.items()}
     chosen = None if request.get("only") is None else set(request["only"])
-    batch = _Batch(wanted, (label, label_type), manifest.classes, out, bool(request["labels"]))
+    labels = bool(request["labels"])
+    label_form = (label, label_type)
+    batch = _Batch(wanted, label_form, manifest.classes, out, labels, manifest.subjects)
     records = list[tuple[int, Any]]()
     for number, record in enumerate(module.read(path, options)):
         if chosen is None:
@@ -173,6 +175,14 @@ def _rows(
     for number, record in reversed(records):  # in another order, and without the others
         batch.add(number, record, module.encode, options, request)
     batch.flush(last=True, missing=missing)
+
+
+class SubjectMissing(ValueError):
+    """A row that does not say whose it is, where task.toml promises it."""
+
+
+class SubjectNotDeclared(ValueError):
+    """A row that says whose it is, where task.toml does not promise it of all."""
 
 
 class _Batch:
@@ -185,7 +195,9 @@ class _Batch:
         classes: tuple[str, ...],
         out: _Out,
         labels: bool,
+        people: bool,
     ) -> None:
+        self._people = people
         self._wanted, self._label, self._out, self._labels = wanted, label, out, labels
         self._classes = {name: i for i, name in enumerate(classes)} if label[0] == () else {}
         row = sum(_size(shape) * 4 for shape, _ in wanted.values())
@@ -212,8 +224,6 @@ class _Batch:
         self.seen += 1
         try:
             self._take(number, encode(record, options))
-        except MemoryError:
-            raise
         except Exception as error:  # noqa: BLE001 - the row alone is left out, and that is told
             self.faults.append({"row": number, **described(error, request)})
         if len(self.numbers) >= self._most or len(self.faults) >= 256:
@@ -235,12 +245,15 @@ class _Batch:
                 raise TypeError(f"{name} must be numbers, got {array.dtype}")
             if array.shape != shape:
                 raise ValueError(f"{name} must have the shape {shape}, got {array.shape}")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError(f"{name} must be finite")
             if dtype != "float32" and array.dtype.kind == "f":
                 raise TypeError(f"{name} must be {dtype}, got {array.dtype}")
-            arrays[name] = array.astype(dtype)
+            with np.errstate(over="ignore", invalid="ignore"):
+                arrays[name] = array.astype(dtype)
+            if array.dtype.kind == "f" and not np.isfinite(arrays[name]).all():
+                raise ValueError(f"{name} must be finite as {dtype}")
         y = self._label_of(row.get("y")) if self._labels else None
+        if self._labels:
+            self._check_subject(row.get("subject"))
         for name, values in self.texts.items():
             value = row.get(name)
             values.append("" if value is None else str(value)[:200])
@@ -250,6 +263,14 @@ class _Batch:
             self.y.append(y)
         self.test.append(int(bool(row.get("test", False))))
         self.numbers.append(number)
+
+    def _check_subject(self, value: Any) -> None:
+        """Every row says whose it is, or none does: by task.toml, never by what the others say."""
+        there = value is not None and bool(str(value).strip())
+        if self._people and not there:
+            raise SubjectMissing("subject must be there: task.toml says so")
+        if there and not self._people:
+            raise SubjectNotDeclared("subject must be left out: task.toml has no subjects = true")
 
     def _label_of(self, value: Any) -> Any:
         import numpy as np

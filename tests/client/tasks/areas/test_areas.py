@@ -131,9 +131,11 @@ def test_the_item_means_of_three_ratings_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["1,2,six,0\n", "1,,3,0\n", "1,2,9,0\n"])
-def test_a_line_that_is_no_rating_is_named(tmp_path: Path, line: str) -> None:
-    with pytest.raises(TaskError, match="line 3: expected"):
-        movielens.load(ratings(tmp_path, "1,1,3.0,0\n" + line), "all")
+def test_a_line_that_is_no_rating_is_left_out_and_told(tmp_path: Path, line: str) -> None:
+    rows = movielens.load(ratings(tmp_path, "1,1,3.0,0\n" + line), "all")
+    assert len(rows) == 1 and "1 left out (line 3" in str(rows.reading)
+    with pytest.raises(TaskError, match="expected ratings, got none among"):
+        movielens.load(ratings(tmp_path, line), "all")
 
 
 @pytest.mark.parametrize("name", AREAS)

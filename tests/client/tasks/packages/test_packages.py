@@ -83,8 +83,22 @@ def test_a_package_that_promises_people_gives_one_for_every_row(tmp_path: Path) 
     whole = task.load(file, "all")
     assert whole.subject is not None and len(whole.subject) == 40
     assert not package_task(packed(), {}).subjects
-    with pytest.raises(TaskError, match="subject must be given for every row"):
-        package_task(packed(manifest=declared), {}).load(file, "all")
+    for source, manifest in ((READ + MODEL, declared), (whose + MODEL, MANIFEST)):
+        with pytest.raises(TaskError, match=r"got none among .*Subject(Missing|NotDeclared)"):
+            package_task(packed(source, manifest), {}).load(file, "all")
+
+
+def test_a_row_of_nobody_or_beyond_float32_is_left_out_alone(tmp_path: Path) -> None:
+    file = rows(tmp_path / "rows.csv", 40)
+    with file.open("a") as lines:
+        lines.write(",1,1,1,yes\nnorth,1e300,1,1,yes\n")
+    declared = MANIFEST.replace("test = 0.25", "test = 0.25\nsubjects = true")
+    site = '"site": record["site"]'
+    whose = READ.replace(site, f'{site}, "subject": record["site"] and record["a"]')
+    whole = package_task(packed(whose + MODEL, declared), {}).load(file, "all")
+    assert len(whole) == 40 and whole.reading is not None and whole.reading.left_out == 2
+    told = {one.expected for one in whole.reading.omissions}
+    assert told == {f"a row that encode takes ({k})" for k in ("SubjectMissing", "ValueError")}
 
 
 def test_options_and_names_that_the_package_does_not_know_are_refused() -> None:
