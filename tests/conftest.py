@@ -11,6 +11,7 @@ profile `full` (`make test-all`) tries all, `ci` (`make test`) a third, `dev`
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ STATISTICAL = ("privacy/audit", "privacy/mechanism", "client/audit")
 HERE = Path(__file__).resolve().parent
 
 
+MEMORY = "/dev/shm"
+"""Folders of fast tests lie in memory: thousands of fsyncs cost a disk some milliseconds each."""
+
+
+@cache
 def kind(path: Path) -> str:
     """The kind of a test file's tests that are not marked themselves."""
     where = f"{path.relative_to(HERE).as_posix()}/"
@@ -73,10 +79,21 @@ def kind(path: Path) -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Calibrate before there is a test to time; compile once what every worker loads."""
+    fast = str(config.getoption("markexpr", "")).endswith(("not slow", "not long"))
+    if fast and _has_room(MEMORY):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
     slowness()
     if not hasattr(config, "workerinput") and getattr(config.option, "numprocesses", None):
         for source in HERE.parent.glob("[pc]*/**/*.c"):  # privacy/ and client/
             compiled(source)
+
+
+def _has_room(folder: str) -> bool:
+    """Whether folders of tests fit here, and may hold programs."""
+    if not Path(folder).is_dir():
+        return False
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize > 2 << 30 and not status.f_flag & os.ST_NOEXEC
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -5,7 +5,6 @@ the app is the one that is installed. Whatever breaks between here and the coord
 with a capped pause; only a revoked, expired or unknown certificate ends it.
 """
 
-import contextlib
 import datetime
 import logging
 import random
@@ -13,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import islice
@@ -151,7 +150,7 @@ class _Link:
             return
         self.left = True
         request = fleet_pb2.DeactivateNodeRequest(node_id=self.node.node_id)
-        with contextlib.suppress(httpx.HTTPError, ValueError, OSError, RuntimeError):
+        with suppress(httpx.HTTPError, ValueError, OSError, RuntimeError):
             self.client.DeactivateNode(request)
 
 
@@ -193,7 +192,7 @@ class _NodeAuth:
 
 
 class Agent:
-    """Keeps one site connected to one coordinator until `stop` is set."""
+    """Keeps one site connected to one coordinator until `stop` is set; `refused` says why it is."""
 
     def __init__(
         self,
@@ -207,7 +206,8 @@ class Agent:
     ) -> None:
         self._limit = limit
         self._app, self._site, self._route = app, site, route
-        self._log, self._stop = log, stop
+        self._log, self.stop = log, stop
+        self.refused = ""
         self._reply: Message | None = None
         self._contexts: dict[int, Context] = {}
         self._idle: _Link | None = None
@@ -223,10 +223,33 @@ class Agent:
         if link is not None:
             link.take_leave()
 
+    @contextmanager
+    def in_thread(self) -> Iterator["Agent"]:
+        """Serve while the block runs; at its end work in hand is finished."""
+        logging.getLogger("flwr").setLevel(logging.CRITICAL)  # it prints texts of exceptions
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+
+        def serve() -> None:
+            try:
+                self.run()
+            except Refused as error:
+                self.refused = str(error)
+            finally:
+                self.stop.set()
+
+        thread = threading.Thread(target=serve, name="agent", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.stop.set()
+            self.close()
+            thread.join()
+
     def run(self) -> None:
         """Serve until stopped; Refused where trying again is useless."""
         failures = 0
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             try:
                 with self._connected() as link:
                     proxy = self._route.via()
@@ -248,9 +271,9 @@ class Agent:
                     continue  # the coordinator has another address
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311
                 failures += 1
-                if not self._stop.is_set():
+                if not self.stop.is_set():
                     self._log("disconnected", why=why, retry_in=round(pause, 1))
-                    self._stop.wait(pause)
+                    self.stop.wait(pause)
 
     def _serve(self, link: _Link) -> Iterator[None]:
         """Answer what is asked; yields after every exchange that went well."""
@@ -266,7 +289,7 @@ class Agent:
                 self._reply = None
             self._idle = link  # before looking at `stop`: `close` comes after it was set
             try:
-                if self._stop.is_set():
+                if self.stop.is_set():
                     return
                 message = link.pull()
             finally:
@@ -350,7 +373,7 @@ class Agent:
                 yield link
             finally:
                 over.set()
-                if self._stop.is_set():
+                if self.stop.is_set():
                     link.take_leave()
                 beat.join(_BEAT_SECONDS)
 
@@ -358,7 +381,7 @@ class Agent:
         request = heartbeat_pb2.SendNodeHeartbeatRequest(node=node, heartbeat_interval=_HEARTBEAT)
         while not over.wait(_BEAT_SECONDS):
             # What fails here fails in the main loop too, which knows what to do.
-            with contextlib.suppress(httpx.HTTPError, ValueError, RuntimeError):
+            with suppress(httpx.HTTPError, ValueError, RuntimeError):
                 client.SendNodeHeartbeat(request)
 
     def _why(self, error: Exception) -> str:
@@ -375,9 +398,3 @@ class Agent:
         if reason in ("expired", "not known to the coordinator"):
             raise Refused(reason) from None
         return reason or type(error).__name__.removeprefix("_")
-
-
-def quiet() -> None:
-    """Silence Flower's own log: it prints texts of exceptions."""
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    logging.getLogger("httpx").setLevel(logging.WARNING)

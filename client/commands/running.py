@@ -122,41 +122,27 @@ def _stay(
 ) -> int:
     """Serve in a thread of its own until a signal, a `leave`, a refusal or a fault ends it."""
     with loading():
-        from client.agent.connection import Agent, Refused, quiet
+        from client.agent.connection import Agent
         from client.app import make_app
 
-    quiet()
-    stop, code = threading.Event(), [0]
     app = make_app(lambda context, content: held.site_for(content))
-    agent = Agent(app, site, way, log=log, stop=stop, limit=held.limit)
-
-    def serve() -> None:
-        try:
-            agent.run()
-        except Refused as error:
-            revoked = str(error) == "revoked"
-            log("revoked" if revoked else "refused", why=str(error), next="tacit-client doctor")
-            code[0] = 1
-        finally:
-            stop.set()
-
+    agent = Agent(app, site, way, log=log, stop=threading.Event(), limit=held.limit)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    while not stop.wait(1.0):
-        if not site.certificate.is_file():
-            log("folder_left")
-            stop.set()
-        if fault.is_set():
-            code[0] = 1
-            stop.set()
-    agent.close()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)  # a second signal does not wait for a round's end
-    thread.join()
+        signal.signal(number, lambda *_: agent.stop.set())
+    with agent.in_thread():
+        while not agent.stop.wait(1.0):
+            if not site.certificate.is_file():
+                log("folder_left")
+                agent.stop.set()
+            if fault.is_set():
+                agent.stop.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # a second signal does not wait for a round's end
+    if agent.refused:
+        event = "revoked" if agent.refused == "revoked" else "refused"
+        log(event, why=agent.refused, next="tacit-client doctor")
     log("stopped")
-    return code[0]
+    return int(bool(agent.refused) or fault.is_set())
 
 
 def doctor(

@@ -54,7 +54,7 @@ def relay(
             view.log("listening", where=address, relay=name)
             facts = {"log": view.log, "server": server, "proxy": proxy}
             with connected(upward_of(home), held.app(), **facts) as upward:  # type: ignore[arg-type]
-                while not stop.event.wait(0.5) and not upward.over.is_set():
+                while not stop.event.wait(0.5) and not upward.stop.is_set():
                     continue
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, signal.SIG_DFL)  # a second signal waits for no round

@@ -6,10 +6,14 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.clientapp import ClientApp
+
+if TYPE_CHECKING:
+    from client.agent.connection import Agent
 
 
 @dataclass(slots=True)
@@ -26,14 +30,6 @@ class Enrolment:
         return Enrolled(self.folder).joined().name
 
 
-@dataclass(slots=True)
-class Upward:
-    """A connection that is kept up in a thread; `refused` says why it ended for good."""
-
-    over: threading.Event = field(default_factory=threading.Event)
-    refused: str = ""
-
-
 @contextmanager
 def connected(
     folder: Path,
@@ -42,30 +38,13 @@ def connected(
     log: Callable[..., None],
     server: str | None = None,
     proxy: str = "env",
-) -> Iterator[Upward]:
+) -> Iterator["Agent"]:
     """Keep the connection while the block runs; a request in hand is answered first."""
-    from client.agent.connection import Agent, Refused, quiet
+    from client.agent.connection import Agent
     from client.agent.credentials import Enrolled
     from client.agent.route import route
 
-    quiet()
     site = Enrolled(folder).joined()
-    stop, upward = threading.Event(), Upward()
-    agent = Agent(app, site, route(site.hosts, server, proxy), log=log, stop=stop)
-
-    def serve() -> None:
-        try:
-            agent.run()
-        except Refused as error:
-            upward.refused = str(error)
-        finally:
-            upward.over.set()
-
-    thread = threading.Thread(target=serve, name="upward", daemon=True)
-    thread.start()
-    try:
-        yield upward
-    finally:
-        stop.set()
-        agent.close()
-        thread.join()
+    agent = Agent(app, site, route(site.hosts, server, proxy), log=log, stop=threading.Event())
+    with agent.in_thread():
+        yield agent

@@ -21,10 +21,19 @@ from client.tasks.packages.review import examined
 from client.tasks.rows import TaskError
 from privacy.task_package.manifest import manifest_of
 from privacy.task_package.source_check import findings
+from tests.support.forks import fork_closed_processes
 from tests.support.packaged_site import asked, packaged_site
 from tests.support.task_packages import MODEL, NO_MODEL, READ, packed, rows
 
+REAL = ("test_1_", "test_2_", "test_10_", "test_11_", "test_14_", "test_a_package_")
+"""What looks for sockets, files, memory, processes or secrets gets a new interpreter."""
 BOUNDS = Bounds(memory=1 << 30, cpu=2, silence=20.0)
+
+
+@pytest.fixture(autouse=True)
+def _forks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.name.startswith(REAL):
+        fork_closed_processes(monkeypatch)
 
 
 def refused(source: str) -> list[str]:
@@ -49,6 +58,17 @@ def encoding(lines: str, first: str = "") -> str:
         "def encode(record, options):\n", f"def encode(record, options):\n{body}"
     )
     return first + "\n" + READ[:start] + row + NO_MODEL
+
+
+def succeeded(acts: tuple[str, ...], data: Path) -> list[str]:
+    """Which of these lines a package's encode can run, for any row; one process tries them all."""
+    body = "done = 0\n"
+    for number, act in enumerate(acts):
+        body += f"try:\n    {act}\n    done += {2**number}\n"
+        body += "except (OSError, LookupError, AssertionError):\n    pass\n"
+    told = read(encoding(body + "record['a'] = done", "import os"), data)
+    done = {int(one) for one in told.x[:, 0].tolist()}  # type: ignore[attr-defined]
+    return [act for number, act in enumerate(acts) if any(one >> number & 1 for one in done)]
 
 
 @contextmanager
@@ -91,11 +111,9 @@ def test_2_a_file_outside_cannot_be_read_or_written(tmp_path: Path) -> None:
     secret.parent.mkdir()
     secret.write_text("secret")
     data = rows(tmp_path / "rows.csv", 6)
-    look = f"record['a'] = len(open({str(secret)!r}).read())"
-    with pytest.raises(TaskError, match=r"PermissionError|got none"):
-        read(encoding(look), data)
     mark = tmp_path / "mark"
-    for act in (
+    acts = (
+        f"open({str(secret)!r})",
         f"open({str(mark)!r}, 'w')",
         f"os.open({str(mark)!r}, os.O_CREAT | os.O_RDWR)",
         f"os.unlink({str(data)!r})",
@@ -103,11 +121,11 @@ def test_2_a_file_outside_cannot_be_read_or_written(tmp_path: Path) -> None:
         f"os.truncate({str(data)!r}, 0)",
         f"os.chmod({str(data)!r}, 0)",
         f"os.mkdir({str(mark)!r})",
-    ):
-        with pytest.raises(TaskError, match="got none among"):
-            read(encoding(act, "import os"), data)
+    )
+    harmless = "os.getpid()"
+    assert succeeded((*acts, harmless), data) == [harmless]
     assert not mark.exists() and data.stat().st_size > 100
-    assert "imports os" in refused(encoding(act, "import os"))
+    assert "imports os" in refused(encoding(acts[-1], "import os"))
 
 
 def test_3_a_patched_noise_is_seen_before_anything_is_spent(tmp_path: Path) -> None:
@@ -214,12 +232,15 @@ def test_10_twenty_gigabytes_are_not_to_be_had(tmp_path: Path) -> None:
 
 
 def test_11_a_fork_bomb_does_not_begin(tmp_path: Path) -> None:
-    source = encoding("while True: os.fork()", "import os")
-    with pytest.raises(TaskError, match="got none among"):
-        read(source, rows(tmp_path / "rows.csv", 6))
-    for act in ("os.system('true')", "os.execv('/bin/true', ['true'])", "os.kill(os.getppid(), 9)"):
-        with pytest.raises(TaskError, match="got none among"):
-            read(encoding(f"assert not {act}", "import os"), rows(tmp_path / "rows.csv", 6))
+    acts = (
+        "os.fork()",
+        "assert not os.system('true')",
+        "os.execv('/bin/true', ['true'])",
+        "os.kill(os.getppid(), 0)",
+    )
+    harmless = "os.getpid()"
+    done = succeeded((*acts, harmless), rows(tmp_path / "rows.csv", 6))
+    assert done == [harmless]
 
 
 def test_12_objects_and_pickles_are_no_rows(tmp_path: Path) -> None:
@@ -273,12 +294,9 @@ def test_14_the_environment_holds_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TACIT_SECRET", "swordfish")
-    source = encoding("record['a'] = len(os.environ['TACIT_SECRET'])", "import os")
-    with pytest.raises(TaskError, match="KeyError"):
-        read(source, rows(tmp_path / "rows.csv", 6))
-    mine = f"/proc/{os.getpid()}/environ"
-    with pytest.raises(TaskError, match="PermissionError"):
-        read(encoding(f"record['a'] = len(open({mine!r}).read())"), rows(tmp_path / "rows.csv", 6))
+    acts = ("os.environ['TACIT_SECRET']", f"open('/proc/{os.getpid()}/environ').read()")
+    harmless = "os.environ['HOME']"
+    assert succeeded((*acts, harmless), rows(tmp_path / "rows.csv", 6)) == [harmless]
 
 
 def test_15_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
