@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
@@ -23,7 +23,7 @@ from client.dpsgd.weights import MOST_NORM, filled
 from client.judgement import accepted
 from client.proposal import ACTION, answer_proposal
 from client.release import Field, Paid, Public, Trusted, release
-from client.reply import REPLY, Coded, about
+from client.reply import REPLY, Coded, about, carried
 from client.round_request import (
     ARRAYS,
     STYPE,
@@ -131,6 +131,7 @@ class Begun:
                 event=self.event,
                 round=self.stage_round,
                 device=self.site.device,
+                start=self.weights,
             )
         )
 
@@ -328,7 +329,6 @@ def _reply(
     site: Site, values: Mapping[str, Any], request_fields: Mapping[str, Any], stype: str = STYPE
 ) -> RecordDict:
     update = values["update"]
-    array = Array(dtype="uint8", shape=(len(update),), stype=stype, data=update)
     others = {name: value for name, value in values.items() if name != "update"}
     fields = about(site, request_fields, "trained", "") | others
-    return RecordDict({ARRAYS: ArrayRecord({"update": array}), REPLY: ConfigRecord(fields)})
+    return RecordDict({ARRAYS: carried("update", update, stype), REPLY: ConfigRecord(fields)})

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from client.tasks.registry import task_of
 from client.tasks.rows import Rows
 from client.tasks.task import Task
+from privacy.arrays import Buffer, memory
 from privacy.contract.plan import Plan
 from privacy.contract.policy import Policy
 from privacy.files import DocumentError, Limits, parse_json, write_atomic
@@ -35,14 +36,15 @@ class SiteError(ValueError):
 class Replies(Protocol):
     """Stored replies: what was paid for once is sent again, never drawn again.
 
-    A key is RUN/ROUND/WEIGHTS; `holds` asks by RUN/ROUND, where the weights are not known yet.
+    A key is RUN/ROUND/WEIGHTS; `holds` asks by RUN/ROUND, where the weights are not known yet. A
+    reply is put in parts.
     """
 
     def holds(self, run_and_round: str) -> bool: ...
 
     def get(self, key: str) -> bytes | None: ...
 
-    def put(self, key: str, reply: bytes) -> None: ...
+    def put(self, key: str, reply: Sequence[Buffer]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -60,9 +62,9 @@ class LastReply:
         """The reply to this very request, if it was the last."""
         return self.reply if key == self.key else None
 
-    def put(self, key: str, reply: bytes) -> None:
+    def put(self, key: str, reply: Sequence[Buffer]) -> None:
         """Replace the reply kept."""
-        self.key, self.reply = key, reply
+        self.key, self.reply = key, b"".join(map(memory, reply))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,10 @@ class KeptReplies:
         """Whether a reply to a request of this round is kept."""
         return any(self.folder.glob(f"{_short(run_and_round)}-*.reply"))
 
-    def put(self, key: str, reply: bytes) -> None:
+    def put(self, key: str, reply: Sequence[Buffer]) -> None:
         """Write a reply in one step, then drop the oldest."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomic(self._path(key), reply)
+        write_atomic(self._path(key), map(memory, reply))
         facts = [(path, path.stat()) for path in self.folder.glob("*.reply")]
         facts.sort(key=lambda pair: pair[1].st_mtime_ns, reverse=True)
         total = 0
@@ -112,11 +114,10 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def packed(values: Mapping[str, Any]) -> bytes:
-    """A reply as bytes that can be kept: its fields as JSON, then the update."""
+def packed(values: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    """A reply as parts that can be kept: its fields as JSON, then the update."""
     head = json.dumps({name: v for name, v in values.items() if name != "update"}).encode()
-    update: bytes = values["update"]
-    return len(head).to_bytes(8, "little") + head + update
+    return len(head).to_bytes(8, "little") + head, values["update"]
 
 
 def unpacked(data: bytes) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from privacy.ledger.ledger import Ledger
 from privacy.statistics.release import MODEL, SUMS
 from server.model_process import Child
 from server.registry.heads import HeadBook
+from server.rounds.checkpoint import Sign
 from server.rounds.job import Attempts, Evaluator, Job, Listener, Model
 from server.rounds.loop import Outcome, federate
 from server.rounds.run_folder import FolderError, RunFolder
@@ -50,7 +51,7 @@ def coordinate(
     sign: Callable[[bytes], bytes],
     child: Child,
     listener: Listener,
-    sign_model: Callable[[Path], None] | None = None,
+    sign_model: Sign | None = None,
     first: Arrays | None = None,
     ledger_of: Callable[[str], str] = lambda site: "",
     attempts: Attempts = ATTEMPTS,

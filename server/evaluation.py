@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
@@ -89,6 +90,13 @@ def evaluate_on(plan: Plan, rows: object) -> Evaluate:
     return lambda weights: learning.metrics(outputs(weights), y)
 
 
+def _tensor(values: NDArray[np.float32]) -> Any:
+    """A tensor in the memory of weights, or of a copy where they are read-only."""
+    import torch
+
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+
 def outputs_on(plan: Plan, rows: object) -> Callable[[Arrays], Any]:
     """What the model of some weights gives for each of the rows: a tree of [rows, ...]."""
     import torch
@@ -107,7 +115,7 @@ def outputs_on(plan: Plan, rows: object) -> Callable[[Arrays], Any]:
     def outputs(weights: Arrays) -> Any:
         with torch.inference_mode():
             for name, parameter in trained.items():
-                parameter.copy_(torch.from_numpy(weights[name]))
+                parameter.data = _tensor(weights[name]).to(parameter)
             parts = (range(i, min(i + _ROWS, len(rows))) for i in range(0, len(rows), _ROWS))
             return joined([model(rows.take(part).x) for part in parts])
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,6 +17,7 @@ from client.site import LastReply, Replies, SecureState, Site
 from client.tasks.registry import task_of
 from client.tasks.rows import Rows, TaskError
 from client.tasks.task import Task
+from privacy.arrays import Buffer, memory
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import schema_digest, with_counts
 from privacy.contract.policy import Policy
@@ -133,14 +134,17 @@ class Recent:
         """The reply to this very request, if it is among the last."""
         return self._replies.get((site, key))
 
-    def put(self, site: str, key: str, reply: bytes) -> None:
+    def put(self, site: str, key: str, reply: Sequence[Buffer]) -> None:
         """Keep a reply, and forget those of other rounds and the oldest beyond the bound."""
         run_and_round = key.rpartition("/")[0]
         if run_and_round != self._round:  # no round is asked again once the next has begun
             self._replies.clear()
             self._round, self._bytes = run_and_round, 0
-        self._bytes += len(reply) - len(self._replies.pop((site, key), b""))
-        self._replies[site, key] = reply
+        if sum(len(part) for part in reply) > self.most:
+            return
+        whole = b"".join(map(memory, reply))
+        self._bytes += len(whole) - len(self._replies.pop((site, key), b""))
+        self._replies[site, key] = whole
         while self._bytes > self.most:
             self._bytes -= len(self._replies.popitem(last=False)[1])
 
@@ -167,7 +171,7 @@ class _Own:
     def get(self, key: str) -> bytes | None:
         return self.recent.get(self.site, key)
 
-    def put(self, key: str, reply: bytes) -> None:
+    def put(self, key: str, reply: Sequence[Buffer]) -> None:
         self.recent.put(self.site, key, reply)
 
 

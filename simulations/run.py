@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -189,10 +190,11 @@ def _play(
     place = Place(plan, world.train, world.parts, folder, insecure, keys)
     ledger = own_ledger(folder, COORDINATOR) if plan.noised_centrally else None
     on_start(plan, len(run_folder.history()))
-    weights = initial_weights(plan)
+    initial: Callable[[], Arrays] = partial(initial_weights, plan)  # drawn anew: no copy is kept
     if first is not None or (plan.statistics is not None and plan.statistics.groups):
-        weights = fitting(plan, _released(first), weights)()
-    model, listener = Model(lambda: weights, _evaluator(plan, world)), Rounds(on_round, stop)
+        weights = fitting(plan, _released(first), initial())()
+        initial = partial(dict, weights)
+    model, listener = Model(initial, _evaluator(plan, world)), Rounds(on_round, stop)
     outcomes: list[Outcome] = []
     with ExitStack() as stack:
         if insecure:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from client.agent import received_plans
 from client.agent.credentials import Enrolled
 from client.app import answer
 from client.dpsgd.weights import trained_of
-from client.reply import REPLY
+from client.reply import REPLY, carried
 from client.round_request import ARRAYS, REQUEST, STYPE
 from client.site import Site
 from client.tasks.packages.examine import made_up_rows
@@ -47,7 +47,6 @@ def rehearse(directory: Path, name: str | None, policy: Path | None) -> dict[str
     learning = tasks(plan)
     model = learning.model(plan.seed)
     weights = encode({n: p.detach().numpy() for n, p in trained_of(model).items()})
-    array = Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
     request: dict[str, Any] = {
         "run": "rehearsal",
         "round": 1,
@@ -57,7 +56,9 @@ def rehearse(directory: Path, name: str | None, policy: Path | None) -> dict[str
     }
     if plan.clip is not None and plan.unit == "client":
         request["clip"] = plan.clip
-    content = RecordDict({ARRAYS: ArrayRecord({"weights": array}), REQUEST: ConfigRecord(request)})
+    content = RecordDict(
+        {ARRAYS: carried("weights", weights, STYPE), REQUEST: ConfigRecord(request)}
+    )
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger.create(Path(folder) / "ledger.jsonl", population="nobody", durable=False)
         held = Site(

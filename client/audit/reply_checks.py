@@ -16,14 +16,14 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from client.app import answer
 from client.audit.check import Check
 from client.audit.people_checks import METRICS
 from client.dpsgd.weights import shapes
-from client.reply import REPLY
+from client.reply import REPLY, carried
 from client.round_request import ARRAYS, REQUEST, STYPE
 from client.site import Site
 from client.tasks.registry import task_of
@@ -182,10 +182,9 @@ def _ask(site: Site, plan: Plan, number: int) -> _Answered:
     request = ConfigRecord(
         {"run": "audit", "round": number, "site": site.name, "plan": plan.to_json()}
     )
-    array = Array(dtype="uint8", shape=(len(blob),), stype=STYPE, data=blob)
     reply = answer(
         site,
-        RecordDict({ARRAYS: ArrayRecord({"weights": array}), REQUEST: request}),
+        RecordDict({ARRAYS: carried("weights", blob, STYPE), REQUEST: request}),
     )
     fields = dict(reply.config_records[REPLY])
     if fields["status"] != "trained":

@@ -245,11 +245,14 @@ class BatchSum:
         self.gradient = trained[0].new_zeros(sum(p.numel() for p in trained), requires_grad=False)
         self._gradients = self.by_parameter(self.gradient)
         self._wide: Tensor | None = None
-        self.begin(0)
+        self._start(0)
 
     def begin(self, rows: int) -> None:
         """Start at zero; so many rows will come, in one call of `blocks` or in several."""
         self.gradient.zero_()
+        self._start(rows)
+
+    def _start(self, rows: int) -> None:
         for p, gradient in self._gradients.items():
             p.grad = gradient
         self._block = rows_per_block(rows, self._slack)

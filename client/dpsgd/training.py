@@ -120,12 +120,15 @@ def train(
     round: int,
     device: torch.device | str = "cpu",
     on_step: Callable[[int, NDArray[np.int64], Any], None] | None = None,
+    start: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Trained:
     """Train `model` in place for one round (from 1) and return what changed.
 
     `event` is what was paid: its sigma, rate and steps are used, not the plan's; without an event
     the steps are plain. In the unit "subject" people are drawn, and `micro_batch` counts people.
     `on_step(step, units drawn, optimizer)` is called after every step, for tests and audits.
+    `start` are the trained weights that the model has now, where somebody keeps them anyway: then
+    no copy of them is made.
     """
     if event is not None and event.unit not in ("record", "subject"):
         raise TrainingError(f"event: expected the unit record or subject, got {event.unit}")
@@ -135,7 +138,8 @@ def train(
     model.to(device).train()
     x, y = mapped(lambda t: t.to(device), rows.x), rows.y.to(device)
     named = trained_of(model)
-    old = {name: p.detach().clone() for name, p in named.items()}
+    if start is None:
+        start = {name: p.detach().cpu().numpy().copy() for name, p in named.items()}
     trained = list(named.values())
     if not trained:
         raise TrainingError("model: expected parameters to train, got none")
@@ -158,7 +162,11 @@ def train(
             optimizer.step()
             if on_step is not None:
                 on_step(step, drawn, optimizer)
-    update = {name: old[name].neg_().add_(p.detach()).cpu().numpy() for name, p in named.items()}
+    changed = optimizer.sums.by_parameter(optimizer.sums.gradient)  # memory that is free now
+    update = {}
+    for name, p in named.items():
+        update[name] = changed[p].copy_(p.detach()).cpu().numpy()
+        update[name] -= start[name]
     return Trained(update, steps)
 
 

@@ -48,8 +48,12 @@ def payload(sha256: str, run: str, round: int) -> bytes:
 
 def sign_model(content: bytes, run: str, round: int, key: Path | bytes) -> Signature:
     """Sign a model file's content with an Ed25519 private key (PEM, or the path of one)."""
+    return sign_digest(hashlib.sha256(content).hexdigest(), run, round, key)
+
+
+def sign_digest(sha256: str, run: str, round: int, key: Path | bytes) -> Signature:
+    """`sign_model` of a content that has this SHA-256."""
     private = key.read_bytes() if isinstance(key, Path) else key
-    sha256 = hashlib.sha256(content).hexdigest()
     signed = sign(private, payload(sha256, run, round))
     return Signature(sha256, run, round, signing_public(private), signed.hex())
 

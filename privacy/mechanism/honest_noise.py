@@ -52,7 +52,20 @@ def too_quiet(
     `error` bounds what rounding (also on the way) has changed in each number. The whole is judged,
     and each array of at least 64 numbers.
     """
-    figures = [Figures.of(a, (_INTERVAL - error / law.last) * law.last) for a in arrays]
+    return are_too_quiet(figures_of(arrays, law, error=error), law, error=error, chance=chance)
+
+
+def figures_of(
+    arrays: Sequence[NDArray[Any]], law: HonestUpdate, *, error: float
+) -> "list[Figures]":
+    """What of each array is looked at under this law."""
+    return [Figures.of(a, (_INTERVAL - error / law.last) * law.last) for a in arrays]
+
+
+def are_too_quiet(
+    figures: "Sequence[Figures]", law: HonestUpdate, *, error: float, chance: float
+) -> bool:
+    """`too_quiet` of the arrays that have these figures."""
     parts = [sum(figures, Figures()), *(f for f in figures if f.size >= _FEWEST)]
     x = math.log(3 * len(parts) / chance)
     return any(
@@ -99,6 +112,11 @@ class Figures:
             self.apart + other.apart,
             self.outside + other.outside,
         )
+
+
+def norm_of(figures: Sequence[Figures]) -> float:
+    """The L2 norm of the arrays that have these figures."""
+    return math.sqrt(sum(one.square for one in figures))
 
 
 def too_loud(norm: float, numbers: int, law: HonestUpdate, *, error: float, chance: float) -> bool:

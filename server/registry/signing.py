@@ -1,24 +1,27 @@
 """Signed checkpoints: each round's file gets its signature beside it, once it is complete."""
 
-from collections.abc import Callable
+import hashlib
 from pathlib import Path
 from typing import Final
 
 from privacy.files import PRIVATE, write_atomic
 from privacy.identity.keys import new_signing_key, signing_public
-from privacy.identity.model_signature import sign_model
-from server.rounds.checkpoint import read_metadata
+from privacy.identity.model_signature import sign_digest
+from server.rounds.checkpoint import Sign, read_metadata
 
 KEY: Final = "signing.key"
 PUBLIC: Final = "signing.pub"
 
 
-def signer(key: Path | bytes, *, durable: bool = True) -> Callable[[Path], None]:
+def signer(key: Path | bytes, *, durable: bool = True) -> Sign:
     """A function that signs a checkpoint with a key: the coordinator's, or a run's own."""
 
-    def sign(path: Path) -> None:
+    def sign(path: Path, sha256: str | None = None) -> None:
         metadata = read_metadata(path)
-        signature = sign_model(path.read_bytes(), metadata["run"], int(metadata["round"]), key)
+        if sha256 is None:
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        signature = sign_digest(sha256, metadata["run"], int(metadata["round"]), key)
         beside = path.with_name(path.name + ".sig")
         write_atomic(beside, signature.to_bytes(), durable=durable)
 

@@ -13,7 +13,7 @@ from functools import partial
 from threading import Event as Flag
 from typing import Any, Final
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from privacy.arrays import encode
@@ -45,7 +45,7 @@ from server.rounds.aggregation import State, Totals, added
 from server.rounds.collection import hand_out, updates_of
 from server.rounds.history import RoundRecord
 from server.rounds.job import Attempts, Interrupted, Job, Model
-from server.rounds.messages import ARRAYS, REPLY, STYPE, Answer, ReplyError, Request
+from server.rounds.messages import ARRAYS, REPLY, Answer, ReplyError, Request, carried, packed
 from server.rounds.run_folder import FolderError, RunFolder
 from server.rounds.site_grid import SiteGrid
 from server.service.attendance import AWAY, NOT_ASKED, turnout
@@ -186,10 +186,10 @@ class Relay:
         self.log(
             "round_passed_on", run=request.run, round=request.round, sites=count, of=len(leaves)
         )
-        arrays = {SITES: _array(encode_leaves(leaves), JSON)}
+        arrays = {SITES: packed(encode_leaves(leaves), JSON)}
         if total:
-            arrays[SUM] = _array(encode(total), STYPE)
-        return self._reply(content, RELAYED, "", ArrayRecord(arrays))
+            arrays[SUM] = packed(encode(total))
+        return self._reply(content, RELAYED, "", carried(**arrays))
 
     def _summed(self, job: Job, state: State, able: frozenset[str]) -> tuple[RoundRecord, Totals]:
         """The round's record and the weighted sum, which is empty where no site trained."""
@@ -301,10 +301,6 @@ class Relay:
 
 def _refused(content: RecordDict) -> RecordDict:
     raise Refusal("bad-request", status="failed")
-
-
-def _array(data: bytes, stype: str) -> Array:
-    return Array(dtype="uint8", shape=(len(data),), stype=stype, data=data)
 
 
 def _answers(record: RoundRecord, number: int) -> list[tuple[int, Answer]]:

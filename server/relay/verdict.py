@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from privacy.arrays import Arrays, Shapes, WireError, decode
+from privacy.arrays import Arrays, Buffer, Shapes, WireError, decode
 from privacy.contract.plan import Plan
 from privacy.ledger.heads import HeadError
 from privacy.mechanism import noise
@@ -137,7 +137,7 @@ def _read(content: RecordDict, request: Request) -> tuple[tuple[Leaf, ...], byte
     if total is not None and (total.stype != STYPE or total.dtype != "uint8"):
         raise ReplyError("bad-update")
     data = None if total is None else total.data
-    return leaves, data, len(listed.data) + len(data or b"")
+    return leaves, data, len(listed.data) + (0 if data is None else len(data))
 
 
 def _answer(leaf: Leaf, request: Request, plan: Plan) -> Answer:
@@ -169,7 +169,7 @@ def _accept(answers: Sequence[tuple[int, Answer]], plan: Plan, heads: Heads | No
 
 
 def _sum(
-    data: bytes | None, trained: Sequence[tuple[Answer, int, float]], plan: Plan, shapes: Shapes
+    data: Buffer | None, trained: Sequence[tuple[Answer, int, float]], plan: Plan, shapes: Shapes
 ) -> Arrays | None:
     """The sum, no longer than that of so many updates can be."""
     if (data is not None) != bool(trained):

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy.arrays import Arrays
+from privacy.arrays import Arrays, laid_out
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise
 from privacy.mechanism.sensitivity import noise_std
@@ -237,7 +237,12 @@ def moved(state: State, step: Arrays, plan: Plan) -> State:
         )
     rate = np.float32(server_rate(plan, state.round))
     shrink = np.float32(0.0 if plan.l1 is None else plan.l1 * rate)
-    weights = {name: shrunk(a + rate * along[name], shrink) for name, a in state.weights.items()}
+    weights: Arrays = laid_out({name: a.shape for name, a in state.weights.items()})
+    for name, old in state.weights.items():
+        new = np.multiply(along[name], rate, out=weights[name])
+        new += old
+        if shrink:
+            new[...] = shrunk(new, shrink)
     mean: Arrays | None = None
     if plan.average and state.mean is not None:
         # A running mean whose memory grows with the rounds and forgets the start.

@@ -1,16 +1,15 @@
 """One file a round, complete or absent: temporary file, fsync, rename, fsync of the folder."""
 
+import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
-from privacy.arrays import Arrays, parts
+from privacy.arrays import Arrays, WireError, parts, views
 from privacy.files import write_atomic
 
 
@@ -23,24 +22,37 @@ def path_of(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.safetensors"
 
 
+class Sign(Protocol):
+    """Signs a complete checkpoint's file, whose SHA-256 may be known."""
+
+    def __call__(self, path: Path, sha256: str | None = None) -> None: ...
+
+
 def write(
     folder: Path, number: int, arrays: Arrays, metadata: Mapping[str, str], *, durable: bool = True
-) -> Path:
-    """Write the checkpoint of a round with its metadata; FileError where it cannot be."""
-    path = path_of(folder, number)
-    write_atomic(path, parts(arrays, metadata), durable=durable)
-    return path
+) -> tuple[Path, str]:
+    """Write the checkpoint of a round with its metadata; FileError where it cannot be.
+
+    Returns where it is, and its SHA-256.
+    """
+    path, sha256 = path_of(folder, number), hashlib.sha256()
+
+    def hashed() -> Iterator[bytes | memoryview]:
+        for part in parts(arrays, metadata):
+            sha256.update(part)
+            yield part
+
+    write_atomic(path, hashed(), durable=durable)
+    return path, sha256.hexdigest()
 
 
 def read(path: Path) -> tuple[Arrays, dict[str, str]]:
     """The arrays and the metadata; CheckpointError for anything that is not a whole checkpoint."""
     try:
-        data = path.read_bytes()
-        metadata = _metadata(data)
-        arrays = {name: np.asarray(a, dtype=np.float32) for name, a in load(data).items()}
-    except (OSError, SafetensorError, ValueError, KeyError, RecursionError, struct.error):
+        packed, metadata = views(np.fromfile(path, np.uint8))
+    except (OSError, WireError):
         raise CheckpointError(f"{path}: expected a whole checkpoint") from None
-    return arrays, metadata
+    return {name: np.asarray(a, dtype=np.float32) for name, a in packed.items()}, metadata
 
 
 def numbers(folder: Path) -> list[int]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-import numpy as np
 from flwr.app import Message
 
 from privacy.arrays import Arrays, encode
@@ -21,7 +20,7 @@ from server.rounds.aggregation import State, Update, cohort
 from server.rounds.history import RoundRecord
 from server.rounds.job import Heads, Job
 from server.rounds.messages import Answer, ReplyError, Request, ask, packed
-from server.rounds.noise_check import check_noise
+from server.rounds.noise_check import check_noise, largest_in
 from server.rounds.reply_check import read_reply
 from server.rounds.site_grid import LATE, SiteGrid
 
@@ -127,7 +126,7 @@ def _sum_check(job: Job, state: State, sites: Collection[str]) -> SumCheck | Non
     plan = job.plan
     if not plan.operation.check_noise or not plan.noised_at_site:
         return None
-    largest = max(float(np.abs(a).max(initial=0)) for a in state.weights.values())
+    largest = max(map(largest_in, state.weights.values()))
     asked = min(len(sites), plan.cohort or len(sites)) + len(sites)  # late ones as well
     return SumCheck(largest, asked)
 

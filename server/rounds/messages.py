@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from privacy.accounting.events import Event
-from privacy.arrays import Arrays
+from privacy.arrays import Arrays, Buffer
 from privacy.contract.outputs import REASONS
 from privacy.secagg.masks import Words
 
@@ -99,9 +99,19 @@ class Answer:
     words: Words | None = None
 
 
-def packed(weights: bytes) -> Array:
-    """Safetensors bytes as one array of Flower's; one serves all sites, and is hashed once."""
-    return Array(dtype="uint8", shape=(len(weights),), stype=STYPE, data=weights)
+def packed(content: Buffer, stype: str = STYPE) -> Array:
+    """Encoded arrays as one array of Flower's; one serves all sites, and is hashed once."""
+    array = Array(dtype="uint8", shape=(len(content),), stype=stype, data=b"")
+    vars(array)["data"] = content  # Flower only slices it, and asks for bytes when it is made
+    return array
+
+
+def carried(**arrays: Array) -> ArrayRecord:
+    """Arrays by their names, as they are: made of them a record would copy each."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    return record
 
 
 def ask(
@@ -124,7 +134,7 @@ def ask(
         fields["choice"] = request.choice
     if request.base:
         fields["base"] = request.base
-    content = RecordDict({ARRAYS: ArrayRecord({"weights": weights}), REQUEST: ConfigRecord(fields)})
+    content = RecordDict({ARRAYS: carried(weights=weights), REQUEST: ConfigRecord(fields)})
     return grid.create_message(content, kind, node, str(request.round))
 
 

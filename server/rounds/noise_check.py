@@ -9,17 +9,19 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from privacy.accounting.events import Event
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan
-from privacy.mechanism import noise
 from privacy.mechanism.honest_noise import (
     FALSE_ALARM,
     HonestUpdate,
+    are_too_quiet,
+    figures_of,
+    norm_of,
     sum_of_draws,
     too_loud,
-    too_quiet,
 )
 from privacy.mechanism.sensitivity import MOST
 from server.rounds.messages import Answer, ReplyError
@@ -54,11 +56,12 @@ def check_noise(
     law = honest_update(plan, answer.site, planned[0], sigma, number, chance=chance)
     arrays = list(answer.arrays.values())
     numbers = sum(a.size for a in arrays)
-    highest = max(float(max(a.max(initial=0), -a.min(initial=0))) for a in arrays)
+    highest = max(map(largest_in, arrays))
     error = _WIRE[plan.wire] * highest + _SINGLE * (largest + highest)
-    if too_quiet(arrays, law, error=error, chance=2 * chance):
+    figures = figures_of(arrays, law, error=error)
+    if are_too_quiet(figures, law, error=error, chance=2 * chance):
         raise ReplyError("too-quiet")
-    if too_loud(noise.norm(arrays), numbers, law, error=error, chance=chance):
+    if too_loud(norm_of(figures), numbers, law, error=error, chance=chance):
         raise ReplyError("too-loud")
 
 
@@ -83,7 +86,7 @@ def check_sum(
     bounded = True
     values = list(arrays.values())
     numbers = sum(a.size for a in values)
-    highest = max(float(np.abs(a).max(initial=0)) for a in values)
+    highest = max(map(largest_in, values))
     for answer, number, weight in parts:
         planned = plan.events_of_round(answer.site)[0]
         sigma, share = answer.sigma or planned.sigma, chance / len(parts)
@@ -99,10 +102,16 @@ def check_sum(
         error += weight * (_WIRE[plan.wire] * longest + 2 * _SINGLE * (largest + longest))
     spread = math.sqrt(noise_square) if bounded else None
     sum_law = HonestUpdate(math.sqrt(last), spread, signal if bounded else None)
-    if too_quiet(values, sum_law, error=error, chance=2 * chance):
+    figures = figures_of(values, sum_law, error=error)
+    if are_too_quiet(figures, sum_law, error=error, chance=2 * chance):
         raise ReplyError("too-quiet")
-    if too_loud(noise.norm(values), numbers, sum_law, error=error, chance=chance):
+    if too_loud(norm_of(figures), numbers, sum_law, error=error, chance=chance):
         raise ReplyError("too-loud")
+
+
+def largest_in(array: NDArray[np.float32]) -> float:
+    """The largest absolute value; 0 of no numbers."""
+    return float(max(array.max(initial=0), -array.min(initial=0)))
 
 
 def honest_update(

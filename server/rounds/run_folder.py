@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,7 +65,7 @@ class RunFolder:
     path: Path
     id: str
     durable: bool = True
-    sign: Callable[[Path], None] | None = None
+    sign: checkpoint.Sign | None = None
     insecure: bool = False
 
     @classmethod
@@ -139,7 +139,7 @@ class RunFolder:
             metadata["insecure"] = "true"
         if base:
             metadata["base"] = base
-        path = checkpoint.write(
+        path, sha256 = checkpoint.write(
             self.checkpoints, line["round"], dict(arrays), metadata, durable=self.durable
         )
         try:
@@ -151,7 +151,7 @@ class RunFolder:
         except OSError as error:
             raise FileError(self.path / "history.jsonl", error) from None
         if self.sign is not None:
-            self.sign(path)
+            self.sign(path, sha256)
         self.keep(plan.operation.keep)
 
     def resume(self) -> tuple[Arrays, int] | None:

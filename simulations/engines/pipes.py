@@ -10,6 +10,11 @@ from mmap import mmap
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy.arrays import Buffer, memory
+
 _LARGE: Final = 1 << 10
 
 Place = tuple[int, int]
@@ -23,9 +28,10 @@ class Shared:
 
     def __init__(self, room: int) -> None:
         self._memory = mmap(-1, room)
-        self._number, self._value = 0, b""
+        self._number = 0
+        self._value: Buffer = b""
 
-    def put(self, value: bytes, *, over: bool = True) -> Place | None:
+    def put(self, value: Buffer, *, over: bool = True) -> Place | None:
         """Put a value over the last one, if it is another; None where it may not or does not fit.
 
         It may not go `over` a value that somebody is yet to get.
@@ -33,7 +39,7 @@ class Shared:
         if value is not self._value:
             if not over or len(value) > len(self._memory):
                 return None
-            self._memory[: len(value)] = value
+            self._memory[: len(value)] = memory(value)
             self._number, self._value = self._number + 1, value
         return self._number, len(value)
 
@@ -60,11 +66,19 @@ class _Pickler(pickle.Pickler):
         self._shared, self._over = shared, over
 
     def persistent_id(self, obj: object) -> Place | None:
-        if self._shared is None or type(obj) is not bytes or len(obj) < _LARGE:
+        whole = obj if type(obj) is bytes else _buffer(obj)
+        if self._shared is None or whole is None or len(whole) < _LARGE:
             return None
-        place = self._shared.put(obj, over=self._over)
+        place = self._shared.put(whole, over=self._over)
         self._over = self._over and place is None  # nothing else goes over what this value has
         return place
+
+
+def _buffer(obj: object) -> NDArray[np.uint8] | None:
+    """An encoded model that is no `bytes`; it arrives as such."""
+    if not isinstance(obj, np.ndarray) or obj.dtype != np.uint8 or obj.ndim != 1:
+        return None
+    return obj if obj.flags.c_contiguous else None
 
 
 class _Unpickler(pickle.Unpickler):

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from client.app import answer
 from client.dpsgd.weights import shapes
-from client.reply import REPLY
+from client.reply import REPLY, carried
 from client.round_request import ARRAYS, REQUEST, STYPE
 from client.secure_round import answer_step
 from client.site import Site
@@ -136,9 +136,8 @@ class Exchange:
         """A party's masked reply."""
         expected = shapes(task_of(self.plan), self.plan.seed)
         blob = encode({n: np.zeros(shape, np.float32) for n, shape in expected.items()})
-        array = Array(dtype="uint8", shape=(len(blob),), stype=STYPE, data=blob)
         content = RecordDict(
-            {ARRAYS: ArrayRecord({"weights": array}), REQUEST: self._request(name, fields)}
+            {ARRAYS: carried("weights", blob, STYPE), REQUEST: self._request(name, fields)}
         )
         reply = answer(self.sites[name], content)
         record = reply.config_records[REPLY]

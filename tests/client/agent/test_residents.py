@@ -252,13 +252,13 @@ def test_a_list_of_before_there_were_tasks_and_ids_is_read(hospital: tuple[Path,
 def test_replies_are_kept_up_to_a_number_and_a_size_the_latest_always(tmp_path: Path) -> None:
     kept = KeptReplies(tmp_path / "many", most=3)
     for number in range(5):
-        kept.put(str(number), b"x")
+        kept.put(str(number), [b"x"])
         os.utime(kept._path(str(number)), ns=(number, number))
     assert [kept.get(str(n)) is not None for n in range(5)] == [False, False, True, True, True]
     small = KeptReplies(tmp_path / "small", most_bytes=10)
     for number in range(3):
-        small.put(str(number), b"x" * 6)
+        small.put(str(number), [b"x" * 6])
         os.utime(small._path(str(number)), ns=(number, number))
     assert [small.get(str(n)) is not None for n in range(3)] == [False, False, True]
-    small.put("large", b"x" * 100)
+    small.put("large", [b"x" * 100])
     assert small.get("large") is not None

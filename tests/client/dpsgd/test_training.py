@@ -378,3 +378,16 @@ def test_matrix_products_are_whole_while_a_private_plan_is_trained() -> None:
         torch.set_float32_matmul_precision("highest")
     assert len(seen) > 2
     assert set(seen) == {"highest"}
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_that_somebody_keeps_are_not_copied_and_the_update_is_the_same(steps: int) -> None:
+    rows = Rows(torch.randn(6, 2), torch.randn(6, 1))
+    plan = a_plan(rate=0.5, steps=steps, sigma=1.0, optimizer="momentum", momentum=0.5)
+    results = []
+    for start in (None, {"weight": np.array([[0.5, -2.0]], np.float32)}):
+        if start is not None:
+            start["weight"].flags.writeable = False
+        with noise.insecure(7):
+            results.append(run(linear(0.5, -2.0), rows, plan, start=start).update["weight"])
+    assert np.array_equal(*results)

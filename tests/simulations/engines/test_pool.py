@@ -113,23 +113,23 @@ def test_what_is_large_crosses_by_shared_memory_where_it_fits_and_else_by_the_pi
 def test_of_the_replies_of_all_sites_only_so_many_bytes_are_kept() -> None:
     recent = Recent(most=10)
     one, two = recent.of("one"), recent.of("two")
-    one.put("key", b"123456")
-    two.put("key", b"abcd")
+    one.put("key", [b"123456"])
+    two.put("key", [b"abcd"])
     assert (one.get("key"), two.get("key"), two.get("other")) == (b"123456", b"abcd", None)
-    two.put("key", b"ab")
-    two.put("next", b"abc")
+    two.put("key", [b"ab"])
+    two.put("next", [b"abc"])
     assert (one.get("key"), two.get("key"), two.get("next")) == (None, b"ab", b"abc")
 
 
 def test_no_reply_is_kept_into_the_next_round() -> None:
     recent = Recent(most=10)
     one, two = recent.of("one"), recent.of("two")
-    one.put("run/1/weights", b"1234")
-    two.put("run/1/weights", b"1234")
-    two.put("run/2/others", b"12345678")
+    one.put("run/1/weights", [b"1234"])
+    two.put("run/1/weights", [b"1234"])
+    two.put("run/2/others", [b"12345678"])
     assert one.get("run/1/weights") is None
     assert (two.get("run/1/weights"), two.get("run/2/others")) == (None, b"12345678")
-    one.put("run/2/others", b"12")
+    one.put("run/2/others", [b"12"])
     assert two.get("run/2/others") == b"12345678"
 
 
@@ -164,3 +164,14 @@ def test_the_seed_fixes_the_split_but_never_the_noise(tmp_path: Path) -> None:
     assert first["metrics"]["loss"] != second["metrics"]["loss"]
     toml = [(tmp_path / name / "plan.toml").read_text() for name in ("one", "two")]
     assert toml[0] == toml[1]
+
+
+def test_an_encoded_model_that_is_no_bytes_arrives_as_bytes_by_shared_memory() -> None:
+    blob = encode({"large": np.zeros(1 << 20, np.float32)})
+    assert isinstance(blob, np.ndarray)  # the very memory that its arrays were put into
+    here, there = Pipe()
+    shared = Shared(1 << 23)
+    send(here, {"blob": blob}, shared)
+    assert receive(there, shared.get)["blob"] == blob.tobytes()
+    send(here, {"blob": blob[:1000]}, None)
+    assert receive(there, None)["blob"].tobytes() == blob[:1000].tobytes()
