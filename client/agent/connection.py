@@ -52,6 +52,9 @@ from privacy.message_objects import OBJECTS_MAX, RECORDS_MAX, decode_arrays, gat
 _HEARTBEAT: Final = 30.0
 _BEAT_SECONDS: Final = 10.0
 _PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+_CONNECT_SECONDS: Final = 30.0
+"""For a handshake that waits for its turn, too: whoever gives up comes again, behind all others."""
+_SPREAD_MOST: Final = 120
 _PATIENCE: Final = 120.0
 _CHUNK_HEADS: Final = 1024 * 1024
 _GONE: Final = 410
@@ -213,6 +216,7 @@ class Agent:
         self._idle: _Link | None = None
         self._transfers = Transfers(log)
         self._renewal = Renewal(site, log)
+        self._spread = 0
 
     def close(self) -> None:
         """After `stop` was set: take leave, which ends a waiting poll.
@@ -269,11 +273,22 @@ class Agent:
                 if isinstance(error, httpx.TransportError) and not self._route.advance():
                     self._log("disconnected", why=why, retry_in=0, server=self._route.server)
                     continue  # the coordinator has another address
-                pause = _PAUSES[min(failures, len(_PAUSES) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311
+                pause = self._pause(failures)
                 failures += 1
                 if not self.stop.is_set():
                     self._log("disconnected", why=why, retry_in=round(pause, 1))
                     self.stop.wait(pause)
+
+    def _pause(self, failures: int) -> float:
+        """Longer after each failure; from the second on spread out, where there are many sites."""
+        pause = _PAUSES[min(failures, len(_PAUSES) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311
+        return pause + (random.uniform(0, self._spread) if failures else 0.0)  # noqa: S311
+
+    def _note_spread(self, response: httpx.Response) -> None:
+        """Over how many seconds the coordinator's sites shall come back when they are cut off."""
+        said = response.headers.get("retry-after", "0")
+        if said.isascii() and said.isdigit() and len(said) < 6:
+            self._spread = min(int(said), _SPREAD_MOST)
 
     def _serve(self, link: _Link) -> Iterator[None]:
         """Answer what is asked; yields after every exchange that went well."""
@@ -341,10 +356,10 @@ class Agent:
             verify=self._site.tls(),
             proxy=None if proxy is None else proxy.url,
             trust_env=False,
-            timeout=httpx.Timeout(_PATIENCE, connect=10.0),
+            timeout=httpx.Timeout(_PATIENCE, connect=_CONNECT_SECONDS),
             limits=httpx.Limits(keepalive_expiry=60.0),
             headers={"Accept-Encoding": "identity"},
-            event_hooks={"response": [bounded]},
+            event_hooks={"response": [bounded, self._note_spread]},
         )
         return client
 

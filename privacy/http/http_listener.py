@@ -11,12 +11,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
+from privacy.http.admission import Admission
 from privacy.http.exchange import App, HttpError, HttpLimits
 from privacy.http.http_connection import HttpConnection
 
 _RESERVED_FILES: Final = 128
-_HANDSHAKES: Final = 256
-_HANDSHAKE_SECONDS: Final = 5.0
+_HANDSHAKE_SECONDS: Final = 10.0
 _ACCEPT_PAUSE: Final = 0.05
 
 
@@ -61,7 +61,7 @@ class HttpListener:
 
     Above the limit of connections, the one that has been without a request longest is closed
     first; where all are at work, the new one is refused. With `tls`, handshakes are bounded in
-    number and time, and the oldest gives way.
+    number and time, and begin in their order (privacy/http/admission.py).
     """
 
     date = True
@@ -80,7 +80,8 @@ class HttpListener:
         self._most = connections_allowed(limits.connections)
         self._all: set[HttpConnection] = set()
         self._idle: OrderedDict[HttpConnection, None] = OrderedDict()
-        self._handshakes: OrderedDict[asyncio.Task[None], None] = OrderedDict()
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._admission = Admission()
         self._loop: asyncio.AbstractEventLoop
 
     @property
@@ -121,24 +122,14 @@ class HttpListener:
                 self._make_room()
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
-            if len(self._handshakes) >= _HANDSHAKES:
-                self._evict_oldest_handshake()
             task = self._loop.create_task(self._handshake(sock, peer))
-            self._handshakes[task] = None
-            task.add_done_callback(lambda done: self._handshakes.pop(done, None))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
             await asyncio.sleep(0)  # it has begun, and owns its socket, before it can be evicted
 
     def _make_room(self) -> None:
-        if self._handshakes:
-            self._evict_oldest_handshake()
-        elif self._idle:
+        if not self._admission.make_room() and self._idle:
             self._evict_oldest_idle()
-
-    def _evict_oldest_handshake(self) -> None:
-        """The handshake that has waited longest is the least likely to be an honest one."""
-        if self._handshakes:
-            oldest, _ = self._handshakes.popitem(last=False)
-            oldest.cancel()
 
     def _evict_oldest_idle(self) -> None:
         connection, _ = self._idle.popitem(last=False)
@@ -149,15 +140,19 @@ class HttpListener:
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            owned = True
-            tls = self._tls() if self._tls is not None else None
-            await self._loop.connect_accepted_socket(
-                lambda: self.connection(self._loop),
-                sock,
-                ssl=tls,
-                ssl_handshake_timeout=_HANDSHAKE_SECONDS if tls is not None else None,
-                ssl_shutdown_timeout=2.0 if tls is not None else None,
-            )
+            if self._tls is None:
+                owned = True
+                await self._loop.connect_accepted_socket(lambda: self.connection(self._loop), sock)
+                return
+            async with self._admission.place(sock):
+                owned = True
+                await self._loop.connect_accepted_socket(
+                    lambda: self.connection(self._loop),
+                    sock,
+                    ssl=self._tls(),
+                    ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+                    ssl_shutdown_timeout=2.0,
+                )
         except ssl.SSLError as error:
             self.handshake_failed(error, peer)
         except OSError as error:

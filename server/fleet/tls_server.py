@@ -33,6 +33,9 @@ _LARGE: Final = PREFIX + "push-object"
 _CONNECTIONS_A_SITE: Final = 16
 _WATCH_SECONDS: Final = 0.25
 _DISCONNECT_GRACE: Final = 1.0
+_HANDSHAKE_SECONDS: Final = 0.02
+SPREAD: Final = b"retry-after"
+"""What every answer says to more than a few sites: how long to spread out coming back."""
 _LIMITS: Final = HttpLimits(
     idle_seconds=90.0, body_seconds=30.0, connections=20_000, chunked=False, fields=50
 )
@@ -234,10 +237,17 @@ class TlsServer(HttpListener):
         connection: FleetConnection = scope["state"]["connection"]
         status, body = await self._answer(connection, scope, receive)
         known = self._members.find(connection.key) is not None
-        fields = ((b"date", formatdate(usegmt=True).encode()),) if known else ()
+        fields: tuple[tuple[bytes, bytes], ...] = ()
+        if known:
+            fields = ((b"date", formatdate(usegmt=True).encode()), *self._spread())
         kind = b"application/json" if scope["path"] == BUNDLE else b"application/x-protobuf"
         kind = kind if status == 200 else b""
         await respond(send, status, body, kind, fields)
+
+    def _spread(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Over how many seconds sites that are cut off shall come back: their handshakes' time."""
+        seconds = int(len(self._sites) * _HANDSHAKE_SECONDS)
+        return ((SPREAD, str(seconds).encode()),) if seconds else ()
 
     async def _answer(self, connection: FleetConnection, scope: Scope, receive: Receive) -> Answer:
         member = self._members.find(connection.key)

@@ -8,6 +8,7 @@ import weakref
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Context, Message
@@ -17,6 +18,7 @@ from client.agent.connection import Agent
 from client.agent.credentials import Enrolled
 from client.agent.route import Route
 from privacy.identity.certificates import Authority, read_request
+from server.fleet import tls_server
 from server.fleet.grid import serve
 from server.registry import sites as members
 from tests.support.federation import (
@@ -367,3 +369,32 @@ def test_a_coordinator_of_another_authority_is_not_spoken_to(tmp_path: Path) -> 
         reason = "the coordinator's certificate is of another authority"
         assert said.wait("disconnected", 10, why=reason)
         assert not log.said("connected")
+
+
+def test_sites_are_told_over_how_long_to_spread_out_coming_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_server, "_HANDSHAKE_SECONDS", 7.0)
+    home, sites = coordinator(tmp_path, "a")
+    agent = Agent(
+        app(),
+        Enrolled(sites["a"]),
+        Route(["127.0.0.1:1"], "none"),
+        log=Events(),
+        stop=threading.Event(),
+    )
+    assert agent._pause(3) <= 2.4
+    with linked(home) as grid, running(sites["a"], grid.address):
+        assert wait_for(grid.names)
+        agent._route = Route([f"127.0.0.1:{grid.address[1]}"], "none")
+        with agent._connected():
+            pauses = [agent._pause(3) for _ in range(200)]
+    assert 1.6 <= min(pauses) < 4 and 7 < max(pauses) <= 9.4
+    assert agent._pause(0) < 0.3  # the first time at once: the door keeps the order
+    for said in ("many", "-1", "1e9", "\uff19"):
+        agent._note_spread(httpx.Response(200, headers={"retry-after": said.encode()}))
+        assert agent._spread == 7
+    agent._note_spread(httpx.Response(200, headers={"retry-after": "99999"}))
+    assert agent._spread == 120
+    agent._note_spread(httpx.Response(200))
+    assert agent._spread == 0
