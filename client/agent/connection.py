@@ -7,7 +7,6 @@ with a capped pause; only a revoked, expired or unknown certificate ends it.
 
 import datetime
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +41,7 @@ from client.agent.bounded_http import bounded
 from client.agent.credentials import Enrolled
 from client.agent.renewal import PATH, Renewal
 from client.agent.request_tree import fields, levels
-from client.agent.route import Route
+from client.agent.route import Pauses, Route
 from client.agent.transfers import PARALLEL, Transfers
 from client.doctor.network_check import tls_reason
 from privacy.identity.certificates import issued_by
@@ -51,10 +50,7 @@ from privacy.message_objects import OBJECTS_MAX, RECORDS_MAX, decode_arrays, gat
 
 _HEARTBEAT: Final = 30.0
 _BEAT_SECONDS: Final = 10.0
-_PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
-_CONNECT_SECONDS: Final = 30.0
-"""For a handshake that waits for its turn, too: whoever gives up comes again, behind all others."""
-_SPREAD_MOST: Final = 120
+_CONNECT_SECONDS: Final = 30.0  # who gives up before its handshake's turn comes again, last
 _PATIENCE: Final = 120.0
 _CHUNK_HEADS: Final = 1024 * 1024
 _GONE: Final = 410
@@ -216,7 +212,7 @@ class Agent:
         self._idle: _Link | None = None
         self._transfers = Transfers(log)
         self._renewal = Renewal(site, log)
-        self._spread = 0
+        self._pauses = Pauses()
 
     def close(self) -> None:
         """After `stop` was set: take leave, which ends a waiting poll.
@@ -273,22 +269,11 @@ class Agent:
                 if isinstance(error, httpx.TransportError) and not self._route.advance():
                     self._log("disconnected", why=why, retry_in=0, server=self._route.server)
                     continue  # the coordinator has another address
-                pause = self._pause(failures)
+                pause = self._pauses.after(failures)
                 failures += 1
                 if not self.stop.is_set():
                     self._log("disconnected", why=why, retry_in=round(pause, 1))
                     self.stop.wait(pause)
-
-    def _pause(self, failures: int) -> float:
-        """Longer after each failure; from the second on spread out, where there are many sites."""
-        pause = _PAUSES[min(failures, len(_PAUSES) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311
-        return pause + (random.uniform(0, self._spread) if failures else 0.0)  # noqa: S311
-
-    def _note_spread(self, response: httpx.Response) -> None:
-        """Over how many seconds the coordinator's sites shall come back when they are cut off."""
-        said = response.headers.get("retry-after", "0")
-        if said.isascii() and said.isdigit() and len(said) < 6:
-            self._spread = min(int(said), _SPREAD_MOST)
 
     def _serve(self, link: _Link) -> Iterator[None]:
         """Answer what is asked; yields after every exchange that went well."""
@@ -359,7 +344,7 @@ class Agent:
             timeout=httpx.Timeout(_PATIENCE, connect=_CONNECT_SECONDS),
             limits=httpx.Limits(keepalive_expiry=60.0),
             headers={"Accept-Encoding": "identity"},
-            event_hooks={"response": [bounded, self._note_spread]},
+            event_hooks={"response": [bounded, self._pauses.told]},
         )
         return client
 

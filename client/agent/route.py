@@ -1,4 +1,4 @@
-"""The way to the coordinator: which of its addresses, and through which HTTP proxy.
+"""The way to the coordinator: which of its addresses, through which HTTP proxy, and how soon again.
 
 A proxy opens a tunnel (CONNECT) and sees only encrypted bytes: TLS runs from this process to the
 coordinator, with certificates on both sides. A proxy that opens TLS is refused.
@@ -6,15 +6,20 @@ coordinator, with certificates on both sides. A proxy that opens TLS is refused.
 
 import itertools
 import os
+import random
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import httpx
+
 ENVIRONMENT: Final = "env"
 DIRECT: Final = "none"
 _SCHEMES: Final = ("http", "https")
+_PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+_SPREAD_MOST: Final = 120
 
 
 class RouteError(ValueError):
@@ -120,3 +125,21 @@ def route(hosts: Sequence[str], server: str | None, proxy: str) -> Route:
     """The route by the command's options: `server`, or every address of the bundle."""
     listed = [server] if server is not None else list(hosts)
     return Route(list(itertools.islice(dict.fromkeys(listed), 32)), proxy)
+
+
+class Pauses:
+    """How long to wait before the coordinator is dialled again."""
+
+    def __init__(self) -> None:
+        self._spread = 0
+
+    def after(self, failures: int) -> float:
+        """Longer after each failure; from the second on spread out, where there are many sites."""
+        pause = _PAUSES[min(failures, len(_PAUSES) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311
+        return pause + (random.uniform(0, self._spread) if failures else 0.0)  # noqa: S311
+
+    def told(self, response: httpx.Response) -> None:
+        """An answer says over how many seconds all sites shall come back when they are cut off."""
+        said = response.headers.get("retry-after", "0")
+        if said.isascii() and said.isdigit() and len(said) < 6:
+            self._spread = min(int(said), _SPREAD_MOST)

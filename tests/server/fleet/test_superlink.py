@@ -383,18 +383,18 @@ def test_sites_are_told_over_how_long_to_spread_out_coming_back(
         log=Events(),
         stop=threading.Event(),
     )
-    assert agent._pause(3) <= 2.4
+    assert agent._pauses.after(3) <= 2.4
     with linked(home) as grid, running(sites["a"], grid.address):
         assert wait_for(grid.names)
         agent._route = Route([f"127.0.0.1:{grid.address[1]}"], "none")
         with agent._connected():
-            pauses = [agent._pause(3) for _ in range(200)]
+            pauses = [agent._pauses.after(3) for _ in range(200)]
     assert 1.6 <= min(pauses) < 4 and 7 < max(pauses) <= 9.4
-    assert agent._pause(0) < 0.3  # the first time at once: the door keeps the order
+    assert agent._pauses.after(0) < 0.3  # the first time at once: the door keeps the order
     for said in ("many", "-1", "1e9", "\uff19"):
-        agent._note_spread(httpx.Response(200, headers={"retry-after": said.encode()}))
-        assert agent._spread == 7
-    agent._note_spread(httpx.Response(200, headers={"retry-after": "99999"}))
-    assert agent._spread == 120
-    agent._note_spread(httpx.Response(200))
-    assert agent._spread == 0
+        agent._pauses.told(httpx.Response(200, headers={"retry-after": said.encode()}))
+        assert agent._pauses._spread == 7
+    agent._pauses.told(httpx.Response(200, headers={"retry-after": "99999"}))
+    assert agent._pauses._spread == 120
+    agent._pauses.told(httpx.Response(200))
+    assert agent._pauses._spread == 0
