@@ -1,14 +1,18 @@
 """What trackers are told is the history, no more and no less, and once."""
 
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from server.registry import sites as members
 from server.rounds.run_folder import FolderError
 from server.tracking import TrackingError, scalars, track
+from tests.support.federation import now
 from tests.support.run_folders import run_folder
 
 tensorboard = pytest.importorskip("tensorboardX")
@@ -122,3 +126,15 @@ def test_a_tracker_that_is_not_installed_is_one_line(
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(TrackingError, match=r"pip install 'tacit\[tensorboard\]'"):
         track(run, tensorboard=tmp_path / "tb")
+
+
+def test_the_command_says_how_many_rounds_were_written(run: Path, tmp_path: Path) -> None:
+    from server.__main__ import app
+
+    home = tmp_path / "home"
+    members.create(home, ["127.0.0.1"], now())
+    shutil.copytree(run, home / "runs" / "one")
+    words = ["track", "one", "--dir", str(home), "--tensorboard", str(tmp_path / "events")]
+    told = CliRunner().invoke(app, words)
+    assert told.output == "one: 4 rounds written\n", told.exception
+    assert events(tmp_path / "events" / "one") == pytest.approx(expected(run))

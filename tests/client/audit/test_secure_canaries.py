@@ -51,3 +51,34 @@ def test_the_sum_betrays_what_epsilon_4_allows_and_a_reply_nothing() -> None:
     assert 2.5 <= max(one_run.epsilon, by_curve.epsilon) <= 4.0
     for bound in bounds(hidden, event, epsilon, DELTA):
         assert bound.epsilon == 0
+
+
+def test_few_canaries_are_scored_in_the_sums_and_in_the_masked_replies() -> None:
+    chosen, (task, rows) = plan(4.0), _made_up()
+    events = []
+    with one_thread():
+        seen, hidden = score_sums(
+            *(task, rows, chosen),
+            count=400,
+            rounds=2,
+            pay=lambda event, number: events.append((number, event)) or event,  # type: ignore[func-returns-value]
+            coins=np.random.default_rng(1),
+        )
+    assert [number for number, _ in events] == [1, 2]
+    assert events[0][1].shares == chosen.shares == 8
+    assert (seen.included == hidden.included).all()
+
+    def gap(scores: np.ndarray) -> float:
+        """How far the planted ones lie above the others, in standard errors."""
+        into, out = scores[seen.included], scores[~seen.included]
+        return float((into.mean() - out.mean()) / np.sqrt(into.var() / 200 + out.var() / 200))
+
+    assert gap(seen.scores) > 5
+    assert abs(gap(hidden.scores)) < 5
+
+
+def test_a_plan_without_noise_of_records_has_no_canaries() -> None:
+    task, rows = _made_up()
+    without = Plan(task="audit", sites=1, rounds=1, rate=1.0, rows=10, lr=1.0, unit="none")
+    with pytest.raises(ValueError, match="unit must be record or subject"):
+        score_sums(task, rows, without, count=1, rounds=1, pay=lambda event, number: event)

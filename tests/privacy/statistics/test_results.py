@@ -104,3 +104,24 @@ def test_a_later_schema_takes_its_ranges_from_the_noisy_quantiles(tmp_path: Path
     schema.write_text(SCHEMA.replace("age", "height"))
     with pytest.raises(StatisticsError, match="whose quantiles were asked"):
         narrowed(schema, read_results(path), 0.02, "")
+
+
+def test_the_command_narrows_a_schema_and_says_where_its_constants_come_from(
+    tmp_path: Path,
+) -> None:
+    from typer.testing import CliRunner
+
+    from privacy.__main__ import app
+
+    found, schema, out = tmp_path / "statistics.json", tmp_path / "old.toml", tmp_path / "new.toml"
+    found.write_text(results().to_json())
+    schema.write_text(SCHEMA)
+    words = ["constants", str(found), "--schema", str(schema), "--out", str(out)]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 0, told.output
+    first, origin = told.output.splitlines()
+    assert first.startswith("age: ")
+    low, high = map(float, first.removeprefix("age: ").split(" to "))
+    assert 0 < low < 40 and 50 < high < 100
+    assert origin == f'constants_from = "sha256:{digest_of(found)}"'
+    assert out.read_text() == narrowed(schema, read_results(found), 0.01, digest_of(found))[0]
