@@ -6,7 +6,7 @@ import importlib
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import packages_distributions
@@ -206,12 +206,18 @@ def _canonical(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", name[0]).lower()
 
 
+@cache
+def distributions() -> Mapping[str, list[str]]:
+    """Whose each importable name is; of hundreds of installed ones, so that it is asked once."""
+    return packages_distributions()
+
+
 def imported(*packages: str) -> dict[str, set[str]]:
     """The distributions that packages import, with the files; a name of none stays itself.
 
     Of a namespace that several share, those that are declared: `google` is whose is installed.
     """
-    known, stated = packages_distributions(), {one for some in declared().values() for one in some}
+    known, stated = distributions(), {one for some in declared().values() for one in some}
     found: dict[str, set[str]] = {}
     for path in (path for package in packages for path in sources(package)):
         for module, _ in imports(path):

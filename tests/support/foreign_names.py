@@ -26,13 +26,13 @@ FOREIGN = {"flwr", "opacus", "torch", "dp_accounting", "starlette", "ray", "capt
 
 def private_names(files: list[Path]) -> set[str]:
     """`module.name` of each private import, and `._name` of each private attribute."""
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    trees = [list(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) for path in files]
     ours = {name for tree in trees for name in _defined(tree)} | {"_exit"}  # os._exit is public
     return {name for tree in trees for name in (*_imports(tree), *_attributes(tree, ours))}
 
 
-def _imports(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+def _imports(tree: list[ast.AST]) -> Iterator[str]:
+    for node in tree:
         if isinstance(node, ast.ImportFrom) and node.module:
             pairs = [(node.module, alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
@@ -47,9 +47,9 @@ def _imports(tree: ast.Module) -> Iterator[str]:
                 yield ".".join(parts)
 
 
-def _attributes(tree: ast.Module, ours: set[str]) -> Iterator[str]:
+def _attributes(tree: list[ast.AST], ours: set[str]) -> Iterator[str]:
     """`x._name`, `getattr(x, "_name")`, `x.__dict__["_name"]`, `x.__dict__.update(_name=...)`."""
-    for node in ast.walk(tree):
+    for node in tree:
         names: list[object] = []
         if isinstance(node, ast.Attribute):
             names = [node.attr]
@@ -70,9 +70,9 @@ def _is_dict(value: ast.expr) -> bool:
     return isinstance(value, ast.Attribute) and value.attr == "__dict__"
 
 
-def _defined(tree: ast.Module) -> Iterator[str]:
+def _defined(tree: list[ast.AST]) -> Iterator[str]:
     """Functions, classes, assigned names and attributes of self."""
-    for node in ast.walk(tree):
+    for node in tree:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

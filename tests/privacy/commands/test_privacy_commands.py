@@ -24,11 +24,11 @@ PLAN = """
 task = "digits"
 sites = 3
 rounds = 12
-rate = 0.2
+rate = 1.0
 rows = 300
 lr = 1.0
 clip = 1.0
-sigma = 2.0
+sigma = 8.0
 delta = 1e-5
 metrics = ["loss"]
 metrics_sigma = 20.0
@@ -200,7 +200,7 @@ def test_a_plan_is_counted_round_by_round_and_site_by_site(plan: str, tmp_path: 
     assert set(found["sites"]) == {"site-0", "site-1", "site-2"}
     rounds = found["sites"]["site-0"]["rounds"]
     assert [one["round"] for one in rounds] == list(range(1, 13))
-    events = [Event("record", 2.0, 0.2, 1, 12), Event("record", 20.0, 1.0, 1, 12)]
+    events = [Event("record", 8.0, 1.0, 1, 12), Event("record", 20.0, 1.0, 1, 12)]
     assert abs(rounds[-1]["epsilon"] - spent(events, 1e-5)) < 1e-9
     assert found["sites"]["site-0"]["refused"] is None
     limited = found["sites"]["site-1"]
