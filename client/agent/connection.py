@@ -230,8 +230,10 @@ class Agent:
         logging.getLogger("httpx").setLevel(logging.WARNING)
 
         def serve() -> None:
+            self.refused = "failed"  # unless it ends in good order
             try:
                 self.run()
+                self.refused = ""
             except Refused as error:
                 self.refused = str(error)
             finally:

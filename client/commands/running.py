@@ -18,6 +18,7 @@ from client.commands.options import (
     PolicyFile,
     PopulationName,
 )
+from privacy.commands.exit_codes import started
 from privacy.event_log import EventLog
 from privacy.runtime import loading
 
@@ -113,7 +114,8 @@ def run(
         with exported(site_metrics, where=metrics, file=metrics_file) as page:
             if page is not None:
                 log("metrics_shown", where=page)
-            code = _stay(site, way, held, log, fault)
+            with started():
+                code = _stay(site, way, held, log, fault)
         raise typer.Exit(code)
 
 

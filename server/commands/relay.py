@@ -7,6 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from privacy.audit_trail import record
+from privacy.commands.exit_codes import started
 from server.commands.options import HERE, AskEvery, Dir, Json, Listen
 from server.commands.running import check_certificate, link
 from server.commands.view import View
@@ -53,7 +54,8 @@ def relay(
             held = Relay.over(home, name, grid, board, view.log, ask_every, _ANSWER_SECONDS)
             view.log("listening", where=address, relay=name)
             facts = {"log": view.log, "server": server, "proxy": proxy}
-            with connected(upward_of(home), held.app(), **facts) as upward:  # type: ignore[arg-type]
+            way = connected(upward_of(home), held.app(), **facts)  # type: ignore[arg-type]
+            with way as upward, started():
                 while not stop.event.wait(0.5) and not upward.stop.is_set():
                     continue
                 for number in (signal.SIGINT, signal.SIGTERM):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from privacy.audit_trail import record
+from privacy.commands.exit_codes import started
 from privacy.contract.forecast import check_finite
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
@@ -79,7 +80,8 @@ def serve(
             view.log("listening", where=address, **({"metrics": page} if page else {}))
             service = Service(home, grid, queue, board, view.log, stop.event, ask_every)
             service.on_round = coordinator_metrics.on_round
-            service.serve()
+            with started(service.asked.is_set):
+                service.serve()
             going = next((one.name for one in queue.runs() if one.state == "running"), None)
             board.stop(stop.signal, going)
             view.log("stopped", by=stop.signal, **({"run": going} if going else {}))
@@ -255,12 +257,14 @@ def play(
             on_line=view.on_round,
             alone=True,
         )
-        state = service.play(one, child=child)
-        board.stop(stop.signal or state, label if state == "running" else None)
-    if state != "running":
-        summary = RunFolder.open(home.runs / label).summary()
-        if summary is not None:
-            view.end(summary, home.runs / label)
+        with started(service.asked.is_set):
+            state = service.play(one, child=child)
+            board.stop(stop.signal or state, label if state == "running" else None)
+            summary = None
+            if state != "running":
+                summary = RunFolder.open(home.runs / label).summary()
+            if summary is not None:
+                view.end(summary, home.runs / label)
     return state
 
 

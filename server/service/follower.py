@@ -27,7 +27,8 @@ class Follower:
 
     `stop` is set when the coordinator ends, `attendance(number)` says who can take part in a round,
     `give_way()` says whether another run could be played while this one waits for people,
-    `between_rounds()` is called when no site owes a reply.
+    `between_rounds()` is called when no site owes a reply, `on_request()` before sites are asked to
+    train, and to pay.
     """
 
     queue: Queue
@@ -41,6 +42,7 @@ class Follower:
     give_way: Callable[[], bool] = lambda: False
     between_rounds: Callable[[], object] = lambda: None
     on_line: Callable[[Mapping[str, Any]], None] = lambda line: None
+    on_request: Callable[[], object] = lambda: None
     _outcomes: dict[str, str] = field(default_factory=dict)
     _absent: dict[str, Answer] = field(default_factory=dict)
     _next_look: float = 0.0
@@ -59,6 +61,7 @@ class Follower:
             if len(turnout.able) >= least:
                 self.board.set(run_state="running", waiting=None)
                 self._absent = self._explained(turnout)
+                self.on_request()
                 return turnout.able
             if not turnout.reachable(least):
                 raise Interrupted(*turnout.unreachable(least))

@@ -42,7 +42,8 @@ Lines = Callable[[Mapping[str, Any]], None]
 class Service:
     """The coordinator while its port is open. `log(event, **facts)` writes one line.
 
-    It is `alone` with one run where that run is played in the foreground.
+    It is `alone` with one run where that run is played in the foreground. `asked` is set once sites
+    are asked to train: from then on something may have been paid.
     """
 
     home: Home
@@ -59,6 +60,7 @@ class Service:
     alone: bool = False
     proposals: Proposals = field(init=False)
     playing: str | None = None
+    asked: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         heads = self.home.folder / "heads"
@@ -215,6 +217,7 @@ class Service:
             give_way=lambda: not self.alone and self.next_due(but=run.name) is not None,
             between_rounds=lambda: None if self.alone else self.next_due(but=run.name),
             on_line=self._complete,
+            on_request=self.asked.set,
         )
         outcome, _ = coordinate(
             self.grid,

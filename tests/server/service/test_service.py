@@ -2,18 +2,24 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from privacy.arrays import Arrays
+from privacy.commands.exit_codes import StartedError
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
+from server.commands.running import Stop, play
+from server.commands.view import View
 from server.registry.sites import Home
 from server.rounds.run_folder import FolderError
 from server.service.queue import Queue
 from server.service.service import Service, _parent_model
 from server.service.status import StatusBoard
-from tests.support.desk import Desk
+from tests.support.desk import WEIGHTS, Desk
 from tests.support.federation import Events, coordinator
 from tests.support.run_folders import run_folder
 
@@ -85,3 +91,39 @@ def test_the_model_of_another_run_is_its_last_complete_round(tmp_path: Path) -> 
     run_folder(held.home.runs / "bare")
     with pytest.raises(FolderError, match="has no complete round yet"):
         _parent_model(held.home, "bare")
+
+
+class Known:
+    """A model's process that knows its weights, and fails before or after a site has paid."""
+
+    def __init__(self, fails: str, ledger: Path) -> None:
+        self.fails, self.ledger = fails, ledger
+
+    def ready(self) -> bool:
+        return True
+
+    def base(self) -> str:
+        return ""
+
+    def initial(self) -> Arrays:
+        if self.fails == "before":
+            raise ValueError("a value that does not fit")
+        return WEIGHTS
+
+    def evaluate(self, weights: Arrays) -> Mapping[str, float]:
+        if self.ledger.read_text():
+            raise ValueError("a value that does not fit")
+        return {}
+
+
+@pytest.mark.parametrize(("fails", "error"), [("before", ValueError), ("after", StartedError)])
+def test_what_fails_after_the_first_request_is_no_bad_input(
+    fails: str, error: type[Exception], tmp_path: Path
+) -> None:
+    held, child, stop = service(tmp_path), Known(fails, tmp_path / "people.jsonl"), Stop()
+    view: Any = View(as_json=True)
+    asked = (*(held.grid, "127.0.0.1:0", held.home, PLAN, "run", view), child, False, stop)
+    with pytest.raises(error, match="a value that does not fit"):
+        play(*asked, interval=0.01)  # type: ignore[arg-type]
+    spent = (tmp_path / "people.jsonl").read_text()
+    assert bool(spent) == (fails == "after")
