@@ -26,7 +26,6 @@ sys.path.insert(0, str(ROOT))
 
 from table import quartiles, save, show, versions
 
-from client.inference.batch import run
 from client.inference.export import public_rows
 from client.inference.onnx_export import to_onnx
 from client.inference.onnx_runtime import onnxruntime
@@ -34,6 +33,7 @@ from client.inference.predictor import predictor
 from client.models.loading import find
 from client.models.loading import load as load_model
 from client.models.provenance import Trust
+from client.scoring.batch import run
 from client.tasks.registry import task
 from client.tasks.task import Task
 from tests.support.models import own_key, plan_for, release, shaken
@@ -42,6 +42,7 @@ CITIES = ("Oslo", "Bergen", "Tromso", "Bodo")
 NUMBERS = tuple(f"n{i}" for i in range(8))
 WIDE = (20_000, 400)
 """Columns and rows of the wide table."""
+NARROW = ("load csv", "load parquet", "predict csv", "predict parquet", "predict csv shared")
 PART = 250_000
 """Rows made at once."""
 
@@ -195,8 +196,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="")
+    parser.add_argument("--narrow", action="store_true", help="all but the wide table")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.narrow:
+        options.only = ",".join(NARROW)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         write(Path(place), options.rows, options.only)

@@ -6,7 +6,7 @@ modes run beside them on the same batches with `torch.normal`. `--bfloat16` adds
 that precision.
 
     python benchmarks/step.py [--models mlp,mnist-cnn] [--turns 15] [--threads 2] [--no-opacus]
-        [--bfloat16] [--fastdp FOLDER] [--cpu] [--memory]
+        [--bfloat16] [--fastdp FOLDER] [--cpu] [--memory] [--seconds N]
 """
 
 import argparse
@@ -95,7 +95,9 @@ def main() -> None:
     parser.add_argument("--fastdp", type=Path, help="A checkout of fast-differential-privacy.")
     parser.add_argument("--cpu", action="store_true", help="CPU time in place of elapsed time.")
     parser.add_argument("--memory", action="store_true", help="Also each contender's peak growth.")
+    parser.add_argument("--seconds", type=float, help="No further model begins after so many.")
     chosen = parser.parse_args()
+    began = time.monotonic()
     warnings.filterwarnings("ignore")
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -104,6 +106,9 @@ def main() -> None:
     result["versions"]["noise"] = kernel()
     lines = []
     for name in chosen.models.split(","):
+        if chosen.seconds is not None and time.monotonic() - began > chosen.seconds:
+            print(f"{name}: left out, the {chosen.seconds:g} s are over", flush=True)
+            continue
         case = CASES[name]
         runs = contenders(case, opacus=chosen.opacus, half=chosen.bfloat16, fastdp=chosen.fastdp)
         clock = time.process_time if chosen.cpu else time.perf_counter

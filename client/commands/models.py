@@ -3,16 +3,20 @@
 What needs torch is imported by the command that runs: `--help` is an instant.
 """
 
+import importlib.util
 import json
 import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from privacy.runtime import loading
+
+if TYPE_CHECKING:
+    from client.scoring.batch import Start
 
 Name = Annotated[
     str,
@@ -38,6 +42,19 @@ Package = Annotated[
     typer.Option("--task", help="The task package of the model: its folder, or its file."),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, or a GPU such as cuda.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, max=256, help="Workers that share the file: each a CPU."),
+]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="Where workers are: processes of this machine, or ray.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="HOST:PORT", help="With --engine ray: the cluster's; else RAY_ADDRESS."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -65,17 +82,25 @@ def predict(
     json_: Json = False,
     skip_bad: SkipBad = False,
     device: Device = "cpu",
+    workers: Workers = None,
+    engine: EngineName = "processes",
+    address: Address = None,
     directory: Directory = None,
     key: Key = None,
     task: Package = None,
 ) -> None:
-    """Predict every row of a file with a released model; nothing leaves this machine."""
+    """Predict every row of a file with a released model; nothing leaves this machine.
+
+    With --engine ray rows go to the workers of your own cluster.
+    """
+    _check_engine(engine, workers, address, device)
     with loading():
-        from client.commands.shared import explained, opened, progress, tell_faults
-        from client.inference import batch as predicting
+        from client.commands.shared import explained, opened, package_of, progress, tell_faults
         from client.inference.predictor import predictor, settle_threads
+        from client.scoring import batch as predicting
 
     released_model = opened(model, directory, key, task, quiet=json_)
+    package = package_of(released_model.task, directory, task)
     ready = predictor(released_model, device)
     settle_threads(ready)
     with progress("predicting") as tell:
@@ -90,6 +115,8 @@ def predict(
             ident=ident,
             every=probabilities,
             tell=tell,
+            start=_engine(engine, workers, address),
+            package=package,
         )
     lines = explained(released_model, tally, out) if explain else []
     tell_faults(tally)
@@ -105,6 +132,31 @@ def predict(
             typer.echo(json.dumps(line), err=True)
         where = f" -> {out} (card: {predicting.card_path(out).name})" if out else ""
         typer.echo(f"{tally.rows} rows predicted, {tally.skipped} skipped{where}", err=True)
+
+
+def _check_engine(engine: str, workers: int | None, address: str | None, device: str) -> None:
+    """Refuse what does not fit together, before anything is loaded."""
+    if engine not in ("processes", "ray"):
+        raise ValueError(f"--engine must be processes or ray, got {engine!r}")
+    if address is not None and engine != "ray":
+        raise ValueError("--address must be used with --engine ray")
+    if device != "cpu" and (engine == "ray" or (workers or 1) > 1):
+        raise ValueError(f"--device must be cpu with --workers or --engine ray, got {device!r}")
+
+
+def _engine(engine: str, workers: int | None, address: str | None) -> "Start | None":
+    """How workers are started; None for this process alone."""
+    if engine == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise ValueError("--engine ray needs Ray: pip install 'tacit[ray]'")
+        from client.scoring.actors import Actors
+
+        return lambda work: Actors(work, workers, address)
+    if workers is None or workers == 1:
+        return None
+    from client.scoring.processes import Processes
+
+    return lambda work: Processes(work, workers)
 
 
 def evaluate(
@@ -126,11 +178,11 @@ def evaluate(
     with loading():
         from client.commands.shared import opened, progress, tell_faults
         from client.data.input_files import chunks
-        from client.inference.batch import Tally
         from client.inference.evaluation import evaluate as measured
         from client.inference.html import evaluation_page
         from client.inference.predictor import predict as predicted
         from client.inference.predictor import predictor, settle_threads
+        from client.scoring.tally import Tally
         from privacy.files import write_atomic
 
     of = opened(model, directory, key, task, quiet=json_)

@@ -9,22 +9,22 @@ from typing import Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from client.data.input_files import chunks
 from client.dpsgd.trees import joined
-from client.inference import batch
-from client.inference.batch import Tally
 from client.models.loading import Model, find, load
 from client.models.trusted_keys import known_keys
+from client.scoring.tally import SHOWN, Progress, Tally
 from client.tasks.packages.package_task import package_task
-from client.tasks.packages.store import Packages
+from client.tasks.packages.store import PREFIX, Packages, read
 from client.tasks.rows import Rows, TaskError, unknown_words
 from client.tasks.task import Task
 from privacy.contract.plan import Plan
 from privacy.contract.policy import load_policy
 from privacy.files import write_atomic
-from privacy.task_package.archive import load_package
+from privacy.task_package.archive import Package, load_package
 
 
 def tasks_of(directory: Path | None, package: Path | None = None) -> Callable[[Plan], Task]:
@@ -45,6 +45,15 @@ def tasks_of(directory: Path | None, package: Path | None = None) -> Callable[[P
         return load_policy(path).packages if path.is_file() else ()
 
     return Packages(where, approved)
+
+
+def package_of(task: Task, directory: Path | None, package: Path | None) -> Package | None:
+    """The package of a task, for workers that make it again; None for a task of the product."""
+    if not task.code:
+        return None
+    if package is not None:
+        return load_package(package)
+    return read(Path() if directory is None else directory, task.code.removeprefix(PREFIX))
 
 
 def opened(
@@ -105,21 +114,19 @@ def explained(model: Model, tally: Tally, out: Path | None) -> list[dict[str, An
 
 def tell_faults(tally: Tally) -> None:
     """Which rows were left out, the first of them one by one; and which values nobody knew."""
-    for fault in tally.faults[: batch.SHOWN]:
+    for fault in tally.faults[:SHOWN]:
         typer.echo(f"skipped: {fault}", err=True)
-    if tally.skipped > 0 and len(tally.faults) > batch.SHOWN:
+    if tally.skipped > 0 and len(tally.faults) > SHOWN:
         typer.echo(f"skipped: {tally.skipped} rows in all", err=True)
     for words in unknown_words(tally.unknown, tally.rows + tally.skipped):
         typer.echo(words, err=True)
 
 
 @contextmanager
-def progress(what: str) -> Iterator[batch.Progress]:
+def progress(what: str) -> Iterator[Progress]:
     """A bar on the terminal, if there is one."""
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=1.0)
         yield lambda done: bar.update(task, completed=done)

@@ -5,7 +5,9 @@ unseen. Training reads files by the same reader (`client.data.loading`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.data.formats.columnar import row_place
 from client.data.formats.input_arrays import ArraysError, arrays
-from client.data.reader import BROKEN, Batch, is_table, read
-from client.data.source import options_of
+from client.data.reader import BROKEN, Batch, Part, ahead, batch, check_rows, is_table, parts
+from client.data.source import Options, options_of
 from client.data.values import texts
+from client.data.wanted import Piece, Wanted
 from client.tasks.rows import Rows, TaskError
 from client.tasks.task import Task
 
@@ -76,21 +80,122 @@ def chunks(
     the column that is carried along, else `id` of the site's `source.toml`. Rows of the wrong form
     are faults like wrong values are.
     """
-    if not path.exists():
-        raise TaskError(f"{path}: expected a file or a folder, found none")
     if task.read is not None:
         if group not in (None, "site"):
             raise TaskError(f"group must be site where a task reads its own files, got {group!r}")
-        yield from own_chunks(task.read(path, labels), ident, by_site=group is not None)
+        yield from own_chunks(task.read(_there(path), labels), ident, by_site=group is not None)
         return
-    try:
-        for batch, ids in _batches(task, path, labels, group, ident):
-            yield _encoded(task, batch, labels, group, ids)
-    except BROKEN as error:
-        raise TaskError(f"{path}: expected a whole file, got a damaged one") from error
-    except (ArraysError, TaskError) as error:
-        known = str(error).startswith(str(path))
-        raise TaskError(str(error) if known else f"{path}: {error}") from error
+    cut = Cut.of(task, path, labels=labels, group=group, ident=ident)
+    first = 1
+    with cut.named(), closing(ahead(cut.parts())) as coming:
+        for part in coming:
+            yield cut.encoded(part, first)
+            first += part.rows
+        check_rows(path, first - 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """A file or folder in parts, each of which can be encoded by itself, here or elsewhere.
+
+    `ident` is the column that is carried along, "" for none; `is_array` is a source without text.
+    """
+
+    task: Task
+    path: Path
+    labels: bool
+    group: str | None
+    ident: str
+    is_array: bool
+    wanted: Wanted
+    options: Options
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        path: Path,
+        *,
+        labels: bool = False,
+        group: str | None = None,
+        ident: str | None = None,
+    ) -> "Cut":
+        """A source as `chunks` has it; TaskError where there is none."""
+        try:
+            is_other = not is_table(_there(path)) and path.suffix != ".toml"
+            if is_other and arrays(task, path, ROWS) is not None:
+                none = task.wanted, Options()
+                return cls(task, path, labels, group, ident or "", True, *none)
+        except (ArraysError, *BROKEN) as error:
+            raise _refusal(path, error) from error
+        options = options_of(path)
+        name = ident or options.id
+        more = tuple(one for one in (group, name) if one)
+        optional = tuple(one for one in task.wanted.optional if labels or one != task.label)
+        required = (*task.wanted.required, *more)
+        wanted = replace(task.wanted, required=required, optional=optional)
+        return cls(task, path, labels, group, name, False, wanted, options)
+
+    def sent(self) -> tuple[Any, ...]:
+        """All but the task, for another process: what encoding needs, and not where rows are."""
+        options = replace(
+            self.options,
+            rename={},
+            columns=dict(self.options.columns),
+            files=(),
+            database="",
+            query="",
+            password_file=None,
+            password_env="",
+        )
+        facts = (self.path, self.labels, self.group, self.ident, self.is_array)
+        return *facts, self.wanted, options
+
+    def parts(self) -> Iterator[Part]:
+        """The source in parts, in its order."""
+        pieces = arrays(self.task, self.path, ROWS) if self.is_array else None
+        if pieces is not None:
+            yield from _array_parts(self.path, pieces)
+        else:
+            yield from parts(self.path, self.wanted, self.options, lenient=True)
+
+    def encoded(self, part: Part, first: int) -> Chunk:
+        """The rows of a part whose first one is row `first` of the source."""
+        rows = batch(part, first, self.wanted, self.options)
+        ident = self.ident if self.ident in rows.table.column_names else ""
+        return _encoded(self.task, rows, self.labels, self.group, ident)
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Name the source in what is refused of it."""
+        try:
+            yield
+        except (ArraysError, TaskError, *BROKEN) as error:
+            raise _refusal(self.path, error) from error
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise TaskError(f"{path}: expected a file or a folder, found none")
+    return path
+
+
+def _refusal(path: Path, error: Exception) -> TaskError:
+    if not isinstance(error, ArraysError | TaskError):
+        return TaskError(f"{path}: expected a whole file, got a damaged one")
+    known = str(error).startswith(str(path))
+    return TaskError(str(error) if known else f"{path}: {error}")
+
+
+def _array_parts(
+    path: Path, pieces: Iterator[tuple[Any, float, Sequence[str] | None]]
+) -> Iterator[Part]:
+    """Parts of a source without lines: rows are known by number, files by name."""
+    before = 0
+    for table, done, names in pieces:
+        place = partial(row_place, before) if names is None else names.__getitem__
+        yield Part(Piece(table, (), place, done, table.num_rows), path, False, done)
+        before += table.num_rows
 
 
 def own_chunks(
@@ -131,36 +236,6 @@ def _own_fault(fault: Mapping[str, Any]) -> Fault:
         str(fault.get("column", "task.py")),
         str(fault.get("expected", expected)),
     )
-
-
-def _batches(
-    task: Task, path: Path, labels: bool, group: str | None, ident: str | None
-) -> Iterator[tuple[Batch, str]]:
-    if not is_table(path) and path.suffix != ".toml":
-        pieces = arrays(task, path, ROWS)
-        if pieces is not None:
-            yield from ((batch, "") for batch in _numbered(pieces))
-            return
-    options = options_of(path)
-    name = ident or options.id
-    more = tuple(one for one in (group, name) if one)
-    optional = tuple(one for one in task.wanted.optional if labels or one != task.label)
-    wanted = replace(task.wanted, required=(*task.wanted.required, *more), optional=optional)
-    for batch in read(path, wanted, options=options, lenient=True):
-        yield batch, name
-
-
-def _numbered(tables: Iterator[tuple[Any, float, Sequence[str] | None]]) -> Iterator[Batch]:
-    """Batches of a source without lines: rows are known by number, files by name."""
-    first = 1
-    for table, done, places in tables:
-        numbers = np.arange(first, first + table.num_rows)
-
-        def place(number: int, names: Sequence[str] | None = places, start: int = first) -> str:
-            return f"row {number}" if names is None else names[number - start]
-
-        yield Batch(table, numbers, (), place, done, table.num_rows)
-        first += table.num_rows
 
 
 def _encoded(task: Task, batch: Batch, labels: bool, group: str | None, ids: str) -> Chunk:

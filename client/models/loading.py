@@ -66,6 +66,13 @@ class Model:
     network: nn.Module | None = None
     graph: bytes | None = None
 
+    def content(self) -> bytes:
+        """The bytes of its file; ModelError where they are others by now."""
+        content = self.path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.digest:
+            raise ModelError(f"{self.path}: expected the file that was loaded, got another one")
+        return content
+
 
 def find(name: str, directory: Path | None = None) -> Path:
     """The file that `name` means: a run folder's newest round, a file, or a site's `latest`."""
@@ -108,8 +115,7 @@ def load(path: Path, trust: Trust, tasks: Tasks = task_of) -> Model:
     digest = hashlib.sha256(content).hexdigest()
     try:
         origin = vouch(path, digest, trust)
-        read = _from_onnx if path.suffix == ".onnx" else _from_safetensors
-        model = read(path, content, digest, origin, tasks)
+        model = rebuilt(path, content, origin, tasks)
     except (OriginError, CardError, PlanError, TaskError, ModelError) as error:
         known = str(error).startswith(f"{path}")
         raise ModelError(str(error) if known else f"{path}: {error}") from error
@@ -122,6 +128,12 @@ def load(path: Path, trust: Trust, tasks: Tasks = task_of) -> Model:
             f"got round {model.card.round} of run {model.card.run}"
         )
     return model
+
+
+def rebuilt(path: Path, content: bytes, origin: Origin, tasks: Tasks = task_of) -> Model:
+    """The model of these bytes, of which `origin` says who vouches for them: asked before."""
+    read = _from_onnx if path.suffix == ".onnx" else _from_safetensors
+    return read(path, content, hashlib.sha256(content).hexdigest(), origin, tasks)
 
 
 def described(task: Task) -> dict[str, Any]:

@@ -1,55 +1,43 @@
 """Ray actors behind the Grid, for a simulation over several machines; the rows are sent once."""
 
 import os
-import socket
-from typing import Any, Final
+from typing import Any
 
 import ray
 from flwr.app import Message
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 
+from client.scoring.cluster import check_workers, join
 from privacy import runtime
 from simulations.dataset import Place
 from simulations.engines.errors import EngineError
 from simulations.engines.pool import Waiting, simulated_app
 from simulations.grid import context, identify
 
-_CONNECT_SECONDS: Final = 5.0
-
-
-class ClusterError(ValueError):
-    """A cluster that cannot be joined: bad input, nothing was started."""
-
 
 def connect(workers: int) -> bool:
     """Join the cluster at RAY_ADDRESS, or start Ray on loopback; whether this did either.
 
-    ClusterError where nobody answers at that address.
+    ClusterError where nobody answers at that address, or the cluster has too few CPUs.
     """
-    runtime.prepare()  # who simulates from a program of their own has not
-    if ray.is_initialized():
-        return False
     address = os.environ.get("RAY_ADDRESS", "")
-    if not address:
-        ray.init(
-            num_cpus=workers,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            _node_ip_address="127.0.0.1",
-        )
-        return True
-    refused = f"RAY_ADDRESS must be the HOST:PORT of a running Ray cluster, got {address!r}"
-    if address != "auto":
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        try:  # Ray itself would try for a minute
-            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-        except (OSError, ValueError, OverflowError) as error:
-            raise ClusterError(f"{refused} ({error})") from None
-    try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError, RayError) as error:
-        raise ClusterError(f"{refused} ({str(error).splitlines()[0]})") from None
+    if address or ray.is_initialized():
+        joined = join(address)
+        try:
+            check_workers(workers, "simulation.workers")
+        except ValueError:
+            if joined:
+                ray.shutdown()
+            raise
+        return joined
+    runtime.prepare()  # who simulates from a program of their own has not
+    ray.init(
+        num_cpus=workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        _node_ip_address="127.0.0.1",
+    )
     return True
 
 

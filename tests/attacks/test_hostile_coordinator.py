@@ -14,9 +14,9 @@ import pytest
 
 from client.agent.bounded_http import UnboundedAnswer, bounded
 from client.agent.received_plans import UNANSWERED_MAX, received, remember
-from client.inference.output_files import _without_formulas
 from client.models import store
 from client.round_request import weights_limit
+from client.scoring.output_files import _without_formulas
 from client.site import Site
 from client.tasks.rows import TaskError
 from client.tasks.table import task

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -132,10 +133,11 @@ def numbered(tables: Iterator[Any], columns: dict[str, str], total: int) -> Iter
         for start in range(0, whole.num_rows, ROWS):
             table = whole.slice(start, ROWS)
             table = table.rename_columns([columns.get(name, name) for name in table.column_names])
-            before = done
+            place = partial(row_place, done)
             done += table.num_rows
-
-            def place(row: int, before: int = before) -> str:
-                return f"row {before + row + 1}"
-
             yield Piece(table, (), place, done / total if total else 0.0, table.num_rows)
+
+
+def row_place(before: int, row: int) -> str:
+    """Where a row of a piece stands that has so many rows before it."""
+    return f"row {before + row + 1}"

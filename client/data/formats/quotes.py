@@ -68,6 +68,10 @@ class Quotes:
         """How many line breaks there are before a position."""
         return _count(self.breaks, end)
 
+    def lines_outside(self, end: int) -> int:
+        """How many of them end a record, being outside of quotes."""
+        return _count(self.breaks & ~self.inside, end)
+
     def multiline(self, end: int) -> bool:
         """Whether a line breaks inside of quotes before a position."""
         return _count(self.breaks & self.inside, end) > 0

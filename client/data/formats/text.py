@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from client.data.formats.columnar import require
 from client.data.formats.csv import DELIMITERS, Parser, split_header
+from client.data.formats.quotes import Spans
 from client.data.formats.records import LONGEST, Block, Dialect, Malformed, blocks, utf8
 from client.data.source import Options
 from client.data.values import ABSENT, plain
@@ -26,10 +27,46 @@ _PACKED: Final = (
 )
 
 
-def read_text(
+@dataclass(frozen=True, slots=True, eq=False)
+class Unparsed:
+    """A block of a text file that is looked through and not parsed yet, here or elsewhere.
+
+    `before` are the lines before it, `done` is the part of the file read so far.
+    """
+
+    parser: Parser
+    block: Block
+    lenient: bool
+    done: float
+    before: int
+
+    @property
+    def rows(self) -> int:
+        """How many records it has, not looked for one by one unless some lines are empty."""
+        block, content, quoted = self.block, self.block.content, self.block.quoted
+        gaps = content[:1] in (b"\n", b"\r") or b"\n\n" in content or b"\n\r" in content
+        if gaps or isinstance(quoted, Spans):
+            return len(block.records[0])
+        ends = block.lines if quoted is None else quoted.lines_outside(len(content))
+        return ends + (not content.endswith(b"\n"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process, which finds again what was found on the way if it needs it."""
+        block = replace(self.block)
+        return Unparsed, (self.parser, block, self.lenient, self.done, self.before)
+
+    def piece(self) -> Piece:
+        """Its wanted columns, numbers as float64 where all of them are some."""
+        block = self.block
+        table = self.parser.table(block, lenient=self.lenient)
+        bad, last = tuple(sorted(block.bad.items())), block.line + block.lines - 1
+        return Piece(table, bad, _Places(block), self.done, last - self.before)
+
+
+def text_blocks(
     path: Path, wanted: Wanted, options: Options, *, lenient: bool, by_line: bool
-) -> Iterator[Piece]:
-    """The wanted columns of a CSV file, numbers as float64 where all of a block are some."""
+) -> Iterator[Unparsed]:
+    """The blocks of a CSV file, of which the wanted columns are to be parsed."""
     size = max(path.stat().st_size, 1)
     with path.open("rb") as raw, unpacked(raw) as stream:
         dialect = dialect_of(path, wanted, options)
@@ -50,11 +87,9 @@ def read_text(
         before = first - 1
         how = {"lenient": lenient, "by_line": by_line}
         for block in blocks(more, dialect, first, len(names), **how):
-            table = parser.table(block, lenient=lenient or by_line)
-            bad = tuple(sorted(block.bad.items()))
-            lines = block.line + block.lines - 1
-            yield Piece(table, bad, _Places(block), min(1.0, raw.tell() / size), lines - before)
-            before = lines
+            done = min(1.0, raw.tell() / size)
+            yield Unparsed(parser, block, lenient or by_line, done, before)
+            before = block.line + block.lines - 1
 
 
 class _Places:

@@ -8,8 +8,9 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, TextIO
+from typing import IO, Any, Final, Literal, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,7 +27,22 @@ HELD: Final = 32 * 2**20
 _FORMULA: Final = r"^[=+\-@\t\r]"
 _NUMBER: Final = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
-Write = Callable[[Predictions], None]
+Form = Literal["csv", "lines", "objects", "parquet"]
+"""CSV, a JSON object a line, the objects of a JSON list, Parquet."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Formatted:
+    """Some predictions in the form of an output, made anywhere, to be written in their order.
+
+    `content` is its text, or an Arrow table where that is for Parquet; `names` is CSV's first line.
+    """
+
+    content: Any
+    names: bytes = b""
+
+
+Write = Callable[[Formatted], None]
 
 
 class WritingError(ValueError):
@@ -71,17 +87,39 @@ def json_lines(part: Predictions) -> Iterator[str]:
         yield json.dumps(record)
 
 
+def form_of(path: Path | None, *, as_json: bool = False) -> Form:
+    """The form of a file by its name, or of a stream; WritingError for a name that has none."""
+    if path is None:
+        return "objects" if as_json else "csv"
+    if path.suffix not in FORMATS:
+        raise WritingError(f"out: expected a name that ends with {', '.join(FORMATS)}, got {path}")
+    if path.suffix == ".parquet":
+        return "parquet"
+    return "csv" if path.suffix == ".csv" else "lines"
+
+
+def formatted(part: Predictions, form: Form) -> Formatted:
+    """Predictions in a form."""
+    if form == "parquet":
+        return Formatted(table(part))
+    if form == "csv":
+        batch = table(part, safe=True)
+        options = pacsv.WriteOptions(include_header=False, quoting_style="needed")
+        sink = pa.BufferOutputStream()
+        pacsv.write_csv(batch, sink, options)
+        return Formatted(sink.getvalue().to_pybytes(), _header(batch.column_names))
+    lines = json_lines(part)
+    text = ",\n".join(lines) if form == "objects" else "".join(f"{line}\n" for line in lines)
+    return Formatted(text.encode())
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[Write]:
     """A function that adds predictions to `path`; the file appears when all are written."""
-    if path.suffix not in FORMATS:
-        raise WritingError(f"out: expected a name that ends with {', '.join(FORMATS)}, got {path}")
+    form = form_of(path)
     try:
         with open_atomic(path, durable=False) as file, ExitStack() as opened:
-            if path.suffix == ".parquet":
-                yield _parquet(opened, file)
-            else:
-                yield _lines(file, as_csv=path.suffix == ".csv")
+            yield _parquet(opened, file) if form == "parquet" else _text(file, form)
     except OSError as error:
         raise WritingError(
             f"{path}: expected a place to write to, got {error.strerror or error} (--out elsewhere)"
@@ -89,16 +127,16 @@ def writing(path: Path) -> Iterator[Write]:
 
 
 @contextmanager
-def held_back(stdout: TextIO, *, as_csv: bool, before: str = "") -> Iterator[Write]:
+def held_back(stdout: TextIO, *, form: Form, before: str = "") -> Iterator[Write]:
     """A function that adds predictions to a stream, which gets them when all are made.
 
-    So nothing is on it where a later row turns out not to fit. Without `as_csv` they are a JSON
-    list, after the text `before`.
+    So nothing is on it where a later row turns out not to fit. Objects are a JSON list, after the
+    text `before`.
     """
     with tempfile.SpooledTemporaryFile(HELD, prefix="tacit-") as file:
-        yield _lines(file, as_csv=True) if as_csv else _listed(file)
+        yield _text(file, form)
         file.seek(0)
-        if as_csv:  # the same bytes as in a file, whatever the terminal can show
+        if form == "csv":  # the same bytes as in a file, whatever the terminal can show
             stdout.flush()
             while content := file.read(2**20):
                 stdout.buffer.write(content)
@@ -109,36 +147,19 @@ def held_back(stdout: TextIO, *, as_csv: bool, before: str = "") -> Iterator[Wri
         stdout.write("]")
 
 
-def _listed(file: IO[bytes]) -> Write:
-    separator = ""
-
-    def objects(part: Predictions) -> None:
-        nonlocal separator
-        for line in json_lines(part):
-            file.write((separator + line).encode())
-            separator = ",\n"
-
-    return objects
-
-
-def _lines(file: IO[bytes], *, as_csv: bool) -> Write:
+def _text(file: IO[bytes], form: Form) -> Write:
     begun = False
 
-    def csv_lines(part: Predictions) -> None:
+    def write(part: Formatted) -> None:
         nonlocal begun
-        batch = table(part, safe=True)
-        if not begun:
-            file.write(_header(batch.column_names))
-        begun = True
-        options = pacsv.WriteOptions(include_header=False, quoting_style="needed")
-        sink = pa.BufferOutputStream()
-        pacsv.write_csv(batch, sink, options)
-        file.write(sink.getvalue())
+        if form == "csv" and not begun:
+            file.write(part.names)
+        elif form == "objects" and begun and part.content:
+            file.write(b",\n")
+        begun = begun or form == "csv" or bool(part.content)
+        file.write(part.content)
 
-    def objects(part: Predictions) -> None:
-        file.write("".join(line + "\n" for line in json_lines(part)).encode())
-
-    return csv_lines if as_csv else objects
+    return write
 
 
 def _without_formulas(column: Any) -> Any:
@@ -166,11 +187,10 @@ def _header(names: list[str]) -> bytes:
 def _parquet(opened: ExitStack, file: IO[bytes]) -> Write:
     writer: Any = None
 
-    def write(part: Predictions) -> None:
+    def write(part: Formatted) -> None:
         nonlocal writer
-        batch = table(part)
         if writer is None:
-            writer = opened.enter_context(parquet.ParquetWriter(file, batch.schema))
-        writer.write_table(batch.cast(writer.schema))
+            writer = opened.enter_context(parquet.ParquetWriter(file, part.content.schema))
+        writer.write_table(part.content.cast(writer.schema))
 
     return write
