@@ -251,9 +251,14 @@ def _subject(plan: Plan, rows: Rows) -> np.ndarray[Any, np.dtype[np.int64]] | No
     return rows.subject.numpy()
 
 
+def ledger_path(folder: Path, name: str) -> Path:
+    """Where a run folder has a site's ledger."""
+    return folder / "ledgers" / f"{name}.jsonl"
+
+
 def own_ledger(folder: Path, name: str) -> Ledger:
     """A simulation's ledger: the production code without fsync, safe against a kill."""
-    path = folder / "ledgers" / f"{name}.jsonl"
+    path = ledger_path(folder, name)
     if path.exists():
         return Ledger.open(path, durable=False)
     path.parent.mkdir(exist_ok=True)
