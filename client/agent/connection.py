@@ -205,8 +205,7 @@ class Agent:
     ) -> None:
         self._limit = limit
         self._app, self._site, self._route = app, site, route
-        self._log, self.stop = log, stop
-        self.refused = ""
+        self._log, self.stop, self.refused = log, stop, ""
         self._reply: Message | None = None
         self._contexts: dict[int, Context] = {}
         self._idle: _Link | None = None
@@ -219,8 +218,7 @@ class Agent:
 
         Work in hand is finished first, and its reply sent: it is paid for.
         """
-        link = self._idle
-        if link is not None:
+        if (link := self._idle) is not None:
             link.take_leave()
 
     @contextmanager
