@@ -23,7 +23,8 @@ pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs st
 
 ROLES = r"""
 background() { "$@" > /dev/null 2>&1 & last=$!; }
-ended() { kill -INT $1 2> /dev/null; wait $1; true; }
+# A background process of a script ignores SIGINT.
+ended() { kill -TERM $1 2> /dev/null; wait $1; true; }
 quietly() { "$@" > /dev/null; code=$?; [ $code -le 5 ] || echo "ended with $code: $*"; }
 ready() { for _ in $(seq 600); do python -c "import socket; \
 socket.create_connection(('127.0.0.1', $1)).close()" 2> /dev/null && return; sleep 0.2; done; }
