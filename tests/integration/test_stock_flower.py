@@ -172,12 +172,12 @@ def test_the_released_model_is_handed_to_the_sites(done: Done) -> None:
 def test_a_run_that_cannot_be_is_shown_as_failed_with_one_line(done: Done) -> None:
     failed = done.runs()[2]
     assert failed["status"] == "finished:failed"
-    assert "sigma: expected a number" in failed["status-details"]
+    assert "sigma must be a number" in failed["status-details"]
     assert not (done.folder / "coordinator" / "runs" / "third").exists()
 
 
 def test_what_ran_is_the_bundle_and_not_this_checkout(done: Done) -> None:
-    told = set(re.findall(r"stock flower bundle=(\S+)", done.text))
+    told = set(re.findall(r"stock_flower bundle=(\S+)", done.text))
     apps = {path for path in done.folder.glob("*/flwr/apps/*") if path.is_dir()}
     assert {path.parent.parent.parent.name for path in apps} == {"coordinator", "north", "south"}
     assert told == {str(path) for path in apps}

@@ -128,6 +128,7 @@ def test_for_every_shipped_plan_and_policy_a_dry_run_lists_what_a_real_reply_has
     if cautious:
         policy = replace(policy, epsilon=0.5, delta=1e-5, trust_coordinator=False, more_noise=True)
     if math.isfinite(policy.epsilon):
+        policy = replace(policy, epsilon_alone=policy.epsilon)  # a file holds no infinity
         (tmp_path / "policy.toml").write_text(policy.to_toml())
     (tmp_path / "plan.toml").write_text(plan.to_toml())
     listed = rehearse(tmp_path, str(tmp_path / "plan.toml"), None)
