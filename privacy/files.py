@@ -79,12 +79,8 @@ def open_atomic(path: Path, *, mode: int | None = None, durable: bool = True) ->
             stack.callback(file.close)
         except OSError as error:
             raise FileError(path, error) from error
-        try:
+        with naming(path):
             yield file
-        except OSError as error:
-            if error.filename is not None:  # of another file: what the block reads, say
-                raise
-            raise FileError(path, error) from error
         try:
             file.flush()
             if durable:
@@ -94,6 +90,20 @@ def open_atomic(path: Path, *, mode: int | None = None, durable: bool = True) ->
                 os.fsync(folder)
         except OSError as error:
             raise FileError(path, error) from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Whatever the block cannot write is said of `path`: a failed write or fsync names no file.
+
+    FileError; an error that names a file already passes as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise FileError(path, error) from error
 
 
 def make_durable(folder: Path) -> None:

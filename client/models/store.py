@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy.files import DocumentError, parse_json, write_atomic
+from privacy.files import DocumentError, naming, parse_json, write_atomic
 
 MODELS_MAX: Final = 100
 BYTES_MAX: Final = 4 * 1024**3
@@ -39,7 +39,7 @@ def keep(directory: Path, content: bytes, signature: bytes | None, *, run: str, 
     index = folder(directory) / "index.jsonl"
     line = {"model": digest, "run": run, "round": round}
     if not any(entry == line for entry in _entries(index)):
-        with index.open("a", encoding="utf-8") as file:
+        with naming(index), index.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())

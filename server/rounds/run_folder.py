@@ -17,7 +17,7 @@ from typing import Any
 from privacy.arrays import Arrays
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan, override, parse
-from privacy.files import FileError, read_json, remove_stale, write_atomic
+from privacy.files import naming, read_json, remove_stale, write_atomic
 from server.rounds import checkpoint
 
 
@@ -142,14 +142,12 @@ class RunFolder:
         path, sha256 = checkpoint.write(
             self.checkpoints, line["round"], dict(arrays), metadata, durable=self.durable
         )
-        try:
-            with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                if self.durable:
-                    os.fsync(file.fileno())
-        except OSError as error:
-            raise FileError(self.path / "history.jsonl", error) from None
+        lines = self.path / "history.jsonl"
+        with naming(lines), lines.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            if self.durable:
+                os.fsync(file.fileno())
         if self.sign is not None:
             self.sign(path, sha256)
         self.keep(plan.operation.keep)

@@ -22,6 +22,7 @@ from privacy.files import (
     FileError,
     Limits,
     canonical_json,
+    naming,
     open_atomic,
     parse_json,
     parse_toml,
@@ -149,6 +150,21 @@ def test_a_disk_that_fills_up_leaves_the_old_file_and_the_error_names_it(tmp_pat
     assert names(tmp_path) == {"file"}
     with pytest.raises(FileError, match="No such file"):
         write_atomic(tmp_path / "missing" / "file", b"")
+
+
+def test_a_line_that_does_not_fit_is_said_of_its_file(tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.write_bytes(bytes(100))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(FileError, match=r"lines: cannot be written \(File too large\)"):
+            with naming(lines), lines.open("ab", buffering=0) as file:
+                file.write(b"one more")
+        with pytest.raises(FileNotFoundError, match="another"), naming(lines):
+            (tmp_path / "another").read_bytes()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_block_that_raises_writes_nothing(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from privacy.files import naming
 from privacy.identity.certificates import Authority, Request
 from privacy.identity.keys import IdentityError, new_signing_key, public_of, signing_public
 from privacy.report.bundle.data_protection import impact_assessment, processing_record
@@ -46,9 +47,10 @@ def file_report(
     except OSError as error:
         raise ReportError(f"{out}: expected a place to write a report ({error})") from None
     try:
-        report, names = _write(making, folders, now, signer)
-        sealed = seal(making, report.content["filing"], key, certificate)
-        (making / NAME).write_text(sealed.to_json(), "utf-8")
+        with naming(out):
+            report, names = _write(making, folders, now, signer)
+            sealed = seal(making, report.content["filing"], key, certificate)
+            (making / NAME).write_text(sealed.to_json(), "utf-8")
         making.chmod(0o700 if kinds[0] == SITE else 0o755)
         if out.exists():
             shutil.rmtree(out)
