@@ -158,9 +158,9 @@ def test_a_line_that_does_not_fit_is_said_of_its_file(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        with pytest.raises(FileError, match=r"lines: cannot be written \(File too large\)"):
-            with naming(lines), lines.open("ab", buffering=0) as file:
-                file.write(b"one more")
+        error = pytest.raises(FileError, match=r"lines: cannot be written \(File too large\)")
+        with error, naming(lines), lines.open("ab", buffering=0) as file:
+            file.write(b"one more")
         with pytest.raises(FileNotFoundError, match="another"), naming(lines):
             (tmp_path / "another").read_bytes()
     finally:
