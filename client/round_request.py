@@ -73,6 +73,7 @@ def read_round_request(site: Site, fields: Mapping[str, Any]) -> RoundRequest:
         raise Refused("bad-request")
     try:
         plan = from_json(text)
+        float(plan.learning_rate)  # PlanError where the rule for "auto" lacks a number
     except PlanError:
         raise Refused("bad-request") from None
     if not 1 <= number <= plan.rounds:

@@ -194,6 +194,7 @@ def _changed(plan: Plan, changes: Sequence[str]) -> Plan:
         table["site"] = {n: {k: v for k, v in one.items() if k == "rows"} for n, one in sites}
         for key in ("metrics", "metrics_sigma", "tune"):
             table.pop(key, None)
+        table["lr"] = plan.learning_rate  # the rule for "auto" weighs noise
     override(table, changes)
     return parse(table)
 

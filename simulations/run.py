@@ -20,7 +20,7 @@ from client.tasks.registry import provided, task_of
 from client.tasks.rows import Reading
 from privacy.accounting.epsilon import spent
 from privacy.arrays import Arrays
-from privacy.contract.forecast import check_finite
+from privacy.contract.forecast import check_numbers
 from privacy.contract.plan import Plan, PlanError
 from privacy.mechanism import noise
 from server.app import fitting, make_app
@@ -166,7 +166,7 @@ def _play(
     plan, world = prepare(plan, data)
     if world.train.reading is not None:
         on_read(world.train.reading)
-    check_finite(plan)
+    check_numbers(plan)
     if plan.simulation.engine == "vector":
         stack_of(plan)  # refuses a model that it cannot train
     connected = False

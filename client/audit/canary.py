@@ -134,7 +134,7 @@ def score(
             model, among, learning, plan, site=site, event=event, round=number, device=device
         )
         total += trained.update["canary.weight"][1:, 0].astype(np.float64)
-    unit = plan.lr * clip / plan.denominator(site)
+    unit = plan.learning_rate * clip / plan.denominator(site)
     plain = plan.optimizer == "sgd" and plan.schedule == "constant" and not (plan.l2 or plan.mu)
     mean = claimed.rate * claimed.steps * claimed.count * done if plain else None
     return Scored(total / unit, included, mean)

@@ -79,7 +79,12 @@ def replies_are_paid_for(device: str) -> Check:
             answered = _ask(site, plan, number)
             sigma = ledger()[-1].sigma
             over = plan.denominator(site.name)
-            std = noise_std(sigma, _CLIP, 1, slack(over)) * math.sqrt(plan.steps) * plan.lr / over
+            std = (
+                noise_std(sigma, _CLIP, 1, slack(over))
+                * math.sqrt(plan.steps)
+                * plan.learning_rate
+                / over
+            )
             z.append(answered.update["weight"].reshape(-1) / std)
         noises = np.concatenate(z)
         square = float(noises @ noises)
@@ -197,7 +202,7 @@ def _steps(answered: _Answered, plan: Plan) -> NDArray[np.float64]:
     """In how many steps each record was drawn: a draw moves its own weights by half the clip."""
     moved = answered.update["weight"].astype(np.float64)
     sign = np.where(np.arange(_WIDTH) % 2 == 0, 1.0, -1.0)
-    unit = 0.5 * _CLIP * plan.lr / plan.denominator("audit")
+    unit = 0.5 * _CLIP * plan.learning_rate / plan.denominator("audit")
     steps: NDArray[np.float64] = (moved[0] - moved[1]) / 2 * sign / unit
     return steps
 

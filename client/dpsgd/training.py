@@ -225,9 +225,11 @@ def _add_units(
 def optimizer_of(trained: Sequence[Tensor], plan: Plan) -> torch.optim.Optimizer:
     """What the plan does with the noisy means."""
     if plan.optimizer == "adam":
-        return _eager(torch.optim.Adam)(trained, lr=plan.lr, weight_decay=plan.l2)
+        return _eager(torch.optim.Adam)(trained, lr=plan.learning_rate, weight_decay=plan.l2)
     momentum = plan.momentum if plan.optimizer == "momentum" else 0.0
-    return _eager(torch.optim.SGD)(trained, lr=plan.lr, momentum=momentum, weight_decay=plan.l2)
+    return _eager(torch.optim.SGD)(
+        trained, lr=plan.learning_rate, momentum=momentum, weight_decay=plan.l2
+    )
 
 
 @cache

@@ -25,7 +25,7 @@ from privacy.contract.forecast import (
     names_subjects,
     sites_of,
 )
-from privacy.contract.plan import Plan, SitePlan
+from privacy.contract.plan import Plan, PlanError, SitePlan
 from privacy.contract.plan_file import load_plan
 from privacy.contract.policy import Policy, load_policy
 from privacy.contract.rules.table import warnings
@@ -116,7 +116,16 @@ def _about(plan: Plan) -> dict[str, Any]:
         "rounds": plan.rounds,
         "delta": plan.delta,
         "fewest_rounds": fewest_rounds(plan),
+        "lr": _learning_rate(plan),
     }
+
+
+def _learning_rate(plan: Plan) -> float | None:
+    """The learning rate; None while that of lr = auto waits for numbers of sites and units."""
+    try:
+        return plan.learning_rate
+    except PlanError:
+        return None
 
 
 def _facts(
@@ -171,7 +180,7 @@ def _search(plan: Plan, outlook: Forecast) -> str | None:
     if plan.tune is None:
         return None
     return (
-        f"rounds 1 to {plan.pilot_rounds} are {plan.candidates} pilots of {plan.tune.rounds} at "
+        f"rounds 1 to {plan.pilot_rounds} are {plan.candidates} pilots of {plan.pilot_length} at "
         f"sigma {outlook.course.pilot[0].sigma:.4g}, together epsilon "
         f"{spent_text(_pilots(plan, outlook))}; the sigma above is of the "
         f"{plan.rounds - plan.pilot_rounds} rounds after them"
@@ -237,6 +246,10 @@ def _print(
     people: dict[SitePlan, tuple[int, float] | None],
 ) -> None:
     console.print(f"plan {plan.digest}", highlight=False, soft_wrap=True)
+    if plan.lr == "auto":
+        lr = _learning_rate(plan)
+        figure = "known once sites and their units are counted" if lr is None else f"{lr:g}"
+        console.print(f"lr: {figure}, by the rule for auto", highlight=False, soft_wrap=True)
     for terms, names in groups.items():
         one = outlooks[terms]
         label = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} like it"

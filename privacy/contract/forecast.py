@@ -140,11 +140,13 @@ def names_subjects(plan: Plan) -> bool:
         return False
 
 
-def check_finite(plan: Plan) -> None:
-    """PlanError where all rounds of the plan have no finite epsilon at its delta.
+def check_numbers(plan: Plan) -> None:
+    """PlanError where all rounds have no finite epsilon, or a counted plan no learning rate.
 
     Nothing is run of which nothing could be said afterwards.
     """
+    if plan.lr == "auto" and plan.nominal_units != "actual":
+        float(plan.learning_rate)
     if not plan.private:
         return
     every = [plan.nominal_epsilon_after(plan.rounds)]

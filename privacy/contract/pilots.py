@@ -23,6 +23,10 @@ PILOT: Final = "pilot"
 CHOICE: Final = "choice"
 """Keys of a round's line in the history: whose pilot it is, or which candidate is trained."""
 _MOST: Final = 32
+_SHARE: Final = 5
+"""A pilot has this part of the run's rounds; after a 20th, large rates had not settled."""
+_FEWEST: Final = 5
+"""Rounds of a pilot whose length the plan does not give, however short the run is."""
 
 P = TypeVar("P", bound=Contract)
 
@@ -32,16 +36,28 @@ def candidates(tune: TunePlan) -> tuple[tuple[float, float], ...]:
     return tuple(itertools.product(tune.lr_times, tune.clip_times))
 
 
+def pilot_length(plan: Contract) -> int:
+    """Rounds of one pilot: given, or a fifth of the run's own rounds and at least 5; 0 without.
+
+    With k candidates the run has rounds - k * length rounds, so its fifth is rounds / (k + 5).
+    """
+    if plan.tune is None:
+        return 0
+    if plan.tune.rounds is not None:
+        return plan.tune.rounds
+    return max(_FEWEST, plan.rounds // (len(candidates(plan.tune)) + _SHARE))
+
+
 def pilot_rounds(plan: Contract) -> int:
     """How many of the plan's rounds are pilots'; the others come after them."""
-    return 0 if plan.tune is None else plan.tune.rounds * len(candidates(plan.tune))
+    return 0 if plan.tune is None else pilot_length(plan) * len(candidates(plan.tune))
 
 
 def pilot_of(plan: Contract, number: int) -> int | None:
     """Which candidate's pilot a round (from 1) belongs to, counted from 0; None after the last."""
     if plan.tune is None or number > pilot_rounds(plan):
         return None
-    return (number - 1) // plan.tune.rounds
+    return (number - 1) // pilot_length(plan)
 
 
 def released(
@@ -62,7 +78,7 @@ def chosen(plan: Contract, history: Sequence[Mapping[str, Any]]) -> int | None:
     if plan.tune is None:
         return None
     lines = {line["round"]: line for line in history}
-    last = [plan.tune.rounds * (i + 1) for i in range(len(candidates(plan.tune)))]
+    last = [pilot_length(plan) * (i + 1) for i in range(len(candidates(plan.tune)))]
     if not all(number in lines for number in last):
         return None
     sign = -1.0 if plan.tune.metric.endswith("accuracy") else 1.0
@@ -85,10 +101,10 @@ def searched(plan: Contract) -> str:
     where = "" if tune.metric.startswith("site_") else " on the coordinator's public rows"
     return (
         f"The learning rate and the clip were chosen among {count} candidates, by {tune.metric}"
-        f"{where}, {paid}, after a pilot of {tune.rounds} rounds each. The pilots are rounds 1 to "
-        f"{pilot_rounds(plan)} of this run: they were trained on these records, and paid for like "
-        "all others, from the same ledgers and in the same epsilon. The coordinator saw every "
-        "pilot's updates, so all of them count, not the best alone."
+        f"{where}, {paid}, after a pilot of {pilot_length(plan)} rounds each. The pilots "
+        f"are rounds 1 to {pilot_rounds(plan)} of this run: they were trained on these records, "
+        "and paid for like all others, from the same ledgers and in the same epsilon. The "
+        "coordinator saw every pilot's updates, so all of them count, not the best alone."
     )
 
 
@@ -99,8 +115,12 @@ def clip_words(plan: Contract) -> str:
     return f"{plan.clip:g}{words}"
 
 
-def stage_of(plan: P, candidate: int, *, pilot: bool, sigma: float, run_sigma: float) -> P:
+def stage_of(
+    plan: P, candidate: int, *, pilot: bool, middle: float, sigma: float, run_sigma: float
+) -> P:
     """One candidate's pilot, or its run: a plan without a search, whose `sigma` is given.
+
+    `middle` is the plan's learning rate as a number, which candidates are factors of.
 
     With the same signal a run's steps add up to lr * rounds, and its noise to lr * sqrt(rounds) *
     sigma. A pilot's learning rate is such that its noise adds up to the run's. Its signal is then
@@ -111,10 +131,10 @@ def stage_of(plan: P, candidate: int, *, pilot: bool, sigma: float, run_sigma: f
     if plan.tune is None or plan.clip is None:
         raise ValueError("plan: expected a search and a clip, got none")
     lr_times, clip_times = candidates(plan.tune)[candidate]
-    run, lr = plan.rounds - pilot_rounds(plan), plan.lr * lr_times
+    run, length, lr = plan.rounds - pilot_rounds(plan), pilot_length(plan), middle * lr_times
     if pilot and plan.optimizer != "adam" and plan.server_optimizer == "sgd":
-        lr *= math.sqrt(run / plan.tune.rounds) * run_sigma / sigma
-    rounds = plan.tune.rounds if pilot else run
+        lr *= math.sqrt(run / length) * run_sigma / sigma
+    rounds = length if pilot else run
     return replace(
         plan,
         tune=None,
@@ -155,7 +175,8 @@ def tuning_is_whole(plan: Contract) -> str | None:
         return f"tune must have 2 to {_MOST} candidates, lr_times x clip_times, got {count}"
     if plan.rounds <= pilot_rounds(plan):
         return (
-            f"rounds must be above the pilots' {count} x {tune.rounds} = {pilot_rounds(plan)}: "
+            f"rounds must be above the pilots' {count} x {pilot_length(plan)} = "
+            f"{pilot_rounds(plan)}: "
             f"it counts them too, got {plan.rounds}"
         )
     metric = tune.metric.removeprefix("site_")
@@ -163,6 +184,18 @@ def tuning_is_whole(plan: Contract) -> str | None:
         return None
     if metric not in plan.metrics:
         return f'metrics must list "{metric}" where tune.metric = "{tune.metric}"'
-    if tune.rounds < 2:  # a round's paid metrics are of the weights that it began with
+    if pilot_length(plan) < 2:  # a round's paid metrics are of the weights that it began with
         return f'tune.rounds must be at least 2 where tune.metric = "{tune.metric}", got 1'
     return None
+
+
+def run_as_short_as_a_pilot(plan: Contract) -> str | None:
+    """Rounds count the pilots too: a plan that was written without a search needs more of them."""
+    length, left = pilot_length(plan), plan.rounds - pilot_rounds(plan)
+    if plan.tune is None or left >= 2 * length:
+        return None
+    need = (len(candidates(plan.tune)) + _SHARE) * length
+    return (
+        f"rounds = {plan.rounds} leave {left} for the run itself after pilots of {length} each: "
+        f"rounds = {need} leave it {_SHARE * length}"
+    )

@@ -30,7 +30,15 @@ from privacy.contract.keys.tables import (
     TunePlan,
 )
 from privacy.contract.keys.types import PlanError
-from privacy.contract.pilots import candidates, pilot_of, pilot_rounds, released, stage_of
+from privacy.contract.learning_rate import Share, automatic, step_noise
+from privacy.contract.pilots import (
+    candidates,
+    pilot_length,
+    pilot_of,
+    pilot_rounds,
+    released,
+    stage_of,
+)
 from privacy.contract.rules.table import broken
 from privacy.contract.schema import check
 from privacy.files import canonical_json
@@ -130,13 +138,35 @@ class Plan(Contract):
     def lr_at(self, step: int, steps: int) -> float:
         """The sites' learning rate in the run's global `step` (from 0) of `steps`."""
         if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        return self.lr
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        return self.learning_rate
+
+    @cached_property
+    def learning_rate(self) -> float:
+        """The plan's `lr`, or what the rule for "auto" says (privacy/contract/learning_rate.py).
+
+        PlanError while the number of sites or of their units is not known.
+        """
+        if self.lr != "auto":
+            return self.lr
+        sites = self.sites or len(self.site)
+        if not sites:
+            raise PlanError("sites must be the number of sites where lr is auto, got nothing")
+        shares = [Share(self.sigma_of(n) or 0.0, self.units_of(n)) for n in sorted(self.site)]
+        if (others := sites - len(shares)) > 0:
+            shares.append(Share(self.nominal_sigma() or 0.0, self.units_of(""), others))
+        noise = step_noise(self, shares, self.shares)
+        return automatic(self, noise, self.rounds - self.pilot_rounds)
 
     @property
     def pilot_rounds(self) -> int:
         """How many of the rounds are pilots' of a search, before those of the run itself."""
         return pilot_rounds(self)
+
+    @property
+    def pilot_length(self) -> int:
+        """Rounds of one pilot: the plan's, or a fifth of the run's own; 0 without a search."""
+        return pilot_length(self)
 
     def pilot_of(self, number: int) -> int | None:
         """Which candidate's pilot a round is, from 0; None after the last, or without a search."""
@@ -156,7 +186,7 @@ class Plan(Contract):
             return self, number
         pilot = self.pilot_of(number)
         if pilot is not None:
-            return self._stage(pilot, True), (number - 1) % self.tune.rounds + 1
+            return self._stage(pilot, True), (number - 1) % self.pilot_length + 1
         if choice is None or not 0 <= choice < self.candidates:
             raise PlanError(f"choice must be >= 0 and < {self.candidates}, got {choice}")
         return self._stage(choice, False), number - self.pilot_rounds
@@ -164,7 +194,8 @@ class Plan(Contract):
     def _stage(self, candidate: int, pilot: bool) -> "Plan":
         if (known := self._stages.get((candidate, pilot))) is None:
             run, own = self._sigma(SitePlan()) or 0.0, self._sigma(SitePlan(), pilot) or 0.0
-            known = stage_of(self, candidate, pilot=pilot, sigma=own, run_sigma=run)
+            lr = self.learning_rate
+            known = stage_of(self, candidate, pilot=pilot, middle=lr, sigma=own, run_sigma=run)
             self._stages[candidate, pilot] = known
         return known
 
@@ -184,7 +215,7 @@ class Plan(Contract):
         if not self.private:
             return None
         if pilot and self.tune is not None:
-            steps = self.steps * self.tune.rounds
+            steps = self.steps * self.pilot_length
             alone = Budget(self.tune.epsilon, self.required_delta)
             return calibrate(alone, rate=self.rate, steps=steps)
         epsilon = overrides.epsilon if overrides.epsilon is not None else self.epsilon
@@ -345,6 +376,8 @@ class Plan(Contract):
         if self.private and self.epsilon is not None and isinstance(self.nominal_units, int):
             rounds = self.rounds - self.pilot_rounds
             lines.append(f"# sigma, calibrated for {rounds} rounds: {self.nominal_sigma()!r}\n")
+        if self.lr == "auto" and isinstance(self.nominal_units, int) and (self.sites or self.site):
+            lines.append(f"# lr, by the rule for auto: {self.learning_rate!r}\n")
         for name, overrides in sorted(self.site.items()):
             if self.private and overrides.epsilon is not None:
                 lines.append(f"# sigma of {name}, calibrated: {self.sigma_of(name)!r}\n")

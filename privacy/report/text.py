@@ -383,4 +383,10 @@ def tuning(plan: Plan) -> dict[str, str]:
             f"{plan.constants_from}. These were paid for when they were released, from the ledgers "
             "of the sites that gave them; using them costs nothing more."
         )
-    return {"preprocessing": constants, "tuning": searched(plan)}
+    rule = ""
+    if plan.lr == "auto":
+        rule = (
+            f" The learning rate{' in the middle' if plan.tune else ''} is {plan.learning_rate:g}, "
+            "by the rule for lr = auto: from the plan's public numbers, not from any record."
+        )
+    return {"preprocessing": constants, "tuning": searched(plan) + rule}

@@ -13,7 +13,7 @@ import typer
 
 from privacy.audit_trail import record
 from privacy.commands.exit_codes import started
-from privacy.contract.forecast import check_finite
+from privacy.contract.forecast import check_numbers
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import load_plan
 from privacy.contract.rules.table import warnings
@@ -199,7 +199,7 @@ def requested(source: str, overrides: list[str], min_sites: int | None) -> Plan:
             raise PlanError(f"--min-sites must be at most cohort = {plan.cohort}, got {min_sites}")
         operation = replace(plan.operation, min_sites=min_sites)
         plan = replace(plan, operation=operation, sites=sites)
-    check_finite(plan)
+    check_numbers(plan)
     for text in warnings(plan):
         print(f"tacit-server: warning: {text}", file=sys.stderr)
     return plan
@@ -215,7 +215,9 @@ def resolved(plan: Plan, child: "Child") -> Plan:
             f'{key} must be a public number of {key} a site, got "actual", which only a '
             f"simulation or an embedded task can count (--set {key}=N)"
         )
-    return plan.with_units(total // plan.operation.min_sites)
+    counted = plan.with_units(total // plan.operation.min_sites)
+    check_numbers(counted)
+    return counted
 
 
 def play(

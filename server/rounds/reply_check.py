@@ -213,11 +213,11 @@ def norm_bound(plan: Plan, site: str, parameters: int, planned: tuple[Event, ...
             root + 10
         )
     if plan.optimizer == "adam":
-        step = plan.lr * 10 * root
+        step = plan.learning_rate * 10 * root
     else:
         noisy = _MORE_NOISE * planned[0].sigma * (root + 10) / plan.denominator(site)
-        step = plan.lr * plan.clip * (20 + noisy) / (1 - plan.momentum)
-    decay = plan.lr * plan.l2 * _WEIGHTS_NORM
+        step = plan.learning_rate * plan.clip * (20 + noisy) / (1 - plan.momentum)
+    decay = plan.learning_rate * plan.l2 * _WEIGHTS_NORM
     return min(_NORM_MAX, 2 * plan.steps * (step + decay))
 
 

@@ -77,7 +77,7 @@ def _canaries(
 
 def _step(model: torch.nn.Module, sums: dict[str, NDArray[np.float64]], plan: Plan) -> None:
     """The coordinator's step, at its learning rate."""
-    rate = plan.lr / largest_batch(plan)
+    rate = plan.learning_rate / largest_batch(plan)
     with torch.no_grad():
         for name, p in trained_of(model).items():
             p.sub_(torch.from_numpy(rate * sums[name]).to(p))

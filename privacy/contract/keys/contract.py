@@ -48,7 +48,7 @@ class Contract:
     task: Name
     rounds: Rounds
     rate: Rate
-    lr: Positive
+    lr: Positive | Literal["auto"]
     rows: Rows | Literal["actual"] | None = None
     subjects: Rows | Literal["actual"] | None = None
     sites: Sites | None = None

@@ -101,10 +101,13 @@ class SecurePlan:
 
 @dataclass(frozen=True, slots=True)
 class TunePlan:
-    """`[tune]`: pilots of so many `rounds`, each of which costs `epsilon` by itself."""
+    """`[tune]`: pilots of so many `rounds`, each of which costs `epsilon` by itself.
+
+    Without `rounds` a pilot has a fifth of the run's own (privacy/contract/pilots.py).
+    """
 
     epsilon: Epsilon
-    rounds: Annotated[int, Interval(ge=1, le=10_000)] = 10
+    rounds: Annotated[int, Interval(ge=1, le=10_000)] | None = None
     lr_times: Factors = (0.1, 0.33, 1.0, 3.3, 10.0)
     clip_times: Factors = (1.0,)
     metric: Literal["loss", "accuracy", "site_loss", "site_accuracy"] = "loss"

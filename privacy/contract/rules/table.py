@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Final
 
 from privacy.contract.keys.contract import Contract
-from privacy.contract.pilots import tuning_is_whole
+from privacy.contract.learning_rate import has_a_rule
+from privacy.contract.pilots import run_as_short_as_a_pilot, tuning_is_whole
 from privacy.contract.rules import guarantee, no_effect, rounds, secure, statistics, training
 
 Rule = Callable[[Contract], str | None]
@@ -40,6 +41,7 @@ RULES: Final[tuple[Rule, ...]] = (
     training.views_are_clipped_at_the_site,
     training.class_weights_are_for_training,
     tuning_is_whole,
+    has_a_rule,
 )
 
 WARNINGS: Final[tuple[Rule, ...]] = (
@@ -48,6 +50,7 @@ WARNINGS: Final[tuple[Rule, ...]] = (
     no_effect.metrics_noise_without_metrics,
     no_effect.nothing_is_trimmed,
     no_effect.patience_beyond_the_rounds,
+    run_as_short_as_a_pilot,
 )
 
 
