@@ -116,3 +116,14 @@ def test_paid_metrics_choose_as_well() -> None:
     assert 7.9 < result.epsilon <= 8.0
     lines = [json.loads(json.dumps(line)) for line in result.history]
     assert lines[-1]["choice"] == chosen(plan(*changes), lines)
+
+
+def test_a_learning_rate_by_the_rule_is_the_run_folders_as_well(tmp_path: Path) -> None:
+    one = load_plan("digits", ["lr=auto", "sites=2", "rounds=3", "epsilon=8"])
+    result = simulate(one, tmp_path / "run")
+    assert result.outcome.reason == "done"
+    kept = RunFolder.open(tmp_path / "run").plan()
+    assert kept.lr == "auto"
+    assert 1 < kept.learning_rate < 60
+    assert f"# lr, by the rule for auto: {kept.learning_rate!r}" in kept.to_toml()
+    assert result.history[-1]["metrics"]["accuracy"] > 0.6

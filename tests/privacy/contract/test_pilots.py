@@ -14,6 +14,7 @@ from privacy.contract.pilots import candidates, chosen
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json, load_plan
 from privacy.contract.policy import Policy
+from privacy.contract.rules.table import warnings
 from privacy.report.text import mechanism, tuning
 
 
@@ -22,9 +23,12 @@ def policy(**changes: float) -> Policy:
 
 
 def plan(*changes: str) -> Plan:
-    return load_plan(
-        "digits", ["rows=300", "rounds=80", "delta=1e-5", "tune.epsilon=0.2", *changes]
-    )
+    return unsaid("rounds=80", "tune.rounds=10", *changes)
+
+
+def unsaid(*changes: str) -> Plan:
+    """A search whose plan does not say how long a pilot is."""
+    return load_plan("digits", ["rows=300", "delta=1e-5", "tune.epsilon=0.2", *changes])
 
 
 def test_a_search_and_its_run_cost_the_plans_epsilon_together() -> None:
@@ -37,6 +41,37 @@ def test_a_search_and_its_run_cost_the_plans_epsilon_together() -> None:
     assert before < 5 * 0.2  # less than the sum of its pilots' epsilons
     first = one.epsilon_after("site-0", 10)
     assert first == pytest.approx(0.2, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "length"), [(60, 6), (200, 20), (300, 30), (209, 20), (50, 5), (26, 5)]
+)
+def test_a_pilot_has_a_fifth_of_the_runs_own_rounds_and_at_least_five(
+    rounds: int, length: int
+) -> None:
+    one = unsaid(f"rounds={rounds}")
+    assert one.pilot_length == length
+    assert one.pilot_rounds == 5 * length
+    assert rounds < 50 or 5 * length <= rounds - one.pilot_rounds < 5 * (length + 2)
+    said = unsaid(f"rounds={rounds}", "tune.rounds=2")
+    assert said.pilot_length == 2
+    assert said.digest != one.digest
+
+
+def test_a_pilots_length_follows_from_the_stored_text_alone() -> None:
+    one = unsaid("rounds=60")
+    assert '"rounds"' not in one.to_json().partition('"tune":{')[2].partition("}")[0]
+    assert from_json(one.to_json()).pilot_length == 6
+    assert from_json(one.to_json()).digest == one.digest
+    before = one.to_json().replace('"tune":{', '"tune":{"rounds":10,')  # an earlier one's text
+    assert from_json(before).pilot_length == 10
+
+
+def test_a_run_that_pilots_leave_too_few_rounds_is_warned_of() -> None:
+    (text,) = warnings(unsaid("rounds=30"))
+    assert text.startswith("rounds = 30 leave 5 for the run itself after pilots of 5 each")
+    assert "rounds = 50 leave it 25" in text
+    assert warnings(unsaid("rounds=60")) == ()
 
 
 def test_eight_pilots_at_a_tenth_leave_2_97_of_3() -> None:
