@@ -100,15 +100,6 @@ SEARCH = load_plan(
 )
 
 
-def test_a_learning_rate_that_no_rule_can_give_is_refused_before_anything_is_paid(
-    desk: Desk,
-) -> None:
-    uncounted = replace(PLAN, lr="auto", split="natural", sites=None)
-    assert desk.said(desk.ask(uncounted)) == ("declined", "bad-request")
-    assert not desk.path.exists() or not desk.path.read_text()
-    assert desk.said(desk.ask(replace(PLAN, lr="auto"))) == ("trained", "")
-
-
 @pytest.mark.parametrize("choice", [None, -1, 2, True, "1", 1.0])
 def test_after_the_pilots_one_of_the_plans_candidates_is_asked_or_nothing_is_paid(
     desk: Desk, choice: Any
