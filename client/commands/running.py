@@ -141,8 +141,11 @@ def _stay(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # a second signal does not wait for a round's end
     if agent.refused:
-        event = "revoked" if agent.refused == "revoked" else "refused"
-        log(event, why=agent.refused, next="tacit-client doctor")
+        log(
+            "revoked" if agent.refused == "revoked" else "refused",
+            why=agent.refused,
+            next="tacit-client doctor",
+        )
     log("stopped")
     return int(bool(agent.refused) or fault.is_set())
 
