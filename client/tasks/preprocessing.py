@@ -192,6 +192,11 @@ class Columns:
         return tuple(one.backbone for one in texts if one.backbone is not None)
 
     @property
+    def adapted(self) -> tuple[Text, ...]:
+        """The texts that adapters in a frozen model are learnt for."""
+        return tuple(one for one in self.inputs if isinstance(one, Text) and one.adapted)
+
+    @property
     def features(self) -> tuple[str, ...]:
         """The column that each feature comes from."""
         return tuple(column.name for column in self.inputs for _ in range(column.width))

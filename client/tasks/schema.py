@@ -27,7 +27,8 @@ KEYS: Final = {
 NUMBER: Final = {"type", "min", "max", "missing", "log", "knots"}
 DATE: Final = {"type", "min", "max", "missing", "knots"}
 CATEGORY: Final = {"type", "values", "aliases", "fold"}
-TEXT: Final = {"type", "hashed", "vocabulary", "backbone", "digest", "vector"}
+ADAPTED: Final = ("adapted", "tokens", "rank")
+TEXT: Final = {"type", "hashed", "vocabulary", "backbone", "digest", "vector", *ADAPTED}
 PATTERN: Final = {"names", "from", "to"}
 MOST_COLUMNS: Final = 100_000
 LAYERS_MAX: Final = 16
@@ -216,7 +217,7 @@ def _text_column(name: str, given: Mapping[str, Any], key: str) -> Text:
         raise _refused(key, "one of hashed, vocabulary and backbone", " and ".join(ways))
     backbone = given.get("backbone")
     if backbone is None:
-        for one in ("digest", "vector"):
+        for one in ("digest", "vector", *ADAPTED):
             if one in given:
                 raise _refused(f"{key}.{one}", "a backbone beside it", given[one])
     if "vocabulary" in given:
@@ -239,7 +240,21 @@ def _text_column(name: str, given: Mapping[str, Any], key: str) -> Text:
     vector = given.get("vector", known.width if known is not None else None)
     if type(vector) is not int or not 1 <= vector <= FEATURES_MAX:
         raise _refused(f"{key}.vector", "how many numbers the backbone gives a text", vector)
-    return Text(name, backbone=Backbone(backbone, digest), vector=vector)
+    text = Text(name, backbone=Backbone(backbone, digest), vector=vector)
+    adapted = _whole(given.get("adapted", 0), f"{key}.adapted", 0, 32)
+    if not adapted:
+        if "tokens" in given or "rank" in given:
+            raise _refused(f"{key}.adapted", "how many last layers are adapted", adapted)
+        return text
+    tokens = _whole(given.get("tokens", 64), f"{key}.tokens", 2, FEATURES_MAX // vector)
+    rank = _whole(given.get("rank", 4), f"{key}.rank", 1, 256)
+    return replace(text, adapted=adapted, tokens=tokens, rank=rank)
+
+
+def _whole(value: object, key: str, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise _refused(key, f"a whole number from {least} to {most}", value)
+    return value
 
 
 def _length(given: Mapping[str, object], key: str) -> float:

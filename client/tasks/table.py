@@ -15,8 +15,10 @@ from client.data.loading import load as load_rows
 from client.data.reader import is_table
 from client.data.source import options_of
 from client.tasks import losses
+from client.tasks.features.adapters import adapted_text
 from client.tasks.features.public_layers import first_layers
-from client.tasks.preprocessing import Category
+from client.tasks.features.text import Text
+from client.tasks.preprocessing import Category, Columns
 from client.tasks.rows import Encoded, Rows, TaskError, check_part
 from client.tasks.schema import PARAMETERS_MAX, Schema, schema
 from client.tasks.task import Task
@@ -84,19 +86,36 @@ def _check_size(*widths: int) -> None:
         )
 
 
+def _adapted(columns: Columns) -> list[nn.Module]:
+    """The last layers of a backbone, for each text that adapters are learnt for."""
+    layers: list[nn.Module] = []
+    at = 0
+    for column in columns.inputs:
+        if isinstance(column, Text) and column.adapted and column.backbone is not None:
+            folder, digest = column.backbone.folder(), column.backbone.digest
+            sizes = {"tokens": column.tokens, "adapted": column.adapted, "rank": column.rank}
+            layers.append(adapted_text(folder, digest, at=at, **sizes))
+            at += column.vector
+        else:
+            at += column.width
+    return layers
+
+
 def task(text: str) -> Task:
     """The task that a schema describes: softmax or least-squares regression, or hidden layers."""
     plan = schema(text)
     columns, label = plan.columns, plan.columns.label
     outputs = len(label.values) if isinstance(label, Category) else 1
+    seen = columns.width - sum(one.width - one.vector for one in columns.adapted)
     if plan.random:  # a norm has no parameters, whatever its width
-        _check_size(columns.width, plan.random)
-    first, width = first_layers(columns.width, plan.norm, plan.random, plan.random_scale)
+        _check_size(seen, plan.random)
+    first, width = first_layers(seen, plan.norm, plan.random, plan.random_scale)
     _check_size(width, *plan.hidden, outputs)
 
     def build() -> nn.Module:
         learnt = losses.layered(width, plan.hidden, outputs)
-        return nn.Sequential(*first, learnt) if first else learnt
+        layers = [*_adapted(columns), *first]
+        return nn.Sequential(*layers, learnt) if layers else learnt
 
     common: dict[str, Any] = {
         "name": "table",

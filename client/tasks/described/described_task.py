@@ -17,10 +17,12 @@ from client.data.loading import chosen
 from client.data.values import ABSENT, UNREADABLE
 from client.data.wanted import Wanted
 from client.tasks.described.description import Description, described
+from client.tasks.described.encoding import backbone_of, inputs_of
 from client.tasks.described.holding_out import number_of, units
 from client.tasks.described.networks import Input, network, survival_network
 from client.tasks.described.outcomes import LIST, outcome
-from client.tasks.described.records import Record, inputs_of, records
+from client.tasks.described.records import Record, records
+from client.tasks.features.backbones import Backbone
 from client.tasks.losses import seeded
 from client.tasks.rows import Encoded, NoRows, Omission, Reading, Rows, TaskError, check_part
 from client.tasks.task import Task
@@ -79,7 +81,8 @@ def task(text: str, model: ModelPlan | None = None) -> Task:
         y_dtype=label_type,
         read=source.read,
         times=about.times,
-        costly=about.filters != "none" or about.summary,
+        pretrained=(Backbone(about.backbone, about.digest).words,) if about.backbone else (),
+        costly=bool(about.filters != "none" or about.summary or about.backbone),
     )
 
 
@@ -88,6 +91,8 @@ def _default(about: Description, inputs: Mapping[str, Input]) -> ModelPlan:
         return ModelPlan(name="mixed")
     if about.summary:
         return ModelPlan(name="linear", norm=2.0, random=512)
+    if about.backbone:
+        return ModelPlan(name="linear", norm=3.0)
     if about.filters != "none":
         return ModelPlan(name="linear")
     words = next(iter(inputs.values())).words
@@ -152,6 +157,7 @@ class _Source:
             yield self._rows(part), part
 
     def _parts(self, path: Path, *, labels: bool, people: bool = False) -> Iterator[_Part]:
+        backbone_of(self.about)  # refused once, not record by record
         following = enumerate(records(self.about, path))
         while some := list(islice(following, _CHUNK)):
             yield self._part(some, labels, people)
@@ -168,6 +174,8 @@ class _Source:
                 continue
             try:
                 arrays = record.arrays()
+            except TaskError:
+                raise
             except ValueError as error:
                 part.faults.append(_fault(number, record, "the record", str(error)))
                 continue

@@ -1,20 +1,33 @@
 """A schema that names a reader: what the rows are, in public words; nothing is read here."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
-from annotated_types import Interval, Len
+from annotated_types import Interval, Len, Predicate
 
 from client.tasks.rows import TaskError
+from privacy.contract.keys.types import NAME
 from privacy.contract.schema import Expected, build, check
 from privacy.files import DocumentError, parse_toml
 from privacy.task_package.manifest import Kind, Line, Lines, Numbers
 
 READERS: Final = ("images", "arrays", "sounds", "texts", "series")
 Reader = Literal["images", "arrays", "sounds", "texts", "series"]
+BACKBONES: Final = ("images", "sounds")
+"""The readers whose records can be seen through a backbone; for texts take a table's column."""
+DIGEST: Final = '"sha256:" and 64 hexadecimal digits'
 Side = Annotated[int, Interval(ge=1, le=4096)]
 Pair = Annotated[tuple[float, ...], Len(2, 2), Expected("[low, high]")]
+
+
+def _is_name(text: str) -> bool:
+    return not text or NAME.fullmatch(text) is not None
+
+
+def _is_digest(text: str) -> bool:
+    return not text or re.fullmatch(r"sha256:[0-9a-f]{64}", text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,9 @@ class Description:
     manifest: Line = ""
     file: Line = "file"
     folders: Lines = ("label",)
+    backbone: Annotated[str, Predicate(_is_name), Expected("the name of a backbone")] = ""
+    digest: Annotated[str, Predicate(_is_digest), Expected(DIGEST)] = ""
+    vector: Annotated[int, Interval(ge=0, le=65_536)] = 0
     size: Annotated[tuple[Side, ...], Len(2, 2), Expected("[height, width]")] = (28, 28)
     channels: Literal[1, 3] = 1
     filters: Literal["none", "edges", "wavelets"] = "none"
@@ -93,10 +109,29 @@ class Description:
             (28, 28),
         ):
             raise TaskError("schema: filters are for images of channels = 1 and size = [28, 28]")
+        self._check_backbone()
         if self.summary and self.reader != "series":
             raise TaskError("schema: summary must be left out unless reader is series")
         if len(self.delimiter) != 1:
             raise TaskError("schema: delimiter must be one character")
+
+    def _check_backbone(self) -> None:
+        """A backbone has its digest and the width of its vectors beside it, and fits the reader."""
+        if not self.backbone:
+            for key in ("digest", "vector"):
+                if getattr(self, key):
+                    raise TaskError(f"schema: {key} must be left out without a backbone")
+            return
+        if self.reader not in BACKBONES:
+            raise TaskError(
+                f"schema: backbone must be left out unless reader is {' or '.join(BACKBONES)}"
+            )
+        if not self.digest:
+            raise TaskError(f"schema: digest must be {DIGEST} beside a backbone")
+        if not self.vector:
+            raise TaskError("schema: vector must be how many numbers the backbone gives a record")
+        if self.reader == "images" and (self.channels != 3 or self.filters != "none"):
+            raise TaskError("schema: channels must be 3, without filters, beside a backbone")
 
 
 def described(text: str) -> Description:

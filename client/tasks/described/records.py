@@ -1,41 +1,31 @@
 """Readers by name: pictures, arrays, sounds, texts, windows of a series, one record at a time.
 
-Each record is made into numbers by itself, by public rules alone; one that does not fit is left out
-and told. The code is the product's: nothing here needs an approval.
+Each record is made into numbers by itself (client/tasks/described/encoding.py); one that does not
+fit is left out and told. The code is the product's: nothing here needs an approval.
 """
 
 import csv
-import hashlib
-import re
-import wave
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from client.tasks.described.description import Description
-from client.tasks.described.networks import Input
-from client.tasks.features import scattering, wavelets
-from client.tasks.features.summaries import summary, summary_width
+from client.tasks.described.encoding import (
+    Arrays,
+    pixels_of,
+    ranged_of,
+    sound_of,
+    window_of,
+    words_of,
+)
 from client.tasks.rows import TaskError
 
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".gif", ".tif", ".tiff")
-_PIXELS_MAX: Final = 64_000_000
-_FRAME: Final = 0.032
-_WORD: Final = re.compile(r"\w+")
-_FILTERS: Final = {
-    "edges": (scattering.WIDTH, scattering.oriented),
-    "wavelets": (wavelets.WIDTH, wavelets.features),
-}
-"""Fixed public filters by name: how many numbers they make of a picture, and how."""
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,23 +39,6 @@ class Record:
     subject: str = ""
 
 
-def inputs_of(about: Description) -> dict[str, Input]:
-    """The arrays of a row, by name."""
-    if about.reader == "images":
-        if about.filters != "none":
-            return {"pixels": Input((_FILTERS[about.filters][0],))}
-        return {"pixels": Input((about.channels, *about.size))}
-    if about.reader == "sounds":
-        return {"spectrum": Input((1, about.bands, about.frames))}
-    if about.reader == "texts":
-        return {"words": Input((about.length,), about.words)}
-    if about.reader == "series":
-        if about.summary:
-            return {"window": Input((summary_width(len(about.columns)),))}
-        return {"window": Input((len(about.columns), about.length))}
-    return {name: Input(rule.shape, rule.words or 0) for name, rule in about.x.items()}
-
-
 def records(about: Description, path: Path) -> Iterator[Record]:
     """The records of a file or folder, in an order of their own; TaskError where it has none."""
     if not path.exists():
@@ -75,7 +48,7 @@ def records(about: Description, path: Path) -> Iterator[Record]:
 
 def _files(about: Description, path: Path, endings: tuple[str, ...]) -> Iterator[Record]:
     """Files by a manifest (a CSV file with a column of their names), or by their folders."""
-    make = _pixels if about.reader == "images" else _spectrum
+    make = pixels_of if about.reader == "images" else sound_of
     if about.manifest:
         folder = path if path.is_dir() else path.parent
         for place, row in _lines(about, folder / about.manifest):
@@ -109,73 +82,17 @@ def _files(about: Description, path: Path, endings: tuple[str, ...]) -> Iterator
         )
 
 
-def _pixels(about: Description, file: Path) -> Arrays:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            if image.width * image.height > _PIXELS_MAX:
-                raise ValueError("a picture of fewer pixels")
-            height, width = about.size
-            mode = "L" if about.channels == 1 else "RGB"
-            small = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
-            pixels = np.asarray(small, np.float32) / 127.5 - 1
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError):
-        raise ValueError("a picture that can be read") from None
-    if about.filters != "none":
-        seen = _FILTERS[about.filters][1](torch.from_numpy((pixels[None] + 1) / 2))
-        return {"pixels": seen[0].numpy()}
-    shaped = pixels[None] if about.channels == 1 else pixels.transpose(2, 0, 1)
-    return {"pixels": np.ascontiguousarray(shaped)}
-
-
-def _spectrum(about: Description, file: Path) -> Arrays:
-    """The logarithm of a short-time spectrum in bands, at evenly spaced times of a fixed length."""
-    try:
-        with wave.open(str(file)) as sound:
-            if sound.getsampwidth() != 2 or sound.getframerate() != about.rate:
-                raise ValueError(f"a wav file of 16 bits at {about.rate} Hz")
-            count = min(sound.getnframes(), int(about.seconds * about.rate) + 1)
-            raw = np.frombuffer(sound.readframes(count), "<i2").astype(np.float64)
-            if sound.getnchannels() > 1:
-                raw = raw.reshape(-1, sound.getnchannels()).mean(1)
-    except (wave.Error, EOFError, OSError):
-        raise ValueError("a wav file that can be read") from None
-    frame = max(16, int(_FRAME * about.rate))
-    whole = max(int(about.seconds * about.rate), frame)
-    samples = np.zeros(whole)
-    samples[: min(len(raw), whole)] = raw[:whole] / 2**15
-    starts = np.linspace(0, whole - frame, about.frames).astype(int)
-    window = np.hanning(frame)
-    power = np.abs(np.fft.rfft(samples[starts[:, None] + np.arange(frame)] * window, axis=1)) ** 2
-    wide = np.unique(np.geomspace(1, power.shape[1], about.bands + 1).round().astype(int))
-    if len(wide) <= about.bands:  # too few frequencies for bands that grow
-        wide = np.linspace(1, power.shape[1], about.bands + 1).astype(int)
-    bands = [power[:, a : max(b, a + 1)].mean(1) for a, b in pairwise(wide)]
-    spectrum = (np.log10(np.stack(bands) + 1e-6) + 2) / 4
-    return {"spectrum": spectrum.astype(np.float32)[None]}
-
-
 def _texts(about: Description, path: Path) -> Iterator[Record]:
     """Lines of a CSV file; words become ids by a public hash, so that no vocabulary is learnt."""
     for place, row in _lines(about, _only(path, ".csv", ".tsv")):
         text = row.get(about.text)
         yield Record(
             place,
-            _fails("a text") if text is None else lambda text=text: _words(about, text),  # type: ignore[misc]
+            _fails("a text") if text is None else lambda text=text: words_of(about, text),  # type: ignore[misc]
             row.get(about.label),
             row.get(about.site) or "" if about.site else "",
             row.get(about.subject) or "" if about.subject else "",
         )
-
-
-def _words(about: Description, text: str) -> Arrays:
-    words = _WORD.findall(text.casefold())[: about.length]
-    places = np.zeros(about.length, np.int64)
-    for i, word in enumerate(words):
-        number = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
-        places[i] = 1 + number % (about.words - 1)
-    return {"words": places}
 
 
 def _arrays(about: Description, path: Path) -> Iterator[Record]:
@@ -198,24 +115,11 @@ def _arrays(about: Description, path: Path) -> Iterator[Record]:
     for i in range(counts.pop()):
         yield Record(
             f"row {i + 1}",
-            lambda i=i: {n: _ranged(about, n, held[n][i]) for n in about.x},  # type: ignore[misc]
+            lambda i=i: {n: ranged_of(about, n, held[n][i]) for n in about.x},  # type: ignore[misc]
             held[about.label][i] if about.label in held else None,
             str(held[about.site][i]) if about.site else "",
             str(held[about.subject][i]) if about.subject else "",
         )
-
-
-def _ranged(about: Description, name: str, value: NDArray[Any]) -> NDArray[Any]:
-    rule = about.x[name]
-    if value.shape != rule.shape or value.dtype.kind not in "biuf":
-        raise ValueError(f"numbers of shape {list(rule.shape)} in {name}")
-    if rule.words is not None:
-        if value.dtype.kind == "f" or (value < 0).any() or (value >= rule.words).any():
-            raise ValueError(f"ids from 0 to {rule.words - 1} in {name}")
-        return value.astype(np.int64)
-    low, high = rule.range or (0.0, 1.0)
-    held = np.clip(value.astype(np.float64), low, high)
-    return np.asarray(2 * (held - low) / (high - low) - 1, np.float32)
 
 
 def _series(about: Description, path: Path) -> Iterator[Record]:
@@ -235,23 +139,12 @@ def _series(about: Description, path: Path) -> Iterator[Record]:
         window, last = list(held), held[-1][1]
         yield Record(
             f"{window[0][0]} to {place}",
-            lambda window=window: _window(about, [r for _, r in window]),  # type: ignore[misc]
+            lambda window=window: window_of(about, [r for _, r in window]),  # type: ignore[misc]
             last.get(about.label),
             last.get(about.site) or "" if about.site else "",
             last.get(about.subject) or "" if about.subject else "",
         )
         windows[name] = held[stride:]
-
-
-def _window(about: Description, rows: list[Mapping[str, str]]) -> Arrays:
-    out = np.empty((len(about.columns), about.length), np.float32)
-    for i, (name, (low, high)) in enumerate(about.columns.items()):
-        try:
-            values = np.array([float(row[name]) for row in rows])
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"numbers in the column {name}") from None
-        out[i] = 2 * (np.clip(values, low, high) - low) / (high - low) - 1
-    return {"window": summary(out) if about.summary else out}
 
 
 def _lines(about: Description, file: Path) -> Iterator[tuple[str, dict[str, str]]]:

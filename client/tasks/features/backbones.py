@@ -1,8 +1,9 @@
 """Frozen public models whose outputs are features: found at the site, known by digest.
 
-A backbone is a folder of weights, a tokenizer and a description, either in an installed package or
-in the folder that `TACIT_BACKBONES` names; nothing is ever fetched. A schema says its name and its
-digest; other bytes are refused. What it was trained on is no part of any guarantee here.
+A backbone is a folder of weights, a description, and a tokenizer or how its pictures and sounds are
+prepared, either in an installed package or in the folder that `TACIT_BACKBONES` names; nothing is
+ever fetched. A schema says its name and its digest; other bytes are refused. What it was trained on
+is no part of any guarantee here.
 """
 
 import hashlib
@@ -17,7 +18,9 @@ from client.tasks.rows import TaskError
 
 FOLDERS: Final = "TACIT_BACKBONES"
 """The environment variable that names a folder of backbones, a folder each."""
-FILES: Final = ("config.json", "model.safetensors", "tokenizer.json")
+FILES: Final = ("config.json", "model.safetensors")
+PREPARING: Final = ("tokenizer.json", "preprocessor_config.json")
+"""Beside these at least one that says how a record is prepared; those that are there all count."""
 LARGEST: Final = 8 * 2**30
 
 
@@ -100,10 +103,12 @@ def _digest(folder: Path, facts: tuple[tuple[str, int, int], ...]) -> str:
 def digest_of(folder: Path) -> str:
     """ "sha256:" and the digest of a backbone's files by name; TaskError where one is missing."""
     facts = []
-    for name in FILES:
+    there = [name for name in (*FILES, *PREPARING) if (folder / name).is_file()]
+    if not set(FILES) < set(there):
+        expected = f"{', '.join(FILES)} and {' or '.join(PREPARING)}"
+        raise TaskError(f"{folder}: expected the files {expected} of a backbone")
+    for name in there:
         file = folder / name
-        if not file.is_file():
-            raise TaskError(f"{folder}: expected the files {', '.join(FILES)} of a backbone")
         status = file.stat()
         if status.st_size > LARGEST:
             raise TaskError(f"{file}: expected at most {LARGEST} bytes")

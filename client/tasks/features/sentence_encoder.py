@@ -6,6 +6,7 @@ computed in a batch of its own length: no other sentence changes its numbers by 
 """
 
 import json
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -66,47 +67,89 @@ class SentenceEncoder:
         return np.stack([known[text] for text in texts])
 
     @torch.inference_mode()
+    def tokens_of(self, texts: list[str], layers: int, most: int) -> NDArray[np.float32]:
+        """Each text's tokens after so many layers, [n, most, width]; rows of zeros fill them up."""
+        out = np.zeros((len(texts), most, self.width), np.float32)
+        for some, ids in self._alike(
+            [one.ids[:most] for one in self.tokenizer.encode_batch(texts)]
+        ):
+            out[some, : ids.shape[1]] = self._through(ids, layers).numpy()
+        return out
+
+    def layer(self, number: int) -> dict[str, Tensor]:
+        """The weights of a layer by their names within it."""
+        first = f"encoder.layer.{number}."
+        return {n.removeprefix(first): t for n, t in self.weights.items() if n.startswith(first)}
+
+    @torch.inference_mode()
     def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
         out = np.zeros((len(texts), self.width), np.float32)
-        ids = [one.ids for one in self.tokenizer.encode_batch(texts)]
-        order = sorted(range(len(texts)), key=lambda i: len(ids[i]))
+        for some, ids in self._alike([one.ids for one in self.tokenizer.encode_batch(texts)]):
+            tokens = self._through(ids, self.layers)
+            out[some] = functional.normalize(tokens.mean(1), dim=1).numpy()
+        return out
+
+    def _alike(self, ids: list[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
+        """Batches of texts of one length: their places, and their ids [b, length]."""
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         start = 0
         while start < len(order):
             length = len(ids[order[start]])
             batch = [i for i in order[start : start + _BATCH] if len(ids[i]) == length]
-            out[batch] = self._batch(torch.tensor([ids[i] for i in batch])).numpy()
+            yield batch, torch.tensor([ids[i] for i in batch])
             start += len(batch)
-        return out
 
-    def _batch(self, ids: Tensor) -> Tensor:
-        rows, length = ids.shape
+    def _through(self, ids: Tensor, layers: int) -> Tensor:
+        length = ids.shape[1]
         words = self.weights["embeddings.word_embeddings.weight"][ids]
         places = self.weights["embeddings.position_embeddings.weight"][:length]
         kind = self.weights["embeddings.token_type_embeddings.weight"][0]
-        h = self._norm(words + places + kind, "embeddings.LayerNorm")
-        for number in range(self.layers):
-            layer = f"encoder.layer.{number}"
-            q, k, v = (
-                self._linear(h, f"{layer}.attention.self.{name}")
-                .view(rows, length, self.heads, -1)
-                .transpose(1, 2)
-                for name in ("query", "key", "value")
-            )
-            mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-            seen = self._linear(mixed.reshape(rows, length, -1), f"{layer}.attention.output.dense")
-            h = self._norm(seen + h, f"{layer}.attention.output.LayerNorm")
-            wide = functional.gelu(self._linear(h, f"{layer}.intermediate.dense"))
-            back = self._linear(wide, f"{layer}.output.dense")
-            h = self._norm(back + h, f"{layer}.output.LayerNorm")
-        return functional.normalize(h.mean(1), dim=1)
+        weight, bias = (self.weights[f"embeddings.LayerNorm.{n}"] for n in ("weight", "bias"))
+        summed = words + places + kind
+        h = functional.layer_norm(summed, (self.width,), weight, bias, self.eps)
+        for number in range(layers):
+            h = encoder_layer(h, self.layer(number), heads=self.heads, eps=self.eps)
+        return h
 
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        return functional.linear(x, weight, bias)
 
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        return functional.layer_norm(x, (self.width,), weight, bias, self.eps)
+Project = Callable[[Tensor], Tensor]
+
+
+def encoder_layer(
+    h: Tensor,
+    weights: Mapping[str, Tensor],
+    *,
+    heads: int,
+    eps: float,
+    mask: Tensor | None = None,
+    query: Project | None = None,
+    value: Project | None = None,
+) -> Tensor:
+    """One layer of BERT's form over [B, T, width]: attention and a small network, each normalised.
+
+    `mask` [B, 1, 1, T] is true of the tokens that are seen; `query` and `value` take the place of
+    these two projections.
+    """
+    rows, length, width = h.shape
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return functional.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        return functional.layer_norm(x, (width,), weight, bias, eps)
+
+    projected = (
+        query(h) if query is not None else linear(h, "attention.self.query"),
+        linear(h, "attention.self.key"),
+        value(h) if value is not None else linear(h, "attention.self.value"),
+    )
+    q, k, v = (one.view(rows, length, heads, width // heads).transpose(1, 2) for one in projected)
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    seen = linear(mixed.reshape(rows, length, width), "attention.output.dense")
+    h = norm(seen + h, "attention.output.LayerNorm")
+    wide = functional.gelu(linear(h, "intermediate.dense"))
+    return norm(linear(wide, "output.dense") + h, "output.LayerNorm")
 
 
 @lru_cache(maxsize=1)

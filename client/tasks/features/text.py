@@ -34,7 +34,8 @@ class Text:
     * `hashed`: words, pairs of words and parts of words fall into so many places by a public hash,
       with a public sign (Weinberger et al. 2009);
     * `vocabulary`: one feature for each of these public words;
-    * `backbone`: the vector of a frozen encoder of `vector` numbers.
+    * `backbone`: the vector of a frozen encoder of `vector` numbers; with `adapted` its first
+      `tokens` tokens before the last `adapted` layers, which adapters of `rank` are learnt in.
     """
 
     name: str
@@ -42,11 +43,14 @@ class Text:
     vocabulary: tuple[str, ...] = ()
     backbone: Backbone | None = None
     vector: int = 0
+    adapted: int = 0
+    tokens: int = 0
+    rank: int = 0
 
     @property
     def width(self) -> int:
         """How many features the column becomes."""
-        return self.hashed or len(self.vocabulary) or self.vector
+        return self.hashed or len(self.vocabulary) or self.vector * (self.tokens or 1)
 
     @property
     def expected(self) -> str:
@@ -76,8 +80,15 @@ class Text:
                 raise TaskError(
                     f"column {self.name}: vector must be {encoder.width}, got {self.vector}"
                 )
-            vectors: NDArray[np.float32] = encoder.vectors(texts)
-            return vectors
+            if self.adapted:
+                if self.adapted > encoder.layers or self.tokens > encoder.tokens:
+                    raise TaskError(
+                        f"column {self.name}: adapted must be at most {encoder.layers} and tokens "
+                        f"at most {encoder.tokens} with this backbone"
+                    )
+                before = encoder.layers - self.adapted
+                return encoder.tokens_of(texts, before, self.tokens).reshape(len(texts), -1)
+            return encoder.vectors(texts)
         if self.hashed:
             return np.stack([_hashed(text, self.hashed) for text in texts])
         places = {word.casefold(): i for i, word in enumerate(self.vocabulary)}
