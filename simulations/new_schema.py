@@ -32,7 +32,7 @@ sites = 5
 rounds = 60
 rate = 1.0              # each step draws a row with this probability
 rows = "actual"
-lr = 6.0
+lr = "auto"             # by a rule from these numbers; a number where kind = "regression"
 average = true
 clip = 1.0              # the most that one row's gradient may weigh
 epsilon = 2.0           # of the whole run, for one row
