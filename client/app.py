@@ -7,7 +7,7 @@ judges, the ledger is spent and on disk, and only then is a row looked at.
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -17,8 +17,9 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
 from client import secure_round
+from client.dpsgd.examination.rows_taken import rows_taken
 from client.dpsgd.private_metrics import paid_metrics
-from client.dpsgd.training import Trained, clipped_sum, model_refusal, train
+from client.dpsgd.training import Trained, clipped_sum, loss_of, model_refusal, train
 from client.dpsgd.weights import MOST_NORM, filled
 from client.judgement import accepted
 from client.proposal import ACTION, answer_proposal
@@ -119,10 +120,10 @@ class Begun:
         """Exactly the steps that were paid for, on the rows."""
         if self.task.statistics is not None:
             return self.on_rows(
-                lambda rows: count(rows, self.task, self.plan, self.event, self.model)
+                lambda rows, device: count(rows, self.task, self.plan, self.event, self.model)
             )
         return self.on_rows(
-            lambda rows: train(
+            lambda rows, device: train(
                 self.model(),
                 rows,
                 self.task,
@@ -130,24 +131,29 @@ class Begun:
                 site=self.site.name,
                 event=self.event,
                 round=self.stage_round,
-                device=self.site.device,
+                device=device,
                 start=self.weights,
             )
         )
 
-    def on_rows(self, compute: Callable[[Rows], T]) -> T:
-        """`compute` on the site's rows; where that raises, on none of them.
+    def on_rows(self, compute: Callable[[Rows, torch.device], T]) -> T:
+        """`compute` on the site's rows; where that raises, on those that the model takes, or none.
 
-        Whether a row can be read is a fact about the data that no epsilon counts: a paid round is
-        answered all the same, with the noise of an empty sample, and the site stops itself.
+        Whether a row can be read or trained on is a fact about the data that no epsilon counts: a
+        paid round is answered all the same, with the noise of an empty sample where no row can be
+        read, and the site stops itself. One row takes no other with it: each is tried by itself.
         """
         try:
-            return compute(self.site.rows(self.task))
+            return compute(self.site.rows(self.task), self.site.device)
         except Exception as error:
             if self.event is None:  # nothing was paid for: the owner trusts the coordinator
                 raise
             self.site.on_fault(error)
-        return compute(none_of(self.task))
+        device = torch.device("cpu")  # a GPU is of no use after an index out of range
+        with suppress(Exception):
+            rows = self.site.rows(self.task)
+            return compute(rows_taken(self.model(), rows, loss_of(self.task, self.plan)), device)
+        return compute(none_of(self.task), device)
 
 
 def answer(site: Site, content: RecordDict) -> RecordDict:
@@ -227,7 +233,7 @@ def _finish(begun: Begun, trained: Trained) -> RecordDict:
     fields = _fields(begun, update, trained.steps)
     if plan.metrics:
         sums = begun.on_rows(
-            lambda rows: paid_metrics(begun.model(), rows, begun.task, plan, device=site.device)
+            lambda rows, device: paid_metrics(begun.model(), rows, begun.task, plan, device=device)
         )
         drawn = replace(entries[1].event, sigma=plan.metrics_sigma or 0.0)
         fields["metrics"] = Paid(json.dumps(sums), drawn, entries[1])
@@ -254,13 +260,13 @@ def _finish_secure(begun: Begun) -> RecordDict:
     if event is None:
         raise Refused("bad-request")
 
-    def sums(rows: Rows) -> Sums:
+    def sums(rows: Rows, device: torch.device) -> Sums:
         model, expected = begun.model(), largest_batch(plan)
         if plan.per_example:
             return clipped_sum(
-                *(model, rows, begun.task, plan), event=event, expected=expected, device=site.device
+                *(model, rows, begun.task, plan), event=event, expected=expected, device=device
             )
-        about_run: Any = {"site": site.name, "round": begun.stage_round, "device": site.device}
+        about_run: Any = {"site": site.name, "round": begun.stage_round, "device": device}
         trained = train(model, rows, begun.task, plan, event=None, **about_run)
         return secure_round.clipped_update(trained.update, plan)
 

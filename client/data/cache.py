@@ -23,7 +23,7 @@ from client.data.loading import SPILL, mapped, release
 from client.tasks.rows import Omission, Reading, Rows
 from privacy.files import PRIVATE, DocumentError, open_atomic, read_json, write_atomic
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Of the entries; a change of how rows are encoded without a new version of Tacit counts too."""
 ENTRIES: Final = 4
 BYTES: Final = 256 * 2**30

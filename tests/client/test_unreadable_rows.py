@@ -1,11 +1,14 @@
 """A paid round is answered whatever the rows look like: nothing of them shows in the answer."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import client.app
 from client.tasks.rows import Rows
@@ -59,6 +62,35 @@ def test_training_that_fails_on_a_row_is_answered_with_the_noise_of_none(
     desk.site.on_fault = faults.append
     assert desk.said(desk.ask()) == ("trained", "")
     assert len(faults) == 1
+
+
+@pytest.mark.parametrize("place", [0, 150, 300])
+def test_a_row_that_training_fails_on_takes_no_other_row_with_it(desk: Desk, place: int) -> None:
+    def rows(learning: Task) -> Rows:
+        good = learning.load(None, "train").take(np.arange(300))
+        x, y = (torch.cat([t[:place], t[:1], t[place:]]) for t in (good.x, good.y))
+        y[place] = 4711  # no class: the loss has no such score
+        return Rows(x, y)
+
+    faults: list[Exception] = []
+    desk.site.on_fault = faults.append
+    loud = replace(METERED, sigma=0.05, rate=1.0, metrics_sigma=0.05, metrics=("rows", "loss"))
+    replies = []
+    for number, seen in enumerate((desk.rows, rows)):
+        desk.site.rows = seen
+        desk.site.policy = replace(
+            desk.site.policy, epsilon=1e6, outputs=("update", "rows", "loss")
+        )
+        reply = desk.ask(loud, run=f"r{number}")
+        assert desk.said(reply) == ("trained", "")
+        update = decode(reply.content.array_records["arrays"]["update"].data, SHAPES)
+        replies.append((update["weight"], reply.content.config_records["reply"]["metrics"]))
+    (whole, metrics), (without, others) = replies
+    assert np.abs(whole).max() > 20 * np.abs(whole - without).max()
+    counts = [json.loads(str(one))["rows"] for one in (metrics, others)]
+    assert counts == pytest.approx([300, 300], abs=1)
+    assert [type(error) for error in faults] == [IndexError, IndexError]
+    assert "4711" not in str(desk.heard)
 
 
 def test_an_error_before_a_row_is_looked_at_leaves_as_a_code_and_never_as_its_text(

@@ -286,6 +286,12 @@ def test_rows_sorted_by_their_length_and_an_embedding_tied_by_hand_are_refused()
             trained(model, data("ids"))
 
 
+def test_a_weight_that_also_counts_a_little_past_its_module_is_refused_by_its_name() -> None:
+    model = Made(lambda m, x: m.a(x) + 1e-3 * m.a.weight.sum(), a=nn.Linear(WIDTH, 2))
+    with pytest.raises(ModelError, match=r"a\.weight is used outside its module"):
+        trained(model, data())
+
+
 def test_the_first_real_batch_shows_rows_that_move_where_made_up_rows_did_not() -> None:
     model = reordered(
         lambda x: (
