@@ -8,6 +8,7 @@ profile `full` (`make test-all`) tries all, `ci` (`make test`) a third, `dev`
 (`make quick`) a tenth.
 """
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from privacy.mechanism.native import compiled
 from privacy.runtime import defer, prepare
 from tests.support.patience import patience, slowness
 
+gc.disable()  # while a million objects are made that stay; again after the collection
 os.environ.update(
     OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
     FLWR_HOME=tempfile.mkdtemp(prefix="tacit-test-flwr-"),
@@ -113,7 +115,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if not any(item.get_closest_marker(name) for name in KINDS):
             item.add_marker(kind(item.path))
-    items.sort(key=lambda item: kind(item.path) == "unit")
+    items.sort(key=lambda item: kind(item.path) == "unit" and item.path.parent != HERE)
+
+
+def pytest_collection_finish() -> None:
+    """Every collection of garbage would look at all modules and tests again."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

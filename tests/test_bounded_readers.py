@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,13 @@ PARSERS = {("json", "loads"), ("json", "load"), ("tomllib", "loads"), ("tomllib"
 NEVER = {("pickle", "loads"), ("pickle", "load"), ("yaml", "load"), ("marshal", "loads")}
 
 
-def calls(path: Path) -> Iterator[tuple[str, str]]:
-    """Each `module.function` that a file names."""
+@cache
+def calls(path: Path) -> frozenset[tuple[str, str]]:
+    """Each `module.function` that a file names; a file is parsed once for all tests."""
+    return frozenset(_calls(path))
+
+
+def _calls(path: Path) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             yield node.value.id, node.attr
@@ -43,7 +49,7 @@ def calls(path: Path) -> Iterator[tuple[str, str]]:
 
 def users(of: set[tuple[str, str]]) -> set[str]:
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    return {p.relative_to(ROOT).as_posix() for p in files if of & set(calls(p))}
+    return {p.relative_to(ROOT).as_posix() for p in files if of & calls(p)}
 
 
 def test_documents_are_parsed_by_the_bounded_readers_alone() -> None:

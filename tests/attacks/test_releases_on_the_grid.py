@@ -127,17 +127,23 @@ def test_the_adaptive_clip(strength: float) -> None:
     assert len(set(found)) > 50
 
 
-def modules() -> list[Path]:
-    return [p for folder in PRODUCT for p in sorted((ROOT / folder).rglob("*.py"))]
+Modules = list[tuple[Path, list[ast.AST]]]
 
 
-def test_the_sampler_is_the_mechanisms_own() -> None:
+@pytest.fixture(scope="module")
+def modules() -> Modules:
+    """Every module of the product with the nodes of its syntax tree."""
+    paths = [p for folder in PRODUCT for p in sorted((ROOT / folder).rglob("*.py"))]
+    return [(path, list(ast.walk(ast.parse(path.read_text())))) for path in paths]
+
+
+def test_the_sampler_is_the_mechanisms_own(modules: Modules) -> None:
     """Nobody outside privacy/mechanism can draw noise but by `privatise`."""
     inside = ROOT / "privacy" / "mechanism"
-    for path in modules():
+    for path, nodes in modules:
         if path.is_relative_to(inside):
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes:
             if isinstance(node, ast.ImportFrom) and node.module == "privacy.mechanism.gaussian":
                 assert {name.name for name in node.names} <= {"Sums"}, path
             if isinstance(node, ast.ImportFrom) and node.module == "privacy.mechanism":
@@ -147,7 +153,7 @@ def test_the_sampler_is_the_mechanisms_own() -> None:
                 assert hasattr(noise, node.attr), f"{path}: noise.{node.attr}"
 
 
-def test_no_other_generator_makes_noise() -> None:
+def test_no_other_generator_makes_noise(modules: Modules) -> None:
     """numpy's and torch's normal draws stand nowhere in the product but where they are public."""
     public = {
         "privacy/mechanism/native.py",  # made-up sums that compare the kernel with numpy
@@ -160,18 +166,18 @@ def test_no_other_generator_makes_noise() -> None:
         "client/tasks/features/public_layers.py",  # projections of a constant seed
         "client/audit/setting_checks.py",  # what releases are compared with
     }
-    for path in modules():
+    for path, nodes in modules:
         name = path.relative_to(ROOT).as_posix()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes:
             if isinstance(node, ast.Attribute) and node.attr in ("normal", "standard_normal"):
                 assert name in public, f"{name}:{node.lineno} draws normal numbers"
 
 
-def test_the_paths_that_release_call_privatise() -> None:
+def test_the_paths_that_release_call_privatise(modules: Modules) -> None:
     calls = {
         path.relative_to(ROOT).as_posix()
-        for path in modules()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for path, nodes in modules
+        for node in nodes
         if isinstance(node, ast.Attribute) and node.attr == "privatise"
     }
     assert {

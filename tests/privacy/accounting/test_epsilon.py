@@ -159,7 +159,8 @@ def test_the_quick_answer_is_the_exact_one(history: list[Event], epsilon: float)
 @pytest.mark.parametrize(
     ("epsilon", "delta", "rate", "steps"),
     [
-        (0.5, 1e-7, 0.5, 30),
+        pytest.param(0.5, 1e-7, 0.5, 30, marks=pytest.mark.slow),
+        (2.0, 1e-12, 0.2, 40),
         pytest.param(20.0, 1e-3, 0.1, 1, marks=pytest.mark.slow),
         (4.0, 1e-5, 1.0, 300),
     ],
@@ -345,9 +346,14 @@ def test_rounded_noise_levels_are_never_too_cheap(monkeypatch: pytest.MonkeyPatc
     assert spent([*by_sigma, record(0, 0.01, 1)], 1e-5) == math.inf
 
 
+DELTAS = (1e-300, 1e-30, 1e-18, 1e-15, 1e-12, 1e-9, 1e-5, 0.1, 0.9)
+LOUD = record(0.4, 0.3, 20)
+CASES = [(one, d) for one in (record(1.0, 0.01, 1000), record(3, 1, 50)) for d in DELTAS]
+SLOW = [pytest.param(LOUD, delta, marks=pytest.mark.slow) for delta in DELTAS[-2:]]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("delta", [1e-300, 1e-30, 1e-18, 1e-15, 1e-12, 1e-9, 1e-5, 0.1, 0.9])
-@pytest.mark.parametrize("event", [record(1.0, 0.01, 1000), record(0.4, 0.3, 20), record(3, 1, 50)])
+@pytest.mark.parametrize(("event", "delta"), [*CASES, *((LOUD, d) for d in DELTAS[:-2]), *SLOW])
 def test_every_delta_has_a_finite_epsilon_of_at_most_both_bounds(
     event: Event, delta: float
 ) -> None:
