@@ -113,14 +113,33 @@ class Hashed:
         self._sha256 = hashlib.sha256
 
         def sha256(data: Any = b"", **options: Any) -> Any:
-            if len(data) > 1 << 16:
-                self.bytes += memoryview(data).nbytes
-            return self._sha256(data, **options)
+            return Counted(self, self._sha256(**options), data)
 
         hashlib.sha256 = sha256  # type: ignore[assignment]
 
+    def count(self, data: Any) -> None:
+        """What one call was given, if it is large."""
+        if len(data) > 1 << 16:
+            self.bytes += memoryview(data).nbytes
+
     def __exit__(self, *_: object) -> None:
         hashlib.sha256 = self._sha256  # type: ignore[assignment]
+
+
+class Counted:
+    """A SHA-256 whose large updates are counted."""
+
+    def __init__(self, by: Hashed, real: Any, data: Any) -> None:
+        self._by, self._real = by, real
+        self.update(data)
+
+    def update(self, data: Any) -> None:
+        """Hash more."""
+        self._by.count(data)
+        self._real.update(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
 
 def plain(width: int) -> Any:

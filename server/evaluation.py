@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy.arrays import Arrays
+from privacy.arrays import Arrays, laid_out
 from privacy.contract.plan import Plan
 from privacy.statistics.columns import Column
 
@@ -43,8 +43,11 @@ def initial_weights(plan: Plan) -> Arrays:
     from client.dpsgd.weights import trained_of
     from client.tasks.registry import task_of
 
-    named = trained_of(task_of(plan).model(plan.seed)).items()
-    return {name: np.array(p.detach().numpy(), dtype=np.float32) for name, p in named}
+    named = trained_of(task_of(plan).model(plan.seed))
+    weights = laid_out({name: tuple(p.shape) for name, p in named.items()})
+    for name, p in named.items():
+        weights[name][...] = p.detach().numpy()
+    return weights
 
 
 def frozen_base(plan: Plan) -> str:

@@ -10,12 +10,16 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from privacy.files import write_atomic
 from privacy.ledger.heads import GENESIS, Head, HeadError, Proof, accept, payload
 from server.rounds.messages import Answer
+
+_SYNCS: Final = 8
+"""Files that are put on disk together."""
 
 
 class HeadBook:
@@ -32,14 +36,29 @@ class HeadBook:
         self._ledger_of, self._names = ledger_of, dict[str, str]()
         self._folder, self._run, self._copy, self._sign = folder, run, copy, sign
         self._last: dict[str, dict[str, Any]] = {}
+        self._written: set[Path] = set()
         self._used: dict[str, set[str]] = {}
         for place in (folder, copy):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def last(self, site: str) -> Mapping[str, Any]:
-        """The site's last counter-signed head: n, digest and signature."""
+        """The site's last counter-signed head: n, digest and signature; it is on disk by then."""
         self._load(site)
+        self.flush()
         return self._last[site]
+
+    def flush(self) -> None:
+        """Put on disk what `accept` has written since: a round's heads together.
+
+        Nobody is told of a head, and no round counts, before that.
+        """
+        if len(self._written) > 1:
+            with ThreadPoolExecutor(_SYNCS) as pool:  # the file system commits them together
+                list(pool.map(_sync, self._written))
+        else:
+            for path in self._written:
+                _sync(path)
+        self._written.clear()
 
     def lines(self, site: str) -> list[dict[str, Any]]:
         """Everything that was counter-signed of the ledger that this run follows."""
@@ -61,7 +80,10 @@ class HeadBook:
                 spoken.add(proof.base.digest)
 
     def accept(self, site: str, number: int, answer: Answer) -> None:
-        """Check the chain from the last head to the new one and counter-sign it, or HeadError."""
+        """Check the chain from the last head to the new one and counter-sign it, or HeadError.
+
+        It is on disk after `flush`.
+        """
         self._load(site)
         record = self._last[site]
         proof = Proof.from_dict(answer.proof)
@@ -84,8 +106,10 @@ class HeadBook:
             **head.to_dict(),
             "signature": signature,
         }
-        _append(self._folder / f"{self._names[site]}.jsonl", line)
-        _append(self._copy / f"{site}.jsonl", line)
+        data = _line(line)
+        for path in (self._folder / f"{self._names[site]}.jsonl", self._copy / f"{site}.jsonl"):
+            _append(path, data)
+            self._written.add(path)
         self._last[site] = _signed(self._names[site], {**line, "signature": signature})
 
     def _load(self, site: str) -> None:
@@ -143,17 +167,25 @@ def _line(line: Mapping[str, Any]) -> bytes:
     return (json.dumps(line) + "\n").encode()
 
 
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    data = _line(line)
+def _append(path: Path, data: bytes) -> None:
+    """Write a line behind the last whole one: what a crash left of another is dropped."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        whole = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
-        end = whole.rfind(b"\n") + 1  # what a crash left of an unfinished line is dropped
-        os.ftruncate(descriptor, end)
+        end = os.fstat(descriptor).st_size
+        if end and os.pread(descriptor, 1, end - 1) != b"\n":
+            end = os.pread(descriptor, end, 0).rfind(b"\n") + 1
+            os.ftruncate(descriptor, end)
         written = os.pwrite(descriptor, data, end)
         if written != len(data):
             os.ftruncate(descriptor, end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

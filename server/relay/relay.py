@@ -179,6 +179,8 @@ class Relay:
         except Interrupted as error:
             self.queue.move(request.run, error.reason, str(error))
             raise Refusal("paused") from None
+        finally:
+            heads.flush()
         leaves = [_leaf(made, one, heads) for made, one in _answers(record, request.round)]
         count = sum(leaf.status == "trained" for leaf in leaves)
         self.queue.move(request.run, "waiting", f"round {request.round}: {count} of {len(leaves)}")

@@ -36,6 +36,10 @@ class RelayHeads:
         """HeadError unless this relay's book would take them all."""
         self._book.check(answers)
 
+    def flush(self) -> None:
+        """Put them on disk, before the coordinator is told of them."""
+        self._book.flush()
+
     def accept(self, site: str, number: int, answer: Answer) -> None:
         """Counter-sign the answer's head, and keep its proof for the coordinator; HeadError."""
         proof = Proof.from_dict(answer.proof)

@@ -51,6 +51,9 @@ class Heads(Protocol):
     def accept(self, site: str, number: int, answer: Answer) -> None:
         """Verify the answer's proof and counter-sign its head; HeadError where it does not hold."""
 
+    def flush(self) -> None:
+        """Put the heads that were accepted on disk, before anybody is told of them."""
+
 
 class Listener(Protocol):
     """Whoever follows a run: it decides which sites may be asked, and is told what happened."""

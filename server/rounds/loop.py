@@ -50,6 +50,9 @@ def federate(job: Job) -> Outcome:
         released = bool(history) and PILOT not in history[-1]  # no pilot's model is for use
         if job.attempts.hand_out and released and job.plan.statistics is None:
             _hand_out(job, chosen(job.plan, history))
+    finally:
+        if job.heads is not None:
+            job.heads.flush()
     if not job.plan.private:
         return outcome
     paid = epsilons(history)
@@ -238,6 +241,8 @@ def _record(
         records=job.records_per_person,
         choice=record.choice,
     )
+    if job.heads is not None:
+        job.heads.flush()
     job.folder.write_round(state.to_arrays(), job.plan, line, base=job.base)
     job.listener.on_round(line)
     return line

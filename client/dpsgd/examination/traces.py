@@ -199,3 +199,22 @@ def other_weights(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for p, old in zip(trained, before, strict=True):
                 p.copy_(old)
+
+
+def length(tensors: Sequence[Tensor | None]) -> float:
+    """The L2 norm of all together, in float64."""
+    squares = [
+        torch.linalg.vector_norm(t, dtype=torch.float64).square() for t in tensors if t is not None
+    ]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+def negated(gradient: Tensor | None, others: Sequence[Tensor | None]) -> Tensor | None:
+    """A contiguous -gradient, in its own memory where no other has that: a model may be large."""
+    if gradient is None:
+        return None
+    place = gradient.untyped_storage().data_ptr()
+    sharing = [t for t in others if t is not None and t.untyped_storage().data_ptr() == place]
+    if len(sharing) == 1 and gradient.is_contiguous():
+        return gradient.neg_()
+    return gradient.neg().contiguous()

@@ -1,5 +1,6 @@
 """What a kill or a full disk leaves between two of the coordinator's files is made whole."""
 
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,51 @@ class Desk:
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
+
+
+def test_heads_go_to_disk_together_and_before_anybody_is_told_of_them(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def sync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        real(descriptor)
+
+    book, both = desk.book(), ["site.jsonl", "site.jsonl"]
+    book.last("site")
+    for flush in (book.flush, lambda: book.last("site")):
+        for _ in range(3):
+            desk.pay()
+            proof = desk.ledger.proof(Head(book._last["site"]["n"], book._last["site"]["digest"]))
+            answer = Answer("site", "trained", None, desk.ledger.events(RUN), proof=proof.to_dict())
+            monkeypatch.setattr(os, "fsync", sync)
+            book.accept("site", desk.round, answer)
+            monkeypatch.setattr(os, "fsync", real)
+        assert not synced
+        monkeypatch.setattr(os, "fsync", sync)
+        flush()
+        flush()
+        monkeypatch.setattr(os, "fsync", real)
+        assert synced == both
+        synced.clear()
+    assert [line["n"] for line in read_lines(desk.main / "site.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert (desk.copy / "site.jsonl").read_bytes() == (desk.main / "site.jsonl").read_bytes()
+
+
+def test_what_a_crash_left_of_a_line_is_dropped_by_the_next_one(desk: Desk) -> None:
+    book = desk.book()
+    for _ in range(2):
+        desk.pay()
+        desk.accept(book)
+    for path in (desk.main / "site.jsonl", desk.copy / "site.jsonl"):
+        path.write_bytes(path.read_bytes() + b'{"v": 1, "si')
+    desk.pay()
+    desk.accept(desk.book())
+    lines = read_lines(desk.main / "site.jsonl")
+    assert [line["n"] for line in lines] == [1, 2, 3]
+    assert read_lines(desk.copy / "site.jsonl") == lines
 
 
 def test_the_runs_copy_of_the_heads_follows_the_book(desk: Desk) -> None:
