@@ -7,6 +7,7 @@ name.
 
 import hashlib
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -90,6 +91,7 @@ def private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     return key
 
 
+@lru_cache(maxsize=4)
 def _signing_key(pem: bytes) -> ed25519.Ed25519PrivateKey:
     key = _load(pem)
     if not isinstance(key, ed25519.Ed25519PrivateKey):

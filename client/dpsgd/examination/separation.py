@@ -248,16 +248,20 @@ def _check_sums(book: BookKeeping, source: MadeUp, loss: Loss) -> None:
     """The examples' gradients add up to what autograd says of the sum of their losses."""
     rows = source.rows(_FEW, 1.0)
     trained = [p for p in book.model.parameters() if p.requires_grad]
-    with book.passive(), seeded():
-        total = loss(book(rows.x), rows.y).sum()
-        theirs: list[Tensor | None] = list(torch.autograd.grad(total, trained, allow_unused=True))
-    size = length(theirs)
     before = [p.grad for p in trained]
     try:
-        for place, p in enumerate(trained):  # ours are added to what autograd says, negated
-            p.grad, theirs[place] = negated(theirs[place], theirs), None
+        for p in trained:
+            p.grad = None
         with seeded():
             parts, square = book.parts(rows.x, rows.y, loss)
+        with book.passive(), seeded():
+            total = loss(book(rows.x), rows.y).sum()
+            theirs: list[Tensor | None] = list(
+                torch.autograd.grad(total, trained, allow_unused=True)
+            )
+        size = length(theirs)
+        for place, p in enumerate(trained):  # ours are added to what autograd says, negated
+            p.grad, theirs[place] = negated(theirs[place], theirs), None
         with torch.no_grad():
             for part in parts:
                 part.add(torch.ones_like(square, dtype=torch.float32), None)
