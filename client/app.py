@@ -231,7 +231,7 @@ def _finish(begun: Begun, trained: Trained) -> RecordDict:
     counted = begun.task.statistics is not None  # its weights predict, and stay as they are
     update = {name: trained.update[name] for name in ((SUMS,) if counted else begun.weights)}
     fields = _fields(begun, update, trained.steps)
-    if plan.metrics:
+    if plan.metrics and len(entries) > 1:  # only what was paid for
         sums = begun.on_rows(
             lambda rows, device: paid_metrics(begun.model(), rows, begun.task, plan, device=device)
         )

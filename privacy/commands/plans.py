@@ -17,10 +17,10 @@ from privacy.accounting.epsilon import json_number, spent
 from privacy.accounting.events import Event
 from privacy.accounting.rounding import spent_text
 from privacy.accounting.segments import Budget
+from privacy.contract.cadence import fewest_rounds
 from privacy.contract.forecast import (
     Forecast,
     epsilons,
-    fewest_rounds,
     forecast,
     names_subjects,
     sites_of,

@@ -166,8 +166,9 @@ def _bounded(policy: Policy, events: tuple[Event, ...]) -> Refusal | None:
 
 
 def _later(plan: Plan, site: str) -> tuple[Event, ...]:
-    """What comes after a search's pilots: no pilot is paid for where that would be refused."""
-    return plan.events_of_round(site) if plan.tune is not None else ()
+    """What later rounds have and this one may not: none is paid for where those are refused."""
+    every = plan.events_of_round(site)
+    return every if plan.tune is not None else every[1:]
 
 
 def _offer(
@@ -183,7 +184,9 @@ def _offer(
         return events
     if plan.tune is not None:  # its learning rates are chosen for the noise that it names
         return events
-    first, beside = events[0], tuple(replace(e, count=left) for e in events[1:])
+    asked = plan.metric_rounds(plan.rounds) - plan.metric_rounds(round - 1)
+    metrics = plan.events_of_round(site)[1:] if asked else ()
+    first, beside = events[0], tuple(replace(e, count=asked) for e in metrics)
     most = _MOST_NOISE * first.sigma  # a coordinator takes no reply with more noise than this
     if policy.min_sigma > most:
         return events

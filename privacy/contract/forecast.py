@@ -6,7 +6,7 @@ that the forecast and the run's ledgers agree.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from privacy.accounting.epsilon import spent, within
@@ -26,26 +26,41 @@ EVERY: Final = "every site"
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What the next rounds cost: `events` each, after so many `pilots` that cost `pilot` each."""
+    """What the next rounds cost: `events` each, after so many `pilots` that cost `pilot` each.
+
+    Paid metrics, the events after the first, count where `plan` has them, from round `number` on.
+    """
 
     events: tuple[Event, ...]
     pilot: tuple[Event, ...] = ()
     pilots: int = 0
+    plan: Plan | None = None
+    number: int = 1
 
     @classmethod
     def of(
         cls, plan: Plan, site: str, policy: Policy, events: tuple[Event, ...], number: int = 1
     ) -> "Course":
-        """From round `number` of a plan on; `events` are what a round costs, without a search."""
-        if plan.tune is None:
+        """From round `number` of a plan on, whose updates cost the first of `events` each.
+
+        With a search they cost what the plan says, whatever `events` are.
+        """
+        if not plan.noised_at_site:
             return cls(events)
-        events = with_records(plan.events_of_round(site), policy)
+        planned = with_records(plan.events_of_round(site), policy)
+        if plan.tune is None:
+            return cls((*events[:1], *planned[1:]), plan=plan, number=number)
         pilot = with_records(plan.events_of_round(site, 1), policy)
-        return cls(events, pilot, max(0, plan.pilot_rounds - number + 1))
+        return cls(planned, pilot, max(0, plan.pilot_rounds - number + 1), plan, number)
 
     def taken(self, rounds: int) -> tuple[Event, ...]:
         """Everything that so many next rounds cost."""
-        return released(self.events, self.pilot, self.pilots, rounds)
+        if self.plan is None or not self.plan.metrics:
+            return released(self.events, self.pilot, self.pilots, rounds)
+        before = self.number - 1
+        asked = self.plan.metric_rounds(before + rounds) - self.plan.metric_rounds(before)
+        metrics = (replace(e, count=e.count * asked) for e in self.events[1:] if asked)
+        return (*released(self.events[:1], self.pilot[:1], self.pilots, rounds), *metrics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +139,6 @@ def epsilons(
         events = outlook.course.taken(min(number, outlook.fits))
         taken = alone(events) if colluding else events
         yield number, spent(taken, delta, records=records)
-
-
-def fewest_rounds(plan: Plan) -> int:
-    """After how many rounds a run may stop by itself at the earliest; all where it does not."""
-    patience = plan.operation.patience
-    return plan.rounds if patience is None else min(plan.rounds, plan.pilot_rounds + patience + 1)
 
 
 def names_subjects(plan: Plan) -> bool:

@@ -86,6 +86,8 @@ def outputs(plan: Plan, events: tuple[Event, ...]) -> tuple[Output, ...]:
         paid = [Output("update", events[0], True, what)]
         if plan.metrics:
             names = ", ".join(plan.metrics)
+            if plan.metrics_every > 1:
+                names += f"; in each round whose number {plan.metrics_every} divides"
             paid.append(Output("metrics", events[1], True, f"noisy clipped sums: {names}"))
     else:
         why = (

@@ -145,6 +145,7 @@ def stage_of(
         epsilon=None,
         limit=None,
         warmup=min(plan.warmup, rounds - 1),
+        metrics_every=1,  # which rounds have them follows from the whole plan
         site={n: replace(one, epsilon=None, limit=None) for n, one in plan.site.items()},
     )
 

@@ -18,6 +18,7 @@ import tomli_w
 from privacy.accounting.epsilon import calibrate, spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
+from privacy.contract.cadence import metric_rounds
 from privacy.contract.keys.contract import Contract
 from privacy.contract.keys.tables import (
     AugmentPlan,
@@ -61,7 +62,7 @@ __all__ = [
 _SINCE: Final = frozenset(
     {
         *("task_options", "combine", "trim", "class_weights"),
-        *("server_optimizer", "server_tau", "server_schedule", "warmup", "l1"),
+        *("server_optimizer", "server_tau", "server_schedule", "warmup", "l1", "metrics_every"),
     }
 )
 """Keys that older plans do not have: left out at their defaults, so that digests stay."""
@@ -234,7 +235,7 @@ class Plan(Contract):
                     f"{epsilon}, got {self.clip_sigma}"
                 )
             return math.sqrt(1 / left)
-        metrics = tuple(replace(e, count=self.rounds) for e in self._metric_events())
+        metrics = self._metrics_until(self.rounds)
         if metrics and spent(metrics, self.required_delta) >= epsilon:
             raise PlanError(
                 f"metrics_sigma must be larger: the paid metrics alone cost more than "
@@ -279,16 +280,27 @@ class Plan(Contract):
     def events_of_round(self, site: str, number: int | None = None) -> tuple[Event, ...]:
         """Everything that one round at one site pays for: the update, then the paid extras.
 
-        Without a `number` (from 1) it is a round after the pilots of a search.
+        Without a `number` (from 1) it is a round after the pilots of a search, with paid metrics.
         """
         pilot = number is not None and self.pilot_of(number) is not None
-        return self._events(self.site_overrides(site), pilot)
+        metrics = number is None or self.asks_metrics(number)
+        return self._events(self.site_overrides(site), pilot, metrics)
+
+    def asks_metrics(self, number: int) -> bool:
+        """Whether a round (from 1) has paid metrics."""
+        return self.metric_rounds(number) > self.metric_rounds(number - 1)
+
+    def metric_rounds(self, last: int) -> int:
+        """How many of the rounds up to `last` have paid metrics."""
+        return metric_rounds(self, last)
 
     def nominal_events(self) -> tuple[Event, ...]:
         """What one round costs a site without overrides, or the coordinator (unit "client")."""
         return self._events(SitePlan())
 
-    def _events(self, overrides: SitePlan, pilot: bool = False) -> tuple[Event, ...]:
+    def _events(
+        self, overrides: SitePlan, pilot: bool = False, metrics: bool = True
+    ) -> tuple[Event, ...]:
         event = self._event(overrides, pilot)
         if event is None:
             return ()
@@ -297,12 +309,17 @@ class Plan(Contract):
             return (
                 (event, Event("client", self.clip_sigma or 0.0, 1.0, 1)) if adaptive else (event,)
             )
-        return (event, *self._metric_events())
+        return (event, *self._metric_events()) if metrics else (event,)
 
     def _metric_events(self) -> tuple[Event, ...]:
         if not self.metrics or self.metrics_sigma is None:
             return ()
         return (Event(self.unit, self.metrics_sigma, 1.0, 1),)
+
+    def _metrics_until(self, last: int) -> tuple[Event, ...]:
+        """The paid metrics of all rounds up to `last`."""
+        count = self.metric_rounds(last)
+        return tuple(replace(e, count=count) for e in self._metric_events()) if count else ()
 
     def limit_of(self, site: str) -> Budget | None:
         """The budget that a site does not pass in this run, where the plan sets one."""
@@ -331,9 +348,16 @@ class Plan(Contract):
     def _epsilon(self, overrides: SitePlan, rounds: int) -> float | None:
         if not self.private:
             return None
+        return spent(self._taken(overrides, rounds), self.required_delta)
+
+    def _taken(self, overrides: SitePlan, rounds: int) -> tuple[Event, ...]:
+        """Everything that so many rounds release."""
+        events = self._events(overrides)
         pilot = self._events(overrides, True) if self.tune is not None else ()
-        taken = released(self._events(overrides), pilot, self.pilot_rounds, rounds)
-        return spent(taken, self.required_delta)
+        if not self.metrics:
+            return released(events, pilot, self.pilot_rounds, rounds)
+        updates = released(events[:1], pilot[:1], self.pilot_rounds, rounds)
+        return updates + self._metrics_until(rounds)
 
     def to_dict(self) -> dict[str, Any]:
         """All keys that have a value, in the order of the class."""

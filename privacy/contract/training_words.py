@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
+from privacy.contract.cadence import often
 from privacy.contract.plan import Plan
 from privacy.files import DocumentError, parse_toml
 
@@ -60,8 +61,8 @@ def early_stopping(plan: Plan) -> Item:
     operation = plan.operation
     if operation.patience is None:
         return _item("Early stopping", "not used", "a run ends by its plan or by the budget")
-    paid = operation.stop_metric.startswith("site_")
-    what = "paid metrics, charged with every round" if paid else "public records, which is free"
+    paid = operation.stop_metric.startswith("site")
+    what = f"paid metrics, {often(plan)}" if paid else "public records, which is free"
     return _item(
         "Early stopping",
         "noised" if paid else "public",

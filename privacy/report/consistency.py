@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from privacy.accounting.epsilon import spent
+from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
 from privacy.report.accounts import TOLERANCE, Account, Row, Tally
 from privacy.report.sources import Problem, Source
@@ -27,7 +28,7 @@ def against_history(
         return []  # said already, and nothing to compare with
     problems: list[Problem] = []
     recounted = {row.round: row for row in account.rows}
-    once, each = Tally(), len(plan.events_of_round(account.name))
+    once = Tally()
     latest = 0.0
     for index, line in enumerate(source.history, start=1):
         row = recounted.get(line["round"])
@@ -35,7 +36,7 @@ def against_history(
             continue
         late = [line.get("late", {}).get(site) for site in account.covers]
         for one in (row if row.status == "trained" else None, *map(recounted.get, late)):
-            once.add(one.events[:each] if one else ())
+            once.add(_one_try(one, plan, account.name) if one else ())
         for site in account.covers:
             answer = line["sites"].get(site)
             if answer is None:
@@ -70,6 +71,11 @@ def _known(account: Account, number: int, latest: float, stated: float) -> float
     return next((e for e in epsilons if e >= latest and abs(stated - e) <= TOLERANCE), None)
 
 
+def _one_try(row: Row, plan: Plan, name: str) -> tuple[Event, ...]:
+    """What a round costs where it is paid for once."""
+    return row.events[: len(plan.events_of_round(name, row.round))]
+
+
 def _stated(
     answer: Mapping[str, Any], row: Row, plan: Plan, name: str, place: str
 ) -> list[Problem]:
@@ -82,7 +88,7 @@ def _stated(
         abs(marginal - row.epsilon_round) > TOLERANCE
         and not 0 <= marginal <= spent(row.events, plan.required_delta) + TOLERANCE
     ):
-        alone = spent(row.events[: len(plan.events_of_round(name))], plan.required_delta)
+        alone = spent(_one_try(row, plan, name), plan.required_delta)
         message = f"epsilon_round {marginal} is stated, the round by itself costs {alone:.6g}"
         problems.append(Problem("epsilon-differs", place, message))
     if answer.get("delta") is not None and answer["delta"] != plan.required_delta:

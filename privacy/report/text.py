@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from privacy.contract import training_words
+from privacy.contract.cadence import often
 from privacy.contract.pilots import clip_words, searched
 from privacy.contract.plan import Plan
 from privacy.report.sources import FEDERATION, SIMULATION, SITE
@@ -92,7 +93,7 @@ def releases(plan: Plan, kind: str) -> list[Item]:
             {
                 "output": f"noisy metrics on the site's rows ({', '.join(plan.metrics)})",
                 "recipient": "coordinator",
-                "often": "once a round and site, paid from the same budget",
+                "often": f"{often(plan)}, paid from the same budget",
             }
         )
     if kind != SIMULATION:
@@ -174,7 +175,8 @@ def unprotected(plan: Plan, kind: str) -> list[Item]:
         )
     )
     if plan.metrics:
-        paid = f"noise of {plan.metrics_sigma:g} times the bound; charged to the same budget"
+        noise = f"noise of {plan.metrics_sigma:g} times the bound"
+        paid = f"{noise}, {often(plan)}; charged to the same budget"
         items.append(_item("Loss, accuracy, counts on training records", "noised", paid))
     else:
         items.append(_item("Loss, accuracy, counts on training records", status, "off by default"))

@@ -148,11 +148,9 @@ def _answer(leaf: Leaf, request: Request, plan: Plan) -> Answer:
     events = events_of(list(leaf.events), plan, site)
     if trained and plan.noised_at_site and not events:
         raise ReplyError("unpaid")
-    if not trained and leaf.metrics is not None:
+    if (leaf.metrics is not None) != (trained and plan.asks_metrics(leaf.round)):
         raise ReplyError("bad-reply")
-    metrics = None
-    if leaf.metrics is not None or (trained and plan.metrics):
-        metrics = metrics_of(leaf.metrics, plan, site)
+    metrics = None if leaf.metrics is None else metrics_of(leaf.metrics, plan, site)
     sigma = sigma_of(leaf.sigma, planned_of(plan, site))
     reason = None if trained else leaf.reason
     return Answer(site, leaf.status, reason, events, sigma, metrics=metrics, proof=leaf.head)

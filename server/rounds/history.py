@@ -58,62 +58,6 @@ class RoundRecord:
         return f"{len(self.sites())} of at least {least} sites trained ({listed})"
 
 
-@dataclass(slots=True)
-class Patience:
-    """Whether a run still gets better: its best round so far, by a metric of the history.
-
-    Metrics on public rows, and paid ones, are post-processing of what the sites have released:
-    what is chosen by them costs nothing more, and the rounds that are not asked are not paid.
-    """
-
-    metric: str
-    rounds: int
-    gain: float
-    best: int = 0
-    value: float = math.inf
-
-    @classmethod
-    def of(cls, plan: Plan, history: Sequence[Mapping[str, Any]]) -> "Patience | None":
-        """As the plan's `[operation]` has it, after the rounds of the history; None without."""
-        operation = plan.operation
-        if operation.patience is None or plan.statistics is not None:
-            return None
-        patience = cls(
-            operation.stop_metric, operation.patience, operation.stop_gain, plan.pilot_rounds
-        )
-        for line in history:
-            patience.improved(line)
-        return patience
-
-    def missing(self, plan: Plan, metrics: Mapping[str, float]) -> str | None:
-        """Why there is nothing to stop by, from the metrics before the first round."""
-        if self.metric in metrics or self.metric.removeprefix("site_") in plan.metrics:
-            return None
-        return f"operation.patience needs {self.metric}: give public rows, or have it paid for"
-
-    def improved(self, line: Mapping[str, Any]) -> bool:
-        """Whether a round is the best so far; a round without the metric, or a pilot's, is not."""
-        value = line["metrics"].get(self.metric)
-        if value is None or PILOT in line:
-            return False
-        value = -value if self.metric.endswith("accuracy") else value
-        if not value < self.value - self.gain and self.best:
-            return False
-        self.best, self.value = line["round"], value
-        return True
-
-    def spent(self, number: int) -> bool:
-        """Whether so many rounds in vain are enough."""
-        return number - self.best >= self.rounds
-
-    def words(self, number: int) -> str:
-        """Why the run stopped by itself after a round."""
-        return (
-            f"{self.metric} has not become better for {number - self.best} rounds: stopped by "
-            f"itself after round {number}, and the model of round {self.best} is released"
-        )
-
-
 def divergence(line: Mapping[str, Any], untrained: float | None) -> str | None:
     """Why a run is not worth more budget: its loss is no number, or a thousand times the first.
 

@@ -18,9 +18,10 @@ from privacy.ledger.ledger import Exhausted
 from server.rounds import aggregation, checkpoint
 from server.rounds.aggregation import State, Update
 from server.rounds.collection import hand_out, updates_of
-from server.rounds.history import Patience, RoundRecord, divergence, epsilons, round_line
+from server.rounds.history import RoundRecord, divergence, epsilons, round_line
 from server.rounds.job import Interrupted, Job
 from server.rounds.messages import BUDGET, Answer, Request
+from server.rounds.patience import Patience
 from server.secure.attempts import secure_sum
 from server.secure.combination import combine_sum
 
@@ -83,7 +84,7 @@ def _play(
     choice = chosen(plan, history)
     best = state if patience is None else _state_of(job, patience.best, state)
     while state.round < last:
-        if patience is not None and patience.spent(state.round):
+        if patience is not None and patience.spent():
             return _stopped(job, patience, best, state, history, totals)
         if plan.tune is not None:
             if job.relays():
@@ -114,12 +115,12 @@ def _play(
             overdue = record.overdue
             others = {**listener.absent(), **declined} if plan.cohort is None else replaced
             record.answers = {**others, **record.answers}
-            state, failures, replaced = following, 0, {}
+            before, state, failures, replaced = state, following, 0, {}
             history.append(_record(job, state, record, totals, began))
             if (text := divergence(history[-1], untrained)) is not None:
                 return Outcome("failed", history, text)
             if patience is not None and patience.improved(history[-1]):
-                best = state
+                best = state if patience.best == state.round else before
             continue
         overdue = {m: r for m, r in record.overdue.items() if r.round <= state.round}
         if refusals:
@@ -162,15 +163,14 @@ def _stopped(
     It gets a line and a checkpoint of their own, without any site: its epsilon is that of all
     rounds, since all of them were looked at to choose it.
     """
-    if history[-1]["sites"]:
-        text = patience.words(state.round)
-        if best.round < state.round:
-            closing = replace(best, round=state.round + 1)
-            record = RoundRecord(choice=chosen(job.plan, history))
-            line = _record(job, closing, record, totals, time.perf_counter())
-            history.append(line)
-        return Outcome("done", history, text)
-    return Outcome("done", history, patience.words(state.round - 1))
+    if not history[-1]["sites"]:
+        return Outcome("done", history, patience.words(patience.best))
+    if best.round < state.round:
+        closing = replace(best, round=state.round + 1)
+        record = RoundRecord(choice=chosen(job.plan, history))
+        line = _record(job, closing, record, totals, time.perf_counter())
+        history.append(line)
+    return Outcome("done", history, patience.words(best.round))
 
 
 def _evaluated(job: Job, state: State) -> Mapping[str, float]:

@@ -58,7 +58,8 @@ def read_reply(message: Message, request: Request, plan: Plan, shapes: Shapes) -
     trained = status == "trained"
     events = events_of(_json(fields.get("events", "[]"), _SMALL), plan, site)
     proof = _json(fields["head"], _PROOF) if "head" in fields else None
-    paid, plan = planned_of(plan, site, request.round), plan.stage(request.round, request.choice)[0]
+    paid, asked = planned_of(plan, site, request.round), plan.asks_metrics(request.round)
+    plan = plan.stage(request.round, request.choice)[0]
     sigma = sigma_of(fields.get("sigma"), paid)
     if not trained:
         if "metrics" in fields or "below" in fields or record:
@@ -78,7 +79,7 @@ def read_reply(message: Message, request: Request, plan: Plan, shapes: Shapes) -
         sigma,
         arrays,
         _below(fields.get("below"), plan),
-        _metrics(fields.get("metrics"), plan, site),
+        _metrics(fields.get("metrics"), plan, site, asked),
         proof,
         size,
         words,
@@ -221,8 +222,10 @@ def norm_bound(plan: Plan, site: str, parameters: int, planned: tuple[Event, ...
     return min(_NORM_MAX, 2 * plan.steps * (step + decay))
 
 
-def _metrics(text: object, plan: Plan, site: str) -> dict[str, float] | None:
-    if text is None and not plan.metrics:
+def _metrics(text: object, plan: Plan, site: str, asked: bool) -> dict[str, float] | None:
+    if (text is not None) != asked:
+        raise ReplyError("bad-reply")
+    if text is None:
         return None
     return metrics_of(_json(text, _SMALL), plan, site)
 

@@ -99,6 +99,7 @@ class Contract:
     ] = ()
     metrics_sigma: Sigma | None = None
     metrics_clip: Positive = 5.0
+    metrics_every: Rounds = 1
     rows_per_subject: Rows | None = None
     micro_batch: Rows | None = None
     precision: Literal["float32", "bfloat16"] = "float32"

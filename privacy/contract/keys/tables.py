@@ -51,7 +51,7 @@ class Operation:
     checkpoints stay; the run stops after `stop_after` rounds, though the contract allows more.
     `check_noise` leaves out updates that are too quiet or too loud for the plan; a reply that comes
     at most `late_rounds` rounds late still counts. With `patience` a run stops by itself where
-    `stop_metric` has not become better by more than `stop_gain` for so many rounds.
+    `stop_metric` has not become better by more than `stop_gain` in so many looks at it.
     """
 
     min_sites: Sites = 1
@@ -59,7 +59,9 @@ class Operation:
     keep: Annotated[int, Interval(ge=1, le=1_000_000)] | None = None
     stop_after: Rounds | None = None
     patience: Rounds | None = None
-    stop_metric: Literal["loss", "accuracy", "site_loss", "site_accuracy"] = "loss"
+    stop_metric: Literal["public", "site", "loss", "accuracy", "site_loss", "site_accuracy"] = (
+        "public"
+    )
     stop_gain: Weight = 0.0
     check_noise: bool = True
     late_rounds: Annotated[int, Interval(ge=0, le=1000)] = 2

@@ -3,6 +3,7 @@
 from typing import Final
 
 from privacy.contract.keys.contract import PRIVACY_KEYS, Contract
+from privacy.contract.pilots import pilot_rounds
 
 _MOST_STEPS: Final = 1_000_000_000
 
@@ -84,6 +85,9 @@ def metrics_are_paid(plan: Contract) -> str | None:
         )
     if plan.metrics and plan.metrics_sigma is None:
         return "metrics_sigma is missing: it must be the noise multiplier of the metrics"
+    run = plan.rounds - pilot_rounds(plan)
+    if plan.metrics and plan.metrics_every > run >= 1:
+        return f"metrics_every must be at most the run's rounds, {run}, got {plan.metrics_every}"
     return None
 
 

@@ -1,5 +1,6 @@
 """What a plan says and does not do: it runs, but it does less than its words say."""
 
+from privacy.contract.cadence import fewest_rounds
 from privacy.contract.keys.contract import Contract
 
 
@@ -26,7 +27,11 @@ def limit_never_binds(plan: Contract) -> str | None:
 
 def metrics_noise_without_metrics(plan: Contract) -> str | None:
     """Noise for what is not asked."""
-    if plan.metrics_sigma is None or plan.metrics:
+    if plan.metrics:
+        return None
+    if plan.metrics_every > 1:
+        return "metrics_every has no effect: the plan asks for no metrics"
+    if plan.metrics_sigma is None:
         return None
     return "metrics_sigma has no effect: the plan asks for no metrics"
 
@@ -34,7 +39,7 @@ def metrics_noise_without_metrics(plan: Contract) -> str | None:
 def patience_beyond_the_rounds(plan: Contract) -> str | None:
     """A run that cannot stop by itself before its end."""
     patience = plan.operation.patience
-    if patience is None or patience < plan.rounds:
+    if patience is None or fewest_rounds(plan) < plan.rounds:
         return None
     return f"operation.patience = {patience} stops nothing: there are {plan.rounds} rounds"
 

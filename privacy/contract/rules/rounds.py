@@ -1,5 +1,6 @@
 """Which sites a round needs, and how their updates become one step."""
 
+from privacy.contract.cadence import stop_metrics
 from privacy.contract.keys.contract import Contract
 
 
@@ -59,7 +60,10 @@ def one_memory_at_the_server(plan: Contract) -> str | None:
 def patience_has_its_metric(plan: Contract) -> str | None:
     """What a site measures is paid for by the contract, and not by the way it is run."""
     operation = plan.operation
-    metric = operation.stop_metric.removeprefix("site_")
-    if operation.patience is None or metric == operation.stop_metric or metric in plan.metrics:
+    if operation.patience is None or not operation.stop_metric.startswith("site"):
         return None
-    return f'metrics must list "{metric}" where operation.stop_metric = "{operation.stop_metric}"'
+    known = {f"site_{name}" for name in plan.metrics}
+    if stop_metrics(plan) and known.issuperset(stop_metrics(plan)):
+        return None
+    names = operation.stop_metric.removeprefix("site_").replace("site", 'loss" or "accuracy')
+    return f'metrics must list "{names}" where operation.stop_metric = "{operation.stop_metric}"'

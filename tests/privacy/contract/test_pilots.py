@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy.accounting.epsilon import spent
+from privacy.contract.cadence import fewest_rounds
 from privacy.contract.decision import Accepted, Refusal, judge
-from privacy.contract.forecast import epsilons, fewest_rounds, forecast
+from privacy.contract.forecast import epsilons, forecast
 from privacy.contract.pilots import candidates, chosen
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json, load_plan
@@ -138,7 +139,7 @@ def test_the_forecast_agrees_round_by_round_and_shows_both_ends() -> None:
     numbers = [1, 10, 50, 51, 80]
     shown = dict(epsilons(outlook, 1e-5, numbers))
     assert shown == {n: one.epsilon_after("site-0", n) for n in numbers}
-    assert fewest_rounds(one) == 56
+    assert fewest_rounds(one) == 58
 
 
 def test_a_budget_that_ends_among_the_pilots_or_after_them_is_foreseen() -> None:
