@@ -90,6 +90,14 @@ def simulate(
             help="The federation at these epsilons beside each site alone and no privacy.",
         ),
     ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--beside",
+            metavar="PLAN|'KEY=VALUE ...'",
+            help="With --compare: another plan, or this one with other keys (repeatable).",
+        ),
+    ] = None,
     repeat: Annotated[
         int,
         typer.Option("--repeat", min=1, max=1000, help="Seeds a cell, with --sweep or --compare."),
@@ -136,11 +144,14 @@ def simulate(
         if audit or dashboard or insecure or resume or task or tensorboard or mlflow or workers > 1:
             raise FolderError("--compare runs alone, on the rows of a task that is there")
         from privacy.contract.plan_file import swept_values
-        from simulations.comparison import present
+        from simulations.comparison import contenders, present
 
         epsilons = swept_values([f"epsilon={compare}"])["epsilon"]
-        present(console, chosen, epsilons, repeat, runs / label, data, as_json=as_json)
+        plans = contenders(plan or chosen.task, chosen, beside or [])
+        present(console, plans, epsilons, repeat, runs / label, data, as_json=as_json)
         return
+    if beside:
+        raise FolderError("--beside must be used with --compare")
     if repeat > 1 or workers > 1:
         raise FolderError("--repeat and --workers must be used with --sweep")
     again = f"tacit-simulate --resume --name {shlex.quote(label)}"

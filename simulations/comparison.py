@@ -1,4 +1,4 @@
-"""What a federation gives its sites: accuracy by epsilon, beside each site alone and no privacy.
+"""What a federation gives its sites: plans by epsilon, beside each site alone and no privacy.
 
 Every cell is a run of its own on the same rows: what is learnt from all of them together costs more
 than any of them says.
@@ -7,18 +7,20 @@ than any of them says.
 import csv
 import io
 import json
+import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from privacy.contract.plan import Plan, PlanError
-from privacy.contract.plan_file import override, parse
+from privacy.contract.plan_file import load_plan, override, parse
 from privacy.report.charts import Series, lines
 from simulations.dataset import World, prepare
 from simulations.display import metric_of
@@ -33,7 +35,7 @@ _MOST_RUNS: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The runs of a comparison: who trained, at which epsilon, from which seed, what was reached.
+    """The runs of a comparison: by which plan, who trained, at which epsilon, what was reached.
 
     Of a site alone a record has its name. `metric` is measured on the same held-out rows for all.
     """
@@ -42,18 +44,19 @@ class Comparison:
     records: tuple[Mapping[str, Any], ...] = field(repr=False)
 
     def table(self) -> list[dict[str, Any]]:
-        """Mean, standard deviation (n - 1), least and most of each kind at each epsilon.
+        """Mean, standard deviation (n - 1), least and most of each plan and kind at each epsilon.
 
         A site alone counts as the mean over the sites of a seed; `least_site` is the worst of them.
         """
-        cells: dict[tuple[str, float | None], dict[int, list[float]]] = {}
+        cells: dict[tuple[str, str, float | None], dict[int, list[float]]] = {}
         for one in self.records:
-            by_seed = cells.setdefault((one["who"], one["epsilon"]), {})
+            by_seed = cells.setdefault((one["plan"], one["who"], one["epsilon"]), {})
             by_seed.setdefault(one["seed"], []).append(one[self.metric])
         rows = []
-        for (who, epsilon), by_seed in cells.items():
+        for (plan, who, epsilon), by_seed in cells.items():
             means = [statistics.fmean(values) for values in by_seed.values()]
             row: dict[str, Any] = {
+                "plan": plan,
                 "who": who,
                 "epsilon": epsilon,
                 "runs": len(means),
@@ -74,7 +77,7 @@ class Comparison:
     def csv(self) -> str:
         """The records as CSV text with a header."""
         text = io.StringIO()
-        names = ["who", "site", "epsilon", "seed", "rounds", self.metric]
+        names = ["plan", "who", "site", "epsilon", "seed", "rounds", self.metric]
         writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
         writer.writeheader()
         writer.writerows(self.records)
@@ -86,75 +89,122 @@ class Comparison:
         return json.dumps(facts, indent=1, allow_nan=False) + "\n"
 
     def plot(self) -> Svg:
-        """Mean and spread of the metric over epsilon; no privacy as a level line."""
+        """Mean of the metric over epsilon, with bars of a standard deviation over the seeds.
+
+        The best plan without privacy is a level line.
+        """
         table = self.table()
-        series: dict[str, list[tuple[float, float]]] = {}
-        level = next((row["mean"] for row in table if row["who"] == NO_PRIVACY), None)
+        several = len({row["plan"] for row in table}) > 1
+        series: dict[str, list[tuple[float, float, float]]] = {}
         for row in table:
-            if row["epsilon"] is None:
-                continue
-            series.setdefault(row["who"], []).append((row["epsilon"], row["mean"]))
-            spread = row["standard_deviation"] or 0.0
-            for sign, word in ((1, "+"), (-1, "-")):
-                if spread:
-                    name = f"{row['who']}, {word} standard deviation"
-                    point = (row["epsilon"], row["mean"] + sign * spread)
-                    series.setdefault(name, []).append(point)
+            name = f"{row['plan']}: {row['who']}" if several else row["who"]
+            point = (row["epsilon"], row["mean"], row["standard_deviation"] or 0.0)
+            if row["epsilon"] is not None:
+                series.setdefault(name, []).append(point)
+        levels = [row["mean"] for row in table if row["who"] == NO_PRIVACY]
         runs = max(row["runs"] for row in table)
         return Svg(
             lines(
-                [Series(name, tuple(sorted(points))) for name, points in series.items()],
+                [_with_bars(name, sorted(points)) for name, points in series.items()],
                 title=f"{self.metric} by epsilon",
                 description=f"mean and standard deviation of {runs} runs a point",
                 x_label="epsilon",
                 y_label=self.metric,
-                limit=None if level is None else ("without privacy", level),
+                limit=("without privacy", max(levels)) if levels else None,
                 from_zero=False,
+                most=len(series),
             )
         )
 
 
+def _with_bars(name: str, points: Sequence[tuple[float, float, float]]) -> Series:
+    spread = tuple(e for *_, e in points)
+    return Series(name, tuple((x, y) for x, y, _ in points), spread if any(spread) else ())
+
+
 def compare(
-    plan: Plan,
+    plans: Plan | Mapping[str, Plan],
     epsilons: Sequence[float],
     *,
     seeds: Sequence[int] | int = 1,
     data: Any = None,
     on_run: Callable[[Mapping[str, Any], int], None] = lambda record, runs: None,
 ) -> Comparison:
-    """Simulate a plan's federation, each of its sites alone, and the federation without privacy.
+    """Simulate each plan's federation, each of its sites alone, and it without privacy.
 
     A site alone has the same plan, rows and epsilon, and its own where the plan gives it one; all
-    are measured on the same held-out rows. `seeds` is a number of seeds, counted up from the
-    plan's, or the seeds themselves. PlanError for a plan whose sites add no noise themselves.
+    are measured on the same held-out rows. `seeds` is a number of seeds, counted up from the first
+    plan's, or the seeds themselves. PlanError for a plan whose sites add no noise themselves, and
+    for plans of other rows, sites or guarantees than the first.
     """
-    if not plan.noised_at_site or plan.statistics is not None:
-        raise PlanError('unit must be "record" or "subject" for a comparison of sites')
-    if not epsilons or len(set(epsilons)) < len(epsilons):
-        raise PlanError("a comparison must have different values of epsilon")
-    chosen = range(plan.seed, plan.seed + seeds) if isinstance(seeds, int) else list(seeds)
+    named = {plans.task: plans} if isinstance(plans, Plan) else dict(plans)
+    _comparable(named, epsilons)
+    start = next(iter(named.values())).seed
+    chosen = range(start, start + seeds) if isinstance(seeds, int) else list(seeds)
     records: list[Mapping[str, Any]] = []
     metric = ""
     for seed in chosen:
-        resolved, world = prepare(_changed(plan, [f"seed={seed}"]), data)
-        runs = len(chosen) * (1 + len(epsilons) * (1 + len(world.parts)))
-        if runs > _MOST_RUNS:
-            raise PlanError(f"a comparison must have at most {_MOST_RUNS} runs, got {runs}")
-        for who, site, epsilon, work, rows in _runs(resolved, world, epsilons):
-            result = simulate(work, data=rows)
-            reached = result.summary["metrics"]
-            metric = metric or _metric(reached)
-            record = {
-                "who": who,
-                "site": site,
-                "epsilon": epsilon,
-                "seed": seed,
-                "rounds": result.summary["rounds"],
-                metric: reached.get(f"pooled_{metric}", reached.get(metric)),
-            }
-            records.append(record)
-            on_run(record, runs)
+        rows: Any = data
+        for name, plan in named.items():
+            resolved, world = prepare(_changed(plan, [f"seed={seed}"]), rows)
+            rows = (world.train, world.test)  # read once a seed
+            runs = len(chosen) * len(named) * (1 + len(epsilons) * (1 + len(world.parts)))
+            if runs > _MOST_RUNS:
+                raise PlanError(f"a comparison must have at most {_MOST_RUNS} runs, got {runs}")
+            for who, site, epsilon, work, part in _runs(resolved, world, epsilons):
+                result = simulate(work, data=part)
+                reached = result.summary["metrics"]
+                metric = metric or _metric(reached)
+                record = {
+                    "plan": name,
+                    "who": who,
+                    "site": site,
+                    "epsilon": epsilon,
+                    "seed": seed,
+                    "rounds": result.summary["rounds"],
+                    metric: reached.get(f"pooled_{metric}", reached.get(metric)),
+                }
+                records.append(record)
+                on_run(record, runs)
     return Comparison(metric, tuple(records))
+
+
+_ALIKE: Final = ("task", "schema", "code", "task_options", "split", "sites", "unit", "delta")
+"""What makes epsilon mean the same, and the held-out rows and the sites' rows the same."""
+
+
+def _comparable(plans: Mapping[str, Plan], epsilons: Sequence[float]) -> None:
+    if not epsilons or len(set(epsilons)) < len(epsilons):
+        raise PlanError("a comparison must have different values of epsilon")
+    first = next(iter(plans.values()))
+    for name, plan in plans.items():
+        if not plan.noised_at_site or plan.statistics is not None:
+            raise PlanError('unit must be "record" or "subject" for a comparison of sites')
+        differ = next((key for key in _ALIKE if getattr(plan, key) != getattr(first, key)), None)
+        if differ is not None:
+            raise PlanError(
+                f"{differ} must be {getattr(first, differ)!r} in every plan that is compared, got "
+                f"{getattr(plan, differ)!r} in {name}"
+            )
+
+
+def contenders(source: str, plan: Plan, beside: Sequence[str]) -> dict[str, Plan]:
+    """A plan, and what is held beside it: each a plan's name or file, KEY=VALUE words, or both.
+
+    Words without a plan before them change the first plan.
+    """
+    plans = {source: plan}
+    for text in beside:
+        words = shlex.split(text)
+        if not words or text in plans:
+            raise PlanError(f"--beside must be another plan or KEY=VALUE words, got {text!r}")
+        if "=" in words[0]:
+            table = plan.to_dict()
+            override(table, words)
+            plans[text] = parse(table)
+        else:
+            plans[text] = load_plan(words[0], words[1:])
+    return plans
 
 
 _Run = tuple[str, str, float | None, Plan, Any]
@@ -218,7 +268,7 @@ def write(comparison: Comparison, folder: Path) -> None:
 
 def present(
     console: Console,
-    plan: Plan,
+    plans: Mapping[str, Plan],
     epsilons: Sequence[float],
     repeat: int,
     folder: Path,
@@ -230,7 +280,7 @@ def present(
     with Progress(console=Console(stderr=True), disable=as_json) as bar:
         shown = bar.add_task("runs", total=None)
         result = compare(
-            plan,
+            plans,
             epsilons,
             seeds=repeat,
             data=data,
@@ -243,8 +293,13 @@ def present(
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("who", "epsilon", "runs", f"mean {result.metric}", "deviation", "worst site"):
-        table.add_column(name, justify="left" if name == "who" else "right")
+        justify: Literal["left", "right"] = "left" if name == "who" else "right"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "who")
+    above = ""
     for row in result.table():
+        if len(plans) > 1 and row["plan"] != above:
+            above = row["plan"]
+            table.add_row(Text(above, style="bold"))
         figures = (row["mean"], row["standard_deviation"], row.get("least_site"))
         texts = ["-" if value is None else f"{value:.4f}" for value in figures]
         epsilon = "-" if row["epsilon"] is None else f"{row['epsilon']:g}"

@@ -17,10 +17,11 @@ _FONT: Final = 'font-family="system-ui, sans-serif" font-size="12"'
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line: its name and its points (x, y), x ascending."""
+    """A line: its name and its points (x, y), x ascending; `spread` is each point's error bar."""
 
     name: str
     points: tuple[tuple[float, float], ...]
+    spread: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,11 @@ class Frame:
 
 def grouped(series: Sequence[Series], most: int = 6) -> list[Series]:
     """Equal lines drawn once under all their names; beyond `most`, those that end highest."""
-    same: dict[tuple[tuple[float, float], ...], list[str]] = {}
+    same: dict[tuple[tuple[tuple[float, float], ...], tuple[float, ...]], list[str]] = {}
     for one in series:
         if one.points:
-            same.setdefault(one.points, []).append(one.name)
-    groups = [Series(_names(names), points) for points, names in same.items()]
+            same.setdefault((one.points, one.spread), []).append(one.name)
+    groups = [Series(_names(names), points, spread) for (points, spread), names in same.items()]
     if len(groups) <= most:
         return groups
     groups.sort(key=lambda s: s.points[-1][1], reverse=True)
@@ -75,11 +76,18 @@ def lines(
     limit: tuple[str, float] | None = None,
     unit_square: bool = False,
     from_zero: bool = True,
+    most: int = 6,
 ) -> str:
-    """A line chart; `limit` is a named horizontal line; `unit_square` shows 0 to 1 on both axes."""
-    shown = grouped(series)
+    """A line chart of at most `most` lines; `limit` is a named horizontal line.
+
+    `unit_square` shows 0 to 1 on both axes.
+    """
+    shown = grouped(series, most)
     xs = [x for s in shown for x, _ in s.points]
     ys = [y for s in shown for _, y in s.points] + ([limit[1]] if limit else [])
+    for one in shown:
+        ends = zip(one.points, one.spread, strict=False)  # a line may have none
+        ys += [end for (_, y), spread in ends for end in (y - spread, y + spread)]
     if unit_square:
         frame = Frame((0.0, 1.0), (0.0, 1.0), width=420, height=330)
     else:
@@ -271,6 +279,20 @@ def _line(frame: Frame, one: Series, index: int) -> str:
     return (
         f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" '
         f'stroke-dasharray="{dash}"><title>{escape(one.name)}</title></polyline>{dots}'
+        + "".join(
+            _error_bar(frame, x, y, spread, colour)
+            for (x, y), spread in zip(one.points, one.spread, strict=False)
+        )
+    )
+
+
+def _error_bar(frame: Frame, x: float, y: float, spread: float, colour: str) -> str:
+    across, top = frame.at(x, y + spread)
+    bottom = frame.at(x, y - spread)[1]
+    ends = "".join(f"M{across - 4:.1f} {at:.1f}h8" for at in (top, bottom))
+    return (
+        f'<path d="M{across:.1f} {top:.1f}V{bottom:.1f}{ends}" stroke="{colour}" '
+        f'stroke-width="1.4" fill="none"><title>{y:.4g} ± {spread:.2g}</title></path>'
     )
 
 
