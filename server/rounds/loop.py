@@ -18,10 +18,9 @@ from privacy.ledger.ledger import Exhausted
 from server.rounds import aggregation, checkpoint
 from server.rounds.aggregation import State, Update
 from server.rounds.collection import hand_out, updates_of
-from server.rounds.history import RoundRecord, divergence, epsilons, round_line
+from server.rounds.history import Patience, RoundRecord, divergence, epsilons, round_line
 from server.rounds.job import Interrupted, Job
 from server.rounds.messages import BUDGET, Answer, Request
-from server.rounds.patience import Patience
 from server.secure.attempts import secure_sum
 from server.secure.combination import combine_sum
 

@@ -104,8 +104,8 @@ def test_without_public_rows_or_a_paid_metric_nothing_is_spent(tmp_path: Path) -
 def test_patience_counts_from_the_end_of_the_pilots() -> None:
     result = simulate(plan("rounds=16", "operation.patience=3", "operation.stop_gain=100"))
     assert result.outcome.reason == "done"
-    assert "stopped by itself after round 10" in result.outcome.detail
-    assert "round 7" in result.outcome.detail
+    assert "stopped by itself after round 11" in result.outcome.detail
+    assert "the model of round 8" in result.outcome.detail
 
 
 def test_paid_metrics_choose_as_well() -> None:

@@ -12,7 +12,7 @@ from privacy.contract.plan_file import load_plan
 from privacy.contract.rules.table import warnings
 from privacy.ledger.ledger import verify
 from privacy.report.bundle.write import file_report
-from server.rounds.patience import Patience
+from server.rounds.history import Patience
 from server.rounds.run_folder import RunFolder
 from simulations.display import sentence
 from simulations.run import simulate
