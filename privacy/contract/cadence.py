@@ -2,6 +2,7 @@
 
 import math
 
+from privacy.accounting.events import Event
 from privacy.contract.keys.contract import Contract
 from privacy.contract.pilots import candidates, pilot_rounds
 
@@ -20,6 +21,13 @@ def metric_rounds(plan: Contract, last: int) -> int:
         whole, rest = divmod(min(last, before), length)
         pilots = whole * math.ceil(length / every)
     return pilots + rest // every + max(0, last - before) // every
+
+
+def metric_events(plan: Contract, rounds: int) -> tuple[Event, ...]:
+    """What the paid metrics of so many rounds release; nothing where a plan asks for none."""
+    if not plan.metrics or plan.metrics_sigma is None or not rounds:
+        return ()
+    return (Event(plan.unit, plan.metrics_sigma, 1.0, 1, count=rounds),)
 
 
 def often(plan: Contract) -> str:

@@ -9,7 +9,7 @@ sites approve.
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ import tomli_w
 from privacy.accounting.epsilon import calibrate, spent
 from privacy.accounting.events import Event
 from privacy.accounting.segments import Budget
-from privacy.contract.cadence import metric_rounds
+from privacy.contract.cadence import metric_events, metric_rounds
 from privacy.contract.keys.contract import Contract
 from privacy.contract.keys.tables import (
     AugmentPlan,
@@ -41,7 +41,7 @@ from privacy.contract.pilots import (
     stage_of,
 )
 from privacy.contract.rules.table import broken
-from privacy.contract.schema import check
+from privacy.contract.schema import check, written
 from privacy.files import canonical_json
 from privacy.secagg.parties import Roster, Terms
 
@@ -235,7 +235,7 @@ class Plan(Contract):
                     f"{epsilon}, got {self.clip_sigma}"
                 )
             return math.sqrt(1 / left)
-        metrics = self._metrics_until(self.rounds)
+        metrics = metric_events(self, self.metric_rounds(self.rounds))
         if metrics and spent(metrics, self.required_delta) >= epsilon:
             raise PlanError(
                 f"metrics_sigma must be larger: the paid metrics alone cost more than "
@@ -309,17 +309,7 @@ class Plan(Contract):
             return (
                 (event, Event("client", self.clip_sigma or 0.0, 1.0, 1)) if adaptive else (event,)
             )
-        return (event, *self._metric_events()) if metrics else (event,)
-
-    def _metric_events(self) -> tuple[Event, ...]:
-        if not self.metrics or self.metrics_sigma is None:
-            return ()
-        return (Event(self.unit, self.metrics_sigma, 1.0, 1),)
-
-    def _metrics_until(self, last: int) -> tuple[Event, ...]:
-        """The paid metrics of all rounds up to `last`."""
-        count = self.metric_rounds(last)
-        return tuple(replace(e, count=count) for e in self._metric_events()) if count else ()
+        return (event, *metric_events(self, 1)) if metrics else (event,)
 
     def limit_of(self, site: str) -> Budget | None:
         """The budget that a site does not pass in this run, where the plan sets one."""
@@ -357,7 +347,7 @@ class Plan(Contract):
         if not self.metrics:
             return released(events, pilot, self.pilot_rounds, rounds)
         updates = released(events[:1], pilot[:1], self.pilot_rounds, rounds)
-        return updates + self._metrics_until(rounds)
+        return updates + metric_events(self, self.metric_rounds(rounds))
 
     def to_dict(self) -> dict[str, Any]:
         """All keys that have a value, in the order of the class."""
@@ -370,11 +360,11 @@ class Plan(Contract):
                 continue
             value = dict(value) if isinstance(value, Mapping) else value
             tables = ModelPlan | SecurePlan | StatisticsPlan | AugmentPlan | TunePlan
-            value = _set(value) if isinstance(value, tables) else value
+            value = written(value) if isinstance(value, tables) else value
             values[item.name] = list(value) if isinstance(value, tuple) else value
-        values["site"] = {name: _set(one) for name, one in sorted(self.site.items())}
-        values["operation"] = _set(self.operation)
-        values["simulation"] = _set(self.simulation)
+        values["site"] = {name: written(one) for name, one in sorted(self.site.items())}
+        values["operation"] = written(self.operation)
+        values["simulation"] = written(self.simulation)
         return values
 
     def to_json(self) -> str:
@@ -406,16 +396,3 @@ class Plan(Contract):
             if self.private and overrides.epsilon is not None:
                 lines.append(f"# sigma of {name}, calibrated: {self.sigma_of(name)!r}\n")
         return "".join(lines)
-
-
-def _set(table: Any) -> dict[str, Any]:
-    """The keys of a table that have a value."""
-    values = {key: value for key, value in asdict(table).items() if value is not None}
-    return {k: _plain(v) for k, v in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A value as TOML and JSON have it."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in sorted(value.items())}
-    return list(value) if isinstance(value, tuple) else value

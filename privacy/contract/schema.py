@@ -8,7 +8,7 @@ import difflib
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from functools import lru_cache
 from typing import (
     Annotated,
@@ -161,3 +161,16 @@ def _validate(hint: Any) -> Callable[[Any], Any]:
 
         return TypeAdapter(InstanceOf[hint]).validate_python
     return TypeAdapter(hint, config=config).validate_python
+
+
+def written(table: Any) -> dict[str, Any]:
+    """The keys of a table that have a value."""
+    values = {key: value for key, value in asdict(table).items() if value is not None}
+    return {k: _plain(v) for k, v in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as TOML and JSON have it."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in sorted(value.items())}
+    return list(value) if isinstance(value, tuple) else value
