@@ -14,7 +14,7 @@ import privacy
 import server
 
 if TYPE_CHECKING:
-    from client.dpsgd.twins import private_twins
+    from client.dpsgd.fused.twins import private_twins
     from privacy.contract.plan import Operation, Plan, Simulation, SitePlan
     from privacy.contract.plan_file import load_plan
     from simulations.comparison import Comparison, compare
@@ -63,7 +63,7 @@ _HOMES: Final = {
     "SitePlan": "privacy.contract.plan",
     "Sweep": "simulations.parameter_sweep",
     "load_plan": "privacy.contract.plan_file",
-    "private_twins": "client.dpsgd.twins",
+    "private_twins": "client.dpsgd.fused.twins",
     "simulate": "simulations.run",
     "sweep": "simulations.parameter_sweep",
 }

@@ -237,6 +237,8 @@ class BatchSum:
     """One step's sum over its batch: in float32 within blocks of rows, in float64 across them.
 
     Each `p.grad` is a part of one float32 vector. A batch that is one block is summed there alone.
+    On a CPU a second block lies beside it, and the noise adds up the two; float64 numbers in
+    memory are twice as dear, and are made from the third block on.
     """
 
     def __init__(self, trained: Sequence[nn.Parameter], slack: float) -> None:
@@ -244,7 +246,7 @@ class BatchSum:
         self._trained, self._slack = list(trained), slack
         self.gradient = trained[0].new_zeros(sum(p.numel() for p in trained), requires_grad=False)
         self._gradients = self.by_parameter(self.gradient)
-        self._wide: Tensor | None = None
+        self._kept: dict[tuple[str, torch.dtype], tuple[Tensor, dict[nn.Parameter, Tensor]]] = {}
         self._start(0)
 
     def begin(self, rows: int) -> None:
@@ -256,61 +258,92 @@ class BatchSum:
         for p, gradient in self._gradients.items():
             p.grad = gradient
         self._block = rows_per_block(rows, self._slack)
+        self._alone = self._block >= rows
+        self._compensated = rows > _COMPENSATED
+        self._made, self._open = 0, False
         self._total: Tensor | None = None
         self._lost: Tensor | None = None
-        self._closed = 0
-        self._sums, self._views = self.gradient, self._gradients
-        if self._block >= rows:
-            return
-        if self._wide is None:  # memory once for all steps
-            self._wide = torch.empty_like(self.gradient, dtype=torch.float64)
-            self._wides = self.by_parameter(self._wide)
-        self._total = self._wide
-        if not self._block:
-            self._sums = torch.zeros_like(self._total)
-            self._views = self.by_parameter(self._sums)
-        if rows > _COMPENSATED:
-            self._lost = torch.zeros_like(self._total)
 
     def blocks(self, rows: int) -> Iterator[tuple[slice, SumOf]]:
         """The blocks of the next so many rows, and where each is to be summed."""
-        if self._total is None:
+        if self._alone:
             yield ALL, gradient_of
             return
         size = self._block or _DOUBLE_ROWS
         for at in range(0, rows, size):
-            if self._closed:
-                self._sums.zero_()
-            yield slice(at, at + size), self._views.__getitem__
-            self._close(self._total)
+            yield slice(at, at + size), self._opened().__getitem__
+
+    def summands(self) -> tuple[Tensor, Tensor | None]:
+        """What was added since `begin`: one vector, or two whose sum in float64 it is.
+
+        Of two the first is `gradient`, and both are float32.
+        """
+        two = self._made == 2 and self._open and self._block > 0
+        if two and self.gradient.device.type == "cpu":
+            return self.gradient, self._memory("block", torch.float32)[0]
+        return self.total()[0], None
 
     def total(self) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
         """What was added since `begin`: all parameters in one vector, and each one's part of it.
 
         Float32 or float64.
         """
-        if self._total is None or not self._closed:
+        if not self._made or (self._made == 1 and self._block):
             return self.gradient, self._gradients
+        self._close()
+        total = self._first()
         if self._lost is not None:
-            self._total += self._lost
+            total += self._lost
             self._lost = None
-        return self._total, self._wides
+        return self._memory("total", torch.float64)
 
     def by_parameter(self, vector: Tensor) -> dict[nn.Parameter, Tensor]:
         """Each parameter's part of a vector of all."""
         parts = vector.split([p.numel() for p in self._trained])
         return {p: part.view(p.shape) for p, part in zip(self._trained, parts, strict=True)}
 
-    def _close(self, total: Tensor) -> None:
-        """Add the block's sum to those before it."""
-        self._closed += 1
-        if self._closed == 1:
-            total.copy_(self._sums)
-        elif self._lost is None:
-            total += self._sums
-        else:  # total + block = s + what rounding lost, exactly
-            block = self._sums.double()
-            s = total + block
-            back = s - total
-            self._lost += (total - (s - back)) + (block - back)
-            total.copy_(s)
+    def _opened(self) -> dict[nn.Parameter, Tensor]:
+        """Zeros for the next block, by parameter; the blocks before the last add up in float64."""
+        self._made += 1
+        if self._made == 1 and self._block:
+            return self._gradients
+        self._close()
+        self._open = self._made > 1
+        dtype = torch.float32 if self._block else torch.float64
+        zeros, parts = self._memory("block" if self._open else "total", dtype)
+        zeros.zero_()
+        return parts
+
+    def _memory(self, use: str, dtype: torch.dtype) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+        """A vector and its parts, once for all steps."""
+        if (use, dtype) not in self._kept:
+            vector = torch.empty_like(self.gradient, dtype=dtype)
+            self._kept[use, dtype] = vector, self.by_parameter(vector)
+        return self._kept[use, dtype]
+
+    def _first(self) -> Tensor:
+        """The blocks that are closed, in float64."""
+        total = self._memory("total", torch.float64)[0]
+        if self._total is None:
+            self._total = total
+            if self._block:
+                total.copy_(self.gradient)
+            if self._compensated:
+                self._lost = torch.zeros_like(total)
+        return total
+
+    def _close(self) -> None:
+        """Add the last block to those before it, if it lies beside them."""
+        if not self._open:
+            return
+        self._open, total = False, self._first()
+        sums = self._memory("block", torch.float32 if self._block else torch.float64)[0]
+        if self._lost is None:
+            total += sums
+            return
+        # total + block = s + what rounding lost, exactly
+        block = sums.double()
+        s = total + block
+        back = s - total
+        self._lost += (total - (s - back)) + (block - back)
+        total.copy_(s)

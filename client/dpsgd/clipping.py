@@ -30,6 +30,7 @@ from client.dpsgd.calls import (
     joined,
 )
 from client.dpsgd.clipped_sum import ALL, BatchSum, Part, SumOf, gradient_of
+from client.dpsgd.fused import cells
 from client.dpsgd.people import Group, of_people
 from client.dpsgd.per_sample import (
     EXPANDED,
@@ -81,6 +82,8 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         self.clip, self.precision, self._sums = clip, precision, sums
         self.tape: list[Call] = []
         self._rows = 0
+        self._recording = False
+        self._networks: list[DPRNNBase] = []
         self._watching: Callable[[], None] | None = None
         self._trained = [p for p in model.parameters() if p.requires_grad]
         if not self._trained:
@@ -108,6 +111,9 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         has_parameters = has_parameters or is_parametrized(module)
         # which shows its cells' parameters as its own
         if not has_parameters or isinstance(module, DPRNNBase):
+            if isinstance(module, DPRNNBase):
+                self._networks.append(module)
+                module.forward_layer = self._over_time(module)
             for child in module.children():
                 self._attach(child, paths)
             return
@@ -158,8 +164,31 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         self.tape.append(Call(layer, given, a, outs, returned, versions))
         return out
 
+    def _over_time(self, network: DPRNNBase) -> Callable[..., Any]:
+        """Opacus' `forward_layer`: in one pass over time while it is recorded."""
+
+        def forward_layer(
+            x: Any, h: Tensor, c: Tensor | None, sizes: Any, *, cell: Any, **named: Any
+        ) -> Any:
+            known = {layer.module: layer for layer in self.layers}
+            recorded = self._recording and not {cell.ih, cell.hh} - known.keys()
+            if not recorded or not cells.suits(network, cell, packed=named["is_packed"]):
+                slow = type(network).forward_layer
+                return slow(network, x, h, c, sizes, cell=cell, **named)
+
+            def record(module: Any, a: Tensor, out: Tensor) -> None:
+                outs = (out,)
+                self.tape.append(Call(known[module], (a,), a.detach(), outs, outs, (out._version,)))
+
+            return cells.run(cell, x, h, c, record, backwards=named["reverse_layer"])
+
+        return forward_layer
+
     def remove_hooks(self) -> None:
         """Give the model its own forward back."""
+        for network in self._networks:
+            vars(network).pop("forward_layer", None)
+        self._networks.clear()
         for layer in self.layers:
             vars(layer.module).pop("forward", None)
         self.layers.clear()
@@ -313,13 +342,14 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
     def recording(self, rows: int) -> Iterator[None]:
         """While a forward of `rows` examples runs: its layers' calls are on `tape`."""
         self.tape.clear()
-        self._rows = rows
+        self._rows, self._recording = rows, True
         for p in self._trained:
             p.requires_grad_(False)
         try:
             with torch.enable_grad():
                 yield
         finally:
+            self._recording = False
             for p in self._trained:
                 p.requires_grad_(True)
             self.tape.clear()

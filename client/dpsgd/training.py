@@ -88,23 +88,28 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         self.begin(0)
 
     def accumulate(self) -> None:
-        """Store the step's clipped sum in every `p.summed_grad`: one block's, or all blocks'."""
-        self._total, parts = self.sums.total()
-        self._store(parts)
+        """Find the step's clipped sum: one vector, or two that the noise adds up.
+
+        Every `p.summed_grad` is a part of one vector; None where there are two.
+        """
+        self._total, self._more = self.sums.summands()
+        if self._more is None:
+            self._store(self.sums.by_parameter(self._total))
 
     def _store(self, sums: Mapping[Any, Tensor | None]) -> None:
         for p, total in sums.items():
             p.summed_grad = total
 
     def add_noise(self) -> None:
-        """Make of every `p.summed_grad` a noisy mean, a sum on the public grid, in `p.grad`."""
-        total = self._total
-        on_device = cuda_sums(total)
+        """Make of the clipped sum a noisy mean, a sum on the public grid, in every `p.grad`."""
+        total, more = self._total, self._more
+        on_device = cuda_sums(total) if more is None else None
         if on_device is not None:
             noise.privatise_on(on_device, self._std, over=self.expected_batch_size)
         else:
             total = total.cpu()  # on a CPU the very same memory
-            noise.privatise(total.numpy(), self._std, over=self.expected_batch_size)
+            second = None if more is None else more.numpy()
+            noise.privatise(total.numpy(), self._std, over=self.expected_batch_size, more=second)
         if total is not self.sums.gradient:
             self.sums.gradient.copy_(total)
 

@@ -7,6 +7,7 @@ error could move to another multiple of the grid are named, and drawn to hundred
 added to a sum, on the grid, protects nothing.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -63,12 +64,14 @@ def add_noise(
     over: float,
     undecided: NDArray[np.int64],
     before: Doubles,
+    more: NDArray[np.float32] | None = None,
 ) -> int:
     """Add N(0, std^2) to flat sums, in place, round to multiples of `step`, divide by `over`.
 
-    `step` is a power of two; `bits` are `bits_for(len(sums))` random bytes. Returns how many
-    numbers may have been rounded to a wrong multiple; their positions are put into `undecided` and
-    what their sums were, in steps, into `before`, which have room for all.
+    `more` is added first, to float32 sums in double precision. `step` is a power of two; `bits`
+    are `bits_for(len(sums))` random bytes. Returns how many numbers may have been rounded to a
+    wrong multiple; their positions are put into `undecided` and what their sums were, in steps,
+    into `before`, which have room for all.
     """
     whole = len(sums) // (2 * PAIRS)
     scale, inverse, width, count = std / step * 2.0**FINE_BITS, 1 / step, step / over, 0
@@ -77,7 +80,10 @@ def add_noise(
             continue
         words = bits[8 * at : 8 * at + bits_for(end - at)].view(np.uint64).reshape(chunks, 2, -1)
         z = _box_muller(words[:, 0], words[:, 1], scale).reshape(-1)[: end - at]
-        start = np.fmax(np.fmin(sums[at:end].astype(np.float64) * inverse, LARGEST), -LARGEST)
+        whole_sums = sums[at:end].astype(np.float64)
+        if more is not None:
+            whole_sums += more[at:end]
+        start = np.fmax(np.fmin(whole_sums * inverse, LARGEST), -LARGEST)
         steps, rest = np.rint(start), _beside(start, z)
         floor = np.floor(rest)
         sums[at:end] = (steps + floor) * width
@@ -88,6 +94,23 @@ def add_noise(
         before[count : count + len(found)] = start[found]
         count += len(found)
     return count
+
+
+def adding(
+    sums: Sums,
+    bits: NDArray[np.uint8],
+    undecided: NDArray[np.int64],
+    before: Doubles,
+    more: NDArray[np.float32] | None = None,
+) -> Callable[[int, int, float, float, float], int]:
+    """(at, count, std, step, over) -> `add_noise` of so many sums from `at` on."""
+
+    def add(at: int, count: int, std: float, step: float, over: float) -> int:
+        part = slice(at, at + count)
+        beside, used = None if more is None else more[part], bits[: bits_for(count)]
+        return add_noise(sums[part], used, std, step, over, undecided, before, beside)
+
+    return add
 
 
 def pair_of(position: int, count: int, bits: NDArray[np.uint8]) -> tuple[int, bool, int, int]:

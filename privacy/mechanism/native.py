@@ -45,8 +45,8 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._add_noise, self._draw = library.add_noise, library.draw
         pointer, long, double = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
-        doubles = [double] * 3
-        self._add_noise.argtypes = [pointer, ctypes.c_int, long, pointer, *doubles, *[pointer] * 2]
+        given, more = (pointer, ctypes.c_int, pointer, long, pointer), (pointer, pointer)
+        self._add_noise.argtypes = [*given, *[double] * 3, *more]
         self._draw.argtypes = [pointer, long, long, pointer, long]
         self._add_noise.restype = self._draw.restype = long
 
@@ -59,16 +59,40 @@ class Kernel:
         over: float,
         undecided: NDArray[np.int64],
         before: Doubles,
+        more: NDArray[np.float32] | None = None,
     ) -> int:
         """What `gaussian.add_noise` does, to the same bits; all arrays are contiguous."""
         if bits.nbytes < gaussian.bits_for(len(sums)):
             raise ValueError(f"expected {gaussian.bits_for(len(sums))} bytes, got {bits.nbytes}")
         if min(len(undecided), len(before)) < len(sums):
             raise ValueError(f"expected room for {len(sums)} numbers, got {len(undecided)}")
-        arrays = (undecided.ctypes.data, before.ctypes.data)
-        given = (sums.ctypes.data, sums.dtype == np.float64, len(sums), bits.ctypes.data)
-        count: int = self._add_noise(*given, std, step, over, *arrays)
-        return count
+        return self.adding(sums, bits, undecided, before, more)(0, len(sums), std, step, over)
+
+    def adding(
+        self,
+        sums: Sums,
+        bits: NDArray[np.uint8],
+        undecided: NDArray[np.int64],
+        before: Doubles,
+        more: NDArray[np.float32] | None = None,
+    ) -> Callable[[int, int, float, float, float], int]:
+        """(at, count, std, step, over) -> `add_noise` of so many sums from `at` on.
+
+        The arrays, whose addresses are asked for once, must be long enough, and outlive it.
+        """
+        if more is not None and (sums.dtype != np.float32 or more.shape != sums.shape):
+            raise ValueError("more: expected as many float32 numbers as there are float32 sums")
+        function, wide, size = self._add_noise, sums.dtype == np.float64, sums.itemsize
+        first, taken, *room = (a.ctypes.data for a in (sums, bits, undecided, before))
+        second = None if more is None else more.ctypes.data
+
+        def add(at: int, count: int, std: float, step: float, over: float) -> int:
+            beside = None if second is None else second + size * at
+            start = first + size * at
+            found: int = function(start, wide, beside, count, taken, std, step, over, *room)
+            return found
+
+        return add
 
     def draw(self, words: NDArray[np.uint16], threshold: int) -> NDArray[np.int64]:
         """Which of the words are below `threshold`, and ~i of those equal to it."""
@@ -218,11 +242,13 @@ def _agree(kernel: Kernel) -> bool:
     radii[:64] = np.uint64(2**64 - 1) >> np.arange(64, dtype=np.uint64)
     radii[64:130] = np.uint64(2**64 - 1) << np.arange(66, dtype=np.uint64)
     angles[:] = np.arange(PAIRS, dtype=np.uint64) << np.uint64(55)
-    for start, step in starts(bits, count):
+    beside = rng.normal(0, 2.0, count).astype(np.float32)
+    cases = [(start, step, None) for start, step in starts(bits, count)]
+    for start, step, more in (*cases, (*cases[0][:2], beside)):
         results = []
         for add in (kernel.add_noise, gaussian.add_noise):
             noisy, undecided, before = start.copy(), np.zeros(count, np.int64), np.zeros(count)
-            doubtful = add(noisy, bits, 2.0, step, 3.0, undecided, before)
+            doubtful = add(noisy, bits, 2.0, step, 3.0, undecided, before, more)
             results.append((noisy, undecided[:doubtful], before[:doubtful]))
         if not all(map(np.array_equal, *results)):
             return False

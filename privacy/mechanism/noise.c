@@ -131,11 +131,11 @@ static inline int close_to_the_next(double beside)
 
 #ifndef __CUDACC_RTC__
 /* Add N(0, std^2) to `n` sums, round them to multiples of `step` and divide them by `over`. `wide`:
-   the sums are doubles, not floats. `step` is a power of two. Returns how many numbers may have been
-   rounded to a wrong multiple; their positions are in `open` and their sums in `before`, which both
-   have room for n. */
-long add_noise(void *sums, int wide, long n, const uint8_t *bits, double std, double step,
-               double over, int64_t *open, double *before)
+   the sums are doubles, not floats. With `more`, floats beside floats, both are added first, as
+   doubles. `step` is a power of two. Returns how many numbers may have been rounded to a wrong
+   multiple; their positions are in `open` and their sums in `before`, which both have room for n. */
+long add_noise(void *sums, int wide, const float *more, long n, const uint8_t *bits, double std,
+               double step, double over, int64_t *open, double *before)
 {
     _Alignas(64) double z[2 * PAIRS], s[2 * PAIRS], k[2 * PAIRS];
     const double scale = std / step * FINE, inverse = 1 / step, width = step / over;
@@ -150,6 +150,9 @@ long add_noise(void *sums, int wide, long n, const uint8_t *bits, double std, do
         if (wide)
             for (long i = 0; i < count; i++)
                 s[i] = clamped(wide_sums[i] * inverse);
+        else if (more)
+            for (long i = 0; i < count; i++)
+                s[i] = clamped(((double)slim_sums[i] + (double)more[at + i]) * inverse);
         else
             for (long i = 0; i < count; i++)
                 s[i] = clamped(slim_sums[i] * inverse);

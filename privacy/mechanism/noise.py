@@ -42,10 +42,13 @@ class NoiseError(ValueError):
     """A draw or a norm that was asked for with impossible parameters."""
 
 
-def privatise(sums: Sums, std: float, *, over: float = 1.0) -> None:
+def privatise(
+    sums: Sums, std: float, *, over: float = 1.0, more: NDArray[np.float32] | None = None
+) -> None:
     """Add independent N(0, std^2) to every entry, in place, round to the grid, divide by `over`.
 
-    `sums` are contiguous, float32 or float64, of any shape. Each becomes k * grid(std) / over with
+    `sums` are contiguous, float32 or float64, of any shape; with `more`, of the same shape, both
+    are float32 and their sum in double precision is meant. Each becomes k * grid(std) / over with
     a whole number k, whose law is that of the rounded Gaussian (docs/randomness.md). `std` comes
     from `privacy.mechanism.sensitivity.noise_std`; without noise (0) sums are divided alone.
     NoiseError where the parameters are impossible.
@@ -54,21 +57,25 @@ def privatise(sums: Sums, std: float, *, over: float = 1.0) -> None:
     known = sums.dtype in (np.float32, np.float64)
     if not known or not sums.flags.c_contiguous or not sums.flags.writeable:
         raise NoiseError(f"sums: expected contiguous float32 or float64, got {sums.dtype}")
-    flat = sums.reshape(-1)
+    flat, beside = sums.reshape(-1), None if more is None else _beside(sums, more)
     if std == 0:
+        if beside is not None:
+            flat[:] = (flat.astype(np.float64) + beside) / over
+            return
         flat /= flat.dtype.type(over)
         return
-    kernel, most = _kernel(), min(_SLAB, len(flat))
-    add, step = gaussian.add_noise if kernel is None else kernel.add_noise, grid(std)
+    kernel, most, step = _kernel(), min(_SLAB, len(flat)), grid(std)
     stream, bits = _stream(_key()), np.empty(gaussian.bits_for(most), np.uint8)
-    undecided, before = np.empty(most, np.int64), np.empty(most, np.float64)
+    room = undecided, before = np.empty(most, np.int64), np.empty(most, np.float64)
+    adding = gaussian.adding if kernel is None else kernel.adding
+    add = adding(flat, bits, *room, beside)
     for at in range(0, len(flat), _SLAB):
-        part = flat[at : at + _SLAB]
-        used = bits[: gaussian.bits_for(len(part))]
+        size = min(_SLAB, len(flat) - at)
+        used = bits[: gaussian.bits_for(size)]
         _expand(stream, used)
-        if count := add(part, used, std, step, over, undecided, before):
+        if count := add(at, size, std, step, over):
             exact.settle(
-                part,
+                flat[at : at + size],
                 used,
                 std,
                 step,
@@ -120,6 +127,14 @@ def chacha20(key: bytes, first: int, count: int) -> NDArray[np.uint8]:
     counter, nonce = (first // 64).to_bytes(4, "little"), bytes(12)
     stream = Cipher(algorithms.ChaCha20(key, counter + nonce), mode=None).encryptor()
     return np.frombuffer(stream.update(bytes(count)), np.uint8)
+
+
+def _beside(sums: Sums, more: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The flat second summand of float32 sums."""
+    both = sums.dtype == more.dtype == np.float32
+    if not both or more.shape != sums.shape or not more.flags.c_contiguous:
+        raise NoiseError(f"more: expected float32 as the sums, contiguous, got {more.dtype}")
+    return more.reshape(-1)
 
 
 def _check(std: float, over: float) -> None:

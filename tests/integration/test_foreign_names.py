@@ -108,7 +108,10 @@ SHAPES: dict[str, Shape] = {
         "close",
     },
     "flwr.supernode.node_auth_http_interceptor.NodeAuthHttpInterceptor": ("private_key",),
-    "opacus.layers.dp_rnn.DPRNNBase": {"forward"},
+    "opacus.layers.dp_rnn.DPGRUCell": {"forward"},
+    "opacus.layers.dp_rnn.DPLSTMCell": {"forward"},
+    "opacus.layers.dp_rnn.DPRNNBase": {"forward", "forward_layer"},
+    "opacus.layers.dp_rnn.DPRNNCell": {"forward"},
     "opacus.layers.dp_rnn.RNNLinear": {"forward"},
     "torch.utils._pytree": {"tree_leaves", "tree_map"},
 }

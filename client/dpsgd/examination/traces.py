@@ -18,8 +18,8 @@ from client.dpsgd.trees import Batch
 
 _CLOSE: Final = 1e-4
 """How far a row may be off, of its largest number: kernels on a GPU add in changing orders."""
-OWN: Final = frozenset(vars(nn.Module())) - {"training"} | {"forward"}
-"""Attributes that every module has, and the one that book-keeping lends it."""
+OWN: Final = frozenset(vars(nn.Module())) - {"training"} | {"forward", "forward_layer"}
+"""Attributes that every module has, and those that book-keeping lends it."""
 _PLAIN: Final = (int, float, str)
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from client.data.wanted import Wanted
+from client.dpsgd.fused.twins import private_twins
 from client.dpsgd.per_sample import ModelError
-from client.dpsgd.twins import private_twins
 from client.tasks.described.outcomes import Outcome, outcome
 from client.tasks.features.backbones import Backbone
 from client.tasks.losses import seeded

@@ -17,6 +17,7 @@ from client.dpsgd.training import train
 from client.tasks.rows import Rows
 from privacy.accounting.events import Event
 from privacy.contract.plan import Plan
+from privacy.mechanism import noise
 from privacy.mechanism.sensitivity import NORMS, noise_std, slack
 
 PRODUCT: Any = SimpleNamespace(loss=lambda out, y: out[:, 0] * y)  # the gradient of w[0] is x y
@@ -90,6 +91,38 @@ def test_blocks_give_the_sums_of_float64(size: int, expected: float) -> None:
         alone += torch.cat([p.grad.reshape(-1) for p in model.parameters()]).double()
     away = (total - alone).norm().item()
     assert away < 0.5 * max(slack(expected), 1e-5 * size**0.5)
+
+
+def test_two_blocks_lie_side_by_side_and_more_add_up_in_float64() -> None:
+    p = nn.Parameter(torch.zeros(3))
+    for rows, vectors in ((100, 1), (256, 2), (600, 1)):
+        sums = BatchSum([p], slack(float(rows)))
+        for _ in range(2):  # memory is used again
+            sums.begin(rows)
+            blocks = torch.randn(8, 3)
+            made = 0
+            for (_, sum_of), block in zip(sums.blocks(rows), blocks, strict=False):
+                sum_of(p).add_(block)
+                made += 1
+            first, second = sums.summands()
+            assert (1 if second is None else 2) == vectors
+            assert first.dtype == (torch.float64 if made > 2 else torch.float32)
+            whole = first.double() if second is None else first.double() + second.double()
+            right = sum((b.double() for b in blocks[1:made]), blocks[0].double())
+            assert torch.equal(whole, right)
+            total, parts = sums.total()
+            assert torch.equal(total.double(), right)
+            assert torch.equal(parts[p].double(), right)
+            assert torch.equal(sums.total()[0].double(), right)
+
+
+def test_a_step_of_two_blocks_releases_what_float64_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(0, 1, 256).astype(np.float32)
+    with noise.insecure(3):
+        one = released(values, None, 256)
+    monkeypatch.setattr(BatchSum, "summands", lambda self: (self.total()[0], None))
+    with noise.insecure(3):
+        assert released(values, None, 256) == one
 
 
 def test_rounding_that_blocks_lose_is_kept_in_very_large_batches(

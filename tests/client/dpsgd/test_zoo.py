@@ -12,9 +12,9 @@ from torch.nn.utils import parametrizations
 from client.dpsgd.clipping import BookKeeping
 from client.dpsgd.examination.made_up_rows import Domain
 from client.dpsgd.examination.separation import examine
+from client.dpsgd.fused.twins import private_twins
 from client.dpsgd.per_sample import ModelError
 from client.dpsgd.trees import cut
-from client.dpsgd.twins import private_twins
 from client.tasks.rows import Rows
 from tests.support.small_models import TIME, WIDTH, WORDS, InEval, Made, cross_entropy, data, words
 

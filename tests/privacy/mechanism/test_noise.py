@@ -86,6 +86,32 @@ def test_the_same_keys_give_the_same_bits_on_both_paths(
         assert np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("count", [7, 40_001])
+@pytest.mark.parametrize("std", [3.0, 0.0])
+def test_two_float32_sums_are_noised_as_their_sum_in_float64(
+    count: int, std: float, path: str
+) -> None:
+    one, other = (np.random.default_rng(i).normal(0, 50, count).astype("f4") for i in range(2))
+    whole = one.astype(np.float64) + other
+    kept = other.copy()
+    with noise.insecure(5):
+        noise.privatise(whole, std, over=7.0)
+    with noise.insecure(5):
+        noise.privatise(one, std, over=7.0, more=other)
+    assert np.array_equal(one, whole.astype(np.float32))
+    assert np.array_equal(other, kept)
+
+
+@pytest.mark.parametrize(
+    "more", [np.zeros(3), np.zeros(4, np.float32), np.zeros(6, np.float32)[::2]]
+)
+def test_a_second_sum_of_another_kind_is_refused(more: np.ndarray) -> None:
+    with pytest.raises(NoiseError, match="more"):
+        noise.privatise(np.zeros(3, np.float32), 1.0, more=more)
+    with pytest.raises(NoiseError, match="more"):
+        noise.privatise(np.zeros(3), 1.0, more=np.zeros(3, np.float32))
+
+
 @pytest.mark.parametrize("std", [1e-25, 1e25])
 def test_tiny_and_huge_noise_is_noise(path: str, std: float) -> None:
     z = normal(10_000, std, np.float64) / std
