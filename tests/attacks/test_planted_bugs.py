@@ -47,8 +47,8 @@ def at_noise(planted):
     def plant(patch):
         draw = planted()
 
-        def planted_noise(sums, std, *, over=1.0):
-            sums += draw(sums.shape, std)
+        def planted_noise(sums, std, *, over=1.0, more=None):
+            sums += draw(sums.shape, std) if more is None else draw(sums.shape, std) + more
             step = noise.grid(std)
             sums[:] = (np.rint(sums / step) * step if step else sums) / over
 
