@@ -43,7 +43,7 @@ def plan_of(kind: str) -> Plan:
 
 def real(folder: Path, plan: Plan, policy: Policy | None = None) -> Mapping[str, Any]:
     """The fields of a site's first reply to the coordinator's own request, and of its arrays."""
-    learning = task(plan.task)
+    learning = task(plan.task, plan.schema, plan.model)
     ledger = Ledger.create(folder / "people.jsonl", population="people", durable=False)
     policy = policy or Policy.simulated(plan, plan.nominal_limit())
     site = Site("north", policy, ledger, lambda _: made_up(learning), check_head=unsigned)
