@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from privacy.files import write_atomic
+from privacy.files import naming, write_atomic
 from privacy.ledger.heads import GENESIS, Head, HeadError, Proof, accept, payload
 from server.rounds.messages import Answer
 
@@ -171,14 +171,15 @@ def _append(path: Path, data: bytes) -> None:
     """Write a line behind the last whole one: what a crash left of another is dropped."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        end = os.fstat(descriptor).st_size
-        if end and os.pread(descriptor, 1, end - 1) != b"\n":
-            end = os.pread(descriptor, end, 0).rfind(b"\n") + 1
-            os.ftruncate(descriptor, end)
-        written = os.pwrite(descriptor, data, end)
-        if written != len(data):
-            os.ftruncate(descriptor, end)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        with naming(path):
+            end = os.fstat(descriptor).st_size
+            if end and os.pread(descriptor, 1, end - 1) != b"\n":
+                end = os.pread(descriptor, end, 0).rfind(b"\n") + 1
+                os.ftruncate(descriptor, end)
+            written = os.pwrite(descriptor, data, end)
+            if written != len(data):
+                os.ftruncate(descriptor, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)
 
@@ -186,6 +187,7 @@ def _append(path: Path, data: bytes) -> None:
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
