@@ -98,6 +98,12 @@ def _described(plan: Contract) -> tuple[float, int] | str:
         return f"schema: {error}"
     if schema.get("kind", "classification") != "classification":
         return "lr must be a number unless classes are learnt: the rule is of their logits"
+    columns = schema.get("columns")
+    given = columns.values() if isinstance(columns, Mapping) else ()
+    if any(isinstance(one, Mapping) and one.get("adapted") for one in given):
+        return (
+            "lr must be a number where a column has adapted layers: the rule is for linear and mlp"
+        )
     if plan.model is not None:
         length = plan.model.norm or (_RANDOM_LENGTH if plan.model.random else None)
         hidden = (plan.model.depth or 2) if plan.model.name == "mlp" else 0

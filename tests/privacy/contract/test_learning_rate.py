@@ -209,3 +209,8 @@ def test_the_plans_that_were_tuned_by_hand_are_within_the_rules_reach(
     )
     by_rule = replace(by_hand, lr="auto")
     assert 1 / 3.5 < by_rule.learning_rate / by_hand.learning_rate < 3.5
+
+
+def test_adapters_have_no_rule() -> None:
+    with pytest.raises(PlanError, match="lr must be a number where a column has adapted layers"):
+        load_plan("sms-lora", ["lr=auto"])
