@@ -10,6 +10,7 @@ of the model; how often SHA-256 goes over how many bytes.
 import argparse
 import cProfile
 import hashlib
+import itertools
 import math
 import pstats
 import resource
@@ -33,6 +34,7 @@ from privacy.contract.plan_file import load_plan
 from simulations.run import simulate
 
 SITES, ROWS = 2, 32
+LAYERS_WIDEST = 4096
 
 
 def main() -> None:
@@ -63,12 +65,12 @@ def main() -> None:
 
 def measure(size: int, rounds: int, *, profile: bool) -> dict[str, float]:
     """One size's figures; what loading and the first round take is left out of the seconds."""
-    width = int((math.sqrt(74**2 + 4 * size) - 74) / 2)
+    widths = hidden(size)
     with tempfile.TemporaryDirectory() as folder:
-        plan = load_plan(write(Path(folder), width), [f"rounds={rounds + 1}"])
+        plan = load_plan(write(Path(folder), widths), [f"rounds={rounds + 1}"])
         ends: list[float] = []
         plains: list[float] = []
-        step = plain(width)
+        step = plain(widths)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         profiler = cProfile.Profile() if profile else None
         counting = Hashed()
@@ -92,7 +94,7 @@ def measure(size: int, rounds: int, *, profile: bool) -> dict[str, float]:
             pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     each = [end - begin for begin, end in zip(ends[1::2], ends[2::2], strict=False)]
-    model = 4 * (width**2 + 74 * width)
+    model = 4 * sum(a * b for a, b in zip([64, *widths], [*widths, 10], strict=True))
     median, base = statistics.median(each), statistics.median(plains[1:])
     return {
         "round": median,
@@ -142,11 +144,21 @@ class Counted:
         return getattr(self._real, name)
 
 
-def plain(width: int) -> Any:
+def hidden(size: int) -> list[int]:
+    """Equal hidden layers, as few as a schema's widths allow, of some `size` numbers in all."""
+    for square in itertools.count(1):
+        width = int((math.sqrt(74**2 + 4 * square * size) - 74) / (2 * square))
+        if width <= LAYERS_WIDEST:
+            return [width] * (square + 1)
+    raise ValueError(f"parameters: must be at least 1, got {size}")
+
+
+def plain(widths: list[int]) -> Any:
     """A step of plain SGD of the same model on as many rows."""
-    model = nn.Sequential(
-        nn.Linear(64, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 10)
-    )
+    layers: list[nn.Module] = []
+    for a, b in zip([64, *widths], widths, strict=False):
+        layers += [nn.Linear(a, b), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Linear(widths[-1], 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     x, y = torch.randn(ROWS, 64), torch.randint(0, 10, (ROWS,))
 
@@ -159,8 +171,8 @@ def plain(width: int) -> Any:
     return step
 
 
-def write(folder: Path, width: int) -> str:
-    """A table of digits under two hidden layers; few rows to evaluate on."""
+def write(folder: Path, widths: list[int]) -> str:
+    """A table of digits under hidden layers; few rows to evaluate on."""
     images, labels = load_digits(return_X_y=True)
     names = [f"p{i}" for i in range(64)]
     cells = [[*map(int, row), int(label)] for row, label in zip(images, labels, strict=True)]
@@ -170,7 +182,7 @@ def write(folder: Path, width: int) -> str:
     numbers = "".join(f'[columns.{n}]\ntype = "number"\nmin = 0\nmax = 16\n' for n in names)
     classes = ", ".join(f'"{digit}"' for digit in range(10))
     (folder / "schema.toml").write_text(
-        f'label = "digit"\nhidden = [{width}, {width}]\ntest = "test.csv"\n{numbers}'
+        f'label = "digit"\nhidden = {widths}\ntest = "test.csv"\n{numbers}'
         f'[columns.digit]\ntype = "category"\nvalues = [{classes}]\n'
     )
     (folder / "plan.toml").write_text(
