@@ -12,7 +12,7 @@ whole: ledgers, accounting, checkpoints, history, signatures; the peers do not h
   from a checkout of https://github.com/awslabs/fast-differential-privacy.
 
     python benchmarks/peers.py [--peers flower,pfl,jax-privacy,opacus,fastdp] [--models mlp,cnn]
-        [--turns 15] [--fastdp FOLDER]
+        [--turns 15] [--fastdp FOLDER] [--step-models mlp,logistic]
 """
 
 import argparse
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--venvs", type=Path, default=RESULTS / "peers", help="peers' environments")
     parser.add_argument("--fastdp", type=Path, help="a checkout of fast-differential-privacy")
+    parser.add_argument("--step-models", default="", help="those of step.py; else all of them")
     asked = parser.parse_args()
     peers = [name for name in asked.peers.split(",") if name]
     if unknown := set(peers) - set(PEERS):
@@ -55,6 +56,8 @@ def main() -> None:
         except Missing as error:
             print(f"{name}: skipped, {error}")
     if options := steps_of(peers, asked.fastdp):
+        options += ["--turns", str(asked.turns)]
+        options += ["--models", asked.step_models] if asked.step_models else []
         subprocess.run([sys.executable, str(HERE / "step.py"), *options], check=True)
     if not set(peers) - set(OF_STEPS) and peers:
         return

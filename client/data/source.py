@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from client.data.formats.records import Dialect
+from client.data.formats.dialect import Dialect
 from client.tasks.rows import TaskError
 from privacy.files import DocumentError, Limits, read_toml
 

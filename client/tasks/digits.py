@@ -8,8 +8,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from client.tasks.classifier import classifier
 from client.tasks.preprocessing import Category, Columns, Number
@@ -27,6 +25,9 @@ COLUMNS: Final = Columns(
 
 @cache
 def _rows(part: str) -> Rows:
+    from sklearn.datasets import load_digits  # SciPy and more: nothing that predicts needs them
+    from sklearn.model_selection import train_test_split
+
     images, labels = load_digits(return_X_y=True)
     x = torch.from_numpy(((images - INK) / 8).astype(np.float32))
     rows = Rows(x, torch.from_numpy(labels.astype(np.int64)))

@@ -2,14 +2,18 @@
 
 import json
 import time
-from typing import Any
+from typing import Any, Final
 
 import typer
 
 from server.commands.membership import facts
 from server.commands.options import HERE, Dir, Json
 from server.commands.queue import described
+from server.registry.heads import beyond
 from server.registry.sites import Home
+
+_SHOWN: Final = 50
+"""Sites behind relays that are listed one by one."""
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +36,8 @@ def status(directory: Dir = HERE, as_json: Json = False) -> None:
             facts(member) | {"connected": connected, "seen": seen.get("seen") if alive else None}
         )
     runs = described(home)
-    report = {"hosts": home.hosts(), "now": now, "sites": sites, "runs": runs}
+    relayed = beyond(home.folder / "heads", home.members().sites)
+    report = {"hosts": home.hosts(), "now": now, "sites": sites, "runs": runs, "relayed": relayed}
     if as_json:
         typer.echo(json.dumps(report))
         return
@@ -41,6 +46,11 @@ def status(directory: Dir = HERE, as_json: Json = False) -> None:
         seen = "" if one["seen"] is None else f"seen {one['seen']:.0f} s ago"
         here = "connected" if one["connected"] else ("away" if alive else "")
         typer.echo(f"  {one['site']:<20} {one['state']:<8} {here:<10} {seen}".rstrip())
+    for far in relayed[:_SHOWN]:
+        last = f"round {far['round']} of run {far['run']}, {far['entries']} entries"
+        typer.echo(f"  {far['site']:<20} behind a relay; last seen in {last}")
+    if relayed[_SHOWN:]:
+        typer.echo(f"  and {len(relayed) - _SHOWN} more behind relays (--json lists them)")
     for each in runs:
         rounds = f"{each['rounds']} of {each['planned']} rounds"
         detail = f"  {each['detail']}" if each["detail"] else ""

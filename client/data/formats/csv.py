@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from client.data.formats.records import Block, Dialect, Malformed
+from client.data.formats.dialect import Dialect, Malformed
+from client.data.formats.records import Block
 
 DELIMITERS: Final = (",", ";", "\t", "|")
 _PART: Final = 2**20

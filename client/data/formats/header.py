@@ -10,7 +10,8 @@ import pyarrow.parquet as parquet
 
 from client.data.formats import columnar
 from client.data.formats.csv import DELIMITERS, split_header
-from client.data.formats.records import Dialect, utf8
+from client.data.formats.dialect import Dialect
+from client.data.formats.records import utf8
 from client.data.formats.text import dialect_of, first_record, unpacked
 from client.data.source import Options
 from client.data.values import ABSENT, is_number

@@ -15,6 +15,7 @@ from typing import BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client.data.formats.dialect import Dialect, Malformed
 from client.data.formats.quotes import Quotes, Spans, line_breaks, quotes
 from client.tasks.rows import TaskError
 
@@ -34,26 +35,6 @@ _BOMS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """How a text file is written; `quote` and `escape` are "" where the file has none."""
-
-    delimiter: str = ","
-    quote: str = '"'
-    escape: str = ""
-    encoding: str = "utf-8"
-    decimal: str = "."
-    multiline: bool = False
-
-
-class Malformed(TaskError):
-    """A file that cannot be read as the rows that it holds; `line` counts from 1."""
-
-    def __init__(self, line: int, message: str) -> None:
-        super().__init__(f"line {line}: {message}")
-        self.line = line
 
 
 @dataclass(eq=False)
@@ -187,13 +168,14 @@ def blocks(
             coming = next(chunks, b"")
         if rest == _LONG:
             coming = coming[coming.find(b"\n") :] if coming else b""
-        parts, size = [rest], len(rest)
+        parts, size = list[bytes | memoryview]([rest]), len(rest)
         while coming and (len(parts) == 1 or size < least):
             parts.append(coming)
             size += len(coming)
             coming = next(chunks, b"")
-        rest = b"".join(parts)
         final = not coming
+        tail = b"" if final or len(parts) < 2 else _cut(parts)
+        rest = b"".join(parts)
         if b"\n" not in rest and b"\r" in rest[:-1]:
             rest = rest.replace(b"\r", b"\n")  # lines that end as on old Macs
         if by_line:
@@ -210,12 +192,26 @@ def blocks(
             yield block
             line += block.lines
             rest = rest[end:]
+        rest += tail
         if len(rest) > LONGEST:
             if not by_line:
                 raise Malformed(
                     line, f"expected records of at most {LONGEST} bytes, got a longer one"
                 )
             rest = _LONG
+
+
+def _cut(parts: list[bytes | memoryview]) -> bytes:
+    """Take what follows the last line break off the last of the parts.
+
+    What is looked through is then most often a whole block, which need not be copied out of it.
+    """
+    last = bytes(parts[-1])
+    end = last.rfind(b"\n") + 1
+    if not end:
+        return b""
+    parts[-1] = memoryview(last)[:end]
+    return last[end:]
 
 
 def _whole_lines(rest: bytes, final: bool) -> tuple[bytes, bytes]:

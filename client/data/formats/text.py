@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from client.data.formats.columnar import require
 from client.data.formats.csv import DELIMITERS, Parser, split_header
+from client.data.formats.dialect import Dialect, Malformed
 from client.data.formats.quotes import Spans
-from client.data.formats.records import LONGEST, Block, Dialect, Malformed, blocks, utf8
+from client.data.formats.records import LONGEST, Block, blocks, utf8
 from client.data.source import Options
 from client.data.values import ABSENT, plain
 from client.data.wanted import Piece, Wanted

@@ -18,14 +18,15 @@ from simulations.engines.ledger_copies import Sizes, add, additions, sizes
 from simulations.engines.pool import Waiting
 
 CLUSTER = """
+import os
 import sys
 from privacy.runtime import prepare
 prepare()
 import ray
+os.environ["RAY_worker_niceness"] = "0"  # else a busy machine has no time for the workers
 from ray.cluster_utils import Cluster
 from privacy.contract.plan_file import load_plan
 from simulations import simulate
-import os
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 other = cluster.add_node(num_cpus=1)
