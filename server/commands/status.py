@@ -9,7 +9,7 @@ import typer
 from server.commands.membership import facts
 from server.commands.options import HERE, Dir, Json
 from server.commands.queue import described
-from server.registry.heads import beyond
+from server.registry.head_files import beyond
 from server.registry.sites import Home
 
 _SHOWN: Final = 50

@@ -12,7 +12,8 @@ from privacy.files import FileError
 from privacy.identity.keys import new_signing_key
 from privacy.ledger.heads import Head
 from privacy.ledger.ledger import Ledger
-from server.registry.heads import HeadBook, read_lines
+from server.registry.head_files import read_lines
+from server.registry.heads import HeadBook
 from server.registry.signing import signer
 from server.rounds import checkpoint
 from server.rounds.job import Job, Model

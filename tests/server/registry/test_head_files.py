@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from server.__main__ import app
-from server.registry import heads
-from server.registry.heads import beyond
+from server.registry import head_files
+from server.registry.head_files import beyond
 from tests.support.federation import coordinator
 
 
@@ -45,7 +45,7 @@ def test_status_shows_the_sites_behind_relays_as_far_as_their_heads_name_them(
 def test_the_last_line_is_found_however_long_it_is(
     reach: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "_TAIL", reach)
+    monkeypatch.setattr(head_files, "_TAIL", reach)
     for number in (1, 2, 3):
         head(tmp_path / "heads", "far", number, size=number)
     assert beyond(tmp_path / "heads", []) == [{"site": "far", "run": "r", "round": 3, "entries": 3}]
