@@ -17,7 +17,7 @@ BY_THEMSELVES = {
     "client/serving/request.py": "bodies: bytes and rows are bounded before, types after; fuzzed",
     "client/tasks/packages/worker.py": "in the closed process, from its parent",
     "client/audit/reply_checks.py": "the audit's own reply",
-    "server/registry/head_files.py": "its own appended lines; what sites send is checked in reply_check",
+    "server/registry/head_files.py": "its own lines; what sites send is checked in reply_check",
     "server/service/queue.py": "its own rows of SQLite",
     "server/rounds/history.py": "its own lines",
     "server/rounds/run_folder.py": "its own lines",
