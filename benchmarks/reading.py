@@ -42,7 +42,7 @@ CITIES = ("Oslo", "Bergen", "Tromso", "Bodo")
 NUMBERS = tuple(f"n{i}" for i in range(8))
 WIDE = (20_000, 400)
 """Columns and rows of the wide table."""
-NARROW = ("load csv", "load parquet", "predict csv", "predict parquet", "predict csv shared")
+NARROW = ("load csv", "load parquet", "predict csv", "predict parquet")
 PART = 250_000
 """Rows made at once."""
 

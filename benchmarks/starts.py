@@ -37,7 +37,6 @@ COMMANDS = {
     "tacit-server sign --help": ("server", "sign", "--help"),
     "tacit-server relay --help": ("server", "relay", "--help"),
     "tacit-privacy --help": ("privacy", "--help"),
-    "tacit-privacy budget --help": ("privacy", "budget", "--help"),
 }
 
 
