@@ -31,7 +31,7 @@ NEVER = {
 ONLY_IN = {
     "onnxruntime": {"client/inference/onnx_runtime.py"},  # with its telemetry off
     "pyrage": {"privacy/archive.py"},
-    "dp_accounting": {"privacy/accounting/accountants.py"},
+    "dp_accounting": {"privacy/accounting/accountants.py", "privacy/accounting/mixtures.py"},
     "cryptography": {
         "privacy/identity/keys.py",
         "privacy/identity/certificates.py",

@@ -18,6 +18,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
+from privacy.accounting.mixtures import mixture
 from privacy.accounting.segments import AccountingError, Segment
 
 _FINEST: Final = 1e-4
@@ -225,6 +226,4 @@ def _once(sigma: float, rate: float, interval: float, records: int) -> Any:
         )
     shifts = list(range(records + 1))
     weights = [math.comb(records, k) * rate**k * (1 - rate) ** (records - k) for k in shifts]
-    return pld.from_mixture_gaussian_mechanism(
-        sigma, shifts, weights, value_discretization_interval=interval
-    )
+    return mixture(sigma, shifts, weights, interval)

@@ -16,6 +16,8 @@ import httpx
 import pytest
 import torch
 from dp_accounting import GaussianDpEvent, rdp
+from dp_accounting.pld import privacy_loss_distribution as pld
+from dp_accounting.pld.privacy_loss_mechanism import MixtureGaussianPrivacyLoss
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
@@ -214,6 +216,20 @@ def _the_orders_of_an_rdp_accountant() -> None:
     accountant = rdp.RdpAccountant([2.0, 4.0])
     accountant.compose(GaussianDpEvent(2.0))
     assert accountant._rdp.tolist() == pytest.approx([2 / 8, 4 / 8])
+
+
+@contract("._create_pld_pmf_from_monotone_privacy_loss")
+@contract("._precompute_privacy_loss_constants")
+@contract("._variance")
+def _the_loss_of_a_mixture_of_gaussians() -> None:
+    """That the numbers are the library's: tests/privacy/accounting/test_mixtures.py."""
+    loss = MixtureGaussianPrivacyLoss(2.0, [0.0, 1.0], [0.5, 0.5])
+    assert loss._variance == 4.0
+    assert loss._precompute_privacy_loss_constants.shape == (2,)
+    words = inspect.signature(pld._create_pld_pmf_from_monotone_privacy_loss).parameters
+    assert {"value_discretization_interval", "use_connect_dots"} <= set(words)
+    words = inspect.signature(loss._inverse_privacy_losses_with_range).parameters
+    assert list(words) == ["privacy_losses", "bounds", "precision"]
 
 
 @contract("._version")
