@@ -12,7 +12,7 @@ import re
 import secrets
 import stat
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ def open_atomic(path: Path, *, mode: int | None = None, durable: bool = True) ->
             stack.callback(os.close, folder)
             name, file = _temporary(folder, path.name, mode)
             stack.callback(_unlink, name, folder)
-            stack.callback(file.close)
+            stack.push(_closing(path, file))
         except OSError as error:
             raise FileError(path, error) from error
         with naming(path):
@@ -258,6 +258,19 @@ def _temporary(folder: int, name: str, mode: int | None) -> tuple[str, BinaryIO]
             os.close(descriptor)
             _unlink(temporary, folder)
             raise
+
+
+def _closing(path: Path, file: BinaryIO) -> Callable[..., None]:
+    """Close a file; after a failure what its buffer still holds is no second one."""
+
+    def close(kind: object, *_: object) -> None:
+        try:
+            file.close()
+        except OSError as error:
+            if kind is None:
+                raise FileError(path, error) from error
+
+    return close
 
 
 def _keep_mode(descriptor: int, name: str, folder: int) -> None:

@@ -145,6 +145,8 @@ def test_a_disk_that_fills_up_leaves_the_old_file_and_the_error_names_it(tmp_pat
         with pytest.raises(FileError, match=r"file: cannot be written \(File too large\)"):
             write_atomic(path, bytes(1 << 20))
         resource.setrlimit(resource.RLIMIT_FSIZE, (3, limits[1]))
+        with pytest.raises(FileError, match=r"file: cannot be written \(File too large\)"):
+            write_atomic(path, b"less than a buffer")
         error = pytest.raises(FileError, match=r"file: cannot be written \(File too large\)")
         with error, naming(path), path.open("ab", buffering=0) as file:
             file.write(b"a line that does not fit")
