@@ -4,6 +4,7 @@ import gc
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -94,6 +95,12 @@ def defer(name: str) -> None:
 
     vars(package)["__getattr__"] = load
     sys.modules[name] = package
+
+
+def begin_worker() -> None:
+    """What a process of a pool does first: its pages stay shared, and it leaves Ctrl-C alone."""
+    gc.freeze()  # a collection would copy every page of the parent's that it looks at
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for who owns the pool
 
 
 def load(*modules: str) -> None:

@@ -1,7 +1,5 @@
 """Workers in processes of this machine."""
 
-import gc
-import signal
 import sys
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +13,7 @@ from client.data.input_files import Chunk
 from client.data.reader import Part
 from client.scoring.ordered import WorkersError
 from client.scoring.work import Refused, Scored, Work
+from privacy.runtime import begin_worker
 
 _DIED: Final = "a worker process has died (out of memory?); nothing was written"
 
@@ -55,8 +54,7 @@ class Processes:
 
 def _begin(work: Work) -> None:
     global _work
-    gc.freeze()  # a collection would copy every page of the parent's that it looks at
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for who owns the pool
+    begin_worker()
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
     _work = work

@@ -177,8 +177,7 @@ def tuning_is_whole(plan: Contract) -> str | None:
     if plan.rounds <= pilot_rounds(plan):
         return (
             f"rounds must be above the pilots' {count} x {pilot_length(plan)} = "
-            f"{pilot_rounds(plan)}: "
-            f"it counts them too, got {plan.rounds}"
+            f"{pilot_rounds(plan)}: it counts them too, got {plan.rounds}"
         )
     metric = tune.metric.removeprefix("site_")
     if metric == tune.metric:

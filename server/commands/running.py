@@ -262,11 +262,9 @@ def play(
         with started(service.asked.is_set):
             state = service.play(one, child=child)
             board.stop(stop.signal or state, label if state == "running" else None)
-            summary = None
-            if state != "running":
-                summary = RunFolder.open(home.runs / label).summary()
-            if summary is not None:
-                view.end(summary, home.runs / label)
+            folder = home.runs / label
+            if state != "running" and (summary := RunFolder.open(folder).summary()) is not None:
+                view.end(summary, folder)
     return state
 
 

@@ -1,7 +1,5 @@
 """Engines behind the Grid: in this process one by one, or in a persistent pool of processes."""
 
-import gc
-import signal
 import sys
 from collections import deque
 from collections.abc import Hashable, Iterable
@@ -20,6 +18,7 @@ from client.dpsgd.weights import shapes
 from client.tasks.registry import task_of
 from privacy.arrays import most
 from privacy.contract.plan import Plan
+from privacy.runtime import begin_worker
 from simulations.dataset import Place, sites
 from simulations.engines.errors import EngineError
 from simulations.engines.pipes import Get, Shared, receive, send
@@ -195,8 +194,7 @@ def _work(
     """
     for end in others:
         end.close()
-    gc.freeze()  # a collection would copy every page of the parent's that it looks at
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for who owns the pool
+    begin_worker()
     torch.set_num_threads(1)
     app = simulated_app(place)
     get = None if requests is None else lru_cache(maxsize=1)(requests.get)  # once a round
