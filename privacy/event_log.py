@@ -71,6 +71,7 @@ SERVER_EVENTS: Final[Mapping[str, str]] = {
     "request_denied": "A request of a connected site was denied; `why` is the reason.",
     "package_shown": "A site that has not approved a plan's package was sent it, to be read.",
     "refused": "The coordinator refused this relay: it does not dial again.",
+    "relay_left_out": "A relay takes no part in a plan that needs single replies: `why` says it.",
     "relay_not_heard": "A relay's answer to a proposal is not what was asked for; `why` says why.",
     "request_declined": "A relay passed a request on to nobody; `reason` is what it answered.",
     "round_passed_on": "A relay answered a round with its sites' sum.",

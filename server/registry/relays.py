@@ -4,6 +4,7 @@ A relay is one by its coordinator's own act (`tacit-server sign --relay`). A sit
 to the coordinator as RELAY:SITE; no site's own name holds a colon.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -59,7 +60,17 @@ def needs_single_replies(plan: Plan) -> str | None:
         return 'unit = "client": the coordinator clips each site\'s update itself'
     if plan.site:
         return f"[site.{next(iter(plan.site))}]: a value for one site cannot be told by its name"
+    if plan.tune is not None:
+        return "[tune]: a relay is not told which pilot was chosen"
     return None
+
+
+def relays_for(plan: Plan, relays: Collection[str]) -> frozenset[str]:
+    """Those of the relays that take part in a plan's runs: none where it needs single replies.
+
+    A relay that is enrolled while such a run is under way waits for the next run.
+    """
+    return frozenset() if needs_single_replies(plan) is not None else frozenset(relays)
 
 
 def check_composes(plan: Plan, relays: frozenset[str]) -> None:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -158,24 +159,31 @@ class Home:
         return self.ca.read_bytes() + following
 
     def members(self) -> Members:
-        """Read the list of sites."""
-        try:
-            content = read_json(self.sites, _LISTED)
-            sites = {
-                name: Member(
-                    name,
-                    entry["certificate"],
-                    entry["revoked"],
-                    Certificate.read(entry["certificate"].encode()),
-                    str(entry.get("authority", "")),
-                    entry.get("relay") is True,
-                )
-                for name, entry in content["sites"].items()
-            }
-            return Members(sites, frozenset(content["revoked_keys"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problem = f"{type(error).__name__}: {error}"[:120]
-            raise MembersError(f"{self.sites}: must be a list of sites ({problem})") from None
+        """The list of sites; its file is read again where it was replaced. MembersError."""
+        stat = self.sites.stat()
+        return _members(self.sites, (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=8)
+def _members(path: Path, stamp: tuple[int, ...]) -> Members:
+    """The list in a file that is at this `stamp`; it is a value, which its askers share."""
+    try:
+        content = read_json(path, _LISTED)
+        sites = {
+            name: Member(
+                name,
+                entry["certificate"],
+                entry["revoked"],
+                Certificate.read(entry["certificate"].encode()),
+                str(entry.get("authority", "")),
+                entry.get("relay") is True,
+            )
+            for name, entry in content["sites"].items()
+        }
+        return Members(sites, frozenset(content["revoked_keys"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"[:120]
+        raise MembersError(f"{path}: must be a list of sites ({problem})") from None
 
 
 def create(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> bool:

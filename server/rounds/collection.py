@@ -13,7 +13,7 @@ from privacy.arrays import Arrays, encode
 from privacy.contract.plan import Plan
 from privacy.ledger.heads import GENESIS, HeadError
 from privacy.statistics.release import SUMS
-from server.registry.relays import behind, own_name, party_of
+from server.registry.relays import behind, own_name, party_of, relays_for
 from server.relay.message import FIELD, Directions
 from server.relay.verdict import SumCheck, relay_verdict
 from server.rounds.aggregation import State, Update, cohort
@@ -201,10 +201,17 @@ def _directions(job: Job, request: Request) -> Directions:
 
 
 def hand_out(job: Job, number: int, arrays: Arrays, choice: int | None = None) -> None:
-    """Send a released model to every connected site; a site that is away does without."""
+    """Send a released model to every connected site; a site that is away does without.
+
+    So do the sites behind a relay that took no part in the run.
+    """
     released, text = packed(encode(arrays)), job.plan.to_json()
+    relays = set(job.relays())
+    absent = relays - relays_for(job.plan, relays)
     messages, requests = [], []
     for node, site in job.grid.names().items():
+        if site in absent:
+            continue
         request = Request(job.folder.id, number, site, text, base=job.base, choice=choice)
         requests.append(request)
         messages.append(ask(job.grid, node, request, released, kind="evaluate"))

@@ -86,8 +86,6 @@ def _play(
         if patience is not None and patience.spent():
             return _stopped(job, patience, best, state, history, totals)
         if plan.tune is not None:
-            if job.relays():
-                return Outcome("failed", history, "tune must be left out where sites use relays")
             if state.round == plan.pilot_rounds:
                 choice = chosen(plan, history)
                 if choice is None:

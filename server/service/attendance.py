@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from privacy.contract.plan import Plan
-from server.registry.relays import party_of, relays_of
+from server.registry.relays import party_of, relays_for, relays_of
 from server.registry.sites import Home
 from server.rounds.messages import BUDGET, FINAL_REFUSALS
 from server.rounds.site_grid import SiteGrid
@@ -46,11 +46,22 @@ class Attendance:
 
 
 def turnout(home: Home, grid: SiteGrid, queue: Queue, plan: Plan, number: int) -> Attendance:
-    """Who can take part in round `number` of a plan, as far as is known now."""
+    """Who can take part in round `number` of a plan, as far as is known now.
+
+    Who was enrolled after a plan that does not allow for them was made is not in it: a relay where
+    it needs single replies, a site that is no party of its secure aggregation.
+    """
     members = home.members()
-    enrolled = [member.name for member in members.enrolled]
+    every = relays_of(members)
+    relays = relays_for(plan, every)
+    parties = plan.roster or members.sites
+    enrolled = [
+        one.name
+        for one in members.enrolled
+        if one.name in parties and (one.name in relays or one.name not in every)
+    ]
     connected = set(grid.names().values())
-    return attendance(enrolled, connected, queue.answers(plan.digest), number, relays_of(members))
+    return attendance(enrolled, connected, queue.answers(plan.digest), number, relays)
 
 
 def attendance(

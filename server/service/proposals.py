@@ -11,7 +11,7 @@ from typing import Any, Final
 from flwr.app import Message
 
 from privacy.contract.plan import Plan
-from server.registry.relays import behind, party_of
+from server.registry.relays import behind, needs_single_replies, party_of, relays_for
 from server.relay.message import read_relay_proposal
 from server.rounds.collection import replies
 from server.rounds.messages import FINAL_REFUSALS, ReplyError, Request, propose, read_proposal
@@ -51,6 +51,7 @@ class Proposals:
         self._shown: set[tuple[str | None, str]] = set()
         self._times: dict[tuple[str, str], float] = {}
         self._refusals: dict[tuple[str, str], int] = {}
+        self._absent: set[tuple[str, str]] = set()
 
     def refresh(
         self,
@@ -65,11 +66,21 @@ class Proposals:
         answers, now = self._queue.answers(plan.digest), time.monotonic()
         sites = {
             site
-            for site in grid.names().values()
+            for site in set(grid.names().values()) - self._left_out(plan)
             if now >= self._due(plan.digest, site, answers.get(site), number)
         }
         if sites:
             self._ask(grid, plan, sites, run, number, waiting)
+
+    def _left_out(self, plan: Plan) -> set[str]:
+        """The relays that take no part in this plan's runs; each is logged once."""
+        relays = set(self._relays())
+        absent = relays - relays_for(plan, relays)
+        for relay in absent - {relay for digest, relay in self._absent if digest == plan.digest}:
+            self._absent.add((plan.digest, relay))
+            why = needs_single_replies(plan)
+            self._log("relay_left_out", site=relay, plan=plan.digest[:16], why=why)
+        return absent
 
     def _due(self, digest: str, site: str, answer: SiteAnswer | None, number: int) -> float:
         """When, by the monotonic clock, the site is to be asked again."""

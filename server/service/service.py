@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from privacy.arrays import Arrays
-from privacy.contract.plan import Plan, PlanError
+from privacy.contract.plan import Plan
 from privacy.files import DocumentError, FileError, read_bounded, write_atomic
 from privacy.identity.keys import sign, signing_public
 from privacy.task_package.archive import MOST_SHOWN, SUFFIX
 from server.app import ATTEMPTS, coordinate
 from server.model_process import Child, ChildError
 from server.registry.heads import last_head
-from server.registry.relays import check_composes, relays_of
+from server.registry.relays import relays_of
 from server.registry.signing import PUBLIC, signer
 from server.registry.sites import Home
 from server.rounds import checkpoint
@@ -117,12 +117,6 @@ class Service:
         done, run_id = _progress(self.home.runs / run.name)
         if done >= run.plan.rounds:
             return True  # only its end is left to be written
-        try:
-            check_composes(run.plan, self.relays())
-        except PlanError as error:
-            self.queue.move(run.name, "failed", str(error))
-            self._log("run_ended", run.name, state="failed", detail=str(error))
-            return False
         self.proposals.refresh(self.grid, run.plan, run=run_id, number=done + 1)
         turnout = self.attendance(run.plan, done + 1)
         least = run.plan.least_sites

@@ -1,5 +1,6 @@
 """A running cluster scores a file: the same bytes, also where one of its machines is lost."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,7 @@ def test_a_cluster_writes_the_bytes_of_one_process_though_a_node_is_lost(tmp_pat
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     refused, result = ended.stdout.splitlines()[-2:]
-    assert refused == "--workers must be at most 1, the cluster's CPUs, got 9"
+    # Ray counts the CPUs of a node that died until it has missed its health checks.
+    assert re.fullmatch("--workers must be at most [12], the cluster's CPUs, got 9", refused)
     assert result == "3000 True False"
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()

@@ -18,12 +18,14 @@ from server.service.queue import SiteAnswer
 from tests.support.federation import coordinator, now
 from tests.support.relays import plan_for, relay_member
 
+TUNED = ["tune.lr_times=[0.5, 1.0]", "tune.rounds=1", "tune.metric=loss", "tune.epsilon=1.0"]
 REFUSED = {
     "secure": ('aggregation = "secure"', ["aggregation=secure", "sites=4", "rate=1.0"]),
     "median": ('combine = "median"', ["combine=median"]),
     "trimmed": ('combine = "trimmed-mean"', ["combine=trimmed-mean", "trim=0.2"]),
     "client": ('unit = "client"', ["unit=client", "rate=1.0"]),
     "site": ("[site.a]", ["site.a.rows=200"]),
+    "tune": ("[tune]", [*TUNED, "epsilon=3.0", "rounds=4"]),
 }
 
 
@@ -32,7 +34,8 @@ def test_a_plan_that_needs_single_replies_is_refused_in_one_line_before_anything
     what: str, tmp_path: Path
 ) -> None:
     text, overrides = REFUSED[what]
-    base = ["sigma=3.0", "rate=0.2", "rows=100", "rounds=2", "delta=1e-3"]
+    base = ["rate=0.2", "rows=100", "rounds=2", "delta=1e-3"]
+    base += [] if what == "tune" else ["sigma=3.0"]
     more = ["weights=rows", "average=false", "secure.dropouts=1", "secure.colluding=1"]
     plan = load_plan("digits", [*base, *overrides, *(more if what == "secure" else [])])
     assert text in str(needs_single_replies(plan))

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from flwr.app import Message
 
 from privacy.arrays import Arrays
 from privacy.commands.exit_codes import StartedError
@@ -15,14 +17,18 @@ from privacy.contract.plan_file import load_plan
 from server.commands.running import Stop, play
 from server.commands.view import View
 from server.registry.sites import Home
-from server.rounds.run_folder import FolderError
+from server.rounds.run_folder import FolderError, RunFolder
 from server.service.queue import Queue
 from server.service.service import Service, _parent_model
 from server.service.status import StatusBoard
+from simulations.grid import LocalGrid
 from tests.support.desk import WEIGHTS, Desk
 from tests.support.federation import Events, coordinator
+from tests.support.relays import relay_member
 from tests.support.run_folders import run_folder
 
+TUNED = ["epsilon=10", "tune.epsilon=2", "tune.rounds=1", "tune.lr_times=[0.5, 1.0]"]
+TUNED += ["tune.metric=loss", "rounds=4"]
 PLAN = load_plan("digits", ["sigma=2.0", "rate=0.2", "rows=300", "rounds=5"])
 
 
@@ -127,3 +133,70 @@ def test_what_fails_after_the_first_request_is_no_bad_input(
         play(*asked, interval=0.01)  # type: ignore[arg-type]
     spent = (tmp_path / "people.jsonl").read_text()
     assert bool(spent) == (fails == "after")
+
+
+class Direct:
+    """The desk's engine, which no relay's request may reach."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.engine, self.asked = desk.grid._engine, set[str]()
+
+    def submit(self, number: str, site: str, message: Message) -> None:
+        self.asked.add(site)
+        self.engine.submit(number, site, message)
+
+    def collect(self) -> tuple[str, Message] | None:
+        return self.engine.collect()
+
+    def close(self) -> None: ...
+
+
+class Weights:
+    """A model's process with a public loss."""
+
+    def ready(self) -> bool:
+        return True
+
+    def base(self) -> str:
+        return ""
+
+    def initial(self) -> Arrays:
+        return WEIGHTS
+
+    def evaluate(self, weights: Arrays) -> Mapping[str, float]:
+        return {"loss": float(np.abs(weights["weight"]).sum())}
+
+
+@pytest.mark.parametrize("what", [[*TUNED], ["combine=median", "rounds=2", "sigma=4.0"]])
+def test_a_relay_that_is_enrolled_in_mid_run_ends_no_run_that_needs_single_replies(
+    what: list[str], tmp_path: Path
+) -> None:
+    plan = load_plan("digits", ["rate=1.0", "rows=300", "delta=1e-4", *what])
+    held, child = service(tmp_path), Weights()
+    (tmp_path / "again").mkdir()
+    desk_engine = Direct(Desk(tmp_path / "again"))
+    held.grid = LocalGrid(desk_engine, ["north"])
+    relay_enrolled = threading.Event()
+
+    def after_the_first(line: Mapping[str, Any]) -> None:
+        if not relay_enrolled.is_set():
+            relay_member(held.home.folder, tmp_path / "late", "late")
+            relay_enrolled.set()
+            held.grid = LocalGrid(desk_engine, ["north", "late"])
+            held.stop.set()  # and the coordinator ends: the run goes on at its next start
+
+    held.on_round = after_the_first
+    add(held, "run", plan)
+    run = held.next_due()
+    assert run is not None
+    assert held.play(run, child=child) == "running"  # type: ignore[arg-type]
+    held.stop.clear()
+    run = held.next_due()
+    assert run is not None, held.queue.find("run")
+    assert held.play(run, child=child) == "done", held.queue.find("run")  # type: ignore[arg-type]
+    history = RunFolder.open(held.home.runs / "run").history()
+    assert [set(line["sites"]) for line in history] == [{"north"}] * plan.rounds
+    assert desk_engine.asked == {"north"}
+    assert isinstance(held.log, Events)
+    left_out = [line for line in held.log.lines if line["event"] == "relay_left_out"]
+    assert [line["site"] for line in left_out] == ["late"]
