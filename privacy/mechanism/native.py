@@ -218,16 +218,22 @@ def starts(bits: NDArray[np.uint8], count: int) -> Iterator[tuple[Sums, float]]:
     """Sums, with the steps of their grids, of which two samplers with the same bits must agree.
 
     Of standard deviation 2: usual ones of both types, ones out of range, ones that the noise brings
-    close to the middle of two steps, and zeros on so fine a grid that every bit of the noise shows.
+    close to the middle of two steps, to within a few fine ones or to where an estimate in floats
+    begins to decide, and zeros on so fine a grid that every bit of the noise shows.
     """
     sums = np.random.default_rng(0).normal(0, 2.0, count)
-    sums[:5] = (0.0, 1e30, -1e30, 3e-30, np.nan)
+    sums[:9] = (0.0, 1e30, -1e30, 3e-30, np.nan, np.inf, -np.inf, 1e-40, 2.0**18)
     silent = np.zeros(count)
     grid, fine = 2.0**-9, 2.0 ** (-9 - gaussian.FINE_BITS)
     close, room = silent.copy(), (np.zeros(count, np.int64), np.zeros(count))
     gaussian.add_noise(close, bits, 2.0, fine, 1.0, *room)
-    close = grid / 2 - close + (np.arange(count) % 9 - 4) * fine
+    sums[np.abs(close) < 0.4 * grid] = -0.0  # becomes 0
+    middle = grid / 2 - close
+    close = middle + (np.arange(count) % 9 - 4) * fine
+    near = middle + (np.arange(count) % 128 - 63.5) * grid * 2.0**-14
     yield sums.astype(np.float32), grid
+    yield near.astype(np.float32), grid
+    yield near, grid
     yield sums, grid
     yield close, grid
     yield silent, 2.0**-62
@@ -244,13 +250,15 @@ def _agree(kernel: Kernel) -> bool:
     angles[:] = np.arange(PAIRS, dtype=np.uint64) << np.uint64(55)
     beside = rng.normal(0, 2.0, count).astype(np.float32)
     cases = [(start, step, None) for start, step in starts(bits, count)]
-    for start, step, more in (*cases, (*cases[0][:2], beside)):
+    (some, grid, _), (near, _, _), (whole, _, _) = cases[:3]
+    rest = (whole - near).astype(np.float32)
+    for start, step, more in (*cases, (some, grid, beside), (near, grid, rest)):
         results = []
         for add in (kernel.add_noise, gaussian.add_noise):
             noisy, undecided, before = start.copy(), np.zeros(count, np.int64), np.zeros(count)
             doubtful = add(noisy, bits, 2.0, step, 3.0, undecided, before, more)
             results.append((noisy, undecided[:doubtful], before[:doubtful]))
-        if not all(map(np.array_equal, *results)):
+        if not all(a.tobytes() == b.tobytes() for a, b in zip(*results, strict=True)):
             return False
     words = rng.integers(0, 2**16, 10_007, dtype=np.uint16)
     words[::101] = 500

@@ -130,6 +130,165 @@ static inline int close_to_the_next(double beside)
 }
 
 #ifndef __CUDACC_RTC__
+/* Estimates in floats decide most numbers. They need not be the same everywhere, only near enough:
+   what they leave open is computed in doubles, so that all get what doubles would give them. */
+#ifdef __FP_FAST_FMAF
+#define TIMES_PLUS(a, b, c) __builtin_fmaf(a, b, c)
+#else
+#define TIMES_PLUS(a, b, c) ((a) * (b) + (c))
+#endif
+
+#define SHORTEST 0x1p-14f            /* of the squared radius, in standard deviations */
+#define LONGEST 16.0f
+#define PER_RADIUS 0x1.6p-21f        /* An estimate is off by less than so much of its radius, */
+#define PER_STD 0x1.4p-22f           /* so much of a standard deviation */
+#define PER_STEP 0x1p-18f            /* and so much of a step. */
+#define SLIM 0x1p21f                 /* Sums of fewer steps are added up in floats, */
+#define WIDE 0x1p51                  /* or in doubles. */
+#define ROOM 128                     /* numbers left open that are computed together */
+
+static float float_of(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static uint32_t float_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+/* `transform` by the first 32 bits of each word, with a standard deviation of `std` steps, in steps.
+   A number that is less than `within` from a whole number is nearest to that, whatever the error is,
+   unless its pair is `far`. */
+static void estimate(const uint64_t *restrict radii, const uint64_t *restrict angles, long pairs,
+                     float std, float *restrict cosines, float *restrict sines,
+                     float *restrict within, uint8_t *restrict far)
+{
+    const float most = 0.5f - PER_STEP - PER_STD * std;
+    for (long i = 0; i < pairs; i++) {
+        /* u below 1/2, and u - 1 from there on, which is as fine near 1 as u is near 0 */
+        int32_t high = (int32_t)(radii[i] >> 32);
+        float t = (float)high * 0x1p-32f, u = high < 0 ? t + 1 : t;
+
+        /* u = 2^e m with m in [sqrt 1/2, sqrt 2); where e is 0, m - 1 is t. */
+        uint32_t shifted = float_bits(u) + 0x004afb0d;
+        float e = (float)((int32_t)(shifted >> 23) - 127);
+        float d = float_of((shifted & 0x007fffff) + 0x3f3504f3) - 1;
+        d = e == 0 ? t : d;
+        float s = d / (d + 2), z = s * s, p = TIMES_PLUS(z, 1.0f / 9, 1.0f / 7);
+        p = TIMES_PLUS(p, z, 1.0f / 5);
+        p = TIMES_PLUS(p, z, 1.0f / 3);
+        s *= -4;
+        float square = TIMES_PLUS(e, -0x1.62e43p0f, TIMES_PLUS(s * z, p, s));
+        float radius = sqrtf(fabsf(square)) * std;
+        far[i] = !(square > SHORTEST && square < LONGEST);
+        within[i] = TIMES_PLUS(radius, -PER_RADIUS, most);
+
+        uint32_t a = (uint32_t)(angles[i] >> 32);
+        float x = (float)(int32_t)(a << 2 ^ 0x80000000) * 0x1.921fb6p-32f, v = x * x;
+        float c = TIMES_PLUS(v, -1.0f / 3628800, 1.0f / 40320);
+        c = TIMES_PLUS(c, v, -1.0f / 720);
+        c = TIMES_PLUS(c, v, 1.0f / 24);
+        c = TIMES_PLUS(c, v, -1.0f / 2);
+        c = TIMES_PLUS(c, v, 1.0f);
+        float o = TIMES_PLUS(v, 1.0f / 362880, -1.0f / 5040);
+        o = TIMES_PLUS(o, v, 1.0f / 120);
+        o = TIMES_PLUS(o, v, -1.0f / 6);
+        o = TIMES_PLUS(o, v * x, x);
+        uint32_t changed = (float_bits(c) ^ float_bits(o)) & -(a >> 30 & 1);
+        uint32_t x_bits = float_bits(c) ^ changed ^ ((a ^ a << 1) & 0x80000000);
+        uint32_t y_bits = float_bits(o) ^ changed ^ (a & 0x80000000);
+        cosines[i] = float_of(x_bits) * radius;
+        sines[i] = float_of(y_bits) * radius;
+    }
+}
+
+/* A chunk's noise in steps, its sums as they were, and numbers that are left open. */
+typedef struct {
+    _Alignas(64) float z[2 * PAIRS];
+    float within[PAIRS];
+    uint8_t far[PAIRS], open[2 * PAIRS];
+    union {
+        float slim[2 * PAIRS];
+        double wide[2 * PAIRS];
+    } sums;
+    long left;
+    uint64_t radii[ROOM], angles[ROOM];
+    uint8_t sine[ROOM];
+    double cosines[ROOM], sines[ROOM];
+} Work;
+
+/* Floats, their noise and what decides it, to what is released; + 0 makes -0 0, as in doubles. */
+static void add_to_slim(const float *restrict sums, const float *restrict z,
+                        const float *restrict within, const uint8_t *restrict far, long count,
+                        float inverse, double width, float *restrict out, uint8_t *restrict open)
+{
+    for (long i = 0; i < count; i++) {
+        float s = sums[i] * inverse, whole = rintf(s);
+        float rest = s - whole + z[i], steps = rintf(rest);
+        open[i] = far[i] | !(fabsf(rest - steps) < within[i]) | !(fabsf(s) < SLIM);
+        out[i] = (float)((double)(whole + steps + 0.0f) * width);
+    }
+}
+
+/* Of two floats, whose sum is meant. */
+static void add_to_two(const float *restrict sums, const float *restrict more,
+                       const float *restrict z, const float *restrict within,
+                       const uint8_t *restrict far, long count, float inverse, double width,
+                       float *restrict out, uint8_t *restrict open)
+{
+    for (long i = 0; i < count; i++) {
+        float s = sums[i] * inverse, whole = rintf(s), t = more[i] * inverse, other = rintf(t);
+        float rest = s - whole + (t - other) + z[i], steps = rintf(rest);
+        open[i] = far[i] | !(fabsf(rest - steps) < within[i])
+                  | !(fabsf(s) < SLIM) | !(fabsf(t) < SLIM);
+        out[i] = (float)((double)(whole + other + steps + 0.0f) * width);
+    }
+}
+
+/* Of doubles. */
+static void add_to_wide(const double *restrict sums, const float *restrict z,
+                        const float *restrict within, const uint8_t *restrict far, long count,
+                        double inverse, double width, double *restrict out, uint8_t *restrict open)
+{
+    for (long i = 0; i < count; i++) {
+        double s = sums[i] * inverse, whole = rint(s);
+        float rest = (float)(s - whole) + z[i], steps = rintf(rest);
+        open[i] = far[i] | !(fabsf(rest - steps) < within[i]) | !(fabs(s) < WIDE);
+        out[i] = (whole + (double)steps + 0.0) * width;
+    }
+}
+
+/* Compute the numbers that are left open, at `open` with sums `before`, in doubles. Returns how many
+   of them are still open, whose places and sums become the first. */
+static long decide(Work *w, void *sums, int wide, double scale, double width, int64_t *open,
+                   double *before)
+{
+    long still = 0;
+    for (long i = w->left; i % 4; i++)              /* by whole vectors */
+        w->radii[i] = w->angles[i] = 0;
+    transform(w->radii, w->angles, (w->left + 3) / 4 * 4, scale, w->cosines, w->sines);
+    for (long i = 0; i < w->left; i++) {
+        const int64_t at = open[i];
+        const double s = before[i], rest = beside(s, w->sine[i] ? w->sines[i] : w->cosines[i]);
+        const double released = (rint(s) + floor(rest)) * width;
+        if (wide)
+            ((double *)sums)[at] = released;
+        else
+            ((float *)sums)[at] = (float)released;
+        if (extreme(w->radii[i]) || close_to_the_next(rest)) {
+            open[still] = at;
+            before[still++] = s;
+        }
+    }
+    w->left = 0;
+    return still;
+}
+
 /* Add N(0, std^2) to `n` sums, round them to multiples of `step` and divide them by `over`. `wide`:
    the sums are doubles, not floats. With `more`, floats beside floats, both are added first, as
    doubles. `step` is a power of two. Returns how many numbers may have been rounded to a wrong
@@ -137,46 +296,55 @@ static inline int close_to_the_next(double beside)
 long add_noise(void *sums, int wide, const float *more, long n, const uint8_t *bits, double std,
                double step, double over, int64_t *open, double *before)
 {
-    _Alignas(64) double z[2 * PAIRS], s[2 * PAIRS], k[2 * PAIRS];
     const double scale = std / step * FINE, inverse = 1 / step, width = step / over;
+    const int quick = step > 0x1p-100 && step < 0x1p100;     /* floats hold 1 / step and std / step */
+    const long size = wide ? sizeof(double) : sizeof(float);
     long opened = 0;
+    Work w;
+    w.left = 0;
+    memset(w.open, !quick, sizeof w.open);
     for (long at = 0; at < n; at += 2 * PAIRS) {
-        long count = n - at < 2 * PAIRS ? n - at : 2 * PAIRS;
-        long pairs = (count + 7) / 8 * 4;
-        const uint64_t *radii = (const uint64_t *)(bits + 8 * at);
-        double *restrict wide_sums = (double *)sums + at;
-        float *restrict slim_sums = (float *)sums + at;
-        int any = transform(radii, radii + pairs, pairs, scale, z, z + pairs);
-        if (wide)
-            for (long i = 0; i < count; i++)
-                s[i] = clamped(wide_sums[i] * inverse);
-        else if (more)
-            for (long i = 0; i < count; i++)
-                s[i] = clamped(((double)slim_sums[i] + (double)more[at + i]) * inverse);
-        else
-            for (long i = 0; i < count; i++)
-                s[i] = clamped(slim_sums[i] * inverse);
-        for (long i = 0; i < count; i++) {
-            double rest = beside(s[i], z[i]);
-            any |= close_to_the_next(rest);
-            k[i] = rint(s[i]) + floor(rest);
+        const long count = n - at < 2 * PAIRS ? n - at : 2 * PAIRS;
+        const long pairs = (count + 7) / 8 * 4;
+        const uint64_t *radii = (const uint64_t *)(bits + 8 * at), *angles = radii + pairs;
+        memcpy(&w.sums, (char *)sums + size * at, size * count);
+        if (quick)
+            estimate(radii, angles, pairs, (float)(std / step), w.z, w.z + pairs, w.within, w.far);
+        for (long i = 0; quick && i < count; i += pairs) {      /* cosines, then sines */
+            const long some = count - i < pairs ? count - i : pairs;
+            float *slim = (float *)sums + at + i;
+            if (wide)
+                add_to_wide(w.sums.wide + i, w.z + i, w.within, w.far, some, inverse, width,
+                            (double *)sums + at + i, w.open + i);
+            else if (more)
+                add_to_two(w.sums.slim + i, more + at + i, w.z + i, w.within, w.far, some,
+                           (float)inverse, width, slim, w.open + i);
+            else
+                add_to_slim(w.sums.slim + i, w.z + i, w.within, w.far, some, (float)inverse, width,
+                            slim, w.open + i);
         }
-        for (long i = 0; any && i < count; i++)
-            if (extreme(radii[i % pairs]) || close_to_the_next(beside(s[i], z[i]))) {
-                open[opened] = at + i;
-                before[opened++] = s[i];
+        for (long group = 0; group < count; group += 64) {
+            int any = 0;
+            for (long i = group; i < group + 64; i++)
+                any |= w.open[i];
+            for (long i = group; any && i < group + 64 && i < count; i++) {
+                if (!w.open[i])
+                    continue;
+                const double slim = w.sums.slim[i], two = more ? slim + (double)more[at + i] : slim;
+                const long pair = i < pairs ? i : i - pairs;
+                open[opened + w.left] = at + i;
+                before[opened + w.left] = clamped((wide ? w.sums.wide[i] : two) * inverse);
+                w.sine[w.left] = i >= pairs;
+                w.radii[w.left] = radii[pair];
+                w.angles[w.left++] = angles[pair];
+                if (w.left == ROOM)
+                    opened += decide(&w, sums, wide, scale, width, open + opened, before + opened);
             }
-        if (wide)
-            for (long i = 0; i < count; i++)
-                wide_sums[i] = k[i] * width;
-        else
-            for (long i = 0; i < count; i++)
-                slim_sums[i] = (float)(k[i] * width);
+        }
     }
-    memset(z, 0, sizeof z);
-    memset(s, 0, sizeof s);
-    memset(k, 0, sizeof k);
-    __asm__ volatile("" : : "r"(z), "r"(s), "r"(k) : "memory");         /* do forget the noise */
+    opened += decide(&w, sums, wide, scale, width, open + opened, before + opened);
+    memset(&w, 0, sizeof w);
+    __asm__ volatile("" : : "r"(&w) : "memory");                        /* do forget the noise */
     return opened;
 }
 

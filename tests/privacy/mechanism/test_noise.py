@@ -159,7 +159,23 @@ def test_sums_that_cannot_be_noised_in_place_are_refused(bad: np.ndarray) -> Non
         ("0x1p-53", "0x1p-52"),
         ("sum < 0x1p52 ? sum : 0x1p52", "sum"),
         ("(0.5 - 0x1p-27)", "(0.5 - 0x1p-28)"),
-        ("extreme(radii[i % pairs]) ||", ""),
+        ("extreme(w->radii[i]) ||", ""),
+        ("TIMES_PLUS(p, z, 1.0f / 3)", "TIMES_PLUS(p, z, 1.0f / 3.01f)"),
+        ("TIMES_PLUS(radius, -PER_RADIUS, most)", "0.5f"),
+        ("SLIM 0x1p21f", "SLIM 0x1p41f"),
+        ("s - whole + (t - other)", "s - whole"),
+        *(
+            pytest.param(*fault, marks=pytest.mark.slow)
+            for fault in (
+                ("TIMES_PLUS(o, v, -1.0f / 6)", "TIMES_PLUS(o, v, -1.0f / 6.001f)"),
+                ("d = e == 0 ? t : d;", ""),
+                ("a << 2 ^", "a << 2 | 4095 ^"),
+                ("square > SHORTEST && square < LONGEST", "1"),
+                ("!(fabs(s) < WIDE)", "0"),
+                (" + 0.0f) * width);\n    }\n}\n\n/* Of two", ") * width);\n    }\n}\n\n/* Of two"),
+                ("w->sine[i] ? w->sines[i] : w->cosines[i]", "w->cosines[i]"),
+            )
+        ),
     ],
 )
 def test_a_kernel_that_disagrees_is_not_used(
