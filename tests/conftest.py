@@ -10,6 +10,7 @@ profile `full` (`make test-all`) tries all, `ci` (`make test`) a third, `dev`
 
 import gc
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -24,9 +25,13 @@ from privacy.runtime import defer, prepare
 from tests.support.patience import patience, slowness
 
 gc.disable()  # while a million objects are made that stay; again after the collection
+OWN = Path(tempfile.mkdtemp(prefix="tacit-test-"))
+"""Of this process, and removed at its end: Flower's folder, and features that simulations keep."""
+(OWN / "flwr").mkdir()
 os.environ.update(
     OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
-    FLWR_HOME=tempfile.mkdtemp(prefix="tacit-test-flwr-"),
+    FLWR_HOME=str(OWN / "flwr"),
+    TACIT_CACHE=str(OWN / "features"),
 )
 prepare()
 defer("opacus")
@@ -88,6 +93,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput") and getattr(config.option, "numprocesses", None):
         for source in HERE.parent.glob("[pc]*/**/*.c"):  # privacy/ and client/
             compiled(source)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """A worker's end as well; forked children never come here."""
+    shutil.rmtree(OWN, ignore_errors=True)
 
 
 def _has_room(folder: str) -> bool:

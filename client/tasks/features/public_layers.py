@@ -32,11 +32,15 @@ class RowNorm(nn.Module):
 class RandomFeatures(nn.Module):
     """cos and sin of random projections, [.., D] to [.., count], every row of length `length`.
 
-    Their products approach the Gaussian kernel exp(-(scale |x - x'|)^2 / 2). The projections are
-    the same everywhere: drawn by NumPy from a constant seed, they are neither trained nor sent.
+    Their products approach the Gaussian kernel exp(-(scale |x - x'|)^2 / 2), less what it is
+    between rows of these lengths in any directions: each cosine is centred at its mean over all
+    directions of x. Rows that lie close would otherwise spend most of the clip on a constant, which
+    the bias learns anyway. The projections are the same everywhere: drawn by NumPy from a constant
+    seed, they are neither trained nor sent.
     """
 
     projection: Tensor
+    spread: Tensor
 
     def __init__(self, inputs: int, count: int, scale: float, length: float) -> None:
         super().__init__()
@@ -45,11 +49,15 @@ class RandomFeatures(nn.Module):
         values = draw.standard_normal((half, inputs)) * scale
         projection = torch.from_numpy(values.astype(np.float32))
         self.register_buffer("projection", projection, persistent=False)
-        self.size = length / math.sqrt(half)
+        # variance of a projection over all directions of a row of length 1; it is nearly Gaussian
+        self.register_buffer("spread", (projection**2).sum(1) / inputs, persistent=False)
+        self.scaled = RowNorm(length)
 
     def forward(self, x: Tensor) -> Tensor:
         z = nn.functional.linear(x, self.projection)
-        return torch.cat([torch.cos(z), torch.sin(z)], dim=-1) * self.size
+        mean = torch.exp(-0.5 * self.spread * (x * x).sum(-1, keepdim=True))
+        out: Tensor = self.scaled(torch.cat([torch.cos(z) - mean, torch.sin(z)], dim=-1))
+        return out
 
 
 def first_layers(

@@ -102,17 +102,26 @@ def test_what_a_schema_says_wrongly_of_texts_is_refused_by_its_key(
     assert said in str(refused.value)
 
 
-def test_random_features_approach_the_gaussian_kernel_and_have_one_length() -> None:
-    layer = RandomFeatures(3, 4096, 1.5, 1.0)
-    x = torch.tensor([[0.1, 0.2, -0.3], [0.4, -0.2, 0.3]])
+def test_random_features_approach_a_centred_gaussian_kernel_and_have_one_length() -> None:
+    layer = RandomFeatures(40, 4096, 0.8, 1.0)
+    draw = torch.Generator().manual_seed(0)
+    x = nn.functional.normalize(torch.randn(3, 40, generator=draw))
     features = layer(x)
-    assert features.norm(dim=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
-    distance = 1.5 * (x[0] - x[1]).norm()
-    kernel = torch.exp(-(distance**2) / 2)
-    assert float(features[0] @ features[1]) == pytest.approx(float(kernel), abs=0.05)
-    again = RandomFeatures(3, 4096, 1.5, 1.0)
+    assert features.norm(dim=1).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
+    kernel = torch.exp(-0.32 * torch.cdist(x, x) ** 2)
+    anywhere = torch.exp(torch.tensor(-0.64))  # two rows of length 1 in any directions
+    expected = (kernel - anywhere) / (1 - anywhere)
+    assert torch.allclose(features @ features.T, expected, atol=0.06)
+    again = RandomFeatures(40, 4096, 0.8, 1.0)
     assert torch.equal(layer.projection, again.projection)
     assert not layer.state_dict()
+
+
+def test_random_features_spend_none_of_their_length_on_a_constant() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = 0.5 * nn.functional.normalize(torch.randn(2000, 40, generator=draw))
+    assert float(RandomFeatures(40, 256, 1.0, 1.0)(x).mean(0).norm()) < 0.05
+    assert torch.equal(RandomFeatures(40, 256, 1.0, 1.0)(0 * x[:1]), torch.zeros(1, 256))
 
 
 @pytest.mark.long
