@@ -81,7 +81,7 @@ def check_halves(
     for call, g in zip(tape, gradients, strict=True):
         for value in () if g is None else (g,) if isinstance(g, Tensor) else g.values:
             rest = value[others]
-            if bool(((rest != 0) & torch.isfinite(rest)).any()):
+            if bool(rest.any()) and bool(((rest != 0) & torch.isfinite(rest)).any()):
                 raise ModelError(
                     f"model: {call.layer.name}: expected row i of its output to belong to example "
                     "i alone, got rows that are mixed or reordered inside the model"

@@ -36,6 +36,7 @@ PATH = (
     "client/secure_round.py",
     "client/dpsgd/clipped_sum.py",
     "client/dpsgd/clipping.py",
+    "client/dpsgd/examination/apart.py",
     "client/dpsgd/examination/separation.py",
     "client/dpsgd/matrix_products.py",
     "client/dpsgd/people.py",

@@ -1,6 +1,6 @@
 """Made-up rows for the examination of a model: random, of several scales, inside a domain."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Final
@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from client.dpsgd.trees import mapped, tensors
+from client.dpsgd.trees import joined, mapped, replaced, tensors
 
 _KINDS: Final = ("wide", "unit", "ids", "bits")
 """Numbers around 0; in 0..1; whole numbers that every Embedding knows; 0 and 1."""
@@ -24,6 +24,25 @@ class Examples:
     def first(self, count: int) -> "Examples":
         """The first so many."""
         return Examples(mapped(lambda t: t[:count], self.x), self.y[:count])
+
+    @classmethod
+    def joined(cls, parts: Sequence["Examples"]) -> "Examples":
+        """All of them, one after the other."""
+        return cls(joined([part.x for part in parts]), torch.cat([part.y for part in parts]))
+
+    def take(self, rows: Sequence[int]) -> "Examples":
+        """These rows, in this order."""
+        return Examples(mapped(lambda t: t[list(rows)], self.x), self.y[list(rows)])
+
+    def put(self, places: Tensor, rows: "Examples") -> "Examples":
+        """The same with `rows` in the places [n] of those that are there."""
+
+        def with_rows(value: Tensor, other: Tensor) -> Tensor:
+            return value.index_copy(0, places.to(value.device), other)
+
+        pairs = zip(tensors(self.x), tensors(rows.x), strict=True)
+        x = replaced(self.x, [with_rows(one, other) for one, other in pairs])
+        return Examples(x, with_rows(self.y, rows.y))
 
     def alike(self) -> "Examples":
         """As many, each one equal to the first."""

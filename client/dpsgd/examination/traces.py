@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from client.dpsgd.calls import check_halves
 from client.dpsgd.clipping import BookKeeping, Loss
 from client.dpsgd.examination.made_up_rows import Examples
 from client.dpsgd.per_sample import DROPOUTS, ModelError
@@ -31,8 +32,14 @@ class Trace:
     values: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, book: BookKeeping, rows: Examples, loss: Loss) -> "Trace":
-        """Run a batch through model and loss, forward and backward; buffers may not change."""
+    def of(
+        cls, book: BookKeeping, rows: Examples, loss: Loss, only: Tensor | None = None
+    ) -> "Trace":
+        """Run a batch through model and loss, forward and backward; buffers may not change.
+
+        Gradients are of all losses, or of those in the mask `only` [B]: then those of the other
+        rows must be zero (ModelError). There is no backward where the mask is empty.
+        """
         buffers = {name: b.clone() for name, b in book.model.named_buffers()}
         names, values = ["loss: it"], []
         count = len(rows.y)
@@ -41,7 +48,13 @@ class Trace:
                 losses = book.losses(rows.x, rows.y, loss)
                 values.append(losses.detach())
                 tape = list(book.tape)
-                gradients = book.gradients_of(losses, torch.ones_like(losses))
+                gradients: list[Tensor | Batch | None] = [None] * len(tape)
+                if only is None:
+                    gradients = book.gradients_of(losses, torch.ones_like(losses))
+                elif only.any():
+                    only = only.to(losses.device)
+                    gradients = book.gradients_of(losses, only.to(losses.dtype))
+                    check_halves(tape, gradients, ~only)
             for name, buffer in book.model.named_buffers():
                 if name not in buffers or not _same(buffers[name], buffer):
                     raise ModelError(
@@ -72,12 +85,22 @@ class Trace:
                 return name
         return ""
 
-    def differs(self, other: "Trace", mask: Tensor) -> str:
+    def take(self, rows: Sequence[int]) -> "Trace":
+        """Copies of these rows alone."""
+        return Trace(self.names, tuple(v[list(rows)] for v in self.values))
+
+    def forward(self) -> "Trace":
+        """Without the gradients."""
+        pairs = zip(self.names, self.values, strict=True)
+        kept = [(n, v) for n, v in pairs if "gradient" not in n]
+        return Trace(tuple(n for n, _ in kept), tuple(v for _, v in kept))
+
+    def differs(self, other: "Trace", mask: Tensor | None = None) -> str:
         """The name of the first value that is another one in the rows `mask`; "" if none."""
         if self.names != other.names:
             return "model: which layers are called"
         for name, one, two in zip(self.names, self.values, other.values, strict=True):
-            rows = mask.to(one.device)
+            rows = slice(None) if mask is None else mask.to(one.device)
             if not close(one[rows], two[rows], _CLOSE):
                 return name
         return ""
