@@ -323,13 +323,13 @@ long add_noise(void *sums, int wide, const float *more, long n, const uint8_t *b
                 add_to_slim(w.sums.slim + i, w.z + i, w.within, w.far, some, (float)inverse, width,
                             slim, w.open + i);
         }
-        for (long group = 0; group < count; group += 64) {
-            int any = 0;
-            for (long i = group; i < group + 64; i++)
-                any |= w.open[i];
-            for (long i = group; any && i < group + 64 && i < count; i++) {
-                if (!w.open[i])
-                    continue;
+        for (long group = 0; group < count; group += 8) {
+            uint64_t eight;                                             /* bytes of 0 and 1 */
+            memcpy(&eight, w.open + group, 8);
+            for (; eight; eight &= eight - 1) {
+                const long i = group + __builtin_ctzll(eight) / 8;
+                if (i >= count)
+                    break;
                 const double slim = w.sums.slim[i], two = more ? slim + (double)more[at + i] : slim;
                 const long pair = i < pairs ? i : i - pairs;
                 open[opened + w.left] = at + i;

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from privacy.mechanism import device, exact, gaussian, native
 from privacy.mechanism.gaussian import Sums
 
-_SLAB: Final = 2 * gaussian.PAIRS * 16
+_SLAB: Final = 2 * gaussian.PAIRS * 32
 """Numbers whose bits are made at a time: fewer cost calls, more leave the cache."""
 _ZEROS: Final = bytes(gaussian.bits_for(_SLAB))
 _IV: Final = bytes(16)

@@ -1,6 +1,7 @@
 """Honest noise is never called too quiet or too loud, whatever data add; missing noise is found."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from privacy.mechanism import honest_noise, native
 from privacy.mechanism.honest_noise import (
     HonestUpdate,
     _shortest,
@@ -104,3 +106,50 @@ def test_the_bounds_are_tails_of_the_exact_laws(d: int, x: float) -> None:
 def test_the_chance_of_a_false_alarm_is_what_was_asked_for_at_most() -> None:
     alarms = sum(quiet(noise(200, seed=s), chance=0.05) for s in range(1000))
     assert stats.binom.sf(alarms - 1, 1000, 0.05) > 1e-6
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for a source of one's own, compiled there."""
+    if native.compiled(honest_noise._SOURCE) is None:
+        pytest.skip("no C compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(honest_noise, "_SOURCE", tmp_path / "honest_noise.c")
+    return tmp_path / "honest_noise.c"
+
+
+SOURCE = honest_noise._SOURCE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("j + 1 < end; j += 2", "j + 1 < end; j += 1"),
+        ("0, 2, 4, 6", "0, 2, 4, 7"),
+        ("most > interval", "most < interval"),
+        ("squares[1] += two * two;", ""),
+    ],
+)
+def test_compiled_figures_that_disagree_are_not_used(fresh: Path, right: str, wrong: str) -> None:
+    assert right in SOURCE
+    fresh.write_text(SOURCE.replace(right, wrong))
+    assert honest_noise._library.__wrapped__() is None
+
+
+@given(
+    st.integers(0, 70_000),
+    st.floats(-1, 4),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 5.0, math.inf]),
+)
+def test_compiled_figures_are_numpys(d: int, interval: float, seed: int, shift: float) -> None:
+    library = honest_noise._library()
+    if library is None:
+        pytest.skip("no C compiler")
+    flat = noise(d, seed=seed, std=1.0)
+    flat[: d // 2] += np.float32(shift)
+    with np.errstate(all="ignore"):
+        right = honest_noise._by_numpy(flat, interval)
+    found = honest_noise._by_c(library, flat, interval)
+    assert found[2] == right[2]
+    assert np.allclose(found, right, rtol=1e-12, atol=0, equal_nan=True)
