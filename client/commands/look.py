@@ -1,4 +1,4 @@
-"""`look` and `drift`: what the site's own rows look like, exactly, and whether that changed."""
+"""`look`, `drift`, `importance`: the site's own rows, exactly: what they are, and what counts."""
 
 import json
 from pathlib import Path
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("look")(look)
     app.command("drift")(drift)
+    app.command("importance")(importance)
 
 
 def look(
@@ -120,3 +121,78 @@ def drift(
             typer.echo("  no drift beyond noise and chance")
     if found.drifted:
         raise typer.Exit(4)
+
+
+def importance(
+    data: Annotated[Path, typer.Argument(help="The rows: the first of them are explained.")],
+    model: Annotated[
+        str, typer.Option("--model", help="A run folder, a checkpoint, or latest.")
+    ] = "latest",
+    rows: Annotated[int, typer.Option(min=1, max=1000, help="How many rows are explained.")] = 200,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=50, help="How many rounds of the run are compared.")
+    ] = 5,
+    out: Annotated[Path | None, typer.Option(help="An .html page.")] = None,
+    directory: Dir = HERE,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="A further signer's public key.")
+    ] = None,
+    task: Annotated[
+        Path | None, typer.Option("--task", help="The task package of the model.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that do not fit.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell which columns a model rests on over many rows, and which of them are mostly noise.
+
+    The last rounds of the model's run are compared: what rests on the data stays. Nothing leaves
+    this machine, and nothing is spent; the figures must stay here.
+    """
+    with loading():
+        from client.commands.shared import opened, tasks_of, tell_faults
+        from client.data.input_files import chunks
+        from client.dpsgd.trees import joined
+        from client.inference.html import importance_page
+        from client.inference.importance import SHOWN, earlier
+        from client.inference.importance import importance as measured
+        from client.models.loading import ModelError, load, of_same_run
+        from client.models.trusted_keys import known_keys
+        from client.scoring.tally import Tally
+
+    if out is not None and out.suffix != ".html":
+        raise ModelError(f"out: expected a name that ends with .html, got {out}")
+    of = opened(model, directory, key, task, quiet=as_json)
+    files = earlier(of_same_run(of.path, directory), of.card.round, rounds)
+    trust, tasks = known_keys(directory, key or ()), tasks_of(directory, task)
+    models = [*(load(one, trust, tasks) for one in files if one != of.path), of]
+    tally = Tally(rows, f"{data}: ")
+    for _ in tally.watch(chunks(of.task, data), skip_bad, lambda done: None):
+        if not tally.wanted:
+            break
+    tell_faults(tally)
+    if not tally.first:
+        raise ModelError(f"{data}: expected rows to explain, found none")
+    found = measured(models, joined(tally.first), len(tally.numbers))
+    if out is not None:
+        write_atomic(out, importance_page(of, found).encode(), mode=PRIVATE)
+    if as_json:
+        facts = {"model": of.digest, "run": of.card.run} | found.to_dict()
+        typer.echo(json.dumps(facts | {"page": str(out) if out else None}))
+        return
+    numbers = ", ".join(str(one) for one in found.rounds)
+    typer.echo(f"{found.rows} rows, {'rounds' if len(found.rounds) > 1 else 'round'} {numbers}")
+    if len(found.rounds) > 1:
+        typer.echo(f"{100 * found.alike:.1f} % of the rows are predicted alike by all rounds")
+    typer.echo(f"  {'column':<32} {'share':>7} {'change':>7}")
+    for one in found.columns[:SHOWN]:
+        change = "-" if one.change is None else f"{100 * one.change:.0f} %"
+        mark = "  mostly noise" if one.changes else ""
+        name = one.column if len(one.column) <= 32 else one.column[:31] + "…"
+        typer.echo(f"  {name:<32} {100 * one.share:>5.1f} % {change:>7}{mark}")
+    if more := found.columns[SHOWN:]:
+        noisy = sum(one.changes for one in more)
+        typer.echo(f"  {len(more)} more columns, {noisy} of them mostly noise")
+    if out is not None:
+        typer.echo(f"page: {out} (for this site alone)")

@@ -331,12 +331,12 @@ def adapt(
     named = model if towards is None else towards
     if named is None or (model is not None and towards is not None):
         raise ModelError("must have exactly one of --model and --towards")
+    if out is not None and out.suffix != ".safetensors":
+        raise ModelError(f"out: expected a name that ends with .safetensors, got {out}")
     of = opened(named, directory, key, task, quiet=json_)
     site = site_name(directory)
     adaptation = adapted(of, rows(of, data, skip_bad), site, whole=towards is not None)
     path = out or Path(f"{of.task.name}-{of.card.round:06d}-private.safetensors")
-    if path.suffix != ".safetensors":
-        raise ModelError(f"out: expected a name that ends with .safetensors, got {path}")
     write_atomic(path, adaptation.content)
     sign_beside(path, adaptation.content, of.card.run, of.card.round, directory)
     if json_:

@@ -37,7 +37,8 @@ class Explanation:
 
     `columns` adds the contributions of the features that one column became; `missed` is what
     integration in steps, or replacing one id at a time, left over of the exact sum. `contributions`
-    have the form of `x`, and both are None where a row is several arrays.
+    have the form of `x`, and both are None where a row is several arrays. `target` is the position
+    of the output that they add up to, where a row has several.
     """
 
     row: int
@@ -47,6 +48,7 @@ class Explanation:
     columns: dict[str, float]
     missed: float
     x: NDArray[np.float32] | None
+    target: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as JSON values: columns, largest contribution first."""
@@ -83,7 +85,8 @@ def explain(model: Model, x: Any, rows: Sequence[int]) -> list[Explanation]:
     with torch.inference_mode():
         outputs = network(x)
         found = columns(task, outputs)
-    scored = _Scored(network, task, x, _target(task, outputs))
+    target = _target(task, outputs)
+    scored = _Scored(network, task, x, target)
     baseline = -1.0 if pictured(task) else 0.0
     if not all(part.is_floating_point() for part in parts):
         ask = _replaced
@@ -104,6 +107,7 @@ def explain(model: Model, x: Any, rows: Sequence[int]) -> list[Explanation]:
             _by_column(labels, [one[i] for one in attributions]),
             float(missed[i]),
             None if single is None else parts[0][i].float().numpy(),
+            None if target is None else int(target[i]),
         )
         for i, row in enumerate(rows)
     ]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from client.inference.attribution import Explanation
 from client.inference.evaluation import Bin, Evaluation
+from client.inference.importance import Importance
 from client.models.loading import Model
 
 _STYLE: Final = """
@@ -55,7 +56,26 @@ docs/explanations.md.
 </p>{% for one, picture in pictures %}<h2>Row {{ one.row }}: {{ one.prediction }}
 {%- if one.probability is not none %} ({{ "%.1f"|format(100 * one.probability) }} %){% endif %}</h2>
 {{ picture }}{% endfor %}{% endblock %}"""
-_PAGES: Final = {"base": _BASE, "evaluation": _EVALUATION, "explanations": _EXPLANATIONS}
+_IMPORTANCE: Final = """{% extends "base" %}{% block body %}
+<p class="note">The mean size of what each column added to the predictions of {{ found.rows }} rows
+of this site, by the model of round {{ found.rounds[-1] }}. These figures come from private rows and
+are not protected: this page is for the site alone. They describe the model, not the world: see
+docs/explanations.md.</p>{% if found.rounds|length > 1 %}<p>Rounds compared:
+{{ found.rounds|join(", ") }}; {{ "%.1f"|format(100 * found.alike) }} % of the rows are predicted
+alike by all of them. A column whose contributions change by more than half of their size rests
+mostly on noise.</p>{% endif %}<div class="scroll"><table><tr><th scope="col">column</th>
+<th scope="col">importance</th><th scope="col">share</th><th scope="col">change</th>
+<th scope="col"></th></tr>{% for one in found.columns %}
+<tr{% if one.changes %} class="behind"{% endif %}><th scope="row">{{ one.column }}</th>
+<td>{{ "%.4f"|format(one.importance) }}</td><td>{{ "%.1f"|format(100 * one.share) }} %</td>
+<td>{{ "-" if one.change is none else "%.0f %%"|format(100 * one.change) }}</td>
+<td>{{ "changes" if one.changes else "" }}</td></tr>{% endfor %}</table></div>{% endblock %}"""
+_PAGES: Final = {
+    "base": _BASE,
+    "evaluation": _EVALUATION,
+    "explanations": _EXPLANATIONS,
+    "importance": _IMPORTANCE,
+}
 
 
 def evaluation_page(model: Model, evaluation: Evaluation) -> str:
@@ -76,6 +96,11 @@ def explanation_page(model: Model, explanations: Sequence[Explanation]) -> str:
     return _render(
         "explanations", model, title=f"Explanations: {model.task.name}", pictures=pictures
     )
+
+
+def importance_page(model: Model, found: Importance) -> str:
+    """The importance of all columns as one page, with what changes between the rounds marked."""
+    return _render("importance", model, title=f"Importance: {model.task.name}", found=found)
 
 
 def _render(name: str, model: Model, **values: object) -> str:

@@ -18,7 +18,7 @@ from torch import nn
 
 from client.dpsgd.weights import base_digest, trained_of
 from client.models.provenance import Origin, OriginError, Trust, origin_of, signature_path, vouch
-from client.models.store import latest
+from client.models.store import latest, of_run
 from client.tasks.registry import task_of
 from client.tasks.rows import TaskError
 from client.tasks.task import Task
@@ -98,6 +98,14 @@ def find(name: str, directory: Path | None = None) -> Path:
     if path.suffix not in (".safetensors", ".onnx"):
         raise ModelError(f"{path}: expected a .safetensors or .onnx file, got {path.suffix!r}")
     return path
+
+
+def of_same_run(path: Path, directory: Path | None = None) -> list[tuple[int, Path]]:
+    """The rounds of a model's run and their files: those beside a checkpoint, or a site's own."""
+    if _ROUND.fullmatch(path.name):
+        files = [file for file in path.parent.iterdir() if _ROUND.fullmatch(file.name)]
+        return sorted((int(file.stem), file) for file in files)
+    return [] if directory is None else of_run(directory, path)
 
 
 def load(path: Path, trust: Trust, tasks: Tasks = task_of) -> Model:

@@ -95,6 +95,18 @@ def latest(directory: Path) -> Path | None:
     return None
 
 
+def of_run(directory: Path, path: Path) -> list[tuple[int, Path]]:
+    """The rounds of the run that a kept model is of, and their files that are still there."""
+    entries = _entries(folder(directory) / "index.jsonl")
+    runs = {one.get("run") for one in entries if f"{one['model']}.safetensors" == path.name}
+    files = [
+        (number, folder(directory) / f"{one['model']}.safetensors")
+        for one in entries
+        if one.get("run") in runs and type(number := one.get("round")) is int
+    ]
+    return sorted({(number, file) for number, file in files if file.is_file()})
+
+
 def _entries(index: Path) -> list[dict[str, object]]:
     """The index's lines; a line that a crash cut off is passed over."""
     if not index.is_file():

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from client.commands.models import register
+from client.commands import look, models
 from client.tasks.registry import task_of
 from client.tasks.task import Task
 from privacy.contract.plan import Plan
@@ -154,7 +154,8 @@ class Answer:
 def command(*arguments: object) -> Answer:
     """Run one of the model commands in this process, as `tacit-client` does."""
     app = typer.Typer(pretty_exceptions_enable=False)
-    register(app)
+    models.register(app)
+    look.register(app)
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     error = result.exception
     if isinstance(error, ValueError):
