@@ -32,6 +32,7 @@ _LENGTHS: Final = {
     "spoken-digits": 2.0,
 }
 """The public length of a row of each embedded linear task."""
+_LOOKED: Final = 10_000
 _RANDOM_LENGTH: Final = 2.0
 """Of random features, where a model gives no `norm`."""
 
@@ -162,25 +163,54 @@ def step_noise(plan: Contract, shares: list[Share], noise_shares: int = 1) -> fl
 def automatic(plan: Contract, noise: float, rounds: int) -> float:
     """The learning rate whose noise over `rounds` moves a logit by `LOGIT_NOISE`, in 3 digits.
 
-    `noise` is that of one step. Momentum repeats a step's gradient; a cosine's squares sum to 3/8.
+    `noise` is that of one step. Momentum repeats a step's gradient.
     """
     found = shape(plan)
     if isinstance(found, str):
         raise ValueError(found)
     length, layers = found
-    steps = (
-        rounds
-        * plan.steps
-        * math.prod(
-            3 / 8 if schedule == "cosine" else 1.0
-            for schedule in (plan.schedule, plan.server_schedule)
-        )
-    )
     reach = plan.server_lr / (1 - plan.server_momentum) * _repeated(plan)
-    lr = min(LOGIT_NOISE / (noise * math.sqrt(steps)), _LARGEST_STEP / (plan.clip or 1.0)) / (
-        length * layers * reach
-    )
+    lr = min(
+        LOGIT_NOISE / (noise * math.sqrt(whole_steps(plan, rounds))),
+        _LARGEST_STEP / (plan.clip or 1.0),
+    ) / (length * layers * reach)
     return float(f"{min(max(lr, 1e-12), 1e9):.3g}")
+
+
+def whole_steps(plan: Contract, rounds: int) -> float:
+    """How many steps at the whole rates leave as much noise as all steps of `rounds` do.
+
+    A schedule makes a step's noise less, at the site, at the coordinator, or at both; so does a
+    warm-up: the squares of the rates add up. Of more than 10,000 steps so many are looked at.
+    """
+    steps = rounds * plan.steps
+    looked = min(steps, _LOOKED)
+    total = 0.0
+    for i in range(looked):
+        step = (2 * i + 1) * steps // (2 * looked)
+        rate = server_part(plan, step // plan.steps, rounds)
+        if plan.schedule == "cosine":
+            rate *= cosine(step / steps)
+        total += rate * rate
+    return total * steps / looked
+
+
+def server_part(plan: Contract, done: int, rounds: int) -> float:
+    """Which part of `server_lr` the round after `done` of `rounds` has, above 0 and at most 1.
+
+    It rises over the first `warmup` rounds, then stays, or falls as a cosine.
+    """
+    warmup = min(plan.warmup, rounds - 1)
+    if done < warmup:
+        return (done + 1) / (warmup + 1)
+    if plan.server_schedule == "cosine":
+        return cosine((done - warmup) / max(1, rounds - warmup))
+    return 1.0
+
+
+def cosine(share: float) -> float:
+    """Half a cosine, from 1 to 0, after a `share` of the steps in 0..1."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
 def _repeated(plan: Contract) -> float:

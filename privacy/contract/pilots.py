@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from privacy.accounting.events import Event
 from privacy.contract.keys.contract import Contract
 from privacy.contract.keys.tables import TunePlan
+from privacy.contract.learning_rate import whole_steps
 
 PILOT: Final = "pilot"
 CHOICE: Final = "choice"
@@ -123,17 +124,18 @@ def stage_of(
     `middle` is the plan's learning rate as a number, which candidates are factors of.
 
     With the same signal a run's steps add up to lr * rounds, and its noise to lr * sqrt(rounds) *
-    sigma. A pilot's learning rate is such that its noise adds up to the run's. Its signal is then
-    less by as much as its epsilon is: by the linear scaling rule (Panda et al. 2024: the best lr *
-    rounds is proportional to epsilon) what is best for one is best for the other. Adam and its like
-    move by their learning rate whatever the noise is, and keep it.
+    sigma, where schedules count by the squares of their rates. A pilot's learning rate is such that
+    its noise adds up to the run's. Its signal is then less by as much as its epsilon is: by the
+    linear scaling rule (Panda et al. 2024: the best lr * rounds is proportional to epsilon) what is
+    best for one is best for the other. Adam and its like move by their learning rate whatever the
+    noise is, and keep it.
     """
     if plan.tune is None or plan.clip is None:
         raise ValueError("plan: expected a search and a clip, got none")
     lr_times, clip_times = candidates(plan.tune)[candidate]
     run, length, lr = plan.rounds - pilot_rounds(plan), pilot_length(plan), middle * lr_times
     if pilot and plan.optimizer != "adam" and plan.server_optimizer == "sgd":
-        lr *= math.sqrt(run / length) * run_sigma / sigma
+        lr *= math.sqrt(whole_steps(plan, run) / whole_steps(plan, length)) * run_sigma / sigma
     rounds = length if pilot else run
     return replace(
         plan,

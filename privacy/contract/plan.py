@@ -31,7 +31,7 @@ from privacy.contract.keys.tables import (
     TunePlan,
 )
 from privacy.contract.keys.types import PlanError
-from privacy.contract.learning_rate import Share, automatic, step_noise
+from privacy.contract.learning_rate import Share, automatic, cosine, step_noise
 from privacy.contract.pilots import (
     candidates,
     pilot_length,
@@ -139,7 +139,7 @@ class Plan(Contract):
     def lr_at(self, step: int, steps: int) -> float:
         """The sites' learning rate in the run's global `step` (from 0) of `steps`."""
         if self.schedule == "cosine":
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            return self.learning_rate * cosine(step / steps)
         return self.learning_rate
 
     @cached_property

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privacy.arrays import Arrays, laid_out
+from privacy.contract.learning_rate import server_part
 from privacy.contract.plan import Plan
 from privacy.mechanism import noise
 from privacy.mechanism.sensitivity import noise_std
@@ -293,13 +294,7 @@ def _root(square: NDArray[Any], spread: float, tau: np.float32) -> NDArray[np.fl
 
 def server_rate(plan: Plan, done: int) -> float:
     """The coordinator's rate of the round after `done`: warmed up, then constant or a cosine."""
-    number, rate = done + 1, plan.server_lr
-    if number <= plan.warmup:
-        return rate * number / (plan.warmup + 1)
-    if plan.server_schedule == "cosine":
-        share = (done - plan.warmup) / max(1, plan.rounds - plan.warmup)
-        return rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-    return rate
+    return plan.server_lr * server_part(plan, done, plan.rounds)
 
 
 def shrunk(weights: NDArray[Any], by: np.float32) -> NDArray[np.float32]:

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from privacy.commands.plans import register
 from privacy.contract.forecast import check_numbers
-from privacy.contract.learning_rate import LOGIT_NOISE, shape
+from privacy.contract.learning_rate import LOGIT_NOISE, shape, whole_steps
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json, load_plan, with_counts
 from privacy.report.text import tuning
+from server.rounds.aggregation import server_rate
 
 SCHEMA = """schema='''
 label = "kind"
@@ -79,6 +80,41 @@ def test_local_momentum_and_a_cosine_count_as_the_training_loop_applies_them() -
                 at -= this.lr_at(round * 5 + step, 200) * velocity
         # the mean of how often each gradient counts stands for the root of the mean square
         assert at.std() * math.sqrt(13) == pytest.approx(LOGIT_NOISE, rel=0.15)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    rounds=st.integers(2, 60),
+    steps=st.integers(1, 3),
+    warmup=st.integers(0, 59),
+    schedules=st.tuples(*[st.sampled_from(["constant", "cosine"])] * 2),
+)
+def test_steps_count_by_the_squares_of_the_rates_that_site_and_coordinator_have(
+    rounds: int, steps: int, warmup: int, schedules: tuple[str, str]
+) -> None:
+    warmup = min(warmup, rounds - 1)
+    changes = (f"rounds={rounds}", f"steps={steps}", f"warmup={warmup}", "server_lr=0.5")
+    local, central = (
+        f"{k}={v}" for k, v in zip(("schedule", "server_schedule"), schedules, strict=True)
+    )
+    one = plan("sigma=600", *changes, local, central)
+    squares = sum(
+        (server_rate(one, done) * one.lr_at(done * steps + step, rounds * steps)) ** 2
+        for done in range(rounds)
+        for step in range(steps)
+    )
+    moved = 600 / (0.25 * 6500) / math.sqrt(5) * math.sqrt(squares)
+    assert moved * math.sqrt(13) == pytest.approx(LOGIT_NOISE, rel=6e-3)
+
+
+def test_a_long_run_is_looked_at_in_part_and_whole_without_a_schedule() -> None:
+    assert whole_steps(plan("steps=700"), 100_000) == 700 * 100_000
+    long = whole_steps(plan("steps=100", "schedule=cosine", "warmup=0"), 100_000)
+    assert long == pytest.approx(3 / 8 * 100 * 100_000, rel=1e-3)
+    both = whole_steps(plan("schedule=cosine", "server_schedule=cosine"), 50_000)
+    assert both == pytest.approx(35 / 128 * 50_000, rel=1e-3)
+    warm = whole_steps(replace(plan("rounds=90000"), warmup=60_000), 90_000)
+    assert warm == pytest.approx(30_000 + 60_000 / 3, rel=1e-3)
 
 
 def test_sites_are_weighed_as_the_coordinator_weighs_them() -> None:

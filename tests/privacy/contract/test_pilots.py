@@ -17,6 +17,7 @@ from privacy.contract.plan_file import from_json, load_plan
 from privacy.contract.policy import Policy
 from privacy.contract.rules.table import warnings
 from privacy.report.text import mechanism, tuning
+from server.rounds.aggregation import server_rate
 
 
 def policy(**changes: float) -> Policy:
@@ -100,12 +101,21 @@ def test_a_round_follows_the_stage_that_its_number_says(number: int) -> None:
         assert followed.lr == one.lr * candidates(one.tune)[candidate][0]  # type: ignore[arg-type]
 
 
-def test_the_noise_of_a_pilot_adds_up_to_that_of_its_run() -> None:
-    one = plan("tune.clip_times=[0.5, 2.0]", "rounds=130")
+@pytest.mark.parametrize(
+    "more", [(), ("schedule=cosine",), ("warmup=6",), ("server_schedule=cosine", "warmup=20")]
+)
+def test_the_noise_of_a_pilot_adds_up_to_that_of_its_run(more: tuple[str, ...]) -> None:
+    one = plan("tune.clip_times=[0.5, 2.0]", "rounds=130", *more)
     for candidate in range(one.candidates):
         pilot, run = one.stage(candidate * 10 + 1)[0], one.stage(101, candidate)[0]
         assert pilot.clip == run.clip
-        noise = [p.lr * math.sqrt(p.rounds) * (p.sigma or 0.0) for p in (pilot, run)]
+        squares = [
+            sum((server_rate(p, i) * p.lr_at(i, p.rounds)) ** 2 for i in range(p.rounds))
+            for p in (pilot, run)
+        ]
+        noise = [
+            math.sqrt(s) * (p.sigma or 0.0) for s, p in zip(squares, (pilot, run), strict=True)
+        ]
         assert noise[0] == pytest.approx(noise[1])
 
 
