@@ -42,6 +42,8 @@ app = application(
             "the site.",
             "drift": "Tell whether recent rows differ from a reference beyond noise and chance; "
             "exit 4 if they do.",
+            "importance": "Tell which columns a model rests on over many rows, and which of them "
+            "are mostly noise.",
         },
         "client.commands.backup": {
             "backup": "Write this site's folder (keys, policy, ledgers) into one private archive "

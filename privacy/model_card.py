@@ -66,7 +66,9 @@ class Card:
 
     @property
     def privacy(self) -> str:
-        """The guarantee in one sentence."""
+        """The guarantee in one sentence; of an adapted model, that its site's rows have none."""
+        if self.private_to is not None:
+            return f"private to {self.private_to}: fitted to its own rows without any protection"
         if self.insecure:
             return "not private: its noise was reproducible"
         if self.unit == "none" or self.epsilon is None:

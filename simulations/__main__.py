@@ -130,6 +130,7 @@ def simulate(
         from rich.console import Console
 
         from server.rounds.run_folder import FolderError
+        from server.statistics_files import PAGE
         from simulations.display import RunView
         from simulations.engines.errors import EngineError
         from simulations.run import simulate as play
@@ -217,6 +218,9 @@ def simulate(
         else:
             console.print(result_text, highlight=False, soft_wrap=True)
             console.print(f"The run is kept in {result.folder}", highlight=False, soft_wrap=True)
+            if chosen.statistics is not None and result.folder is not None:
+                page = result.folder / PAGE
+                console.print(f"Its figures are in {page}", highlight=False, soft_wrap=True)
             console.print("Its ledgers began with this run: they say nothing of earlier ones.")
             if audit_result is not None:
                 console.print(f"audit: {audit_result['verdict']} (audit.json)")

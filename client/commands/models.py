@@ -202,7 +202,7 @@ def evaluate(
         return
     typer.echo(f"{evaluation.rows} rows ({evaluation.skipped} skipped)")
     for name, value in evaluation.metrics.items():
-        typer.echo(f"  {name:<10} {value:.4f}")
+        typer.echo(f"  {name:<17} {value:.4f}")
     for one in evaluation.groups:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in one.metrics.items())
         mark = "  BEHIND the others" if one.behind else ""
@@ -346,6 +346,6 @@ def adapt(
     typer.echo(f"{path}: private to {site}, fitted to {adaptation.rows} rows")
     for name, value in adaptation.after.items():
         before = adaptation.before.get(name, math.nan)
-        typer.echo(f"  {name:<10} {before:.4f} -> {value:.4f} (held-out rows)")
+        typer.echo(f"  {name:<17} {before:.4f} -> {value:.4f} (held-out rows)")
     if not adaptation.better:
         typer.echo("  the held-out loss did not fall: the released model is the better one")

@@ -136,7 +136,7 @@ def refuse_private(model: Model) -> None:
     """Refuse to share what was adapted to a site's rows without privacy."""
     if model.card.private_to is not None:
         raise ModelError(
-            f"{model.path}: private to the site {model.card.private_to}: adapted to its rows "
+            f"{model.path}: private to {model.card.private_to}: adapted to its rows "
             "without privacy, so it is neither exported nor served to others"
         )
 

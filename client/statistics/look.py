@@ -32,6 +32,8 @@ def everything(of: Task) -> StatisticsPlan:
 
 def look(plan: StatisticsPlan, of: Task, data: Path | None, name: str) -> dict[str, Any]:
     """What the plan would release of these rows, without any noise, as JSON values."""
+    if of.embedded and data is not None:
+        raise TaskError(f"{of.name}: has its rows built in, and no columns of a file to look at")
     counted = statistics_task(replace(plan, groups=(), label=None), of)
     if counted.statistics is None:
         raise TaskError("statistics: must have a design")

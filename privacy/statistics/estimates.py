@@ -83,6 +83,8 @@ def ratio(a: float, b: float, var_a: float, var_b: float, cov: float) -> Interva
     """The ratio a / b of two noisy numbers by Fieller's theorem; None where b may be 0."""
     if b <= ENOUGH * math.sqrt(var_b):
         return None
+    if not var_a and not var_b:
+        return Interval(a / b, a / b, a / b)
     z2 = Z * Z
     square = b * b - z2 * var_b
     middle = (a * b - z2 * cov) / square
@@ -96,6 +98,8 @@ def counts(of: Design, column: int, sums: Floats, std: float) -> Counts | None:
     if cells is None:
         return None
     levels = trees(of, column)
+    if not std:  # exact sums agree with each other: a fit would only round them
+        return Counts(sums[cells.at], np.zeros((cells.size, cells.size)))
     inside = len(cells.edges) - 1 if cells.edges else 0
     solve, covariance = _fit(cells.size, inside, tuple(one.width for one in levels))
     seen = np.concatenate([sums[:1], sums[cells.at], *(sums[one.at] for one in levels)])

@@ -79,15 +79,17 @@ def test_an_adapted_model_is_better_at_home_and_stays_there(option: str, tmp_pat
     assert answer.json["after"]["accuracy"] > answer.json["before"]["accuracy"] + 0.5
     predicted = command("predict", "--model", own, "--data", data, "--dir", site, "--json")
     assert predicted.json["card"]["private_to"] == "clinic"
+    assert "private to clinic" in predicted.json["card"]["privacy"]
+    assert "epsilon" not in predicted.json["card"]["privacy"]
     assert any("without privacy" in change for change in predicted.json["card"]["changes"])
     for form in ("safetensors", "onnx", "onnx-int8"):
         refused = command("export", "--model", own, "--dir", site, "--format", form)
-        assert (refused.code, "private to the site clinic" in refused.err) == (2, True)
+        assert (refused.code, "private to clinic" in refused.err) == (2, True)
     token = tmp_path / "token"
     token.write_text("0123456789abcdef")
     shared = command("serve", "--model", own, "--dir", site, "--listen", "0.0.0.0:0",
                      "--token-file", token)  # fmt: skip
-    assert (shared.code, "private to the site clinic" in shared.err) == (2, True)
+    assert (shared.code, "private to clinic" in shared.err) == (2, True)
 
 
 def test_the_mark_cannot_be_taken_off(run: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,6 +149,32 @@ def test_an_owner_looks_at_the_exact_figures(data: Path, tmp_path: Path) -> None
     )
     assert told.exit_code == 0, told.output
     assert "must stay at the site" in page.read_text() and page.stat().st_mode & 0o077 == 0
+
+
+def estimates(value: object) -> Iterator[dict[str, float]]:
+    if isinstance(value, dict) and {*value} == {"value", "low", "high"}:
+        yield value
+    elif isinstance(value, dict | list):
+        cells = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, one in cells:
+            if name != "quantiles":  # these are as wide as a cell
+                yield from estimates(one)
+
+
+def test_what_an_owner_sees_is_exact_to_the_last_digit(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "schema.toml").write_text(SCHEMA)
+    shown = ["--schema", str(tmp_path / "schema.toml"), "--json"]
+    found = json.loads(CliRunner().invoke(app, ["look", str(data), *shown]).stdout)
+    assert all(one["low"] == one["value"] == one["high"] for one in estimates(found))
+    columns = found["sites"]["rows.csv"]["columns"]
+    shares = [f["share"]["value"] for c in columns for f in c.get("frequencies", [])]
+    assert len(shares) > 3 and all(5 * share == round(5 * share) for share in shares)
+
+
+def test_rows_that_are_built_in_are_not_shown_as_those_of_a_file(data: Path) -> None:
+    told = CliRunner().invoke(app, ["look", str(data), "--plan", "digits"])
+    assert isinstance(told.exception, TaskError)
+    assert "has its rows built in" in str(told.exception)
 
 
 def checks() -> dict[str, Check]:
