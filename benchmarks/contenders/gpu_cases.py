@@ -87,13 +87,17 @@ def by_token(outputs: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its batch and shape; `tokens` where rows are tokens and labels the next ones."""
+    """A model, its batch and shape; `tokens` where rows are tokens and labels the next ones.
+
+    `recorded`: small enough that the host may slow it down.
+    """
 
     build: Callable[[], nn.Module]
     batch: int
     shape: tuple[int, ...]
     target: float | None
     tokens: int = 0
+    recorded: bool = False
 
     def rows(self, count: int, seed: int = 0) -> Rows:
         """Made-up rows."""
@@ -115,17 +119,17 @@ def task_of(case: Case) -> Any:
 
 
 LARGE = {
-    "mlp": Case(lambda: mlp(784, 256), 256, (784,), 1.5),
+    "mlp": Case(lambda: mlp(784, 256), 256, (784,), 1.5, recorded=True),
     "resnet-18": Case(lambda: resnet((2, 2, 2, 2), 64), 256, (3, 32, 32), 1.6),
     "gpt-2 lora": Case(
         lambda: Gpt(768, 12, 12, 50257, 256).with_lora(), 16, (256,), 1.15, tokens=50257
     ),
     "gpt-2 full": Case(lambda: Gpt(768, 12, 12, 50257, 256), 16, (256,), 1.4, tokens=50257),
     "vit-b": Case(lambda: Vit(768, 12, 12, 224, 16), 64, (3, 224, 224), 1.4),
-    "vit-tiny": Case(Vision, 256, (3, 32, 32), None),
+    "vit-tiny": Case(Vision, 256, (3, 32, 32), None, recorded=True),
 }
 TINY = {
-    "mlp": Case(lambda: mlp(12, 6), 4, (12,), 1.5),
+    "mlp": Case(lambda: mlp(12, 6), 4, (12,), 1.5, recorded=True),
     "resnet-18": Case(lambda: resnet((1, 1), 16), 4, (3, 8, 8), 1.6),
     "gpt-2 lora": Case(lambda: Gpt(16, 1, 2, 50, 8).with_lora(), 4, (8,), 1.15, tokens=50),
     "gpt-2 full": Case(lambda: Gpt(16, 1, 2, 50, 8), 4, (8,), 1.4, tokens=50),

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from client.dpsgd.gpu.stream import without
 from client.dpsgd.native import lookups
 from privacy.mechanism.sensitivity import rows_per_block
 
@@ -139,7 +140,7 @@ class Sampled(Part):
             for p, sample in (self._cached or self._samples(at)).items():
                 flat, restored = _flat(sample[at] if self._cached else sample)
                 if broken is not None:
-                    flat = flat.masked_fill(broken[at, None], 0)
+                    flat = without(flat, broken[at])
                 total = sum_of(p)
                 total.add_(restored(factors[at].to(total.dtype) @ flat.to(total.dtype)))
 
@@ -156,7 +157,10 @@ def _flat(sample: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 
 
 class Lookup(Part):
-    """An Embedding: gradients of an example's equal tokens add up before the norm is taken."""
+    """An Embedding: gradients of an example's equal tokens add up before the norm is taken.
+
+    On a GPU those of all examples do, whether a token is repeated or not.
+    """
 
     def __init__(self, embedding: nn.Embedding, tokens: Tensor, g: Tensor) -> None:
         self._weight = embedding.weight
@@ -169,6 +173,11 @@ class Lookup(Part):
             return
         if padding is not None:
             self._g = g = g.masked_fill((self._tokens == padding)[..., None], 0)
+        self._repeating: Tensor | None = None
+        if not on_host(g):  # where asking which examples repeat a token would wait for the device
+            self._g = g = _merged(g, self._tokens)
+            self.square = row_squares(g.flatten(1))
+            return
         self.square = row_squares(g.flatten(1))
         ordered = _sorted(self._tokens)
         again = ordered[:, 1:] == ordered[:, :-1]
@@ -193,12 +202,13 @@ class Lookup(Part):
             g = g.masked_fill(broken[rows, None, None], 0)
         scaled = g * factors[rows, None, None]
         at = self._repeating
-        start, stop, _ = rows.indices(len(self._tokens))
-        inside = (start <= at) & (at < stop)
-        at, merged = at[inside], self._merged[inside]
-        if broken is not None:
-            merged = merged.masked_fill(broken[at, None, None], 0)
-        scaled[at - start] = merged * factors[at, None, None]
+        if at is not None:
+            start, stop, _ = rows.indices(len(self._tokens))
+            inside = (start <= at) & (at < stop)
+            at, merged = at[inside], self._merged[inside]
+            if broken is not None:
+                merged = merged.masked_fill(broken[at, None, None], 0)
+            scaled[at - start] = merged * factors[at, None, None]
         total.index_add_(0, self._tokens[rows].flatten(), scaled.flatten(0, 1).to(total.dtype))
 
 
@@ -216,8 +226,13 @@ def row_squares(x: Tensor) -> Tensor:
     return rest
 
 
+def on_host(x: Tensor) -> bool:
+    """Whether a number of x can be asked for without waiting for a device."""
+    return x.device.type == "cpu"
+
+
 def _sorted(tokens: Tensor) -> Tensor:
-    if tokens.device.type == "cpu":  # numpy sorts without branches: six times as fast as torch
+    if on_host(tokens):  # numpy sorts without branches: six times as fast as torch
         return torch.from_numpy(np.sort(tokens.numpy(), axis=1))
     return tokens.sort(1).values
 
@@ -237,8 +252,8 @@ class BatchSum:
     """One step's sum over its batch: in float32 within blocks of rows, in float64 across them.
 
     Each `p.grad` is a part of one float32 vector. A batch that is one block is summed there alone.
-    On a CPU a second block lies beside it, and the noise adds up the two; float64 numbers in
-    memory are twice as dear, and are made from the third block on.
+    A second block lies beside it, and the noise adds up the two where it is made in the same
+    memory; float64 numbers are twice as dear, and are made from the third block on.
     """
 
     def __init__(self, trained: Sequence[nn.Parameter], slack: float) -> None:
@@ -273,13 +288,14 @@ class BatchSum:
         for at in range(0, rows, size):
             yield slice(at, at + size), self._opened().__getitem__
 
-    def summands(self) -> tuple[Tensor, Tensor | None]:
+    def summands(self, *, two: bool = False) -> tuple[Tensor, Tensor | None]:
         """What was added since `begin`: one vector, or two whose sum in float64 it is.
 
-        Of two the first is `gradient`, and both are float32.
+        Of two the first is `gradient`, and both are float32. There may be `two` on a CPU, or where
+        the noise is made on the device.
         """
-        two = self._made == 2 and self._open and self._block > 0
-        if two and self.gradient.device.type == "cpu":
+        beside = self._made == 2 and self._open and self._block > 0
+        if beside and (two or self.gradient.device.type == "cpu"):
             return self.gradient, self._memory("block", torch.float32)[0]
         return self.total()[0], None
 

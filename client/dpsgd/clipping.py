@@ -29,7 +29,7 @@ from client.dpsgd.calls import (
     inputs_of,
     joined,
 )
-from client.dpsgd.clipped_sum import ALL, BatchSum, Part, SumOf, gradient_of
+from client.dpsgd.clipped_sum import ALL, BatchSum, Part, SumOf, gradient_of, on_host
 from client.dpsgd.fused import cells
 from client.dpsgd.people import Group, of_people
 from client.dpsgd.per_sample import (
@@ -199,12 +199,19 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         """Have the next batch show that its halves do not touch each other, then call `passed`."""
         self._watching = passed
 
-    def accumulate(self, x: Any, y: Tensor, loss: Loss, group: Group | None = None) -> None:
+    def accumulate(
+        self,
+        x: Any,
+        y: Tensor,
+        loss: Loss,
+        group: Group | None = None,
+        real: Tensor | None = None,
+    ) -> None:
         """Add sum_i clip(gradient of loss_i) to `p.grad` of every trained parameter.
 
         `x` is a tensor or a tree of tensors [B, ...]; `loss` gives a loss per example [B]. With a
-        `group` the examples i are its people, each with the mean of their rows' losses. Calling it
-        for the parts of a batch adds up.
+        `group` the examples i are its people, each with the mean of their rows' losses. Of examples
+        that are not `real` [B] nothing is added. Calling it for the parts of a batch adds up.
         """
         for p in self._trained:
             gradient_of(p)
@@ -216,7 +223,7 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
         whole: Iterable[tuple[slice, SumOf]] = ((ALL, gradient_of),)
         with torch.no_grad():
             every = parts(uses, certify=group is None)
-            factors, broken = clip_factors(_squares(every), self.clip)
+            factors, broken = clip_factors(_squares(every), self.clip, real)
             for block, sum_of in whole if self._sums is None else self._sums.blocks(units):
                 for part in every:
                     part.add(factors, broken, sum_of, block)
@@ -360,14 +367,19 @@ def _squares(every: Sequence[Part]) -> Tensor:
     return sum((part.square for part in every[1:]), every[0].square)
 
 
-def clip_factors(square: Tensor, clip: float) -> tuple[Tensor, Tensor | None]:
+def clip_factors(
+    square: Tensor, clip: float, real: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """What each example's gradient is multiplied by, from its squared norm; which are broken.
 
     (factors [B], float32; broken [B] or None where there is none). A factor brings the norm to at
-    most `clip`. An example whose norm is not finite is broken and has the factor 0.
+    most `clip`. An example whose norm is not finite is broken and has the factor 0; one that is not
+    `real` [B] counts as broken. On a GPU nobody asks whether there is one: that would wait for it.
     """
     factors = (clip / (square.sqrt() + 1e-6)).clamp_(max=1.0).float()
-    if math.isfinite(square.max()):
+    if real is None and on_host(square) and math.isfinite(square.max()):
         return factors, None
     broken = ~torch.isfinite(square)
+    if real is not None:
+        broken |= ~real
     return factors.masked_fill_(broken, 0), broken

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.dpsgd.clipped_sum import ALL, Part, SumOf, gradient_of, row_squares
+from client.dpsgd.clipped_sum import ALL, Part, SumOf, gradient_of, on_host, row_squares
 
 CACHED: Final = 1 << 17
 """Numbers that fit a core's cache."""
@@ -151,7 +151,7 @@ class Certified(Part):
                 continue
             made = products[: len(scale)]
             torch.bmm(right.transpose(1, 2), left, out=made)
-            if len(scale) == 1:
+            if len(scale) == 1 and on_host(scale):
                 total.add_(made[0], alpha=float(scale))
             else:
                 total += (scale.to(dtype) @ made.flatten(1).to(dtype)).view_as(total)

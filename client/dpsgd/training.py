@@ -23,7 +23,9 @@ from client.dpsgd.clipped_sum import BatchSum
 from client.dpsgd.clipping import BookKeeping
 from client.dpsgd.examination.made_up_rows import Domain
 from client.dpsgd.examination.separation import examine
-from client.dpsgd.gpu.device_noise import cuda_sums
+from client.dpsgd.gpu import repeated
+from client.dpsgd.gpu.rows import batches_on
+from client.dpsgd.gpu.stream import CudaStream, stream_on
 from client.dpsgd.people import Group, People, of_views
 from client.dpsgd.per_sample import ModelError
 from client.dpsgd.trees import mapped
@@ -53,7 +55,8 @@ class Trained:
 class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     """Opacus' optimizer of clipped sums, whose noise is `privatise`'s: secure, on a public grid.
 
-    `sums` is where the model leaves its clipped sum. `begin` starts a step. After `pre_step()` each
+    `sums` is where the model leaves its clipped sum. `begin` starts a step. With a `stream`, which
+    was started, the noise is made on its device, and nothing waits for it. After `pre_step()` each
     `p.grad` is the noisy mean over `expected_batch_size`, which must be public; step hooks come
     next, then `base`.
     """
@@ -65,6 +68,7 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         noise_multiplier: float,
         max_grad_norm: float,
         expected_batch_size: float,
+        stream: CudaStream | None = None,
     ) -> None:
         super().__init__(
             base,
@@ -77,6 +81,7 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         self.sums = BatchSum(self.params, allowed)
         numbers = self.sums.gradient.numel()
         self._std = noise_std(noise_multiplier, max_grad_norm, numbers, allowed)
+        self._stream = stream
 
     def begin(self, rows: int) -> None:
         """Start the sum of a step, in which so many rows are added."""
@@ -92,7 +97,7 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
 
         Every `p.summed_grad` is a part of one vector; None where there are two.
         """
-        self._total, self._more = self.sums.summands()
+        self._total, self._more = self.sums.summands(two=self._stream is not None)
         if self._more is None:
             self._store(self.sums.by_parameter(self._total))
 
@@ -103,9 +108,10 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
     def add_noise(self) -> None:
         """Make of the clipped sum a noisy mean, a sum on the public grid, in every `p.grad`."""
         total, more = self._total, self._more
-        on_device = cuda_sums(total) if more is None else None
-        if on_device is not None:
-            noise.privatise_on(on_device, self._std, over=self.expected_batch_size)
+        if self._stream is not None:
+            noise.privatise_on(
+                self._stream, total, self._std, over=self.expected_batch_size, more=more
+            )
         else:
             total = total.cpu()  # on a CPU the very same memory
             second = None if more is None else more.numpy()
@@ -148,31 +154,52 @@ def train(
     trained = list(named.values())
     if not trained:
         raise TrainingError("model: expected parameters to train, got none")
+    stream = None
+    if event is not None:
+        stream = stream_on(y.device, sum(p.numel() for p in trained))
+    if stream is not None:
+        noise.start_on(stream)
     optimizer = NoisyOptimizer(
         optimizer_of(trained, plan),
         noise_multiplier=0.0 if event is None else event.sigma,
         max_grad_norm=1.0 if plan.clip is None else plan.clip,
         expected_batch_size=rate * plan.units_of(site),
+        stream=stream,
     )
     if plan.aggregation == "fedprox":
         pull = proximal(trained, plan.mu)
         optimizer.attach_step_hook(lambda _: pull())
     units = len(rows) if people is None else len(people)
     with _summed(model, Rows(x, y), task, plan, event, optimizer.sums) as add:
-        for step, drawn in enumerate(noise.batches(units, rate, steps)):
-            for group in optimizer.param_groups:
-                group["lr"] = plan.lr_at((round - 1) * steps + step, plan.rounds * steps)
-            optimizer.begin(0 if event is None else len(drawn))  # plain sums need no bound
-            _add_units(add, drawn, x, y, task, plan, people)
-            optimizer.step()
-            if on_step is not None:
-                on_step(step, drawn, optimizer)
+        plain = people is None and on_step is None and units > 0
+        if stream is not None and plain and repeated.wanted(plan):
+            loss = loss_of(task, plan)
+            repeated.take_steps(add, optimizer, stream, (x, y, loss), rate, steps)
+        else:
+            ahead = stream if people is None else None
+            for step, drawn in enumerate(_drawn(units, rate, steps, ahead)):
+                for group in optimizer.param_groups:
+                    group["lr"] = plan.lr_at((round - 1) * steps + step, plan.rounds * steps)
+                optimizer.begin(0 if event is None else len(drawn))  # plain sums need no bound
+                _add_units(add, drawn, x, y, task, plan, people)
+                optimizer.step()
+                if on_step is not None:
+                    on_step(step, drawn.cpu().numpy(), optimizer)
+    if stream is not None and stream.failed():
+        raise noise.NoiseError("noise: more numbers are undecided on the device than there can be")
     changed = optimizer.sums.by_parameter(optimizer.sums.gradient)  # memory that is free now
     update = {}
     for name, p in named.items():
         update[name] = changed[p].copy_(p.detach()).cpu().numpy()
         update[name] -= start[name]
     return Trained(update, steps)
+
+
+def _drawn(units: int, rate: float, steps: int, stream: CudaStream | None) -> Iterator[Tensor]:
+    """The units that each step draws, where they are drawn."""
+    if stream is not None:
+        return batches_on(stream, units, rate, steps)
+    return map(torch.from_numpy, noise.batches(units, rate, steps))
 
 
 def clipped_sum(
@@ -195,7 +222,8 @@ def clipped_sum(
     x, y = mapped(lambda t: t.to(device), rows.x), rows.y.to(device)
     named = trained_of(model)
     sums = BatchSum(list(named.values()), slack(expected))
-    drawn = noise.poisson(len(rows) if people is None else len(people), event.rate)
+    units = len(rows) if people is None else len(people)
+    drawn = torch.from_numpy(noise.poisson(units, event.rate))
     with _summed(model, Rows(x, y), task, plan, event, sums) as add:
         sums.begin(len(drawn))
         _add_units(add, drawn, x, y, task, plan, people)
@@ -205,7 +233,7 @@ def clipped_sum(
 
 def _add_units(
     add: "Add",
-    drawn: NDArray[np.int64],
+    drawn: Tensor,
     x: Any,
     y: Tensor,
     task: Task,
@@ -213,7 +241,7 @@ def _add_units(
     people: People | None,
 ) -> None:
     """Add the contributions of the units drawn, at most `micro_batch` of them at a time."""
-    batch = torch.from_numpy(drawn).to(y.device)
+    batch = drawn.to(y.device)
     for part in torch.split(batch, plan.micro_batch) if plan.micro_batch else (batch,):
         at, group = (part, None) if people is None else people.take(part.cpu())
         at = at.to(y.device)

@@ -1,7 +1,7 @@
 """The public half of learning that tasks share: seeded models, losses a row, metrics."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final
 
 import torch
@@ -56,10 +56,10 @@ def weighted(
 
     `weights` [C] in 0..1 are public; y [B] are classes. Made once for each loss.
     """
-    table = torch.tensor(weights)
+    table_on = cache(torch.tensor(weights).to)  # copied to a device once: a copy waits for it
 
     def loss_by_class(outputs: Tensor, y: Tensor) -> Tensor:
-        return loss(outputs, y) * table.to(outputs.device)[y]
+        return loss(outputs, y) * table_on(outputs.device)[y]
 
     return loss_by_class
 

@@ -2,16 +2,16 @@
 
 `privatise` is the one function that adds noise (`privatise_on` where the sums lie on a GPU). Each
 call takes a fresh 256-bit key from the operating system and expands it by AES-256 in counter mode
-(a GPU by ChaCha20). No generator outlives its call, so nothing can be seeded, forked, shared
-between threads or read back. `docs/randomness.md` proves what the noise does on a computer, and
-says what is assumed.
+(a GPU each round's by ChaCha20). No generator outlives its call, a GPU's its round, so nothing can
+be seeded, forked, shared between threads or read back. `docs/randomness.md` proves what the noise
+does on a computer, and says what is assumed.
 """
 
 import hashlib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
@@ -86,45 +86,52 @@ def privatise(
             )
 
 
-def privatise_on(sums: device.DeviceSums, std: float, *, over: float = 1.0) -> None:
-    """`privatise` for sums that lie on a device, which makes the noise itself from a fresh key."""
-    _check(std, over)
-    if len(sums) > device.MOST:
-        raise NoiseError(f"sums: expected at most {device.MOST} numbers, got {len(sums)}")
-    if std == 0:
-        sums.divide(over)
-        return
-    key, step = _key(), grid(std)
-    undecided, before = sums.add_noise(key, std, step, over)
-    if len(undecided):
-        more = partial(_more, _stream(_key()))
-        bits = partial(chacha20, key)
-        device.settle(sums, undecided, before, (std, step, over), bits, more)
+def start_on(stream: device.DeviceStream) -> None:
+    """Give a device's stream the fresh key that each round needs, for what follows."""
+    stream.start(_key())
 
 
-def agrees(on_device: Callable[[Sums], device.DeviceSums]) -> bool:
-    """Whether a device gives numpy's numbers to the last bit, and names the same undecided ones.
+def privatise_on(
+    stream: device.DeviceStream,
+    sums: Any,
+    std: float,
+    *,
+    over: float = 1.0,
+    more: Any | None = None,
+) -> None:
+    """`privatise` for sums that lie on a device, by the next turn of its stream.
 
-    `on_device` puts sums there. The key is public and gives one radius that is extreme.
+    It does not wait for the device. What is made of the sums may leave once the stream's `failed()`
+    has said that nothing has.
     """
-    key = hashlib.sha256(device.COMPARED).digest()
-    count = 40 * gaussian.PAIRS + 85  # a last chunk whose angles begin in the middle of a block
-    bits = chacha20(key, 0, gaussian.bits_for(count))
-    for start, step in native.starts(bits, count):
-        right, room = start.copy(), (np.zeros(count, np.int64), np.zeros(count))
-        opened = gaussian.add_noise(right, bits, 2.0, step, 3.0, *room)
-        sums = on_device(start.copy())
-        positions, before = sums.add_noise(key, 2.0, step, 3.0)
-        order = np.argsort(positions)
-        pairs = zip((right, *room), (sums.read(), positions[order], before[order]), strict=True)
-        if not all(np.array_equal(a[:opened] if a is not right else a, b) for a, b in pairs):
-            return False
-    return True
+    _check(std, over)
+    if (count := stream.size(sums)) > device.MOST:
+        raise NoiseError(f"sums: expected at most {device.MOST} numbers, got {count}")
+    if std == 0:
+        stream.divide(sums, over, more)
+        return
+    step = grid(std)
+    stream.add_noise(sums, std, step, over, more)
+    stream.settle(sums, std, step, over)
 
 
-def chacha20(key: bytes, first: int, count: int) -> NDArray[np.uint8]:
-    """Bytes `first` (a multiple of 64) to `first + count` of a key's stream (RFC 8439), nonce 0."""
-    counter, nonce = (first // 64).to_bytes(4, "little"), bytes(12)
+def drawn_on(stream: device.DeviceStream, n: int, rate: float) -> Any:
+    """`poisson` by the next turn of a device's stream: for each row a byte there, 1 where drawn."""
+    _check_rate(n, rate)
+    if n > device.MOST:
+        raise NoiseError(f"n: expected at most {device.MOST} rows, got {n}")
+    return stream.draw(n, *threshold_of(rate))
+
+
+def chacha20(
+    key: bytes, first: int, count: int, *, turn: int = 0, purpose: int = device.NOISE
+) -> NDArray[np.uint8]:
+    """Bytes `first` (a multiple of 64) to `first + count` of a key's stream (RFC 8439).
+
+    The nonce is the turn (8 bytes) and the purpose (4), little-endian.
+    """
+    nonce = turn.to_bytes(8, "little") + purpose.to_bytes(4, "little")
+    counter = (first // 64).to_bytes(4, "little")
     stream = Cipher(algorithms.ChaCha20(key, counter + nonce), mode=None).encryptor()
     return np.frombuffer(stream.update(bytes(count)), np.uint8)
 
@@ -150,22 +157,31 @@ def poisson(n: int, rate: float) -> NDArray[np.int64]:
     The first 16 bits of a row's uniform number decide, and 64 more where they tie: the
     probability is exact to 2^-80.
     """
-    if n < 0:
-        raise NoiseError(f"n: expected 0 <= n, got {n!r}")
-    if not 0 <= rate <= 1:
-        raise NoiseError(f"rate: expected 0 <= rate <= 1, got {rate!r}")
+    _check_rate(n, rate)
     if rate == 1:
         return np.arange(n, dtype=np.int64)
-    scaled = rate * 2**16
-    threshold = int(scaled)
+    threshold, rest = threshold_of(rate)
     drawn = _below(n, threshold)
     tied = drawn < 0
     if not tied.any():
         return drawn
     mask = ~tied
-    mask[tied] = _bits(int(tied.sum()), np.uint64) < np.uint64((scaled - threshold) * 2**64)
+    mask[tied] = _bits(int(tied.sum()), np.uint64) < np.uint64(rest)
     chosen: NDArray[np.int64] = np.where(tied, ~drawn, drawn)[mask]
     return chosen
+
+
+def _check_rate(n: int, rate: float) -> None:
+    if n < 0:
+        raise NoiseError(f"n: expected 0 <= n, got {n!r}")
+    if not 0 <= rate <= 1:
+        raise NoiseError(f"rate: expected 0 <= rate <= 1, got {rate!r}")
+
+
+def threshold_of(rate: float) -> tuple[int, int]:
+    """A rate in units of 2^-16, and what is left of it in units of 2^-80."""
+    scaled = rate * 2**16
+    return int(scaled), int((scaled - int(scaled)) * 2**64)
 
 
 def batches(n: int, rate: float, steps: int) -> Iterator[NDArray[np.int64]]:

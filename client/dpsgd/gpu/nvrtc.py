@@ -17,25 +17,32 @@ class KernelError(RuntimeError):
     """Source that cannot be compiled, loaded or launched here."""
 
 
-class Kernel:
-    """A compiled function, in the context of the device that was current when it was loaded."""
+class Kernels:
+    """Compiled functions of the CUDA device `index`, which must be the current one."""
 
-    def __init__(self, code: bytes, name: str) -> None:
+    def __init__(self, code: bytes, names: Sequence[str], index: int) -> None:
+        self._index = index
         self._driver = _library("libcuda.so.1", "nvcuda.dll")
-        self._loaded, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        self._loaded = ctypes.c_void_p()
         load, get = self._driver.cuModuleLoadData, self._driver.cuModuleGetFunction
         self._check(load(ctypes.byref(self._loaded), code))
-        self._check(get(ctypes.byref(self._function), self._loaded, name.encode()))
+        self._functions = {name: ctypes.c_void_p() for name in names}
+        for name, function in self._functions.items():
+            self._check(get(ctypes.byref(function), self._loaded, name.encode()))
 
-    def launch(self, threads: int, arguments: Sequence[Any]) -> None:
-        """Run at least so many threads in torch's current stream; the arguments are C values."""
+    def launch(self, name: str, threads: int, arguments: Sequence[Any]) -> None:
+        """Run at least so many threads in torch's current stream; the arguments are C values.
+
+        It waits for nothing; the values are copied at once.
+        """
         pointers = (ctypes.c_void_p * len(arguments))(
             *(ctypes.cast(ctypes.pointer(x), ctypes.c_void_p) for x in arguments)
         )
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         sizes = [ctypes.c_uint(x) for x in (-(-threads // _THREADS), 1, 1, _THREADS, 1, 1, 0)]
         launch = self._driver.cuLaunchKernel
-        self._check(launch(self._function, *sizes, stream, pointers, None))
+        with torch.cuda.device(self._index):
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            self._check(launch(self._functions[name], *sizes, stream, pointers, None))
 
     def _check(self, status: int) -> None:
         if status:
@@ -47,6 +54,8 @@ class Kernel:
 def compiled(source: str, name: str, architecture: str) -> bytes:
     """Machine code for an architecture such as `sm_90`, of IEEE operations as they are written."""
     version = (torch.version.cuda or "13").split(".")[0]
+    for builtins in sorted(f for x in _folders() for f in x.glob("libnvrtc-builtins.so.*")):
+        ctypes.CDLL(str(builtins))  # NVRTC opens it by its name alone, which finds what is loaded
     nvrtc = _library(f"libnvrtc.so.{version}", "libnvrtc.so", f"nvrtc64_{version}0_0.dll")
     flags = (
         f"--gpu-architecture={architecture}",
@@ -78,10 +87,14 @@ def _bytes_of(size_of: Any, content_of: Any, program: ctypes.c_void_p) -> bytes:
     return content.raw
 
 
+def _folders() -> list[Path]:
+    """Where NVIDIA's wheels put libraries."""
+    return sorted((Path(torch.__file__).parent.parent / "nvidia").glob("*/lib"))
+
+
 def _library(*names: str) -> ctypes.CDLL:
     """A library by its name, or where NVIDIA's wheels put it."""
-    folders = sorted((Path(torch.__file__).parent.parent / "nvidia").glob("*/lib"))
-    for name in (*names, *(str(folder / name) for folder in folders for name in names)):
+    for name in (*names, *(str(folder / name) for folder in _folders() for name in names)):
         try:
             return ctypes.CDLL(name)
         except OSError:

@@ -1,11 +1,12 @@
 """NVRTC and the driver as they are called: C libraries with the very functions, and no GPU.
 
-tests/client/dpsgd/gpu/test_device_noise.py compiles and runs the real kernel where they are.
+tests/client/dpsgd/gpu/test_stream.py compiles and runs the real kernel where they are.
 """
 
 import ctypes
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from client.dpsgd.gpu import nvrtc
-from client.dpsgd.gpu.nvrtc import Kernel, KernelError, compiled
+from client.dpsgd.gpu.nvrtc import KernelError, Kernels, compiled
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
@@ -73,6 +74,7 @@ def _in_place(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvrtc, "_library", lambda *names: library)
     stream = SimpleNamespace(cuda_stream=7)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
 
 
 def test_source_is_compiled_for_the_architecture_without_fused_operations(
@@ -94,18 +96,20 @@ def test_what_cannot_be_compiled_is_told_in_the_compilers_words(library: ctypes.
 
 def test_a_kernel_is_launched_with_its_arguments_and_enough_threads() -> None:
     told = (ctypes.c_long * 6)()
-    Kernel(b"code", "there").launch(300, [ctypes.pointer(told), ctypes.c_int(42)])
+    Kernels(b"code", ["there"], 0).launch("there", 300, [ctypes.pointer(told), ctypes.c_int(42)])
     assert list(told) == [3, 128, 1, 0, 42, 1]  # 3 blocks of 128 threads hold 300
 
 
 def test_what_the_driver_refuses_is_told() -> None:
     with pytest.raises(KernelError, match=r"CUDA driver: named symbol not found \(500\)"):
-        Kernel(b"code", "elsewhere")
+        Kernels(b"code", ["elsewhere"], 0)
     with pytest.raises(KernelError, match=r"CUDA driver: unknown \(200\)"):
-        Kernel(b"", "there")
+        Kernels(b"", ["there"], 0)
     told = (ctypes.c_long * 6)()
     with pytest.raises(KernelError, match="719"):
-        Kernel(b"code", "there").launch(1_000_000, [ctypes.pointer(told), ctypes.c_int(1)])
+        Kernels(b"code", ["there"], 0).launch(
+            "there", 1_000_000, [ctypes.pointer(told), ctypes.c_int(1)]
+        )
 
 
 def test_a_library_is_looked_for_beside_torch_as_well(
