@@ -26,11 +26,12 @@ def agrees(stream: device.DeviceStream) -> bool:
     """
     key = hashlib.sha256(device.COMPARED).digest()
     stream.start(key)
-    for turn in range(1, 6):
+    for turn in range(1, 8):
         bits = chacha20(key, 0, gaussian.bits_for(_COUNT), turn=turn)
-        case = (turn - 1) % 4  # the first again, beside other sums
-        start, step = list(native.starts(bits, _COUNT))[case]
-        more = None if turn < 5 else start[::-1].astype(np.float32)
+        cases = list(native.starts(bits, _COUNT))
+        case = (turn - 1) % len(cases)  # the first again, beside other sums
+        start, step = cases[case]
+        more = None if turn <= len(cases) else start[::-1].astype(np.float32)
         right, room = start.copy(), (np.zeros(_COUNT, np.int64), np.zeros(_COUNT))
         opened = gaussian.add_noise(right, bits, 2.0, step, 3.0, *room, more)
         places, were = room[0][:opened], room[1][:opened]
@@ -44,7 +45,7 @@ def agrees(stream: device.DeviceStream) -> bool:
             return False
         # A grid as fine as the last has more steps than can be settled; the others a few each.
         some = np.append(places[:: max(1, opened // 16)], _extreme(bits, places))
-        some = np.unique(some)[: 0 if case == 3 else None]
+        some = np.unique(some)[: 0 if case == 5 else None]
         at = np.searchsorted(places, some)
         stream.keep(some, were[at])
         stream.settle(sums, 2.0, step, 3.0)
@@ -52,7 +53,7 @@ def agrees(stream: device.DeviceStream) -> bool:
         if not np.array_equal(right[some], stream.read(sums)[some]):
             return False
     drawn = np.flatnonzero(stream.read(stream.draw(_ROWS, *threshold_of(_RATE))))
-    return np.array_equal(drawn, poisson_as_device(key, 6, _ROWS, _RATE)) and (not stream.failed())
+    return np.array_equal(drawn, poisson_as_device(key, 8, _ROWS, _RATE)) and (not stream.failed())
 
 
 def settle_as_device(
