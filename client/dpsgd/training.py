@@ -222,11 +222,10 @@ def clipped_sum(
     x, y = mapped(lambda t: t.to(device), rows.x), rows.y.to(device)
     named = trained_of(model)
     sums = BatchSum(list(named.values()), slack(expected))
-    units = len(rows) if people is None else len(people)
-    drawn = torch.from_numpy(noise.poisson(units, event.rate))
+    drawn = noise.poisson(len(rows) if people is None else len(people), event.rate)
     with _summed(model, Rows(x, y), task, plan, event, sums) as add:
         sums.begin(len(drawn))
-        _add_units(add, drawn, x, y, task, plan, people)
+        _add_units(add, torch.from_numpy(drawn), x, y, task, plan, people)
         _, parts = sums.total()
         return {n: parts[p].detach().cpu().double().numpy() for n, p in named.items()}
 
