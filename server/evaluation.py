@@ -85,9 +85,12 @@ def evaluator(plan: Plan, data: Path | None) -> Evaluate | None:
 
 
 def evaluate_on(plan: Plan, rows: object) -> Evaluate:
-    """Metrics of weights on given test rows."""
+    """Metrics of weights on given test rows; TaskError where there is none."""
     from client.tasks.registry import task_of
+    from client.tasks.rows import TaskError
 
+    if not len(rows):  # type: ignore[arg-type]
+        raise TaskError(f"{plan.task}: no row is held out to evaluate on, expected one at least")
     learning, outputs = task_of(plan), outputs_on(plan, rows)
     y = rows.y  # type: ignore[attr-defined]
     return lambda weights: learning.metrics(outputs(weights), y)

@@ -167,6 +167,7 @@ def _play(
     if world.train.reading is not None:
         on_read(world.train.reading)
     check_numbers(plan)
+    evaluate = _evaluator(plan, world)  # refuses rows of which none is held out
     if plan.simulation.engine == "vector":
         stack_of(plan)  # refuses a model that it cannot train
     connected = False
@@ -194,7 +195,7 @@ def _play(
     if first is not None or (plan.statistics is not None and plan.statistics.groups):
         weights = fitting(plan, _released(first), initial())()
         initial = partial(dict, weights)
-    model, listener = Model(initial, _evaluator(plan, world)), Rounds(on_round, stop)
+    model, listener = Model(initial, evaluate), Rounds(on_round, stop)
     outcomes: list[Outcome] = []
     with ExitStack() as stack:
         if insecure:

@@ -9,6 +9,7 @@ import pytest
 from client.data.reader import read
 from client.inference.evaluation import auroc
 from client.tasks.registry import task_of
+from client.tasks.rows import TaskError
 from simulations.display import sentence
 from simulations.run import simulate
 from tests.support.models import plan_for
@@ -46,3 +47,14 @@ def test_a_table_is_read_once_for_both_of_its_parts_and_skewed_labels_have_their
     assert result.summary["auc"] in (pytest.approx(rising), pytest.approx(1 - rising))
     assert np.isfinite(result.summary["metrics"]["loss"])
     assert f"AUC {result.summary['auc']:.4f}, F1" in sentence(result.summary)
+
+
+def test_rows_of_which_none_is_held_out_are_refused_before_there_is_a_folder(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text("\n".join(["age,ill", *(f"{i},no" for i in range(20))]) + "\n")
+    plan = plan_for("table", schema=f"test = 1e-9\n{SCHEMA}", sites=2, rows=10, split="iid")
+    with pytest.raises(TaskError, match="table: no row is held out to evaluate on"):
+        simulate(plan, tmp_path / "run", data=file)
+    assert not (tmp_path / "run").exists()

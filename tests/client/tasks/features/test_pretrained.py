@@ -30,6 +30,7 @@ channels = 3
 backbone = "{name}"
 digest = "{digest}"
 vector = {vector}
+test = {test}
 """
 SOUNDS = """
 reader = "sounds"
@@ -124,7 +125,7 @@ def test_texts_are_seen_through_backbones_in_tables_alone() -> None:
 
 
 def test_a_backbone_that_is_not_here_ends_the_reading_at_once(home: Path) -> None:
-    schema = PICTURES.format(name="absent", digest=NONE, vector=4)
+    schema = PICTURES.format(name="absent", digest=NONE, vector=4, test=0.4)
     with pytest.raises(TaskError, match="backbone absent: must be installed, or be a folder"):
         task(schema).load(pictures(home / "data", 2), "all")
 
@@ -137,7 +138,7 @@ def test_a_form_that_is_not_known_is_refused(home: Path) -> None:
         digest_of(folder)
     (folder / "config.json").write_text('{"model_type": "mystery"}')
     (folder / "preprocessor_config.json").write_text("{}")
-    schema = PICTURES.format(name="odd", digest=digest_of(folder), vector=4)
+    schema = PICTURES.format(name="odd", digest=digest_of(folder), vector=4, test=0.4)
     with pytest.raises(TaskError, match="model_type must be one of resnet,"):
         task(schema).load(pictures(home / "data", 2), "all")
 
@@ -150,11 +151,11 @@ IMAGE_FORMS = {"ResNet": (RESNET, 12), "ViT": (VIT, 16)}
 def test_pictures_train_a_head_on_a_frozen_backbone(form: str, home: Path) -> None:
     sizes, vector = IMAGE_FORMS[form]
     digest = saved(home / "backbones" / "tiny", form, sizes, SEEN)
-    schema = PICTURES.format(name="tiny", digest=digest, vector=vector)
-    data = pictures(home / "data")
+    schema = PICTURES.format(name="tiny", digest=digest, vector=vector, test=0.4)
+    data = pictures(home / "data", 24)
     rows = task(schema).load(data, "all")
-    assert isinstance(rows.x, torch.Tensor) and rows.x.shape == (12, vector)
-    assert torch.allclose(rows.x.norm(dim=1), torch.ones(12), atol=1e-5)
+    assert isinstance(rows.x, torch.Tensor) and rows.x.shape == (24, vector)
+    assert torch.allclose(rows.x.norm(dim=1), torch.ones(24), atol=1e-5)
     read = task(schema).read
     assert read is not None
     apart = [next(read(file, False))[0].x for file in sorted(data.rglob("*.png"))]
