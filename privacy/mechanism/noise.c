@@ -7,7 +7,9 @@
    A chunk is PAIRS pairs of numbers: first their radii, 8 bytes each, then their angles, 8 bytes
    each, whose last ten bits are the radii's last; a last chunk is shorter, by whole fours of pairs.
 
-   `noise.cu` goes on from here for a GPU: all but the last two functions are compiled there too.
+   A CPU decides most numbers by floats before any doubles, with the same outcome (`estimate`).
+
+   `noise.cu` goes on from here for a GPU: all up to `close_to_the_next` is compiled there too.
 */
 #ifdef __CUDACC_RTC__
 typedef unsigned char uint8_t;
