@@ -6,9 +6,9 @@
 Parts, in this order: noise (the kernels' bits, law and speed, and rows drawn), equal (a round of
 training on the device, as it is and recorded as a CUDA graph, against the same on the CPU), steps
 (of DP-SGD relative to plain SGD on the same card, in float32, bfloat16 and recorded; memory, where
-the time goes), predict, audit. A part that fails is reported, and the next one begins; results are
-written after each part and each model. benchmarks/README.md says how it is run on a machine without
-a network.
+the time goes), predict, vector (many clients together), audit. A part that fails is reported, and
+the next one begins; results are written after each part and each model. benchmarks/README.md says
+how it is run on a machine without a network.
 """
 
 import argparse
@@ -279,6 +279,28 @@ def predict_part(bench: Bench) -> dict[str, Any]:
     return facts | {"stated": "below 1e-3 with TF32 convolutions, below 1e-5 without"}
 
 
+def vector_part(bench: Bench) -> dict[str, Any]:
+    """A round of many clients' tiny models together, on the device and on the CPU."""
+    from simulations.engines.stacked_models import Stack
+    from simulations.engines.stacked_training import Member, train_together
+
+    case, clients = TINY["mlp"], 20 if bench.tiny else 400
+    plan, event = plan_of(case, 50, 5, 1.0)
+    model, own = case.build(), [case.rows(50, seed) for seed in range(clients)]
+    weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    members = [Member(rows, weights, 10.0, 1.0) for rows in own]
+    keys: Any = {"rate": 0.2, "steps": event.steps, "round": 1, "private": True}
+    turns: dict[str, Turn] = {}
+    for name, on in {"cpu": torch.device("cpu"), "device": bench.on}.items():
+        stack = Stack(case.build(), case.shape)
+        stack.to(on)
+        turns[name] = lambda stack=stack, on=on: train_together(  # type: ignore[misc]
+            stack, members, task_of(case), plan, **keys, device=on
+        )
+    times = bench.seconds(turns, 0.0 if bench.tiny else 2.0)
+    return {"clients": clients, "ms": {name: milliseconds(own) for name, own in times.items()}}
+
+
 def audit_part(bench: Bench) -> dict[str, Any]:
     """The audit's checks of the trainer on this device, as long as there is time."""
     from client.audit import conformance
@@ -312,6 +334,7 @@ PARTS = {
     "equal": equal_part,
     "steps": steps_part,
     "predict": predict_part,
+    "vector": vector_part,
     "audit": audit_part,
 }
 

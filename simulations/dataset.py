@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 from client.data.cache import Cache
 from client.data.contents import Contents
@@ -74,6 +75,11 @@ class Place:
     signing: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
+    def device(self) -> torch.device:
+        """Where the sites train."""
+        return chosen_device()
+
+    @property
     def roster(self) -> Roster:
         """The simulated parties' verifying keys."""
         return {name: signing_public(key) for name, key in self.signing.items()}
@@ -95,6 +101,7 @@ class Place:
             sign=lambda payload: sign(self.signing[name], payload),
             parties=lambda _: self.roster,
             secure=SecureState(masks=self.plan.simulation.masks),
+            device=self.device,
         )
 
     def _fault(self, error: Exception) -> None:
@@ -107,6 +114,19 @@ class Place:
         if not self.insecure:
             return nullcontext()
         return noise.insecure(f"{self.plan.seed}/{site}/{number}")
+
+
+def chosen_device() -> torch.device:
+    """Where simulated sites train: on the CPU, or on the GPU that TACIT_DEVICE names; PlanError."""
+    name = os.environ.get("TACIT_DEVICE", "cpu")
+    number = name.removeprefix("cuda:")
+    here = torch.cuda.device_count() if name != "cpu" else 0
+    if name != "cpu" and not (number.isascii() and number.isdecimal() and int(number) < here):
+        raise PlanError(
+            f"TACIT_DEVICE must be cpu or cuda:N with N below {here}, the number of GPUs, "
+            f"got {name!r:.40}"
+        )
+    return torch.device(name)
 
 
 @dataclass(slots=True)

@@ -40,7 +40,16 @@ from server.rounds.run_folder import FolderError, RunFolder
 from server.rounds.site_grid import SiteGrid
 from server.rounds.summary import summarise
 from server.statistics_files import write_results
-from simulations.dataset import FAULT, Data, Place, World, own_ledger, prepare, signing_keys
+from simulations.dataset import (
+    FAULT,
+    Data,
+    Place,
+    World,
+    chosen_device,
+    own_ledger,
+    prepare,
+    signing_keys,
+)
 from simulations.display import RunView
 from simulations.engines.errors import OwnCodeError
 from simulations.engines.pool import Processes, Serial
@@ -163,6 +172,7 @@ def _play(
     stop: Callable[[], bool],
 ) -> tuple[Plan, Outcome, dict[str, Any]]:
     began = time.perf_counter()
+    chosen_device()  # refuses one that is not there
     plan, world = prepare(plan, data)
     if world.train.reading is not None:
         on_read(world.train.reading)

@@ -54,6 +54,12 @@ class Stack:
         self.numbers = self._ends[-1]
         self.width = math.prod(shape) + 3 * sum(m.in_features + m.out_features for m in linear)
 
+    def to(self, device: torch.device) -> None:
+        """Move what layers hold beside parameters to where the rows will be."""
+        for layer in self._layers:
+            if not isinstance(layer, nn.Linear):
+                layer.to(device)
+
     def flat(self, weights: Arrays) -> NDArray[np.float32]:
         """One site's weights as a row."""
         return np.concatenate([weights[name].reshape(-1) for name in self.names])

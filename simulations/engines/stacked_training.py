@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.dpsgd.clipping import clip_factors
+from client.dpsgd.gpu.stream import CudaStream, stream_on
 from client.dpsgd.training import Trained, TrainingError, loss_of, optimizer_of, proximal
 from client.tasks.rows import Rows
 from client.tasks.task import Task
@@ -29,6 +30,7 @@ from simulations.engines.stacked_models import Stack
 
 T = TypeVar("T")
 _DOUBLE_ROWS: Final = 4096
+_CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,17 +58,23 @@ def train_together(
     steps: int,
     round: int,
     private: bool,
+    device: torch.device = _CPU,
 ) -> list[Trained]:
     """Train every member for one round (from 1): what each changed, in the members' order.
 
-    Not `private`: plain sums without clipping or noise, of one member as of many.
+    Not `private`: plain sums without clipping or noise, of one member as of many. The `device` is
+    that of the stack. On a GPU noise is made there, but where draws are reproducible.
     """
     loss = loss_of(task, plan)
-    flat = torch.from_numpy(np.stack([stack.flat(member.weights) for member in members]))
+    flat = torch.from_numpy(np.stack([stack.flat(member.weights) for member in members])).to(device)
     old = flat.clone()
     inner = optimizer_of([flat], plan)
     pull = proximal([flat], plan.mu) if plan.aggregation == "fedprox" else None
-    batches = Batches(members, rate, steps)
+    batches = Batches(members, rate, steps, device)
+    alone = any(member.context is not None for member in members)
+    stream = stream_on(device, flat.numel()) if private and not alone else None
+    if stream is not None:
+        noise.start_on(stream)
     if private and plan.clip is None:
         raise TrainingError("clip: expected a value in a private plan, got nothing")
     clip = plan.clip if private else None
@@ -79,11 +87,17 @@ def train_together(
                 group["lr"] = plan.lr_at((round - 1) * steps + step, plan.rounds * steps)
             drawn = batches.draw()
             total = _summed(stack, flat, drawn, loss, clip, allowed)
-            flat.grad = torch.from_numpy(noisy_means(total.numpy(), members))
+            if stream is None:
+                means = torch.from_numpy(noisy_means(total.cpu().numpy(), members))
+                flat.grad = means.to(device)
+            else:
+                flat.grad = noisy_means_on(stream, total, members)
             if pull is not None:
                 pull()
             inner.step()
-    moved = flat.sub_(old).numpy()
+    if stream is not None and stream.failed():
+        raise noise.NoiseError("noise: more numbers are undecided on the device than there can be")
+    moved = flat.sub_(old).cpu().numpy()
     return [Trained(stack.named(row), steps) for row in moved]
 
 
@@ -127,7 +141,9 @@ class Batch:
 class Batches:
     """All members' rows in one tensor, a row of zeros behind them, and a draw for each step."""
 
-    def __init__(self, members: Sequence[Member], rate: float, steps: int) -> None:
+    def __init__(
+        self, members: Sequence[Member], rate: float, steps: int, device: torch.device = _CPU
+    ) -> None:
         self._members = members
         self._sizes = [len(member.rows) for member in members]
         self._ends = np.cumsum(self._sizes)
@@ -136,8 +152,9 @@ class Batches:
         alone = any(member.context is not None for member in members)
         parts = self._sizes if alone else [sum(self._sizes)]
         self._draws = [noise.batches(part, rate, steps) for part in parts]
-        self._x = torch.cat([*xs, torch.zeros_like(xs[0][:1]) if len(xs[0]) else _zero(xs[0])])
-        self._y = torch.cat([*ys, torch.zeros_like(ys[0][:1]) if len(ys[0]) else _zero(ys[0])])
+        x = torch.cat([*xs, torch.zeros_like(xs[0][:1]) if len(xs[0]) else _zero(xs[0])])
+        y = torch.cat([*ys, torch.zeros_like(ys[0][:1]) if len(ys[0]) else _zero(ys[0])])
+        self._x, self._y = x.to(device), y.to(device)
 
     def draw(self) -> Batch:
         """The next Poisson batch of every member."""
@@ -148,7 +165,7 @@ class Batches:
         slot = np.arange(len(rows)) - (np.cumsum(counts) - counts)[owner]
         at = np.full((len(self._sizes), longest), len(self._x) - 1, dtype=np.int64)
         at[owner, slot] = rows
-        index = torch.from_numpy(at)
+        index = torch.from_numpy(at).to(self._x.device)
         x, y = self._x[index], self._y[index]
         return Batch(x, y, index < len(self._x) - 1)
 
@@ -183,6 +200,21 @@ def noisy_means(sums: Sums, members: Sequence[Member]) -> NDArray[np.float32]:
     means = sums.astype(np.float32, copy=False)
     means /= np.array([member.denominator for member in members], dtype=np.float32)[:, None]
     return means
+
+
+def noisy_means_on(stream: CudaStream, sums: Tensor, members: Sequence[Member]) -> Tensor:
+    """`noisy_means` of sums on a GPU, by its stream, of members whose draws are real."""
+    levels: dict[float, list[int]] = {}
+    for i, member in enumerate(members):
+        levels.setdefault(member.std, []).append(i)
+    for std, equal in levels.items():
+        if len(equal) == len(members):
+            noise.privatise_on(stream, sums, std)
+            continue
+        for i in equal:
+            noise.privatise_on(stream, sums[i], std)
+    over = torch.tensor([member.denominator for member in members], dtype=torch.float32)
+    return sums.float().div_(over.to(sums.device)[:, None])
 
 
 def _in(member: Member, draw: Callable[[], T]) -> T:

@@ -62,7 +62,8 @@ class Vector:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._stack = stack_of(place.plan)
+        self._stack, self._device = stack_of(place.plan), place.device
+        self._stack.to(self._device)
         self._site = sites(place)
         self._app = make_app(
             lambda flower_context, content: self._site(str(flower_context.node_config["site"]))
@@ -159,6 +160,7 @@ class Vector:
             steps=steps,
             round=first.stage_round,
             private=first.event is not None,
+            device=self._device,
         )
 
 

@@ -17,11 +17,12 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     ended = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     result = json.loads((tmp_path / "gpu.json").read_text())
-    assert set(result) >= {"noise", "equal", "steps", "predict", "audit"}
+    assert set(result) >= {"noise", "equal", "steps", "predict", "vector", "audit"}
     assert result["noise"]["law"]["on the grid"] is True
     for name, model in result["steps"].items():
         assert model["ratio float32"] > 0, name
         assert result["equal"][name]["clipped sum"] == 0
+        assert result["equal"][name].get("failed") is None
         assert result["predict"][name] == 0
     assert all(check["passed"] for check in result["audit"].values())
 
