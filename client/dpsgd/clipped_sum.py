@@ -149,6 +149,8 @@ def _flat(sample: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """[B, ...] as [B, n] in memory order, without copying; and the way back for one row."""
     if sample.dim() == 1:  # of a parameter that is one number
         return sample[:, None], lambda row: row.view(())
+    if sample.is_contiguous():
+        return sample.flatten(1), lambda row: row.view(sample.shape[1:])
     strides = sample.stride()
     order = sorted(range(1, sample.dim()), key=lambda dim: -strides[dim])
     laid = sample.permute(0, *order)
@@ -218,7 +220,8 @@ def row_squares(x: Tensor) -> Tensor:
     Blocks of 1,024 squares add up in float32, blocks in float64: off by 2^-13 of itself at most.
     """
     whole = x.shape[1] // _BLOCK
-    rest: Tensor = torch.linalg.vector_norm(x[:, whole * _BLOCK :], dim=1).double().square_()
+    last = x[:, whole * _BLOCK :] if whole else x
+    rest: Tensor = torch.linalg.vector_norm(last, dim=1).double().square_()
     if not whole:
         return rest
     blocks = torch.linalg.vector_norm(x[:, : whole * _BLOCK].unflatten(1, (whole, _BLOCK)), dim=2)

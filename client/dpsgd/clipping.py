@@ -264,7 +264,7 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
 
     def losses(self, x: Any, y: Tensor, loss: Loss) -> Tensor:
         """A loss per example [B], while the layers are recorded."""
-        out = self(x)
+        out = self.model(x)
         losses = loss(floats(out) if self.precision == "bfloat16" else out, y)
         if losses.shape != (len(y),):
             raise ModelError(f"loss: expected shape ({len(y)},), got {tuple(losses.shape)}")
@@ -349,14 +349,14 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]
     def recording(self, rows: int) -> Iterator[None]:
         """While a forward of `rows` examples runs: its layers' calls are on `tape`."""
         self.tape.clear()
-        self._rows, self._recording = rows, True
+        self.__dict__.update(_rows=rows, _recording=True)  # a Module sets attributes slowly
         for p in self._trained:
             p.requires_grad_(False)
         try:
             with torch.enable_grad():
                 yield
         finally:
-            self._recording = False
+            self.__dict__["_recording"] = False
             for p in self._trained:
                 p.requires_grad_(True)
             self.tape.clear()

@@ -99,7 +99,7 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         """
         self._total, self._more = self.sums.summands(two=self._stream is not None)
         if self._more is None:
-            self._store(self.sums.by_parameter(self._total))
+            self._store(self.sums.total()[1])
 
     def _store(self, sums: Mapping[Any, Tensor | None]) -> None:
         for p, total in sums.items():
@@ -266,11 +266,13 @@ def optimizer_of(trained: Sequence[Tensor], plan: Plan) -> torch.optim.Optimizer
 
 @cache
 def _eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """`kind` that never meets torch.compile: its guards against it load torch's whole compiler."""
-    methods = {
-        "add_param_group": inspect.unwrap(kind.add_param_group),
-        "step": torch.no_grad()(inspect.unwrap(kind.step)),
-    }
+    """`kind` that never meets torch.compile: its guards against it load torch's whole compiler.
+
+    Nor torch's profiler and hooks around each step, which cost more than a small model's step.
+    """
+    step: Any = torch.no_grad()(inspect.unwrap(kind.step))
+    step.hooked = True  # what torch would set once it had wrapped it
+    methods = {"add_param_group": inspect.unwrap(kind.add_param_group), "step": step}
     return type(kind.__name__, (kind,), methods)
 
 
