@@ -40,7 +40,7 @@ def main() -> None:
     turns = Turns()
     torch.set_num_threads(1)
     plan = Plan(
-        task=register("peers-crowd", model, data),
+        task=register("peers-crowd", model, data, PIXELS),
         rounds=rounds,
         rate=BATCH / ROWS,
         rows=ROWS,

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 from dp_accounting import rdp
-from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from privacy.accounting.mixtures import mixture
 from privacy.accounting.segments import AccountingError, Segment
+from privacy.accounting.vectorised import epsilon_at, gaussian
 
 _FINEST: Final = 1e-4
 _COARSER: Final = 8.0
@@ -143,7 +143,7 @@ def _by_losses(segments: tuple[Segment, ...], delta: float, coarser: float) -> f
     while True:
         with scipy.fft.set_backend(_Forgetful):
             composed = _composed(segments, interval)
-        epsilon = max(0.0, float(composed.get_epsilon_for_delta(delta)))
+        epsilon = max(0.0, epsilon_at(composed, delta))
         if math.isnan(epsilon):
             return math.inf
         if interval <= finest or interval / 4 < _RELATIVE * epsilon:
@@ -225,9 +225,7 @@ def _repeated(segment: Segment, interval: float) -> Any:
 @lru_cache(maxsize=64)
 def _once(sigma: float, rate: float, interval: float, records: int) -> Any:
     if records == 1 or rate == 1:
-        return pld.from_gaussian_mechanism(
-            sigma / records, sampling_prob=rate, value_discretization_interval=interval
-        )
+        return gaussian(sigma / records, rate, interval)
     shifts = list(range(records + 1))
     weights = [math.comb(records, k) * rate**k * (1 - rate) ** (records - k) for k in shifts]
     return mixture(sigma, shifts, weights, interval)

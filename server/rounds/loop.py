@@ -81,9 +81,9 @@ def _play(
     if (text := _nothing_to_choose_by(plan, metrics)) is not None:
         return Outcome("failed", history, text)
     choice = chosen(plan, history)
-    best = state if patience is None else _state_of(job, patience.best, state)
+    best = None if patience is None else _state_of(job, patience.best, state)
     while state.round < last:
-        if patience is not None and patience.spent():
+        if patience is not None and best is not None and patience.spent():
             return _stopped(job, patience, best, state, history, totals)
         if plan.tune is not None:
             if state.round == plan.pilot_rounds:
@@ -112,12 +112,14 @@ def _play(
             overdue = record.overdue
             others = {**listener.absent(), **declined} if plan.cohort is None else replaced
             record.answers = {**others, **record.answers}
-            before, state, failures, replaced = state, following, 0, {}
+            before = None if patience is None else state  # else a model more would be in memory
+            state, failures, replaced = following, 0, {}
             history.append(_record(job, state, record, totals, began))
             if (text := divergence(history[-1], untrained)) is not None:
                 return Outcome("failed", history, text)
             if patience is not None and patience.improved(history[-1]):
                 best = state if patience.best == state.round else before
+            del before
             continue
         overdue = {m: r for m, r in record.overdue.items() if r.round <= state.round}
         if refusals:

@@ -1,6 +1,7 @@
 """A whole federation through the shipped apps, in one process."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from privacy.contract.plan_file import load_plan
 from privacy.ledger.ledger import Ledger
 from privacy.report.report import build
 from privacy.report.sources import read
-from server.rounds import checkpoint
+from server.rounds import aggregation, checkpoint
 from server.rounds.run_folder import FolderError, RunFolder
 from simulations.run import simulate
 
@@ -67,6 +68,27 @@ def test_a_run_leaves_the_folder_that_it_promises(tmp_path: Path) -> None:
         "rate",
         "steps",
     }
+
+
+def test_of_the_models_before_none_stays_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[Any] = []
+    combine = aggregation.combine
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        state = combine(*arguments, **options)
+        models.append(weakref.ref(next(iter(state.weights.values()))))
+        return state
+
+    monkeypatch.setattr(aggregation, "combine", watched)
+    alive: list[int] = []
+    simulate(
+        quick("rounds=4"),
+        tmp_path / "run",
+        on_round=lambda line: alive.append(sum(model() is not None for model in models)),
+    )
+    assert alive == [1, 1, 1, 1]
 
 
 def test_every_ledger_holds_the_plans_event_once_a_round_trained(tmp_path: Path) -> None:
