@@ -232,6 +232,24 @@ def _the_loss_of_a_mixture_of_gaussians() -> None:
     assert list(words) == ["privacy_losses", "bounds", "precision"]
 
 
+@contract("._discretization")
+@contract("._infinity_mass")
+@contract("._lower_loss")
+@contract("._pmf_add")
+@contract("._pmf_remove")
+@contract("._probs")
+@contract("._symmetric")
+def _the_distribution_of_a_gaussians_losses() -> None:
+    """That the numbers are the library's: tests/privacy/accounting/test_vectorised.py."""
+    losses = pld.from_gaussian_mechanism(1.0, sampling_prob=0.5, value_discretization_interval=0.5)
+    assert not losses._symmetric
+    for side in (losses._pmf_remove, losses._pmf_add):
+        dense = side.to_dense_pmf()
+        assert dense._discretization == 0.5
+        assert dense._lower_loss == int(dense._lower_loss)
+        assert dense._probs.sum() + dense._infinity_mass == pytest.approx(1)
+
+
 @contract("._version")
 def _a_tensor_counts_what_is_written_into_it() -> None:
     x = torch.zeros(2)
