@@ -24,8 +24,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -41,11 +42,13 @@ from client.agent.credentials import Enrolled, enroll, join
 from client.agent.route import Route
 from privacy.arrays import decode, encode
 from privacy.contract.plan_file import from_json
+from privacy.identity.certificates import read_request
 from privacy.ledger.heads import Head
 from privacy.ledger.ledger import Ledger
 from server.registry import sites as members
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 SMALL, LARGE = (500, 500), (4096, 4096, 2048)
 SCHEMA = """label = "y"
 hidden = [{hidden}]
@@ -111,7 +114,7 @@ def main() -> None:
     lines = []
     for name in asked.cases.split(","):
         case = CASES[name]
-        found = measure(case, asked.rounds or case.rounds)
+        found = measure(case, asked.rounds or case.rounds, running)
         result["cases"][name] = found
         low, middle, high = quartiles(found["seconds"])
         lines.append(
@@ -135,31 +138,38 @@ def main() -> None:
     print(save("network", result))
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """Seconds of each timed round, the coordinator's CPU seconds a round and its peak memory."""
+def measure(
+    case: Case, rounds: int, crowd: Callable[[list[Path], str], AbstractContextManager[None]]
+) -> dict[str, Any]:
+    """Seconds of each timed round, the coordinator's CPU seconds a round and its peak memory.
+
+    `crowd` runs the sites while its block lasts; a file `lost` says whose connection broke.
+    """
     with tempfile.TemporaryDirectory(prefix="tacit-network-") as folder:
         home, plan, sites = prepared(Path(folder), case, rounds + 1)
         where = f"127.0.0.1:{free_port()}"
-        log = (Path(folder) / "log").open("wb")
-        with contextlib.closing(log), running(sites, where):
+        log, began = (Path(folder) / "log").open("wb"), time.perf_counter()
+        lost = Path(folder) / "lost"
+        lost.touch()
+        with contextlib.closing(log), crowd(sites, where):
             command = [sys.executable, "-m", "server", "run", plan, "--dir", home, "--json"]
             server = subprocess.Popen(
                 [*command, "--listen", where, "--name", "run"],
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
             )
             try:
-                found = watched(server, rounds + 1)
+                found = watched(server, rounds + 1, lost)
                 if server.wait(120) or found["trained"] != case.sites:
                     raise SystemExit((Path(folder) / "log").read_text()[-2000:])
             finally:
                 server.kill()
                 server.wait()
-    return found
+    return found | {"first": found["ends"][0] - began}
 
 
-def watched(server: subprocess.Popen[bytes], rounds: int) -> dict[str, Any]:
+def watched(server: subprocess.Popen[bytes], rounds: int, lost: Path) -> dict[str, Any]:
     """Follow the coordinator's lines, a line a round: what came between two of them is a round."""
     ends, used, trained = [], [], 10**9
     found: dict[str, Any] = {"memory": 0.0, "child_memory": 0.0}
@@ -175,10 +185,12 @@ def watched(server: subprocess.Popen[bytes], rounds: int) -> dict[str, Any]:
             found["child_memory"] = max(found["child_memory"], peak_megabytes(child))
         if len(ends) == rounds:
             break
+    found["lost"] = dict(Counter(lost.read_text().splitlines()))  # at its end it loses all
     for _ in server.stdout or ():
         continue
     if len(ends) < rounds:
         trained = 0
+    found["ends"] = ends
     found["seconds"] = [b - a for a, b in itertools.pairwise(ends)]
     found["cpu"] = statistics.fmean([b - a for a, b in itertools.pairwise(used)] or [0.0])
     return found | {"trained": trained}
@@ -189,13 +201,18 @@ def prepared(folder: Path, case: Case, rounds: int) -> tuple[Path, Path, list[Pa
     now = datetime.datetime.now(datetime.UTC)
     home = folder / "coordinator"
     members.create(home, ["127.0.0.1"], now)
-    sites = []
-    for number in range(case.sites):
-        where = folder / f"site-{number:03d}"
-        csr, key = enroll(where, where.name)
-        _, bundle = members.sign(home, csr, now, expect=key)
+    sites = [folder / f"site-{number:03d}" for number in range(case.sites)]
+    requests = [read_request(enroll(where, where.name)[0].read_bytes()) for where in sites]
+    at = members.Home(home)
+    with members.changing(at) as content:  # `sign` reads and writes the list for each site
+        authority = members.signing_authority(at)
+        certificates = [authority.issue(wish, now, 30).decode() for wish in requests]
+        for wish, pem in zip(requests, certificates, strict=True):
+            content["sites"][wish.site] = {"certificate": pem, "revoked": None}
+    for where, pem in zip(sites, certificates, strict=True):
+        bundle = where / "bundle"
+        bundle.write_bytes(members._bundle(at, where.name, pem))
         join(where, bundle, now)
-        sites.append(where)
     hidden = ", ".join(map(str, case.hidden))
     (folder / "schema.toml").write_text(SCHEMA.format(hidden=hidden))
     plan = folder / "plan.toml"
@@ -262,6 +279,14 @@ def ready(folder: Path) -> ClientApp:
         array = Array(dtype="uint8", shape=(len(update),), stype="safetensors", data=update)
         content = {"arrays": ArrayRecord({"update": array}), "reply": ConfigRecord(fields)}
         return Message(RecordDict(content), reply_to=message)
+
+    @app.query("propose")
+    def propose(message: Message, context: Context) -> Message:
+        asked = message.content.config_records["request"]
+        left = from_json(str(asked["plan"])).rounds - int(str(asked["round"])) + 1
+        fields = {key: asked[key] for key in ("run", "round", "site")}
+        fields |= {"status": "approved", "reason": "", "rounds": left, "ledger": ""}
+        return Message(RecordDict({"reply": ConfigRecord(fields)}), reply_to=message)
 
     @app.evaluate()
     def released(message: Message, context: Context) -> Message:

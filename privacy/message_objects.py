@@ -5,7 +5,7 @@ array of one chunk a million times is a few bytes on the wire, so nothing is joi
 coordinator and the sites read each other's messages by these functions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +15,8 @@ OBJECTS_MAX: Final = 2048
 """The most objects of one message: chunks have some 5 MB each."""
 RECORDS_MAX: Final = 8 * 1024 * 1024
 """The most bytes of a message that are not chunks of arrays."""
+WHOLE_MAX: Final = 128 * 1024
+"""The most bytes of objects that travel in one body with their message."""
 _ARRAY: Final = Limits(size=128 * 1024, depth=4, digits=20, length=64, count=8 * OBJECTS_MAX)
 _CHUNK: Final = "ArrayChunk"
 
@@ -97,6 +99,29 @@ def split(content: bytes) -> tuple[str, list[str], memoryview]:
     if len(body) != length:
         raise MalformedMessage("an object of another size than its head says")
     return kind, children.split(",") if children else [], body
+
+
+def whole(head: bytes, objects: Mapping[str, bytes]) -> bytes:
+    """A message's head and its objects as one body: each part behind its length."""
+    parts = [head]
+    for name, content in objects.items():
+        parts += [name.encode("ascii"), content]
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def from_whole(body: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """The head and the objects by name of a body that `whole` made; MalformedMessage."""
+    parts, at = list[bytes](), 0
+    while at < len(body):
+        end = at + 4 + int.from_bytes(body[at : at + 4], "big")
+        if end > len(body) or len(parts) > 2 * OBJECTS_MAX:
+            raise MalformedMessage("a body of another form")
+        parts.append(body[at + 4 : end])
+        at = end
+    names = parts[1::2]
+    if len(parts) != 2 * len(names) + 1 or not all(name.isascii() for name in names):
+        raise MalformedMessage("a body of another form")
+    return parts[0], dict(zip((name.decode() for name in names), parts[2::2], strict=True))
 
 
 def _about(body: bytes) -> dict[str, object]:

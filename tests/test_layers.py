@@ -46,6 +46,7 @@ MAY_KNOW_FLOWER = {
     "server/fleet/superlink.py",
     "server/fleet/flower_run.py",
     "client/agent/connection.py",
+    "client/agent/link.py",
     "simulations/grid.py",
 }
 COMPOSITION_ROOT = "server/evaluation.py"

@@ -1,193 +1,49 @@
 """The resident client: it dials out, takes requests, runs the installed app, sends replies.
 
-The only file of a site that knows Flower's private names. Nothing that arrives is ever executed:
-the app is the one that is installed. Whatever breaks between here and the coordinator is retried
-with a capped pause; only a revoked, expired or unknown certificate ends it.
+With `link` the only file of a site that knows Flower's private names.
+Nothing that arrives is ever executed: the app is the one that is installed. Whatever breaks between
+here and the coordinator is retried with a capped pause; only a revoked, expired or unknown
+certificate ends it.
 """
 
 import datetime
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass
-from functools import partial
-from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import httpx
-from flwr.app import Array, Context, Error, Message, RecordDict
-from flwr.app.message import remove_content_from_message
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import TIMESTAMP_HEADER, ErrorCode
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, node_pb2
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    iterate_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.common.constant import ErrorCode
+from flwr.proto import fleet_pb2, heartbeat_pb2, node_pb2
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.agent.bounded_http import bounded
 from client.agent.credentials import Enrolled
+from client.agent.link import Limit, Link, NodeAuth
 from client.agent.renewal import PATH, Renewal
-from client.agent.request_tree import fields, levels
 from client.agent.route import Pauses, Route
 from client.agent.transfers import PARALLEL, Transfers
 from client.doctor.network_check import tls_reason
 from privacy.identity.certificates import issued_by
 from privacy.identity.keys import private_key
-from privacy.message_objects import OBJECTS_MAX, RECORDS_MAX, decode_arrays, gather, split
 
 _HEARTBEAT: Final = 30.0
 _BEAT_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 30.0  # who gives up before its handshake's turn comes again, last
 _PATIENCE: Final = 120.0
-_CHUNK_HEADS: Final = 1024 * 1024
 _GONE: Final = 410
-_SIGNATURE_SECONDS: Final = 60.0
-_SIGNED: Final = (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
 
 Log = Callable[..., None]
-Limit = Callable[[Mapping[str, Any], str], int]
-"""The bytes of arrays that a request (its fields, its type) may bring; 0: it is declined."""
 
 
 class Refused(Exception):
     """The coordinator does not want this site any more, or its certificate is not good."""
-
-
-class _Lost(Exception):
-    """The connection, or our place in it, is gone: connect again."""
-
-
-@dataclass(slots=True)
-class _Link:
-    """One activated connection."""
-
-    client: FleetHttpClient
-    node: node_pb2.Node
-    pool: ThreadPoolExecutor
-    transfers: Transfers
-    limit: Limit
-    left: bool = False
-
-    def pull(self) -> tuple[Message, Any] | None:
-        """The next request's head, or None when none came within the coordinator's patience."""
-        answer = self.client.PullMessages(fleet_pb2.PullMessagesRequest(node=self.node))
-        if not answer.messages_list:
-            return None
-        return message_from_proto(answer.messages_list[0]), answer.message_object_trees[0]
-
-    def fetch(self, head: Message, tree: Any) -> Message:
-        """The whole request."""
-        run, number = head.metadata.run_id, head.metadata.message_id
-        if sum(1 for _ in islice(iterate_object_tree(tree), OBJECTS_MAX + 1)) > OBJECTS_MAX:
-            raise _Lost("a request of too many objects")
-        records, chunks = levels(tree)
-        take = partial(self.transfers.receive, fetch=partial(self._object, run), pool=self.pool)
-        contents = take(number, records, limit=RECORDS_MAX, last=False)
-        limit = self.limit(fields(contents), head.metadata.message_type)
-        if limit:  # what the site declines anyway is declined without its arrays
-            contents |= take(number, chunks, limit=limit + _CHUNK_HEADS)
-        message = _decoded(number, contents, limit)
-        message.metadata.__dict__["_message_id"] = number
-        return message
-
-    def _object(self, run: int, name: str) -> bytes:
-        answer = self.client.PullObject(
-            message_pb2.PullObjectRequest(node=self.node, run_id=run, object_id=name)
-        )
-        if not answer.object_available:
-            raise _Lost("an object of the request is gone")
-        content: bytes = answer.object_content
-        return content
-
-    def send(self, reply: Message) -> None:
-        """The whole reply; what the coordinator has already is not sent again."""
-        with no_object_id_recompute():
-            reply.metadata.__dict__["_message_id"] = reply.object_id
-            objects, tree = get_all_nested_objects(reply), get_object_tree(reply)
-            bare = remove_content_from_message(reply) if reply.has_content() else reply
-            answer = self.client.PushMessages(
-                fleet_pb2.PushMessagesRequest(
-                    node=self.node,
-                    messages_list=[message_to_proto(bare)],
-                    message_object_trees=[tree],
-                    clientapp_runtime_list=[0.0],
-                )
-            )
-            run, session = reply.metadata.run_id, answer.session_id
-            contents = [(name, objects[name].deflate()) for name in answer.objects_to_push]
-        self.transfers.send(contents, lambda pair: self._store(run, session, *pair), self.pool)
-
-    def _store(self, run: int, session: str, name: str, content: bytes) -> None:
-        answer = self.client.PushObject(
-            message_pb2.PushObjectRequest(
-                node=self.node,
-                run_id=run,
-                session_id=session,
-                object_id=name,
-                object_content=content,
-            )
-        )
-        if not answer.stored:
-            raise _Lost("the coordinator dropped the reply")
-
-    def take_leave(self) -> None:
-        """Tell the coordinator not to wait, over this connection: a site may have no other."""
-        if self.left:
-            return
-        self.left = True
-        request = fleet_pb2.DeactivateNodeRequest(node_id=self.node.node_id)
-        with suppress(httpx.HTTPError, ValueError, OSError, RuntimeError):
-            self.client.DeactivateNode(request)
-
-
-def _decoded(number: str, contents: dict[str, bytes], limit: int) -> Message:
-    """The message; its arrays are joined up to `limit` bytes, or left out where that is 0."""
-    objects = gather(number, contents.get) if limit else dict(contents)
-    arrays: Any
-    if limit:
-        arrays = {n: Array(*astuple(one)) for n, one in decode_arrays(objects, limit).items()}
-    else:
-        empty = Array("uint8", (0,), "", b"")
-        arrays = {n: empty for n in objects if split(objects[n])[0] == "Array"}
-    message = inflate_object_from_contents(number, objects, objects=arrays)
-    if not isinstance(message, Message):
-        raise _Lost("a request that is no message")
-    return message
-
-
-class _NodeAuth:
-    """Flower's node authentication, signed once a minute instead of at each request."""
-
-    def __init__(self, key: Any) -> None:
-        self._real = NodeAuthHttpInterceptor(key, key.public_key())
-        self._signed: tuple[float, dict[str, str]] = (0.0, {})
-
-    def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> httpx.Response:
-        """Add the three headers of a request."""
-        until, headers = self._signed
-        if time.monotonic() < until:
-            context.request.headers.update(headers)
-            return call_next(context)
-
-        def keep(signed: Any) -> httpx.Response:
-            signature_headers = {name: signed.request.headers[name] for name in _SIGNED}
-            self._signed = time.monotonic() + _SIGNATURE_SECONDS, signature_headers
-            return call_next(signed)
-
-        return self._real.intercept(context, keep)
 
 
 class Agent:
@@ -208,7 +64,7 @@ class Agent:
         self._log, self.stop, self.refused = log, stop, ""
         self._reply: Message | None = None
         self._contexts: dict[int, Context] = {}
-        self._idle: _Link | None = None
+        self._idle: Link | None = None
         self._transfers = Transfers(log)
         self._renewal = Renewal(site, log)
         self._pauses = Pauses()
@@ -275,7 +131,7 @@ class Agent:
                     self._log("disconnected", why=why, retry_in=round(pause, 1))
                     self.stop.wait(pause)
 
-    def _serve(self, link: _Link) -> Iterator[None]:
+    def _serve(self, link: Link) -> Iterator[None]:
         """Answer what is asked; yields after every exchange that went well."""
         while True:
             reply = self._reply
@@ -299,7 +155,7 @@ class Agent:
                 head, tree = message
                 self._reply = self._answer(link.fetch(head, tree))
 
-    def _renew(self, link: _Link) -> bool:
+    def _renew(self, link: Link) -> bool:
         """Ask for the bundle; True: connect again, to show the new certificate."""
         client = link.client._client
         return self._renewal.ask(lambda: client.post(f"https://{self._route.server}{PATH}"))
@@ -332,7 +188,7 @@ class Agent:
         key = private_key(self._site.key.read_bytes())
         client = FleetHttpClient(
             f"https://{self._route.server}",
-            interceptors=[_NodeAuth(key)],
+            interceptors=[NodeAuth(key)],
             verify=self._site.tls(),
         )
         proxy = self._route.via()
@@ -357,7 +213,7 @@ class Agent:
             raise Refused("not of the coordinator's authority")
 
     @contextmanager
-    def _connected(self) -> Iterator[_Link]:
+    def _connected(self) -> Iterator[Link]:
         self._check()
         public = public_key_to_bytes(private_key(self._site.key.read_bytes()).public_key())
         with self._dial() as client, ThreadPoolExecutor(PARALLEL) as pool:
@@ -368,7 +224,7 @@ class Agent:
             over = threading.Event()
             beat = threading.Thread(target=self._beat, args=(client, node, over), daemon=True)
             beat.start()
-            link = _Link(client, node, pool, self._transfers, self._limit)
+            link = Link(client, node, pool, self._transfers, self._limit)
             try:
                 yield link
             finally:

@@ -91,7 +91,7 @@ def drift(
         from client.commands.shared import opened
         from client.data.input_files import chunks
         from client.inference.evaluation import evaluate
-        from client.inference.predictor import predict, predictor
+        from client.inference.predictor import predictor
         from client.statistics.drift import calibration, worst
         from client.statistics.drift import drift as compared
         from client.statistics.drift_page import to_html
@@ -102,7 +102,7 @@ def drift(
     found = compared(data, against, None if of is None else of.task)
     if labelled and of is not None:
         rows = chunks(of.task, data, labels=True)
-        measured = evaluate(of.task, predict(predictor(of), rows))
+        measured = evaluate(of.task, predictor(of).predict(rows))
         found = replace(found, calibration=calibration(measured))
     if out is not None:
         write_atomic(out, to_html(found).encode(), mode=PRIVATE)

@@ -17,6 +17,7 @@ from privacy.runtime import loading
 
 if TYPE_CHECKING:
     from client.scoring.batch import Start
+    from client.scoring.predictions import Ready
 
 Name = Annotated[
     str,
@@ -95,14 +96,17 @@ def predict(
     """
     _check_engine(engine, workers, address, device)
     with loading():
-        from client.commands.shared import explained, opened, package_of, progress, tell_faults
-        from client.inference.predictor import predictor, settle_threads
+        from client.commands.shared import explained, package_of, progress, tell_faults
+        from client.models.loading import Model
         from client.scoring import batch as predicting
 
-    released_model = opened(model, directory, key, task, quiet=json_)
-    package = package_of(released_model.task, directory, task)
-    ready = predictor(released_model, device)
-    settle_threads(ready)
+    alone = engine == "processes" and (workers or 1) == 1 and device == "cpu"
+    light = alone and not explain and task is None
+    ready = _ready(model, directory, key, task, device, light=light, quiet=json_)
+    released_model = ready.model
+    package = None
+    if isinstance(released_model, Model):
+        package = package_of(released_model.task, directory, task)
     with progress("predicting") as tell:
         tally = predicting.run(
             ready,
@@ -118,7 +122,9 @@ def predict(
             start=_engine(engine, workers, address),
             package=package,
         )
-    lines = explained(released_model, tally, out) if explain else []
+    lines = []
+    if isinstance(released_model, Model) and explain:
+        lines = explained(released_model, tally, out)
     tell_faults(tally)
     facts = predicting.side_card(ready, data, tally) | {"out": str(out) if out else None}
     if explain:
@@ -132,6 +138,39 @@ def predict(
             typer.echo(json.dumps(line), err=True)
         where = f" -> {out} (card: {predicting.card_path(out).name})" if out else ""
         typer.echo(f"{tally.rows} rows predicted, {tally.skipped} skipped{where}", err=True)
+
+
+def _ready(
+    name: str,
+    directory: Path | None,
+    keys: list[str] | None,
+    task: Path | None,
+    device: str,
+    *,
+    light: bool,
+    quiet: bool,
+) -> "Ready":
+    """The model ready to predict; where `light`, an exported one of a table without torch."""
+    with loading():
+        from client.commands.shared import opened, say_origin
+        from client.models.loading import find
+        from client.models.trusted_keys import known_keys
+
+    path = find(name, directory)
+    if light and path.suffix == ".onnx":
+        with loading():
+            from client.inference.exported import exported
+        ready = exported(path, known_keys(directory, keys or ()))
+        if ready is not None:
+            if not quiet:
+                say_origin(ready.model)
+            return ready
+    with loading():
+        from client.inference.predictor import predictor, settle_threads
+
+    whole = predictor(opened(name, directory, keys, task, quiet=quiet), device)
+    settle_threads(whole)
+    return whole
 
 
 def _check_engine(engine: str, workers: int | None, address: str | None, device: str) -> None:
@@ -180,7 +219,6 @@ def evaluate(
         from client.data.input_files import chunks
         from client.inference.evaluation import evaluate as measured
         from client.inference.html import evaluation_page
-        from client.inference.predictor import predict as predicted
         from client.inference.predictor import predictor, settle_threads
         from client.scoring.tally import Tally
         from privacy.files import write_atomic
@@ -191,7 +229,7 @@ def evaluate(
     with progress("evaluating") as tell:
         source = chunks(of.task, data, labels=True, group=group)
         evaluation = measured(
-            of.task, predicted(ready, tally.watch(source, skip_bad, tell)), smallest=smallest
+            of.task, ready.predict(tally.watch(source, skip_bad, tell)), smallest=smallest
         )
     if out is not None:
         write_atomic(out, evaluation_page(of, evaluation).encode())

@@ -4,35 +4,37 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from client.data.input_files import chunks
-from client.dpsgd.trees import joined
 from client.models.loading import Model, find, load
 from client.models.trusted_keys import known_keys
+from client.scoring.predictions import LoadedModel
 from client.scoring.tally import SHOWN, Progress, Tally
-from client.tasks.packages.package_task import package_task
-from client.tasks.packages.store import PREFIX, Packages, read
 from client.tasks.rows import Rows, TaskError, unknown_words
-from client.tasks.task import Task
 from privacy.contract.plan import Plan
 from privacy.contract.policy import load_policy
 from privacy.files import write_atomic
 from privacy.task_package.archive import Package, load_package
 
+if TYPE_CHECKING:  # an exported model predicts without torch
+    from client.tasks.task import Task
 
-def tasks_of(directory: Path | None, package: Path | None = None) -> Callable[[Plan], Task]:
+
+def tasks_of(directory: Path | None, package: Path | None = None) -> "Callable[[Plan], Task]":
     """Where tasks come from: a package that the user names, else what the site approved."""
+    from client.tasks.packages.package_task import package_task
+    from client.tasks.packages.store import Packages
+
     if package is not None:
         named = load_package(package)
 
-        def task_of_plan(plan: Plan) -> Task:
+        def task_of_plan(plan: Plan) -> "Task":
             if plan.code != named.code:
                 raise TaskError(f"--task {package}: is {named.code}, expected {plan.code}")
             return package_task(named, plan.task_options, name=plan.task)
@@ -47,12 +49,14 @@ def tasks_of(directory: Path | None, package: Path | None = None) -> Callable[[P
     return Packages(where, approved)
 
 
-def package_of(task: Task, directory: Path | None, package: Path | None) -> Package | None:
+def package_of(task: "Task", directory: Path | None, package: Path | None) -> Package | None:
     """The package of a task, for workers that make it again; None for a task of the product."""
     if not task.code:
         return None
     if package is not None:
         return load_package(package)
+    from client.tasks.packages.store import PREFIX, read
+
     return read(Path() if directory is None else directory, task.code.removeprefix(PREFIX))
 
 
@@ -72,7 +76,7 @@ def opened(
     return model
 
 
-def say_origin(model: Model) -> None:
+def say_origin(model: LoadedModel) -> None:
     """Whose model it is, on stderr."""
     card = model.card
     typer.echo(
@@ -84,6 +88,10 @@ def say_origin(model: Model) -> None:
 
 def rows(model: Model, data: Path, skip_bad: bool = False) -> Rows:
     """All labelled rows of a file at once."""
+    import torch
+
+    from client.dpsgd.trees import joined
+
     tally = Tally(name=f"{data}: ")
     parts = list(tally.watch(chunks(model.task, data, labels=True), skip_bad, lambda done: None))
     filled = [(chunk.x, chunk.y) for chunk in parts if chunk.y is not None and len(chunk.rows)]
@@ -95,6 +103,7 @@ def rows(model: Model, data: Path, skip_bad: bool = False) -> Rows:
 
 def explained(model: Model, tally: Tally, out: Path | None) -> list[dict[str, Any]]:
     """What the first rows' predictions rest on, a line a row; beside `out`, if there is one."""
+    from client.dpsgd.trees import joined
     from client.inference.attribution import explain
     from client.inference.html import explanation_page
 

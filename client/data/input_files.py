@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor
 
+from client.data.form import Form
 from client.data.formats.columnar import row_place
 from client.data.formats.input_arrays import ArraysError, arrays
 from client.data.reader import BROKEN, Batch, Part, ahead, batch, check_rows, is_table, parts
@@ -23,7 +23,6 @@ from client.data.source import Options, options_of
 from client.data.values import texts
 from client.data.wanted import Piece, Wanted
 from client.tasks.rows import Rows, TaskError
-from client.tasks.task import Task
 
 ROWS: Final = 16384
 """Rows of a file of arrays encoded at once."""
@@ -50,24 +49,26 @@ class Fault:
 class Chunk:
     """Encoded rows: `rows` are their numbers in the file, from 1; `done` is the part read.
 
+    `x`, `y` and `raw` are what the task's `encode` gives (`client.tasks.rows.Encoded`).
+
     `ids` is the column `ids_name` that names the rows, where the site has one; `unknown` counts, by
     column, values that are none of the public ones and stand as "other".
     """
 
-    x: Tensor
-    y: Tensor | None
+    x: Any
+    y: Any
     rows: NDArray[np.int64]
     groups: list[str] | None
     faults: tuple[Fault, ...]
     done: float
-    raw: Tensor | None = None
+    raw: Any = None
     ids: Any = None
     ids_name: str = ""
     unknown: tuple[tuple[str, int], ...] = ()
 
 
 def chunks(
-    task: Task,
+    task: Form,
     path: Path,
     *,
     labels: bool = False,
@@ -101,7 +102,7 @@ class Cut:
     `ident` is the column that is carried along, "" for none; `is_array` is a source without text.
     """
 
-    task: Task
+    task: Form
     path: Path
     labels: bool
     group: str | None
@@ -113,7 +114,7 @@ class Cut:
     @classmethod
     def of(
         cls,
-        task: Task,
+        task: Form,
         path: Path,
         *,
         labels: bool = False,
@@ -238,7 +239,7 @@ def _own_fault(fault: Mapping[str, Any]) -> Fault:
     )
 
 
-def _encoded(task: Task, batch: Batch, labels: bool, group: str | None, ids: str) -> Chunk:
+def _encoded(task: Form, batch: Batch, labels: bool, group: str | None, ids: str) -> Chunk:
     table = batch.table
     if task.label in table.column_names and not labels and task.label not in task.inputs:
         table = table.drop_columns([task.label])

@@ -14,11 +14,10 @@ from contextlib import ExitStack, closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from client.data.reader import Batch, read
@@ -26,6 +25,9 @@ from client.data.source import Options, options_of
 from client.data.values import ABSENT, UNREADABLE, distinct, ident
 from client.data.wanted import Wanted
 from client.tasks.rows import Encoded, NoRows, Omission, Reading, Rows, TaskError, added
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPILL: Final = 256 * 2**20
 """Bytes of one array of rows that stay in memory; longer ones go to a file without a name."""
@@ -100,6 +102,8 @@ def _loaded(
     subject: "Growing",
     key: "Growing",
 ) -> Loaded:
+    import torch  # an exported model predicts without it
+
     sites: list[str] = []
     reasons: Told = {}
     rows = lines = left_out = 0
@@ -170,6 +174,8 @@ def _encoded(
         _tell(reasons, batch, why, rows)
     mask = present[encoded.index]
     if not mask.all():
+        import torch
+
         y = None if encoded.y is None else encoded.y[torch.from_numpy(mask)]
         x = encoded.x[torch.from_numpy(mask)]
         encoded = replace(encoded, x=x, y=y, index=encoded.index[mask])
@@ -353,7 +359,7 @@ def mapped(array: Any) -> NDArray[Any]:
     return np.asarray(array)
 
 
-def release(tensor: torch.Tensor) -> None:
+def release(tensor: "Tensor") -> None:
     """Let go of the memory of a mapped array's rows; whoever draws them again has them again.
 
     Without it a pass over an array longer than memory would fill the memory.
@@ -365,6 +371,8 @@ def release(tensor: torch.Tensor) -> None:
 
 def part(rows: Rows, mask: NDArray[np.bool_]) -> Rows:
     """The rows of a mask; those of long arrays stay in a file."""
+    import torch
+
     at = np.flatnonzero(mask)
     if rows.x.nbytes <= SPILL:
         return rows.take(at)

@@ -38,8 +38,9 @@ def pruned(network: nn.Module, share: float) -> tuple[nn.Module, int, int]:
 
 def halved(graph: "onnx.ModelProto") -> "onnx.ModelProto":
     """The graph with weights and products in float16; inputs and outputs stay as they were."""
-    from client.inference.onnx_runtime import OnnxModel, convert_float_to_float16
+    from client.inference.onnx_runtime import float16_tools
 
+    OnnxModel, convert_float_to_float16 = float16_tools()
     converted: Any = OnnxModel(convert_float_to_float16(graph, keep_io_types=True))
     converted.topological_sort()  # the casts of inputs stand behind what reads them
     half: onnx.ModelProto = converted.model

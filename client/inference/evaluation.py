@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from client.dpsgd.trees import joined
 from client.inference.decoded_columns import best
-from client.inference.predictor import Predictions
+from client.scoring.predictions import Predictions
 from client.tasks.task import Task
 
 SMALLEST: Final = 20

@@ -197,9 +197,11 @@ def quantized(graph: "onnx.ModelProto", x: Any) -> "onnx.ModelProto":
     import onnx
     import onnx.version_converter
 
-    from client.inference.onnx_runtime import quantization
+    from client.inference.onnx_runtime import quantization_tools
 
-    class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
+    quantization = quantization_tools()
+
+    class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             arrays = {n: t.numpy() for n, t in (x if isinstance(x, dict) else {"x": x}).items()}
             pieces = max(1, len(next(iter(arrays.values()))) // 128)

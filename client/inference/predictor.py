@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.data.input_files import Chunk, Fault
+from client.data.input_files import Chunk
 from client.dpsgd.trees import cut, floats, joined, mapped, tensors
-from client.inference.decoded_columns import Columns, columns
+from client.inference.decoded_columns import columns
 from client.models.loading import Model, ModelError
+from client.scoring.predictions import Predictions, of_chunk
 from client.tasks.task import Task, none_of
 
 BATCH: Final = 8192
@@ -43,24 +43,18 @@ class Predictor:
         begins = range(0, count, self.batch)
         return joined([self.scores(cut(x, slice(i, i + self.batch))) for i in begins])
 
+    def predict(self, chunks: Iterator[Chunk], *, every: bool = False) -> Iterator[Predictions]:
+        """Predict chunk after chunk: memory holds one of them, whatever the file's size.
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Predictions:
-    """What was said of some rows: `rows` counts from 1 through the file.
-
-    `columns` are the predictions (`client.inference.decoded_columns`), `scores` the raw outputs,
-    `labels` the known labels; `ids` is the column `ids_name` of the file, which names its rows.
-    """
-
-    rows: NDArray[np.int64]
-    columns: Columns
-    scores: Any
-    labels: Tensor | None = None
-    groups: list[str] | None = None
-    faults: tuple[Fault, ...] = ()
-    done: float = 0.0
-    ids: Any = None
-    ids_name: str = ""
+        With `every`, what stands behind each prediction is kept: the probabilities of all classes.
+        """
+        task = self.model.task
+        for chunk in chunks:
+            if len(chunk.rows):
+                scores = self.outputs(chunk.x)
+            else:
+                scores = cut(self.outputs(one_row(task)), slice(0))
+            yield of_chunk(chunk, columns(task, scores, every=every), scores)
 
 
 def predictor(model: Model, device: str = "cpu", threads: int | None = None) -> Predictor:
@@ -119,19 +113,9 @@ def session(graph: bytes, threads: int | None = None) -> Callable[[Any], Any]:
 
     Inputs and outputs are known by name; one alone is no tree.
     """
-    from client.inference.onnx_runtime import onnxruntime
+    from client.inference.onnx_runtime import inference_session
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    if threads is not None:
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-    # Spinning workers would hold whole cores between requests.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        running = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except RuntimeError as error:
-        raise ModelError("expected an ONNX graph that ONNX Runtime can run") from error
+    running = inference_session(graph, threads)
     names = [one.name for one in running.get_outputs()]
 
     def scores(x: Any) -> Any:
@@ -151,32 +135,6 @@ def _tree(names: list[str], outputs: list[Tensor]) -> Any:
     if keys == [str(i) for i in range(len(keys))]:
         return tuple(outputs)
     return dict(zip(keys, outputs, strict=True))
-
-
-def predict(
-    ready: Predictor, chunks: Iterator[Chunk], *, every: bool = False
-) -> Iterator[Predictions]:
-    """Predict chunk after chunk: memory holds one of them, whatever the file's size.
-
-    With `every`, what stands behind each prediction is kept: the probabilities of all classes.
-    """
-    task = ready.model.task
-    for chunk in chunks:
-        if len(chunk.rows):
-            scores = ready.outputs(chunk.x)
-        else:
-            scores = cut(ready.outputs(one_row(task)), slice(0))
-        yield Predictions(
-            chunk.rows,
-            columns(task, scores, every=every),
-            scores,
-            labels=chunk.y,
-            groups=chunk.groups,
-            faults=chunk.faults,
-            done=chunk.done,
-            ids=chunk.ids,
-            ids_name=chunk.ids_name,
-        )
 
 
 def one_row(task: Task) -> Any:

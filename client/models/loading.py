@@ -6,26 +6,29 @@ Only safetensors and ONNX are ever read: neither format can carry code, and no p
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, deserialize
-from torch import nn
 
-from client.dpsgd.weights import base_digest, trained_of
+from client.data.form import Form
 from client.models.provenance import Origin, OriginError, Trust, origin_of, signature_path, vouch
 from client.models.store import latest, of_run
-from client.tasks.registry import task_of
 from client.tasks.rows import TaskError
-from client.tasks.task import Task
 from privacy.contract.plan import Plan, PlanError
 from privacy.contract.plan_file import from_json
 from privacy.files import DocumentError, Limits, parse_json
 from privacy.model_card import Card, CardError, of_checkpoint
+
+if TYPE_CHECKING:  # an exported model is predicted with without torch (client.inference.exported)
+    import torch
+    from torch import nn
+
+    from client.tasks.task import Task
 
 LARGEST: Final = 4 * 2**30
 """Bytes of the largest model file that is read."""
@@ -43,7 +46,7 @@ _NUMBERS: Final = {
 }
 
 
-Tasks = Callable[[Plan], Task]
+Tasks = Callable[[Plan], "Task"]
 
 
 class ModelError(ValueError):
@@ -57,13 +60,13 @@ class Model:
     `digest` is the SHA-256 of the file, `origin` says who vouches for it; `metadata` is the file's.
     """
 
-    task: Task
+    task: "Task"
     card: Card
     digest: str
     origin: Origin
     path: Path
     metadata: dict[str, str]
-    network: nn.Module | None = None
+    network: "nn.Module | None" = None
     graph: bytes | None = None
 
     def content(self) -> bytes:
@@ -108,43 +111,62 @@ def of_same_run(path: Path, directory: Path | None = None) -> list[tuple[int, Pa
     return [] if directory is None else of_run(directory, path)
 
 
-def load(path: Path, trust: Trust, tasks: Tasks = task_of) -> Model:
+def load(path: Path, trust: Trust, tasks: Tasks | None = None) -> Model:
     """Read a model file once, ask who vouches for these bytes, then build the model from them.
 
-    `tasks(plan)` gives the task that the model was trained for.
+    `tasks(plan)` gives the task that the model was trained for, by default a shipped one.
     """
+    content = contents(path)
+    with naming(path):
+        origin = vouch(path, hashlib.sha256(content).hexdigest(), trust)
+        model = rebuilt(path, content, origin, tasks)
+    if model.task.statistics is not None:
+        raise ModelError(f"{path}: must be a model, got the noisy sums of statistics")
+    check_signed(path, origin, model.card)
+    return model
+
+
+def contents(path: Path) -> bytes:
+    """The bytes of a model's file; ModelError."""
     try:
         size = path.stat().st_size
         if size > LARGEST:
             raise ModelError(f"{path}: expected at most {LARGEST} bytes, got {size}")
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: expected a readable file, got {error.strerror}") from error
-    digest = hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in what is refused of it, as ModelError."""
     try:
-        origin = vouch(path, digest, trust)
-        model = rebuilt(path, content, origin, tasks)
+        yield
     except (OriginError, CardError, PlanError, TaskError, ModelError) as error:
         known = str(error).startswith(f"{path}")
         raise ModelError(str(error) if known else f"{path}: {error}") from error
-    if model.task.statistics is not None:
-        raise ModelError(f"{path}: must be a model, got the noisy sums of statistics")
+
+
+def check_signed(path: Path, origin: Origin, card: Card) -> None:
+    """ModelError where the signature is that of another round."""
     signed = origin.signature
-    if signed is not None and (signed.run, signed.round) != (model.card.run, model.card.round):
+    if signed is not None and (signed.run, signed.round) != (card.run, card.round):
         raise ModelError(
             f"{path}: signed as round {signed.round} of run {signed.run}, "
-            f"got round {model.card.round} of run {model.card.run}"
+            f"got round {card.round} of run {card.run}"
         )
-    return model
 
 
-def rebuilt(path: Path, content: bytes, origin: Origin, tasks: Tasks = task_of) -> Model:
+def rebuilt(path: Path, content: bytes, origin: Origin, tasks: Tasks | None = None) -> Model:
     """The model of these bytes, of which `origin` says who vouches for them: asked before."""
+    from client.tasks.registry import task_of
+
+    tasks = tasks or task_of
     read = _from_onnx if path.suffix == ".onnx" else _from_safetensors
     return read(path, content, hashlib.sha256(content).hexdigest(), origin, tasks)
 
 
-def described(task: Task) -> dict[str, Any]:
+def described(task: "Task") -> dict[str, Any]:
     """What a task says of itself on a card."""
     names = ("kind", "classes", "inputs", "label", "shape")
     return {name: getattr(task, name) for name in names}
@@ -164,13 +186,15 @@ def header(content: bytes) -> dict[str, str]:
     return {str(key): str(value) for key, value in values.items()}
 
 
-def tensors(content: bytes) -> dict[str, torch.Tensor]:
+def tensors(content: bytes) -> "dict[str, torch.Tensor]":
     """The released tensors of a safetensors file; the coordinator's own state is left out."""
+    import torch
+
     try:
         entries = deserialize(content)
     except (SafetensorError, OverflowError) as error:
         raise ModelError("expected a whole safetensors file, got a damaged one") from error
-    weights: dict[str, torch.Tensor] = {}
+    weights: dict[str, Any] = {}
     for name, entry in entries:
         if name.startswith("server/"):
             continue
@@ -185,15 +209,17 @@ def tensors(content: bytes) -> dict[str, torch.Tensor]:
 def _from_safetensors(
     path: Path, content: bytes, digest: str, origin: Origin, tasks: Tasks
 ) -> Model:
+    from client.dpsgd.weights import base_digest
+
     metadata = header(content)
     origin = origin_of(origin, metadata)
-    task = _task(metadata, tasks)
+    task = tasks(plan_of(metadata))
     network = task.model(from_json(metadata["plan_json"]).seed)
     if metadata.get("base", "") not in ("", base_digest(network)):
         raise ModelError("expected the frozen part that it was trained on, got another one")
     _fill(network, tensors(content))
     if "card" in metadata:
-        card = _agreeing(Card.from_json(metadata["card"]), task, metadata)
+        card = agreeing(Card.from_json(metadata["card"]), task, metadata)
     else:
         card = of_checkpoint(
             _mapping(metadata["plan_json"]),
@@ -209,7 +235,24 @@ def _from_safetensors(
     return Model(task, card, digest, origin, path, metadata, network=network.eval())
 
 
-def _from_onnx(path: Path, content: bytes, digest: str, origin: Origin, tasks: Tasks) -> Model:
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What an ONNX file says: the shapes of its inputs without rows, its outputs, its metadata."""
+
+    inputs: dict[str, tuple[int, ...]]
+    outputs: list[str]
+    metadata: dict[str, str]
+
+    def check(self, inputs: Mapping[str, tuple[int, ...]]) -> None:
+        """ModelError where it is not a graph of these inputs."""
+        outputs = self.outputs
+        known = outputs == ["scores"] or (outputs and all(n.startswith("scores.") for n in outputs))
+        if self.inputs != inputs or not known:
+            raise ModelError(f"expected the inputs {inputs} and outputs named scores, got others")
+
+
+def read_graph(content: bytes) -> Graph:
+    """What a whole ONNX file says, whose weights are inside; ModelError."""
     import onnx  # a moment: loaded where it is asked for
 
     try:
@@ -223,26 +266,33 @@ def _from_onnx(path: Path, content: bytes, digest: str, origin: Origin, tasks: T
         raise ModelError("expected a whole ONNX file, got a damaged one") from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.graph.initializer):
         raise ModelError("expected all weights inside the ONNX file, got some outside it")
-    metadata = {item.key: item.value for item in graph.metadata_props}
-    origin = origin_of(origin, metadata)
-    task = _task(metadata, tasks)
-    if "card" not in metadata:
-        raise ModelError("expected an ONNX file with a model card, found none")
-    card = _agreeing(Card.from_json(metadata["card"]), task, metadata)
-    shapes = {n: shape for n, (shape, _) in task.x_shapes.items()} or {"x": task.shape}
     inputs = {
         value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])
         for value in graph.graph.input
     }
     outputs = [value.name for value in graph.graph.output]
-    known = outputs == ["scores"] or (outputs and all(n.startswith("scores.") for n in outputs))
-    if inputs != shapes or not known:
-        raise ModelError(f"expected the inputs {shapes} and outputs named scores, got others")
+    return Graph(inputs, outputs, {item.key: item.value for item in graph.metadata_props})
+
+
+def _from_onnx(path: Path, content: bytes, digest: str, origin: Origin, tasks: Tasks) -> Model:
+    graph = read_graph(content)
+    metadata = graph.metadata
+    origin = origin_of(origin, metadata)
+    task = tasks(plan_of(metadata))
+    card = card_of(task, metadata)
+    graph.check({n: shape for n, (shape, _) in task.x_shapes.items()} or {"x": task.shape})
     return Model(task, card, digest, origin, path, metadata, graph=content)
 
 
-def _task(metadata: dict[str, str], tasks: Tasks) -> Task:
-    """The task that the metadata name, once they agree with each other."""
+def card_of(form: Form, metadata: dict[str, str]) -> Card:
+    """The card inside an ONNX file; ModelError."""
+    if "card" not in metadata:
+        raise ModelError("expected an ONNX file with a model card, found none")
+    return agreeing(Card.from_json(metadata["card"]), form, metadata)
+
+
+def plan_of(metadata: dict[str, str]) -> Plan:
+    """The plan that the metadata name, once they agree with each other; ModelError."""
     for name in ("run", "round", "plan", "task", "plan_json"):
         if name not in metadata:
             raise ModelError(f"expected a model of Tacit, found no {name} in its metadata")
@@ -253,10 +303,10 @@ def _task(metadata: dict[str, str], tasks: Tasks) -> Task:
         raise ModelError("expected the digest of the plan inside, got another plan's")
     if plan.task != metadata["task"]:
         raise ModelError(f"expected a model of task {plan.task}, got {metadata['task']!r}")
-    return tasks(plan)
+    return plan
 
 
-def _agreeing(card: Card, task: Task, metadata: dict[str, str]) -> Card:
+def agreeing(card: Card, task: Form, metadata: dict[str, str]) -> Card:
     """The card of an exported file, if it speaks of the file's own run."""
     stated = (card.task, card.run, str(card.round), card.plan, card.shape, card.classes)
     actual = (task.name, *(metadata[name] for name in ("run", "round", "plan")))
@@ -265,8 +315,12 @@ def _agreeing(card: Card, task: Task, metadata: dict[str, str]) -> Card:
     return card
 
 
-def _fill(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+def _fill(network: "nn.Module", weights: "dict[str, torch.Tensor]") -> None:
     """Put the tensors into the network, if they are exactly its own and finite."""
+    import torch
+
+    from client.dpsgd.weights import trained_of
+
     every = network.state_dict()
     trained = trained_of(network)
     wanted = every if set(weights) - set(trained) else {n: every[n] for n in trained}

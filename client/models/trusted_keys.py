@@ -4,12 +4,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.agent.credentials import Enrolled
 from client.models.loading import ModelError
 from client.models.provenance import OWN, Trust, signature_path
 from client.models.store import folder, keep, pack
@@ -17,6 +16,9 @@ from privacy.contract.plan import Plan
 from privacy.files import PRIVATE, write_atomic
 from privacy.identity.keys import IdentityError, new_signing_key, signing_public
 from privacy.identity.model_signature import sign_model
+
+if TYPE_CHECKING:  # what dials a coordinator is not loaded to predict
+    from client.agent.credentials import Enrolled
 
 COORDINATOR: Final = "signed by this site's coordinator"
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
@@ -32,7 +34,7 @@ def known_keys(directory: Path | None, further: Iterable[str] = ()) -> Trust:
     key_path = _own_path(directory)
     if key_path.is_file():
         keys[_signing_public(key_path)] = OWN
-    site = Enrolled(directory)
+    site = _enrolled(directory)
     if site.about.is_file() and site.verify:
         keys[site.verify] = COORDINATOR
     return Trust(keys, strict=True)
@@ -86,13 +88,19 @@ def site_name(directory: Path | None) -> str:
     """The name of the site whose folder this is."""
     if directory is None:
         return "this site"
-    site = Enrolled(directory)
+    site = _enrolled(directory)
     return site.name if site.about.is_file() else directory.absolute().name
+
+
+def _enrolled(directory: Path) -> "Enrolled":
+    from client.agent.credentials import Enrolled
+
+    return Enrolled(directory)
 
 
 def _own_path(directory: Path) -> Path:
     """An enrolled site's own signing key, else one for its models alone."""
-    enrolled = Enrolled(directory).signing_key
+    enrolled = _enrolled(directory).signing_key
     return enrolled if enrolled.is_file() else folder(directory) / "signing.pem"
 
 

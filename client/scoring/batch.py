@@ -4,25 +4,27 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from client.data.input_files import chunks, own_chunks
 from client.data.reader import check_rows
-from client.inference.predictor import Predictor, predict
-from client.scoring.ordered import Engine, ordered
 from client.scoring.output_files import Formatted, form_of, formatted, held_back, writing
+from client.scoring.predictions import Ready
 from client.scoring.tally import PredictingError, Progress, Tally
-from client.scoring.work import Output, Work
 from client.tasks.rows import TaskError
 from privacy.files import write_atomic
 from privacy.task_package.archive import Package
 
-Start = Callable[[Work], Engine]
+if TYPE_CHECKING:  # an exported model predicts without torch
+    from client.scoring.ordered import Engine
+    from client.scoring.work import Work
+
+Start = Callable[["Work"], "Engine"]
 """How workers are started for a work, before anything is read."""
 
 
 def run(
-    ready: Predictor,
+    ready: Ready,
     data: Path,
     out: Path | None,
     stdout: TextIO,
@@ -46,9 +48,14 @@ def run(
     form = form_of(out, as_json=as_json)
     if start is None:
         source = tally.watch(chunks(ready.model.task, data, ident=ident), skip_bad, tell)
-        predictions = predict(ready, source, every=every)
+        predictions = ready.predict(source, every=every)
         parts: Iterator[Formatted] = (formatted(one, form) for one in predictions)
     else:
+        from client.models.loading import Model
+        from client.scoring.work import Output, Work
+
+        if not isinstance(ready.model, Model):
+            raise TypeError("workers need a whole model")
         output = Output(form, every, skip_bad)
         parts = _shared(Work(ready.model, data, ident, output, package), start, tally, tell)
     if out is not None:
@@ -65,8 +72,10 @@ def run(
     return tally
 
 
-def _shared(work: Work, start: Start, tally: Tally, tell: Progress) -> Iterator[Formatted]:
+def _shared(work: "Work", start: Start, tally: Tally, tell: Progress) -> Iterator[Formatted]:
     """The predictions of workers, in the order of the rows."""
+    from client.scoring.ordered import ordered
+
     data, task = work.data, work.model.task
     if task.read is not None and not data.exists():
         raise TaskError(f"{data}: expected a file or a folder, found none")
@@ -92,7 +101,7 @@ def card_path(out: Path) -> Path:
     return out.with_name(out.name + ".card.json")
 
 
-def side_card(ready: Predictor, data: Path, tally: Tally) -> dict[str, Any]:
+def side_card(ready: Ready, data: Path, tally: Tally) -> dict[str, Any]:
     """Which model predicted which file: its digest stands here once, not in every row."""
     model = ready.model
     return {

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as parquet
 
-from client.inference.predictor import Predictions
+from client.scoring.predictions import Predictions
 from privacy.files import open_atomic
 
 FORMATS: Final = (".csv", ".parquet", ".jsonl", ".ndjson")

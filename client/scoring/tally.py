@@ -4,10 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from torch import Tensor
-
 from client.data.input_files import Chunk, Fault
-from client.dpsgd.trees import cut, mapped
 from client.tasks.rows import added
 
 SHOWN: Final = 20
@@ -39,6 +36,10 @@ def counts(chunk: Chunk, explain: int) -> Counts:
     """What is counted of a chunk, with its first `explain` rows."""
     first, numbers = None, list[int]()
     if explain > 0 and len(chunk.rows):
+        from torch import Tensor
+
+        from client.dpsgd.trees import cut, mapped
+
         shown = chunk.x if chunk.raw is None else chunk.raw
         first = mapped(Tensor.clone, cut(shown, slice(explain)))
         numbers = chunk.rows[:explain].tolist()
@@ -80,6 +81,8 @@ class Tally:
         if one.faults and not skip_bad:
             raise PredictingError(f"{self.name}{refusal(self.faults)}")
         if self.wanted and one.numbers:
+            from client.dpsgd.trees import cut
+
             self.first.append(cut(one.first, slice(self.wanted)))
             self.numbers += one.numbers[: self.wanted]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from client.data.input_files import Chunk, Cut
 from client.data.reader import Part
-from client.inference.predictor import Predictor, predict, predictor
+from client.inference.predictor import Predictor, predictor
 from client.models.loading import Model, ModelError, Tasks, rebuilt
 from client.models.provenance import Origin
 from client.scoring.output_files import Form, Formatted, formatted
@@ -90,7 +90,7 @@ class Work:
         counted = counts(chunk, explain)
         if counted.faults and not self.output.skip_bad:
             return Scored(counted, None)
-        (predictions,) = predict(self._ready, iter([chunk]), every=self.output.every)
+        (predictions,) = self._ready.predict(iter([chunk]), every=self.output.every)
         return Scored(counted, formatted(predictions, self.output.form))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from client.data.formats.idx import folder_file
 from client.data.loading import load as load_rows
-from client.tasks.classifier import classifier
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.rows import Encoded, Rows, check_part
-from client.tasks.task import Task
+
+if TYPE_CHECKING:
+    from client.tasks.task import Task
 
 NAMES: Final = (
     *("age", "workclass", "fnlwgt", "education", "education-num", "marital-status"),
@@ -23,6 +24,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+CLASSES: Final = ("<=50K", ">50K")
 COLUMNS: Final = Columns(
     (
         Number("age", 17, 90, knots=(22, 25, 28, 31, 35, 40, 45, 50, 55, 60, 65)),
@@ -68,9 +70,7 @@ COLUMNS: Final = Columns(
         Number("hours-per-week", 1, 99, knots=(30, 40, 41, 50)),
         Category("native-country", ("United-States", "?"), other=True),
     ),
-    Category(
-        "income", ("<=50K", ">50K"), aliases=MappingProxyType({"<=50K.": "<=50K", ">50K.": ">50K"})
-    ),
+    Category("income", CLASSES, aliases=MappingProxyType({"<=50K.": "<=50K", ">50K.": ">50K"})),
 )
 """Bounds and knots that common knowledge of ages, school years, hours and tax brackets gives."""
 
@@ -98,11 +98,13 @@ def _loaded(path: Path | None, part: str, encode: Callable[[Any], Encoded]) -> R
     return sum(parts[1:], start=parts[0])
 
 
-def task() -> Task:
+def task() -> "Task":
     """Logistic regression on the public categories and on numbers with public knots."""
+    from client.tasks.classifier import classifier
+
     return classifier(
         COLUMNS,
-        ("<=50K", ">50K"),
+        CLASSES,
         name="adult",
         load=load,
         load_with=lambda path, encode: _loaded(path, "train", encode),

@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from client.tasks.classifier import classifier
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.rows import Encoded, Rows, check_part
-from client.tasks.task import Task
+
+if TYPE_CHECKING:
+    from client.tasks.task import Task
 
 CLASSES: Final = tuple(str(digit) for digit in range(10))
 INK: Final = 5
@@ -21,10 +21,12 @@ COLUMNS: Final = Columns(
     tuple(Number(f"pixel_{i // 8}_{i % 8}", 0, 16, zero=INK) for i in range(64)),
     Category("target", CLASSES),
 )
+WANTED: Final = COLUMNS.wanted()
 
 
 @cache
 def _rows(part: str) -> Rows:
+    import torch
     from sklearn.datasets import load_digits  # SciPy and more: nothing that predicts needs them
     from sklearn.model_selection import train_test_split
 
@@ -55,14 +57,16 @@ def load_with(path: Path | None, encode: Callable[[Any], Encoded]) -> Rows:
     return Rows(encoded.x, rows.y)
 
 
-def task() -> Task:
+def task() -> "Task":
     """Softmax regression of 64 pixels (0..16, about a common grey)."""
+    from client.tasks.classifier import classifier
+
     return classifier(
         COLUMNS,
         CLASSES,
         name="digits",
         load=load,
         load_with=load_with,
-        wanted=COLUMNS.wanted(),
+        wanted=WANTED,
         embedded=True,
     )

@@ -9,22 +9,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from client.data.loading import Loaded, held_out
 from client.data.loading import load as load_rows
-from client.tasks.classifier import classifier
 from client.tasks.preprocessing import Category, Columns, Number
 from client.tasks.rows import Encoded, NoRows, Rows, TaskError, check_part
-from client.tasks.task import Task
+
+if TYPE_CHECKING:
+    from client.tasks.task import Task
 
 HOSPITALS: Final = ("cleveland", "hungarian", "switzerland", "va")
 NAMES: Final = (
     *("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak"),
     *("slope", "ca", "thal", "num"),
 )
+CLASSES: Final = ("healthy", "disease")
 COLUMNS: Final = Columns(
     (
         Number("age", 30, 80),
@@ -40,7 +42,7 @@ COLUMNS: Final = Columns(
     ),
     Category(
         "num",
-        ("healthy", "disease"),
+        CLASSES,
         aliases=MappingProxyType(
             {"0": "healthy"} | {str(degree): "disease" for degree in range(1, 5)}
         ),
@@ -104,11 +106,13 @@ def _files(path: Path | None) -> list[tuple[str, Path]]:
     )
 
 
-def task() -> Task:
+def task() -> "Task":
     """Logistic regression on clinical values scaled by public bounds."""
+    from client.tasks.classifier import classifier
+
     return classifier(
         COLUMNS,
-        ("healthy", "disease"),
+        CLASSES,
         name="heart-disease",
         load=load,
         load_with=_all,

@@ -7,14 +7,13 @@ column, never repeated.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from client.data.values import Coded, Floats, Mask, coded, numeric, plain, whole
@@ -213,7 +212,18 @@ class Columns:
         )
 
     def encode(self, table: Any) -> Encoded:
-        """Encode a pyarrow table; columns of no interest are ignored, a label may be absent."""
+        """`arrays` as tensors."""
+        import torch
+
+        encoded = self.arrays(table)
+        y = None if encoded.y is None else torch.from_numpy(encoded.y)
+        return replace(encoded, x=torch.from_numpy(encoded.x), y=y)
+
+    def arrays(self, table: Any) -> Encoded:
+        """Encode a pyarrow table; columns of no interest are ignored, a label may be absent.
+
+        x [rows, width] float32; y [rows], int64 for classes and float32 for numbers.
+        """
         rows = table.num_rows
         fits = np.ones(rows, dtype=bool)
         misfits: list[tuple[int, int, Misfit]] = []
@@ -250,17 +260,17 @@ class Columns:
             at += column.width
         for place, wrong, refused in plain.write(table, x):
             note(place, self.inputs[place], wrong, refused)
-        y: torch.Tensor | None = None
+        y: NDArray[Any] | None = None
         if self.label.name in kinds:
             with _named(self.label.name):
                 classes, *labels = self._labels(table.column(self.label.name))
             note(len(self.inputs), self.label, *labels)
-            y = torch.from_numpy(classes if fits.all() else classes[fits])
+            y = classes if fits.all() else classes[fits]
         indices = np.flatnonzero(fits).astype(np.int64)
         misfits.sort(key=lambda entry: entry[:2])
         x = x if len(indices) == rows else x[fits]
         reasons = tuple(entry[2] for entry in misfits)
-        return Encoded(torch.from_numpy(x), y, indices, reasons, unknown=tuple(unknown))
+        return Encoded(x, y, indices, reasons, unknown=tuple(unknown))
 
     def _labels(self, column: Any) -> tuple[NDArray[Any], Mask, Mask]:
         if isinstance(self.label, Number):

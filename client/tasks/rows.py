@@ -3,14 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from client.dpsgd.trees import joined, mapped
+if TYPE_CHECKING:  # an exported model predicts without torch
+    from torch import Tensor
 
 PARTS: Final = ("train", "test", "all")
 """The parts of a data set that `Task.load` knows."""
@@ -106,9 +105,9 @@ class Rows:
     """
 
     x: Any
-    y: Tensor
+    y: "Tensor"
     site: tuple[str, ...] | None = None
-    subject: Tensor | None = None
+    subject: "Tensor | None" = None
     reading: Reading | None = None
 
     def __post_init__(self) -> None:
@@ -122,8 +121,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.y)
 
-    def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> "Rows":
+    def take(self, indices: "Sequence[int] | NDArray[np.int64] | Tensor") -> "Rows":
         """The rows at `indices`, in that order."""
+        import torch
+
+        from client.dpsgd.trees import mapped
+
         at = torch.as_tensor(indices, dtype=torch.int64)
         site = None if self.site is None else tuple(self.site[i] for i in at.tolist())
         subject = None if self.subject is None else self.subject[at]
@@ -133,6 +136,10 @@ class Rows:
 
     def __add__(self, other: "Rows") -> "Rows":
         """The rows of both, one after the other."""
+        import torch
+
+        from client.dpsgd.trees import joined
+
         site = None
         if self.site is not None and other.site is not None:
             site = self.site + other.site
@@ -160,16 +167,18 @@ class Misfit:
 class Encoded:
     """Raw columns encoded: `x` and `y` (None without a label column) of the rows that fit.
 
+    Both are tensors, or numpy's arrays where an exported model predicts.
+
     `index` are the positions of these rows in the raw table; `misfits` says why others are absent;
     `raw` are the scaled columns (-1..1) that a task's `front` turns into x; `unknown` counts, by
     column, values of the raw table that are none of the public ones, and stand as "other".
     """
 
-    x: Tensor
-    y: Tensor | None
+    x: Any
+    y: Any
     index: NDArray[np.int64]
     misfits: tuple[Misfit, ...] = ()
-    raw: Tensor | None = None
+    raw: Any = None
     unknown: tuple[tuple[str, int], ...] = ()
 
 

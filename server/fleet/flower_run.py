@@ -2,16 +2,22 @@
 
 import datetime
 import time
+from dataclasses import astuple
 from typing import Any, Final
 
-from flwr.app import Message
+from flwr.app import Array, Error, Message, RecordDict
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, SubStatus
+from flwr.proto import message_pb2
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
+
+from privacy.message_objects import WHOLE_MAX, decode_arrays, gather, whole
+from server.fleet.pending_message import PendingMessage, PendingMessages
 
 _HEARTBEAT_SECONDS: Final = 10.0
 _NEVER: Final = datetime.datetime.max.replace(tzinfo=datetime.UTC)
@@ -61,6 +67,44 @@ class FlowerRun:
                 return None
             message.metadata.delivered_at = datetime.datetime.now(datetime.UTC).isoformat()
             return message
+
+    def whole(self, response: Any, pending: PendingMessages) -> Any:
+        """A poll's answer and the objects of its messages in one body, where they are small.
+
+        A client of ours asks so: for a small model, one exchange in place of one for each object.
+        """
+        objects: dict[str, bytes] = {}
+        for message in response.messages_list:
+            item = pending.get(message.metadata.message_id)
+            names = () if item is None else item.objects
+            contents = {name: self.state.object_store.get(name) or b"" for name in names}
+            if all(contents.values()) and sum(map(len, contents.values())) <= WHOLE_MAX:
+                objects |= contents
+        return message_pb2.PullObjectResponse(
+            object_found=True,
+            object_available=True,
+            object_content=whole(response.SerializeToString(), objects),
+        )
+
+    def open(self, item: PendingMessage) -> Message:
+        """A complete reply, taken out of the store; raises for hostile bytes."""
+        root = item.reply or ""
+        objects = gather(root, self.state.object_store.get)
+        self.delete(root)
+        decoded = decode_arrays(objects, item.limit).items()
+        arrays: Any = {name: Array(*astuple(one)) for name, one in decoded}
+        reply = inflate_object_from_contents(root, objects, objects=arrays)
+        if not isinstance(reply, Message):
+            raise TypeError("the reply is no message")
+        if reply.has_error():
+            return Message(Error(reply.error.code, "the client failed"), reply_to=item.message)
+        return Message(RecordDict(dict(reply.content)), reply_to=item.message)
+
+    def delete(self, root: str) -> None:
+        """Drop an object and those below it, unless another upload has them as well."""
+        # Under the lock of the uploads: equal objects of another site's upload must not vanish.
+        with self.state._lock_object_push_sessions:
+            self.state.object_store.delete(root)
 
     def keep_upload(self, session: str) -> None:
         """An upload lasts as long as its message is waited for.

@@ -5,7 +5,7 @@ import ctypes
 import datetime
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,8 @@ from server.registry.upkeep import CertificateUpkeep, note_renewal
 from server.rounds.site_grid import SiteGrid
 
 _M_MMAP_THRESHOLD: Final = -3
+_LOOK_SECONDS: Final = 0.25
+"""How often every site that owes a reply is looked at: whether it will come any more."""
 _NO_REPLY: Final = 4  # Flower's code for a reply that cannot be had
 
 
@@ -36,6 +38,7 @@ class LinkGrid(SiteGrid):
         self._fleet, self._tls_server, self._patience = fleet, tls_server, patience
         self.reply_limit: int | None = None
         self._heard = -1
+        self._next_look = 0.0
 
     @property
     def address(self) -> tuple[str, int]:
@@ -84,10 +87,12 @@ class LinkGrid(SiteGrid):
         return self._fleet.post_all(posted, self.reply_limit)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        fleet, wanted = self._fleet, set(message_ids)
+        fleet = self._fleet
+        wanted = message_ids if isinstance(message_ids, Set) else set(message_ids)
         with fleet.news:
-            arrivals = fleet.arrivals
-            if wanted.isdisjoint(fleet.pending.settled):
+            arrivals, now = fleet.arrivals, time.monotonic()
+            if wanted.isdisjoint(fleet.pending.settled) and now >= self._next_look:
+                self._next_look = now + _LOOK_SECONDS
                 self._give_up(wanted)
             number = next((one for one in fleet.pending.settled if one in wanted), "")
             item = fleet.pending.get(number)
@@ -112,7 +117,7 @@ class LinkGrid(SiteGrid):
     def _read(self, item: PendingMessage) -> Message:
         if not item.failure:
             try:
-                return self._fleet.open(item)
+                return self._fleet.flower.open(item)
             except Exception as error:  # noqa: BLE001 - hostile bytes: that site's reply failed, no more
                 self._fleet.log("reply_malformed", site=item.site, why=type(error).__name__)
         why = item.failure or "unreadable"

@@ -12,12 +12,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple
 from functools import partial
 from itertools import islice
 from typing import Any, Final
 
-from flwr.app import Array, Error, Message, RecordDict
+from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import (
     TIMESTAMP_HEADER,
@@ -35,11 +34,10 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.superlink.servicer.fleet import fleet_handlers
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from privacy.message_objects import OBJECTS_MAX, decode_arrays, gather
+from privacy.message_objects import OBJECTS_MAX, from_whole
 from server.fleet.authentication import Denied, authenticate
 from server.fleet.flower_run import FlowerRun
 from server.fleet.liveness import Liveness, PollWaiters
@@ -49,7 +47,8 @@ from server.fleet.tls_server import PREFIX, Answer, Headers
 from server.registry.sites import Member, Members
 
 POLL_SECONDS: Final = 20.0
-_HEAVY: Final = "push-messages"
+_HEAVY: Final = frozenset({"push-messages", "push-whole"})
+_POLLS: Final = {"pull-messages": False, "pull-whole": True}
 _NODE_HEADERS: Final = tuple(
     name.lower().encode()
     for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
@@ -80,6 +79,7 @@ class Fleet:
             "deactivate-node": (fleet_pb2.DeactivateNodeRequest, self._deactivate),
             "send-node-heartbeat": (heartbeat_pb2.SendNodeHeartbeatRequest, self._heartbeat),
             "push-messages": (fleet_pb2.PushMessagesRequest, self._push),
+            "push-whole": (message_pb2.PushObjectRequest, self._push_whole),
             "push-object": (message_pb2.PushObjectRequest, self._push_object),
             "pull-object": (message_pb2.PullObjectRequest, self._pull_object),
             "confirm-message-received": (message_pb2.ConfirmMessageReceivedRequest, _confirm),
@@ -112,12 +112,12 @@ class Fleet:
             if name == "activate-node":
                 activation = fleet_pb2.ActivateNodeRequest.FromString(body)
                 return await self._in_thread(partial(self._activate, member, activation))
-            if name == "pull-messages":
+            if name in _POLLS:
                 poll = fleet_pb2.PullMessagesRequest.FromString(body)
-                return 200, await self._poll(member, self._node(member, poll), poll)
+                return 200, await self._poll(member, self._node(member, poll), poll, _POLLS[name])
             if name not in self._routes:
                 return 404, b""
-            if name != _HEAVY:
+            if name not in _HEAVY:
                 return await self._in_thread(partial(self._routed, member, name, body))
             async with self._heavy[member.name]:  # one at a time for each site
                 return await self._in_thread(partial(self._routed, member, name, body))
@@ -192,8 +192,8 @@ class Fleet:
             pool.shutdown(wait=False, cancel_futures=True)
         self.flower.close()
 
-    async def _poll(self, member: Member, node: int, request: Any) -> bytes:
-        """Flower's poll, kept waiting until there is something to give."""
+    async def _poll(self, member: Member, node: int, request: Any, whole: bool) -> bytes:
+        """Flower's poll, kept waiting until something is there; `whole`: with its objects."""
         event, generation = self.waiters.event_of(member.name), self.waiters.generation(member.name)
         end = time.monotonic() + POLL_SECONDS
         loop = asyncio.get_running_loop()
@@ -205,6 +205,7 @@ class Fleet:
                 return b""
             left = end - time.monotonic()
             if response.messages_list or left <= 0:
+                response = self.flower.whole(response, self.pending) if whole else response
                 answer: bytes = response.SerializeToString()
                 return answer
             with contextlib.suppress(TimeoutError):
@@ -278,6 +279,24 @@ class Fleet:
                 self._complete(item)
             return answer
 
+    def _push_whole(self, member: Member, node: int, request: Any) -> Any:
+        """A reply's head with its objects; those that are missing still are named in the answer."""
+        content, objects = from_whole(request.object_content)
+        head = fleet_pb2.PushMessagesRequest.FromString(content)
+        answer = self._push(member, node, head)
+        missing, answer.objects_to_push[:] = list(answer.objects_to_push), []
+        for name in missing:
+            one = message_pb2.PushObjectRequest(
+                node=request.node,
+                run_id=self.run_id,
+                session_id=answer.session_id,
+                object_id=name,
+                object_content=objects.get(name, b""),
+            )
+            if name not in objects or not self._push_object(member, node, one).stored:
+                answer.objects_to_push.append(name)
+        return answer
+
     def _push_object(self, member: Member, node: int, request: Any) -> Any:
         item = self._sessions.get(request.session_id)
         if item is None or item.node != node or request.object_id not in item.missing:
@@ -299,7 +318,7 @@ class Fleet:
     def _complete(self, item: PendingMessage) -> None:
         item.ready = True
         self.pending.settle(item.message.metadata.message_id)
-        self._delete(item.message.metadata.message_id)  # nobody asks for the request any more
+        self.flower.delete(item.message.metadata.message_id)  # nobody asks for the request any more
         self.arrivals += 1
         self._end_uploads(item)
         self.news.notify_all()
@@ -318,7 +337,7 @@ class Fleet:
             number = item.message.metadata.message_id
             self.state.message_ins_id_to_message_res_id.pop(number, None)
             self.state.message_res_store.pop(item.reply, None)
-            self._delete(item.reply)
+            self.flower.delete(item.reply)
         self._end_uploads(item)
         item.reply, item.missing, item.size, item.ready = None, set(), 0, False
 
@@ -327,11 +346,6 @@ class Fleet:
             self._sessions.pop(session, None)
             self.flower.end_upload(session)
         item.sessions.clear()
-
-    def _delete(self, root: str) -> None:
-        # Under the lock of the uploads: equal objects of another site's upload must not vanish.
-        with self.state._lock_object_push_sessions:
-            self.state.object_store.delete(root)
 
     def overtake(self, nodes: set[int]) -> None:
         """Before new messages to these nodes: nobody waits for what they, or the absent, owe."""
@@ -377,21 +391,7 @@ class Fleet:
             if item is not None:
                 self._drop_reply(item)
                 self.state.delete_messages({number})
-                self._delete(number)
-
-    def open(self, item: PendingMessage) -> Message:
-        """A complete reply, taken out of the store; raises for hostile bytes."""
-        root = item.reply or ""
-        objects = gather(root, self.state.object_store.get)
-        self._delete(root)
-        decoded = decode_arrays(objects, item.limit).items()
-        arrays: Any = {name: Array(*astuple(one)) for name, one in decoded}
-        reply = inflate_object_from_contents(root, objects, objects=arrays)
-        if not isinstance(reply, Message):
-            raise TypeError("the reply is no message")
-        if reply.has_error():
-            return Message(Error(reply.error.code, "the client failed"), reply_to=item.message)
-        return Message(RecordDict(dict(reply.content)), reply_to=item.message)
+                self.flower.delete(number)
 
 
 def _confirm(member: Member, node: int, request: Any) -> Any:

@@ -1,7 +1,7 @@
 """Ask and judge: requests go out to the sites, judged answers come back one at a time."""
 
 import time
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -236,10 +236,10 @@ def replies(
     """
     older, late = overdue or {}, dict[str, Request]()
     deadline = time.monotonic() + timeout if timeout is not None else None
-    alone = not pending
+    alone, owed = not pending, ChainMap(pending, older).keys()
     try:
         while pending or (alone and older):
-            arrived = deque(grid.pull_messages([*pending, *older]))
+            arrived = deque(grid.pull_messages(owed))
             answered = bool(arrived)
             while arrived:  # given away one by one: no reply stays in memory here
                 number = arrived[0].metadata.reply_to_message_id

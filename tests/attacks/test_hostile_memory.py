@@ -20,8 +20,9 @@ from flwr.common.serde import message_to_proto
 from flwr.proto import fleet_pb2, message_pb2
 from flwr.supercore.inflatable.inflatable_object import get_object_tree, no_object_id_recompute
 
-from client.agent.connection import Agent, _Link
+from client.agent.connection import Agent
 from client.agent.credentials import Enrolled
+from client.agent.link import Link
 from client.agent.route import Route
 from server.fleet.grid import LinkGrid
 from tests.support.federation import (
@@ -77,7 +78,7 @@ def peak() -> float:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[tuple[_Link, Path]]:
+def world(tmp_path: Path) -> Iterator[tuple[Link, Path]]:
     """A hostile site's connection, and the file of the coordinator's figures."""
     home, sites = coordinator(tmp_path, "honest", "hostile")
     told, stop = tmp_path / "told", tmp_path / "stop"
@@ -103,7 +104,7 @@ def figures(told: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def push(link: _Link, reply: Message, tree: Any) -> None:
+def push(link: Link, reply: Message, tree: Any) -> None:
     """A reply's head with a tree of our own; a refusal is what we expect."""
     with no_object_id_recompute(), contextlib.suppress(httpx.HTTPError):
         reply.metadata.__dict__["_message_id"] = reply.object_id
@@ -115,7 +116,7 @@ def push(link: _Link, reply: Message, tree: Any) -> None:
         )
 
 
-def reply_to_next(link: _Link, contents: RecordDict) -> Message:
+def reply_to_next(link: Link, contents: RecordDict) -> Message:
     """A reply to the next request; what was answered or given up before is asked anew."""
     found = None
     while found is None:
@@ -125,7 +126,7 @@ def reply_to_next(link: _Link, contents: RecordDict) -> Message:
 
 
 def test_every_flood_of_a_site_stays_within_300_mb_and_5_seconds(
-    world: tuple[_Link, Path],
+    world: tuple[Link, Path],
 ) -> None:
     link, told = world
     idle = figures(told)[-1]["MB"]

@@ -21,8 +21,9 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 
-from client.agent.connection import Agent, _Link
+from client.agent.connection import Agent
 from client.agent.credentials import Enrolled
+from client.agent.link import Link
 from client.agent.route import Route
 from server.fleet.grid import LinkGrid
 from tests.support.federation import (
@@ -44,7 +45,7 @@ ZERO = np.zeros(100, np.float32)
 class Setting:
     """A coordinator with an honest site and a hostile one, whose own program we are."""
 
-    def __init__(self, grid: LinkGrid, log: Events, link: _Link, sites: dict[str, Path]) -> None:
+    def __init__(self, grid: LinkGrid, log: Events, link: Link, sites: dict[str, Path]) -> None:
         self.grid, self.log, self.link, self.sites = grid, log, link, sites
 
     def asked(self) -> tuple[dict[str, str], Message]:
@@ -89,7 +90,7 @@ def setting(tmp_path: Path) -> Iterator[Setting]:
 
 
 @contextmanager
-def hostile(folder: Path, grid: LinkGrid) -> Iterator[_Link]:
+def hostile(folder: Path, grid: LinkGrid) -> Iterator[Link]:
     import threading
 
     where = f"127.0.0.1:{grid.address[1]}"

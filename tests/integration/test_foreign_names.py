@@ -197,6 +197,12 @@ def _the_uploads_have_an_end_that_can_be_moved() -> None:
     assert state._object_push_sessions == {}
 
 
+@contract("._unary_unary")
+def _a_call_of_another_path_is_made_as_flowers_own_are() -> None:
+    wanted = {"path", "rpc_method", "request", "response_type"}
+    assert wanted <= set(inspect.signature(FleetHttpClient._unary_unary).parameters)
+
+
 @contract("._check_stored_messages")
 def _messages_whose_time_is_over_are_forgotten() -> None:
     name = FLWR_IN_MEMORY_DB_NAME

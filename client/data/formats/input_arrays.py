@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from client.tasks.task import Task
+from client.data.form import Form
 
 
 class ArraysError(ValueError):
@@ -33,7 +33,7 @@ _HEADER: Final = 65536
 _IMAGES: Final = (".png", ".pgm", ".bmp", ".jpg", ".jpeg")
 
 
-def arrays(task: Task, path: Path, rows: int) -> Iterator[Piece] | None:
+def arrays(task: Form, path: Path, rows: int) -> Iterator[Piece] | None:
     """The source as raw columns, `rows` at a time; None where it is no array, image or sound."""
     if path.is_dir():
         return _images(task, path, rows)
@@ -51,7 +51,7 @@ def arrays(task: Task, path: Path, rows: int) -> Iterator[Piece] | None:
     return None
 
 
-def table(task: Task, x: NDArray[Any], y: NDArray[Any] | None) -> Any:
+def table(task: Form, x: NDArray[Any], y: NDArray[Any] | None) -> Any:
     """Raw values [rows, ...] as the task's columns, and labels [rows] where known."""
     flat = x.reshape(len(x), -1)
     if flat.dtype.kind not in "buif":
@@ -69,7 +69,7 @@ def table(task: Task, x: NDArray[Any], y: NDArray[Any] | None) -> Any:
     return pa.table(columns)
 
 
-def _npz(task: Task, path: Path, rows: int) -> Iterator[Piece]:
+def _npz(task: Form, path: Path, rows: int) -> Iterator[Piece]:
     try:
         with zipfile.ZipFile(path) as archive, ExitStack() as opened:
             names = archive.namelist()
@@ -84,7 +84,7 @@ def _npz(task: Task, path: Path, rows: int) -> Iterator[Piece]:
         raise ArraysError("expected a whole npz file, got a damaged one") from error
 
 
-def _npy(task: Task, path: Path, rows: int) -> Iterator[Piece]:
+def _npy(task: Form, path: Path, rows: int) -> Iterator[Piece]:
     with path.open("rb") as file:
         yield from _paired(task, _Array(file, "x"), None, rows)
 
@@ -127,7 +127,7 @@ def _npy_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.d
         raise ArraysError(f"{name}: expected an array of numbers, got another") from error
 
 
-def _paired(task: Task, x: _Array, y: _Array | None, rows: int) -> Iterator[Piece]:
+def _paired(task: Form, x: _Array, y: _Array | None, rows: int) -> Iterator[Piece]:
     total = x.shape[0]
     if total < 1:
         raise ArraysError("expected rows, found none")
@@ -139,7 +139,7 @@ def _paired(task: Task, x: _Array, y: _Array | None, rows: int) -> Iterator[Piec
         yield table(task, x.take(count), labels), (start + count) / total, None
 
 
-def _idx(task: Task, path: Path, rows: int) -> Iterator[Piece]:
+def _idx(task: Form, path: Path, rows: int) -> Iterator[Piece]:
     """LeCun's format: bytes [rows, ...]; a file of labels beside it is found by its usual name."""
     with ExitStack() as opened:
         x, shape = _idx_open(opened, path)
@@ -179,7 +179,7 @@ def _exactly(file: IO[bytes], rows: int, shape: tuple[int, ...]) -> NDArray[Any]
     return np.frombuffer(content, np.uint8).reshape((rows, *shape))
 
 
-def _images(task: Task, path: Path, rows: int) -> Iterator[Piece] | None:
+def _images(task: Form, path: Path, rows: int) -> Iterator[Piece] | None:
     """A folder of grey images of the task's size; folders in it named for classes are labels."""
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGES)
     side = math.isqrt(len(task.inputs))

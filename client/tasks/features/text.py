@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from client.data.values import Mask, distinct
 from client.tasks.features.backbones import Backbone
-from client.tasks.features.sentence_encoder import sentence_encoder
 from client.tasks.rows import TaskError
 
 LONGEST: Final = 20_000
@@ -75,6 +74,8 @@ class Text:
 
     def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
         if self.backbone is not None:
+            from client.tasks.features.sentence_encoder import sentence_encoder
+
             encoder = sentence_encoder(self.backbone.folder(), self.backbone.digest)
             if encoder.width != self.vector:
                 raise TaskError(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flwr.supercore.corestate import in_memory_corestate
 
-from client.agent import connection, transfers
+from client.agent import transfers
+from client.agent.link import Link
 from client.agent.transfers import Transfers
 from tests.support.federation import (
     Events,
@@ -102,7 +103,7 @@ def test_a_reply_whose_line_broke_goes_on_with_the_chunks_that_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over real TLS: the connection is lost after three chunks, and every chunk is sent once."""
-    store, stored = connection._Link._store, list[str]()
+    store, stored = Link._store, list[str]()
 
     def breaking(link: object, run: int, session: str, name: str, content: bytes) -> None:
         if len(stored) == 3 and "broken" not in stored:
@@ -111,7 +112,7 @@ def test_a_reply_whose_line_broke_goes_on_with_the_chunks_that_are_missing(
         store(link, run, session, name, content)  # type: ignore[arg-type]
         stored.append(name)
 
-    monkeypatch.setattr(connection._Link, "_store", breaking)
+    monkeypatch.setattr(Link, "_store", breaking)
     home, sites = coordinator(tmp_path, "north")
     sent = np.random.default_rng(0).standard_normal(6_000_000).astype(np.float32)
     log = Events()
@@ -131,13 +132,13 @@ def test_an_upload_outlasts_flowers_patience_with_a_chunk(
 ) -> None:
     """Flower drops an upload whose chunk takes over 180 s; here that time is over at once."""
     monkeypatch.setattr(transfers, "_FAST", float("inf"))
-    store, stored = connection._Link._store, list[str]()
+    store, stored = Link._store, list[str]()
 
     def counting(link: object, run: int, session: str, name: str, content: bytes) -> None:
         stored.append(name)
         store(link, run, session, name, content)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(connection._Link, "_store", counting)
+    monkeypatch.setattr(Link, "_store", counting)
     home, sites = coordinator(tmp_path, "north")
     sent = np.random.default_rng(0).standard_normal(1_000_000).astype(np.float32)
     log = Events()

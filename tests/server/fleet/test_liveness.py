@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from client.agent import connection
+from client.agent import connection, link
 from server.fleet import superlink
 from server.fleet.liveness import Liveness
 from server.fleet.tls_server import TlsServer
@@ -22,7 +22,7 @@ def test_a_client_that_was_killed_in_its_poll_is_gone_with_its_connection(
     heard, answer, polls = list[str](), TlsServer._answer, {"begun": 0, "ended": 0}
 
     async def answering(server: TlsServer, *words: Any) -> Any:
-        polls["begun"] += (poll := words[1]["path"].endswith("pull-messages"))
+        polls["begun"] += (poll := words[1]["path"].endswith("pull-whole"))
         try:
             return await answer(server, *words)
         finally:
@@ -38,7 +38,7 @@ def test_a_client_that_was_killed_in_its_poll_is_gone_with_its_connection(
         monkeypatch.setattr(Liveness, name, noted)
     monkeypatch.setattr(TlsServer, "_answer", answering)
     monkeypatch.setattr(superlink, "POLL_SECONDS", 1.0)
-    monkeypatch.setattr(connection._Link, "take_leave", lambda link: None)
+    monkeypatch.setattr(link.Link, "take_leave", lambda link: None)
     connect, ends = socket.create_connection, list[socket.socket]()
 
     def connected(*words: Any, **more: Any) -> socket.socket:
