@@ -1,6 +1,6 @@
 """The report as one self-contained page: no script, no outside resource, made for paper (A4)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final
 
@@ -8,7 +8,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from privacy.report.figures import audit_picture, gauge, life_picture, pictures
-from privacy.report.languages.translation import Translate, translator
+from privacy.report.languages.translation import numerals, translator
 
 _TABLES: Final = 12
 
@@ -23,7 +23,7 @@ def to_html(content: Mapping[str, Any]) -> str:
 
 def first_page(content: Mapping[str, Any], language: str) -> str:
     """The first page of `to_html` by itself, in one of `LANGUAGES`."""
-    images = _safe(_gauge(content, translator(language)))
+    images = _safe(_gauge(content, language))
     return _rendered("first_page_alone.html", content, content["runs"], language, images)
 
 
@@ -41,9 +41,9 @@ def _rendered(
         lstrip_blocks=True,
         loader=FunctionLoader(_template),
     )
-    environment.filters.update(
-        figure=figure, percent=percent, short=short, small=small, one_in=one_in
-    )
+    numbers = {"figure": figure, "percent": percent, "one_in": one_in}
+    environment.filters.update({k: _written(form, language) for k, form in numbers.items()})
+    environment.filters.update(short=short, small=small)
     return environment.get_template(name).render(
         **{"acts": [], **content, "runs": runs},
         t=translator(language),
@@ -58,14 +58,21 @@ def _template(name: str) -> str:
     return files("privacy").joinpath("report", name).read_text("utf-8")
 
 
-def _gauge(content: Mapping[str, Any], t: Translate) -> dict[str, str]:
+def _gauge(content: Mapping[str, Any], language: str) -> dict[str, str]:
     plain = content["plain"]
-    return {} if plain["at_most"] is None else {"gauge": gauge(plain, percent, t)}
+    if plain["at_most"] is None:
+        return {}
+    return {"gauge": gauge(plain, _written(percent, language), translator(language))}
+
+
+def _written(form: Callable[..., str], language: str) -> Callable[..., str]:
+    """What a function writes, its numbers as a language has them."""
+    return lambda *given: numerals(form(*given), language)
 
 
 def across(content: Mapping[str, Any]) -> dict[str, str]:
     """The pictures of the report as a whole."""
-    images = _gauge(content, translator("en"))
+    images = _gauge(content, "en")
     if any(len(book["runs"]) > 1 for book in content["life"]):
         images["life"] = life_picture(content["life"])
     for check in content["checks"]:

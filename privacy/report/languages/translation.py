@@ -17,7 +17,21 @@ LANGUAGES: Final = ("de", "es", "fr", "zh")
 """ISO 639 codes of the languages beside English."""
 
 Translate = Callable[..., Markup]
+NARROW_SPACE: Final = "\u202f"
+"""Between thousands (ISO 80000-1), where no line breaks."""
+_DECIMAL_COMMA: Final = ("de", "es", "fr")
+_NUMBER: Final = re.compile(r"-?\d+(,\d{3})*(\.\d+)?(e[+-]?\d+)?")
 _PLACE: Final = re.compile(r"\{([a-z]+)\}")
+
+
+def numerals(text: str, language: str) -> str:
+    """A number as a language writes it: 95.3 as 95,3 and 10,000 as 10 000 in German and the like.
+
+    Where a comma is decimal, 10,000 would read as ten. A text that is no number stays.
+    """
+    if language not in _DECIMAL_COMMA or not _NUMBER.fullmatch(text):
+        return text
+    return text.replace(",", NARROW_SPACE).replace(".", ",")
 
 
 @cache

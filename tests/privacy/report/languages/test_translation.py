@@ -8,7 +8,7 @@ import pytest
 from privacy.contract.plan import Plan
 from privacy.contract.plan_file import load_plan
 from privacy.report.html import first_page, to_html
-from privacy.report.languages.translation import LANGUAGES, catalogue, translator
+from privacy.report.languages.translation import LANGUAGES, catalogue, numerals, translator
 from privacy.report.report import VIEWS, build
 from privacy.report.sources import read
 from privacy.report.text import GLOSSARY, not_covered, unit_words
@@ -73,7 +73,27 @@ def test_a_first_page_has_the_reports_figures_and_no_outside_resource(
     figures = re.compile(r"\d+\.\d+")
     tiles = re.search(r'<dl class="tiles">.*?</dl>', page, re.S)
     assert tiles is not None
-    assert set(figures.findall(tiles[0])) <= set(figures.findall(whole))
+    written = tiles[0] if language == "zh" else tiles[0].replace(",", ".")
+    assert set(figures.findall(written)) <= set(figures.findall(whole))
+    assert figures.findall(written)
+    assert language == "zh" or not figures.search(tiles[0])
     assert f'<html lang="{language}">' in page
     assert "What could anybody learn" not in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "german"),
+    [
+        ("95.3", "95,3"),
+        ("10,000", "10\u202f000"),
+        ("1,234,567.5", "1\u202f234\u202f567,5"),
+        ("1e-05", "1e-05"),
+        ("1.5e-05", "1,5e-05"),
+        ("–", "–"),
+        ("run 1.5, 2", "run 1.5, 2"),
+    ],
+)
+def test_numbers_are_written_as_a_language_reads_them(text: str, german: str) -> None:
+    assert {numerals(text, language) for language in ("de", "es", "fr")} == {german}
+    assert numerals(text, "en") == numerals(text, "zh") == text
