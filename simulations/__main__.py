@@ -147,6 +147,8 @@ def simulate(
         from privacy.contract.plan_file import swept_values
         from simulations.comparison import contenders, present
 
+        if not all(part.strip() for part in compare.split(",")):
+            raise FolderError(f"--compare must be EPSILON,EPSILON, got {compare!r}")
         epsilons = swept_values([f"epsilon={compare}"])["epsilon"]
         plans = contenders(plan or chosen.task, chosen, beside or [])
         present(console, plans, epsilons, repeat, runs / label, data, as_json=as_json)

@@ -186,6 +186,8 @@ def _comparable(plans: Mapping[str, Plan], epsilons: Sequence[float]) -> None:
                 f"{differ} must be {getattr(first, differ)!r} in every plan that is compared, got "
                 f"{getattr(plan, differ)!r} in {name}"
             )
+        for epsilon in epsilons:  # refused before the first of many runs, not between them
+            _changed(plan, [f"epsilon={epsilon!r}"])
 
 
 def contenders(source: str, plan: Plan, beside: Sequence[str]) -> dict[str, Plan]:

@@ -73,13 +73,13 @@ def field_names(kind: Any) -> tuple[str, ...]:
 
 def unknown(key: object, names: Iterable[str], prefix: str = "") -> str:
     """One line about a key that does not exist, with the nearest that does."""
-    names = list(names)
+    names = sorted(set(names))
     text = key if isinstance(key, str) and key.isprintable() else repr(key)
     near = difflib.get_close_matches(str(key)[:_MOST_SHOWN], names, 1)
     what = f"unknown key {prefix}{text[:_MOST_SHOWN]}"
     if near:
         return f"{what}, did you mean {prefix}{near[0]}?"
-    return f"{what}, the keys are {', '.join(sorted(names))}"
+    return f"{what}, the keys are {', '.join(names)}"
 
 
 def shown(value: object) -> str:

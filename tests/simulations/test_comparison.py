@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -123,3 +124,14 @@ def test_the_table_of_several_plans_fits_in_80_columns(tmp_path: Path) -> None:
     assert max(map(len, table)) <= 80
     assert sum("federation without privacy" in text for text in table) == 2
     assert "".join(table).count("warmup=2") == 1
+
+
+@pytest.mark.parametrize("epsilons", [[3.0, "abc"], [1.0, 1e9], [2.0, -1.0]])
+def test_every_epsilon_is_checked_before_the_first_run(epsilons: list[Any]) -> None:
+    with pytest.raises(PlanError, match="epsilon must be a number"):
+        compare(load_plan("digits"), epsilons, on_run=lambda *_: pytest.fail("something ran"))
+
+
+def test_an_empty_epsilon_is_refused_by_the_options_own_name() -> None:
+    result = CliRunner().invoke(app, ["digits", "--compare", "1,"])
+    assert "--compare must be EPSILON,EPSILON, got '1,'" in str(result.exception)

@@ -54,7 +54,7 @@ def test_every_shipped_plan_parses_and_survives_its_own_toml_and_json() -> None:
         ('metrics=["names"]', "metrics"),
         ('metrics=["loss"]', "metrics_sigma"),
         ("clip_quantile=0.5", "clip_quantile"),
-        ("unknown=1", "unknown key unknown, the keys are"),
+        ("unknown=1", "unknown key unknown, the keys are aggregation, augment, average, "),
         ("epsilonn=1", "unknown key epsilonn, did you mean epsilon?"),
         ("simulation.engin=1", "unknown key simulation.engin, did you mean simulation.engine?"),
         ("site.a.limits=1", "unknown key site.a.limits, did you mean site.a.limit?"),
