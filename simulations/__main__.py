@@ -144,14 +144,10 @@ def simulate(
     if compare is not None:
         if audit or dashboard or insecure or resume or task or tensorboard or mlflow or workers > 1:
             raise FolderError("--compare runs alone, on the rows of a task that is there")
-        from privacy.contract.plan_file import swept_values
-        from simulations.comparison import contenders, present
+        from simulations.comparison import contenders, levels, present
 
-        if not all(part.strip() for part in compare.split(",")):
-            raise FolderError(f"--compare must be EPSILON,EPSILON, got {compare!r}")
-        epsilons = swept_values([f"epsilon={compare}"])["epsilon"]
         plans = contenders(plan or chosen.task, chosen, beside or [])
-        present(console, plans, epsilons, repeat, runs / label, data, as_json=as_json)
+        present(console, plans, levels(compare), repeat, runs / label, data, as_json=as_json)
         return
     if beside:
         raise FolderError("--beside must be used with --compare")

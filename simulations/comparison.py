@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from privacy.contract.plan import Plan, PlanError
-from privacy.contract.plan_file import load_plan, override, parse
+from privacy.contract.plan_file import load_plan, override, parse, swept_values
+from privacy.contract.schema import shown
 from privacy.report.charts import Series, lines
 from simulations.dataset import World, prepare
 from simulations.display import metric_of
@@ -188,6 +189,13 @@ def _comparable(plans: Mapping[str, Plan], epsilons: Sequence[float]) -> None:
             )
         for epsilon in epsilons:  # refused before the first of many runs, not between them
             _changed(plan, [f"epsilon={epsilon!r}"])
+
+
+def levels(text: str) -> list[float]:
+    """The values of epsilon of EPSILON,EPSILON, as a plan reads each; PlanError for an empty one."""
+    if not all(part.strip() for part in text.split(",")):
+        raise PlanError(f"--compare must be EPSILON,EPSILON, got {shown(text)}")
+    return swept_values([f"epsilon={text}"])["epsilon"]
 
 
 def contenders(source: str, plan: Plan, beside: Sequence[str]) -> dict[str, Plan]:
