@@ -192,7 +192,7 @@ def _comparable(plans: Mapping[str, Plan], epsilons: Sequence[float]) -> None:
 
 
 def levels(text: str) -> list[float]:
-    """The values of epsilon of EPSILON,EPSILON, as a plan reads each; PlanError for an empty one."""
+    """The values of EPSILON,EPSILON, as a plan reads each; PlanError where one is empty."""
     if not all(part.strip() for part in text.split(",")):
         raise PlanError(f"--compare must be EPSILON,EPSILON, got {shown(text)}")
     return swept_values([f"epsilon={text}"])["epsilon"]
