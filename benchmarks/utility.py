@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +27,14 @@ from rich.table import Table
 from privacy.contract.plan_file import load_plan
 from server.rounds.summary import versions
 from simulations.run import simulate
-from simulations.templates.drives import write
+from simulations.templates import drives, regions, windows
 
-DRIVES = "made by simulations.templates.drives"
+MADE: dict[str, Callable[[Path], Path]] = {
+    "drives": drives.write,
+    "regions": regions.write,
+    "windows": windows.write,
+}
+"""Data that is made up, by name."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ CASES = (
     Case("fashion-scattering", "fashion_mnist", 3.0, 0.875),
     Case("fashion-scattering", "fashion_mnist", 1.0, 0.85, ("lr=4",)),
     Case("fashion-scattering", "fashion_mnist", 2.93, 0.89, ("sites=1", "lr=32")),
+    Case("fashion-scattering", "fashion_mnist", None, 0.90, ("rounds=200", "lr=0.03")),
     Case("sms-spam", "sms_spam", None, 0.985, sets=("rounds=132", "lr=30")),
     Case("sms-spam", "sms_spam", None, 0.94, sets=("rounds=132", "lr=30"), metric="f1"),
     Case("sms-lora", "sms_spam", 3.0, 0.90),
@@ -82,8 +89,10 @@ CASES = (
     Case("spoken-digits", "fsdd", None, 0.97, ("rounds=300", "lr=20", "server_momentum=0.9")),
     Case("shakespeare", "tinyshakespeare", 8.0, 23.55, metric="perplexity"),
     Case("movielens", "movielens_latest_small", 4.0, 1.10, metric="rmse"),
-    Case("driving", DRIVES, 3.0, 0.65, metric="r2"),
-    Case("driving-stop", DRIVES, 3.0, 0.83),
+    Case("driving", "drives", 3.0, 0.65, metric="r2"),
+    Case("driving-stop", "drives", 3.0, 0.83),
+    *(Case("activity", "windows", e, t) for e, t in ((8.0, 0.90), (3.0, 0.85), (1.0, 0.75))),
+    *(Case("survival", "regions", e, 0.76, metric="c_index") for e in (8.0, 3.0)),
 )
 
 
@@ -128,12 +137,14 @@ def main() -> None:
     for case in CASES:
         if not case.plan.startswith(chosen.only):
             continue
-        if case.folder not in (None, DRIVES) and root is None:
+        if case.folder not in (None, *MADE) and root is None:
             print(f"{case.plan}: skipped, TACIT_DATA names no folder", file=sys.stderr)
             continue
         data = Path(root) / case.folder if root and case.folder else None
-        if case.folder == DRIVES:
-            data = write(Path(tempfile.gettempdir()) / f"tacit-drives-{os.getpid()}").parent
+        if case.folder in MADE:
+            data = Path(tempfile.gettempdir()) / f"tacit-{case.folder}-{os.getpid()}"
+            if not data.exists():
+                MADE[case.folder](data)
         row = measure(case, range(chosen.first, chosen.first + chosen.seeds), chosen.sets, data)
         rows.append(row)
         table.add_row(
