@@ -95,8 +95,7 @@ def in_process(rounds: int) -> dict[str, Any]:
         plain = session(graph.SerializeToString(), 1)
         small = session(quantized(graph, whole).SerializeToString(), 1)
         for batch, calls in ((1, 1000), (256, 60)):
-            x = np.ascontiguousarray(rows[:batch])
-            tensor = torch.from_numpy(x)
+            tensor = torch.from_numpy(np.ascontiguousarray(rows[:batch]))
 
             def eager(network: nn.Module = network, tensor: torch.Tensor = tensor) -> object:
                 with torch.inference_mode():
@@ -104,8 +103,8 @@ def in_process(rounds: int) -> dict[str, Any]:
 
             ways: dict[str, Callable[[], object]] = {
                 "eager": eager,
-                "onnx": lambda x=x, run=plain: run(x),
-                "onnx-int8": lambda x=x, run=small: run(x),
+                "onnx": lambda x=tensor, run=plain: run(x),
+                "onnx-int8": lambda x=tensor, run=small: run(x),
             }
             results[f"{name} batch {batch}"] = timed(ways, calls, rounds)
     return results

@@ -40,7 +40,7 @@ from table import quartiles, save, show, versions
 from client.agent.connection import Agent
 from client.agent.credentials import Enrolled, enroll, join
 from client.agent.route import Route
-from privacy.arrays import decode, encode
+from privacy.arrays import decode, encode, memory
 from privacy.contract.plan_file import from_json
 from privacy.identity.certificates import read_request
 from privacy.ledger.heads import Head
@@ -261,10 +261,11 @@ def ready(folder: Path) -> ClientApp:
         asked = message.content.config_records["request"]
         plan = from_json(str(asked["plan"]))
         weights = message.content.array_records["arrays"]["weights"].data
-        if not update:
-            update = encode(drawn(weights, folder.name), plan.wire)
         name, run, number = str(asked["site"]), str(asked["run"]), int(str(asked["round"]))
         events = plan.events_of_round(name)
+        if not update:
+            std = plan.learning_rate * (plan.clip or 1) * events[0].sigma / plan.denominator(name)
+            update = memory(encode(drawn(weights, name, std), plan.wire)).tobytes()
         ledger.spend_all(events, None, run=run, round=number, plan=plan.digest)
         last = json.loads(str(asked["head"]))
         fields = {
@@ -296,15 +297,15 @@ def ready(folder: Path) -> ClientApp:
     return app
 
 
-def drawn(weights: bytes, seed: str) -> dict[str, Any]:
-    """An update of the model's shapes, another at each site."""
+def drawn(weights: bytes, seed: str, std: float) -> dict[str, Any]:
+    """An update of the model's shapes, another at each site, with the noise that the plan asks."""
     from safetensors.numpy import load
 
     generator = np.random.default_rng(list(seed.encode()))
     shapes = {name: array.shape for name, array in load(weights).items()}
     assert decode(weights, shapes)
     return {
-        name: generator.standard_normal(shape, dtype=np.float32) * np.float32(1e-4)
+        name: generator.standard_normal(shape, dtype=np.float32) * np.float32(std)
         for name, shape in shapes.items()
     }
 
