@@ -132,14 +132,14 @@ class Link:
                 clientapp_runtime_list=[0.0],
             )
             answer = None
-            if sum(len(getattr(one, "data", b"")) for one in objects.values()) <= WHOLE_MAX:
-                body = whole(head.SerializeToString(), {n: o.deflate() for n, o in objects.items()})
+            if (contents := _small(objects)) is not None:
+                body = whole(head.SerializeToString(), contents)
                 one = message_pb2.PushObjectRequest(node=self.node, object_content=body)
                 answer = self._whole("push-whole", one, fleet_pb2.PushMessagesResponse)
             answer = answer or self.client.PushMessages(head)
             run, session = reply.metadata.run_id, answer.session_id
-            contents = [(name, objects[name].deflate()) for name in answer.objects_to_push]
-        self.transfers.send(contents, lambda pair: self._store(run, session, *pair), self.pool)
+            missing = [(name, objects[name].deflate()) for name in answer.objects_to_push]
+        self.transfers.send(missing, lambda pair: self._store(run, session, *pair), self.pool)
 
     def _store(self, run: int, session: str, name: str, content: bytes) -> None:
         answer = self.client.PushObject(
@@ -202,6 +202,14 @@ def levels(tree: Any) -> tuple[list[str], list[str]]:
         (records if depth < _CHUNK_LEVEL else chunks).update((n.object_id, None) for n in level)
         level, depth = [child for node in level for child in node.children], depth + 1
     return list(records), [name for name in chunks if name not in records]
+
+
+def _small(objects: Mapping[str, Any]) -> dict[str, bytes] | None:
+    """The objects' bytes where they travel in one body; None where they are too many for it."""
+    if sum(len(getattr(one, "data", b"")) for one in objects.values()) > WHOLE_MAX:
+        return None  # without a copy of large arrays
+    contents = {name: one.deflate() for name, one in objects.items()}
+    return contents if sum(map(len, contents.values())) <= WHOLE_MAX else None
 
 
 def fields(contents: Mapping[str, bytes]) -> Mapping[str, Any]:

@@ -236,7 +236,7 @@ def replies(
     """
     older, late = overdue or {}, dict[str, Request]()
     deadline = time.monotonic() + timeout if timeout is not None else None
-    alone, owed = not pending, ChainMap(pending, older).keys()
+    alone, owed = not pending, ChainMap(older, pending).keys()  # pending ones first
     try:
         while pending or (alone and older):
             arrived = deque(grid.pull_messages(owed))

@@ -53,6 +53,7 @@ quietly tacit-client evaluate --model runs/first --data digits.csv
 quietly tacit-client export --model runs/first --format onnx --out first.onnx
 quietly tacit-client adapt --model runs/first --data digits.csv --out adapted.safetensors
 quietly tacit-client look digits.csv --plan digits --out look.html
+quietly tacit-client importance digits.csv --model runs/first --out importance.html
 quietly tacit-client drift digits.csv --against digits.csv --model runs/first
 background tacit-client serve --model runs/first --listen 127.0.0.1:SERVICE
 ready SERVICE; ended $last
