@@ -3,8 +3,8 @@
     python benchmarks/all.py [--full] [--only step,reading]
 
 The short form takes fewer turns and seeds, and no peers (they need environments of their own); each
-part has so many seconds, and is ended when they are over. `--full` takes what benchmarks/README.md
-reports, without an end.
+part has so many seconds beside what earlier ones left, and is ended when they are over. `--full`
+takes what benchmarks/README.md reports, without an end.
 """
 
 import argparse
@@ -18,20 +18,20 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SHORT: dict[str, tuple[int, tuple[str, ...]]] = {
-    "starts": (25, ()),
-    "step": (235, ("--turns", "3", "--no-opacus", "--cpu", "--threads", "1", "--seconds", "150")),
-    "large": (50, ("--rounds", "2")),
-    "inference": (50, ("--seconds", "5", "--rounds", "5")),
-    "scaling": (75, ("--turns", "2")),
-    "reading": (40, ("--rows", "200000", "--turns", "2", "--narrow")),
-    "peers": (55, ("--peers", "", "--turns", "5")),
-    "utility": (40, ("--seeds", "2", "--only", "digits")),
-    "dashboard": (25, ()),
-    "engines": (30, ("--turns", "2", "--only", "vector")),
-    "network": (60, ("--cases", "idle,many,large", "--rounds", "3")),
-    "relays": (30, ("--sites", "8", "--rounds", "2")),
+    "step": (190, ("--turns", "2", "--no-opacus", "--cpu", "--threads", "1", "--seconds", "140")),
+    "large": (40, ("--rounds", "2")),
+    "dashboard": (15, ()),
+    "reading": (35, ("--rows", "200000", "--turns", "2", "--narrow")),
+    "starts": (60, ()),
+    "engines": (40, ("--turns", "1", "--rounds", "3", "--only", "vector")),
+    "utility": (45, ("--seeds", "1", "--only", "digits")),
+    "inference": (60, ("--seconds", "3", "--rounds", "3")),
+    "peers": (70, ("--peers", "", "--turns", "3")),
+    "network": (75, ("--cases", "idle,many", "--rounds", "3")),
+    "relays": (40, ("--sites", "8", "--rounds", "2")),
+    "scaling": (45, ("--turns", "1", "--a-round", "10,100")),
 }
-"""Seconds of each part, 715 in all, and its options."""
+"""Seconds of each part, 715 in all, and its options; what a part leaves the next ones may use."""
 
 
 def main() -> int:
@@ -40,22 +40,24 @@ def main() -> int:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--only", default=",".join(SHORT))
     chosen = parser.parse_args()
-    worst, lines = 0, []
+    worst, lines, left = 0, [], 0.0
     for name in chosen.only.split(","):
         seconds, options = SHORT[name]
+        left += seconds
         command = [sys.executable, str(HERE / f"{name}.py"), *(() if chosen.full else options)]
         print(f"\n== {' '.join([Path(command[1]).name, *command[2:]])}", flush=True)
         began, before = time.monotonic(), cpu()
-        code = ended(command, None if chosen.full else seconds)
+        code = ended(command, None if chosen.full else left)
         worst = max(worst, abs(code))
-        how = {0: "", -signal.SIGKILL: f"  ended: its {seconds} s were over"}.get(code, "  failed")
+        how = {0: "", -signal.SIGKILL: f"  ended: its {left:.0f} s were over"}.get(code, "  failed")
         spent = time.monotonic() - began
+        left = max(0.0, left - spent)
         lines.append(f"{name:<10} {spent:6.1f} s  {cpu() - before:6.1f} CPU s{how}")
     print("\n" + "\n".join(lines), flush=True)
     return worst
 
 
-def ended(command: list[str], seconds: int | None) -> int:
+def ended(command: list[str], seconds: float | None) -> int:
     """The exit status of a part; after so many seconds it is killed with all that it started."""
     environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
     with subprocess.Popen(command, env=environment, start_new_session=True) as part:

@@ -108,8 +108,7 @@ class Follower:
         outcome = answer.reason or answer.status
         plan = self.submission.plan
         if answer.status == "declined":
-            before = self.queue.answers(plan.digest).get(answer.site)
-            ledger = "" if before is None else before.ledger
+            ledger = self.queue.ledger_of(plan.digest, answer.site)
             reason, now = answer.reason or "", time.time()
             refusal = SiteAnswer(answer.site, "declined", reason, number, 0, now, ledger)
             self.proposals.refused(plan, answer.site, refusal)

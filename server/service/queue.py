@@ -35,6 +35,9 @@ STATES: Final = (
 DUE: Final = ("running", "waiting", "queued")
 """The states in which the coordinator may play a run, the most urgent first."""
 
+_ANSWERS: Final = (
+    "SELECT site, status, reason, round, rounds, time, ledger FROM answers WHERE digest = ?"
+)
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS runs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -269,18 +272,14 @@ class Queue:
     def answers(self, digest: str) -> dict[str, SiteAnswer]:
         """The sites' last answers to a plan."""
         with self._transaction() as database:
-            rows = database.execute(
-                "SELECT site, status, reason, round, rounds, time, ledger FROM answers"
-                " WHERE digest = ?"
-                " ORDER BY site",
-                (digest,),
-            ).fetchall()
+            rows = database.execute(f"{_ANSWERS} ORDER BY site", (digest,)).fetchall()
         return {row[0]: SiteAnswer(*row) for row in rows}
 
     def ledger_of(self, digest: str, site: str) -> str:
         """Which of its ledgers a site said that a plan is paid from."""
-        answer = self.answers(digest).get(site)
-        return "" if answer is None else answer.ledger
+        with self._transaction() as database:
+            row = database.execute(f"{_ANSWERS} AND site = ?", (digest, site)).fetchone()
+        return "" if row is None else SiteAnswer(*row).ledger
 
     def answer(self, digest: str, answer: SiteAnswer) -> bool:
         """Store a site's answer; True where it says something else than the last one."""
