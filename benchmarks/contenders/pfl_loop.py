@@ -36,7 +36,18 @@ def main() -> None:
 
     torch.set_num_threads(1)
     training, tested = data("train"), data("test")
-    plan = Plan(*("", rounds, RATE, ROWS, LR), steps=STEPS, clip=CLIP, sigma=SIGMA, delta=DELTA)
+    plan = Plan(
+        "clothes",
+        sites=CLIENTS,
+        rounds=rounds,
+        rate=RATE,
+        rows=ROWS,
+        lr=LR,
+        steps=STEPS,
+        clip=CLIP,
+        sigma=SIGMA,
+        delta=DELTA,
+    )
     event = Event("record", SIGMA, RATE, STEPS)
 
     class Loss:  # all that `train` asks of a task

@@ -24,7 +24,18 @@ def tacit(name: str, steps: int, batch: int) -> Callable[[], object]:
     torch.set_num_threads(1)
     rows, net = data("train"), model(name)
     rate = batch / len(rows.x)
-    plan = Plan("", 1, rate, len(rows.x), LR, steps=steps, clip=CLIP, sigma=SIGMA, delta=1e-6)
+    plan = Plan(
+        "clothes",
+        sites=1,
+        rounds=1,
+        rate=rate,
+        rows=len(rows.x),
+        lr=LR,
+        steps=steps,
+        clip=CLIP,
+        sigma=SIGMA,
+        delta=1e-6,
+    )
     event = Event("record", SIGMA, rate, steps)
 
     class Loss:  # all that `train` asks of a task
