@@ -69,6 +69,8 @@ def test_an_epsilon_has_the_bits_of_dp_accounting(
     st.floats(1e-9, 0.99),
     st.sampled_from([0.0, 1e-8, 0.2]),
 )
+@example([1.0, 1.0], 710, 0.25, 0.0)
+@example([1.0, 1.0], 710, 0.5, 0.2)
 @settings(max_examples=200)
 def test_any_losses_meet_where_they_do_in_dp_accounting(
     weights: list[float], lowest: int, delta: float, infinite: float
@@ -76,4 +78,6 @@ def test_any_losses_meet_where_they_do_in_dp_accounting(
     probs = np.array(weights) * (1 - infinite) / max(sum(weights), 1.0)
     side = DensePLDPmf(1.0, lowest, probs, infinite, True)
     distribution = PrivacyLossDistribution(side)
-    assert epsilon_at(distribution, delta) == distribution.get_epsilon_for_delta(delta)
+    with np.errstate(over="ignore"):  # dp-accounting divides by what is left of e^-710
+        expected = distribution.get_epsilon_for_delta(delta)
+    assert epsilon_at(distribution, delta) == expected
