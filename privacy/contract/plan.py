@@ -21,6 +21,7 @@ from privacy.accounting.segments import Budget
 from privacy.contract.cadence import metric_events, metric_rounds
 from privacy.contract.keys.contract import Contract
 from privacy.contract.keys.tables import (
+    NO_OVERRIDES,
     AugmentPlan,
     ModelPlan,
     Operation,
@@ -90,7 +91,7 @@ class Plan(Contract):
 
     def site_overrides(self, site: str) -> SitePlan:
         """What the plan says of one site alone; nothing for a site that it does not name."""
-        return self.site.get(site, SitePlan())
+        return self.site.get(site, NO_OVERRIDES)
 
     def units_of(self, site: str) -> int:
         """The public number of rows (or people) at a site; PlanError while it is "actual"."""
@@ -194,7 +195,7 @@ class Plan(Contract):
 
     def _stage(self, candidate: int, pilot: bool) -> "Plan":
         if (known := self._stages.get((candidate, pilot))) is None:
-            run, own = self._sigma(SitePlan()) or 0.0, self._sigma(SitePlan(), pilot) or 0.0
+            run, own = self._sigma(NO_OVERRIDES) or 0.0, self._sigma(NO_OVERRIDES, pilot) or 0.0
             lr = self.learning_rate
             known = stage_of(self, candidate, pilot=pilot, middle=lr, sigma=own, run_sigma=run)
             self._stages[candidate, pilot] = known
@@ -210,7 +211,7 @@ class Plan(Contract):
 
     def nominal_sigma(self) -> float | None:
         """The noise multiplier of a site without overrides; of the coordinator's own noise."""
-        return self._sigma(SitePlan())
+        return self._sigma(NO_OVERRIDES)
 
     def _sigma(self, overrides: SitePlan, pilot: bool = False) -> float | None:
         if not self.private:
@@ -296,7 +297,7 @@ class Plan(Contract):
 
     def nominal_events(self) -> tuple[Event, ...]:
         """What one round costs a site without overrides, or the coordinator (unit "client")."""
-        return self._events(SitePlan())
+        return self._events(NO_OVERRIDES)
 
     def _events(
         self, overrides: SitePlan, pilot: bool = False, metrics: bool = True
@@ -317,7 +318,7 @@ class Plan(Contract):
 
     def nominal_limit(self) -> Budget | None:
         """The budget in this run of a site without overrides, or of the coordinator."""
-        return self._limit(SitePlan())
+        return self._limit(NO_OVERRIDES)
 
     def _limit(self, overrides: SitePlan) -> Budget | None:
         """The smaller of `limit` and `epsilon`; in format 1 `epsilon` only calibrated the noise."""
@@ -333,7 +334,7 @@ class Plan(Contract):
 
     def nominal_epsilon_after(self, rounds: int) -> float | None:
         """Epsilon after so many rounds of a site without overrides; None without privacy."""
-        return self._epsilon(SitePlan(), rounds)
+        return self._epsilon(NO_OVERRIDES, rounds)
 
     def _epsilon(self, overrides: SitePlan, rounds: int) -> float | None:
         if not self.private:

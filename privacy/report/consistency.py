@@ -12,21 +12,6 @@ from privacy.report.accounts import TOLERANCE, Account, Row, Tally
 from privacy.report.sources import Problem, Source
 
 
-class PlannedRounds:
-    """`Plan.events_of_round` of one site, worked out once for each kind of round."""
-
-    def __init__(self, plan: Plan, site: str) -> None:
-        self._plan, self._site = plan, site
-        self._by_kind: dict[tuple[bool, bool], tuple[Event, ...]] = {}
-
-    def events(self, number: int) -> tuple[Event, ...]:
-        """What a round (from 1) pays for; PlanError or AccountingError as the plan's."""
-        kind = (self._plan.pilot_of(number) is not None, self._plan.asks_metrics(number))
-        if kind not in self._by_kind:
-            self._by_kind[kind] = self._plan.events_of_round(self._site, number)
-        return self._by_kind[kind]
-
-
 def answer_of(line: Mapping[str, Any], covers: Sequence[str]) -> Mapping[str, Any]:
     """What the history says of an account in a round; of several sites, trained if any was."""
     answers = [line["sites"][site] for site in covers if site in line["sites"]]
@@ -43,7 +28,6 @@ def against_history(
         return []  # said already, and nothing to compare with
     problems: list[Problem] = []
     recounted = {row.round: row for row in account.rows}
-    planned = PlannedRounds(plan, account.name)
     once = Tally()
     latest = 0.0
     for index, line in enumerate(source.history, start=1):
@@ -52,7 +36,7 @@ def against_history(
             continue
         late = [line.get("late", {}).get(site) for site in account.covers]
         for one in (row if row.status == "trained" else None, *map(recounted.get, late)):
-            once.add(_one_try(one, planned) if one else ())
+            once.add(_one_try(one, plan, account.name) if one else ())
         for site in account.covers:
             answer = line["sites"].get(site)
             if answer is None:
@@ -77,7 +61,7 @@ def against_history(
             else:
                 message = f"epsilon {stated:.6g} is stated, recomputed is {row.epsilon:.6g}"
                 problems.append(Problem("epsilon-differs", place, message))
-            problems += _stated(answer, row, plan, planned, place)
+            problems += _stated(answer, row, plan, account.name, place)
     return problems
 
 
@@ -87,13 +71,13 @@ def _known(account: Account, number: int, latest: float, stated: float) -> float
     return next((e for e in epsilons if e >= latest and abs(stated - e) <= TOLERANCE), None)
 
 
-def _one_try(row: Row, planned: PlannedRounds) -> tuple[Event, ...]:
+def _one_try(row: Row, plan: Plan, name: str) -> tuple[Event, ...]:
     """What a round costs where it is paid for once."""
-    return row.events[: len(planned.events(row.round))]
+    return row.events[: len(plan.events_of_round(name, row.round))]
 
 
 def _stated(
-    answer: Mapping[str, Any], row: Row, plan: Plan, planned: PlannedRounds, place: str
+    answer: Mapping[str, Any], row: Row, plan: Plan, name: str, place: str
 ) -> list[Problem]:
     """The other figures of a trained site's line: cost of the round, delta, and the mechanism."""
     if row.status != "trained" or not row.events:
@@ -104,7 +88,7 @@ def _stated(
         abs(marginal - row.epsilon_round) > TOLERANCE
         and not 0 <= marginal <= spent(row.events, plan.required_delta) + TOLERANCE
     ):
-        alone = spent(_one_try(row, planned), plan.required_delta)
+        alone = spent(_one_try(row, plan, name), plan.required_delta)
         message = f"epsilon_round {marginal} is stated, the round by itself costs {alone:.6g}"
         problems.append(Problem("epsilon-differs", place, message))
     if answer.get("delta") is not None and answer["delta"] != plan.required_delta:

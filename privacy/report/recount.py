@@ -15,7 +15,6 @@ from privacy.accounting.segments import AccountingError
 from privacy.contract.plan import Plan, PlanError
 from privacy.report.accounts import TOLERANCE, Account, Row, Tally
 from privacy.report.consistency import (
-    PlannedRounds,
     against_history,
     answer_of,
     federation,
@@ -131,14 +130,14 @@ def _from_book(
     by_round: dict[int, list[Event]] = {}
     for entry in mine:
         by_round.setdefault(entry.round, []).append(entry.event)
-    rounds = PlannedRounds(plan, name)
     so_far, before = Tally(), 0.0
     for number in sorted({*answers, *by_round}):
         paid = tuple(by_round.get(number, ()))
         alone = "spent" if source.kind == SITE else "unfinished"
         status = answers.get(number, {"status": alone, "reason": None})
         if status["status"] == "trained" and paid:
-            problems += _weaker(paid, rounds.events(number), f"{where} round {number}")
+            planned = plan.events_of_round(name, number)
+            problems += _weaker(paid, planned, f"{where} round {number}")
         so_far.add(paid)
         rows.append(_row(number, status, before, paid, so_far, plan.required_delta))
         before = rows[-1].epsilon
@@ -152,7 +151,6 @@ def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) 
     heads = [h for h in source.heads.get(site, ()) if h.get("run") == source.run_id]
     rows: list[Row] = []
     by_round = {head.get("round"): head for head in heads}
-    rounds = PlannedRounds(plan, site)
     so_far, before = Tally(), 0.0
     reached = -1
     for line in source.history:
@@ -166,10 +164,10 @@ def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) 
             if head is None:
                 message = f"round {number} was trained, but no head was counter-signed for it"
                 problems.append(Problem("entry-missing", where, message))
-                paid = _planned(rounds, number, place, problems)
+                paid = _planned(plan, site, number, place, problems)
             else:
                 paid = _added_by(head, so_far, place, problems)
-                planned = _planned(rounds, number, place, problems)
+                planned = _planned(plan, site, number, place, problems)
                 problems += _weaker(paid, planned, place)
                 grown = head["n"] - (reached if reached >= 0 else head["n"] - len(head["leaves"]))
                 if grown < sum(event.count for event in paid):
@@ -184,10 +182,10 @@ def _from_heads(source: Source, plan: Plan, site: str, problems: list[Problem]) 
 
 
 def _planned(
-    rounds: PlannedRounds, number: int, where: str, problems: list[Problem]
+    plan: Plan, site: str, number: int, where: str, problems: list[Problem]
 ) -> tuple[Event, ...]:
     try:
-        return rounds.events(number)
+        return plan.events_of_round(site, number)
     except (PlanError, AccountingError) as error:
         problems.append(Problem("event-unknown", where, str(error)))
         return ()

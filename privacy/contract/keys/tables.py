@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from annotated_types import Interval, Len, Predicate
 
@@ -85,6 +85,10 @@ class SitePlan:
 
     def __post_init__(self) -> None:
         check(self, PlanError, "site.")
+
+
+NO_OVERRIDES: Final = SitePlan()
+"""Of a site that the plan does not name."""
 
 
 @dataclass(frozen=True, slots=True)
