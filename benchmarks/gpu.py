@@ -303,21 +303,13 @@ def vector_part(bench: Bench) -> dict[str, Any]:
 
 def audit_part(bench: Bench) -> dict[str, Any]:
     """The audit's checks of the trainer on this device, as long as there is time."""
-    from client.audit import conformance
     from client.audit.audit import settings_of
+    from client.audit.conformance import TRAINER_CHECKS
     from client.audit.setting_checks import SETTING_CHECKS
 
     device, drawn, facts = str(bench.on), settings_of(0)[:4], {}
     checks = [
-        conformance.noise_without_records,
-        conformance.noise_beside_records,
-        conformance.noise_of_many_steps,
-        conformance.noise_is_normal,
-        conformance.noise_is_fresh,
-        conformance.a_record_is_bounded,
-        conformance.sums_are_exact,
-        conformance.samples_are_poisson,
-        conformance.steps_are_counted,
+        *TRAINER_CHECKS,
         *(lambda device, check=check: check(drawn, device) for check in SETTING_CHECKS),
     ]
     for check in checks[:2] if bench.tiny else checks:

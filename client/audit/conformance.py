@@ -57,21 +57,8 @@ def conform(device: str, drawn: Sequence[Drawn]) -> Iterator[Check]:
     from client.audit.reply_checks import REPLY_CHECKS  # with Flower
     from client.audit.secure.checks import SECURE_CHECKS
 
-    plain = (
-        noise_without_records,
-        noise_beside_records,
-        noise_of_many_steps,
-        noise_is_normal,
-        noise_is_fresh,
-        processes_differ,
-        a_record_is_bounded,
-        sums_are_exact,
-        samples_are_poisson,
-        draws_are_independent,
-        steps_are_counted,
-    )
     every: list[tuple[Callable[..., Check], Callable[[], Check]]]
-    groups = (*plain, *PEOPLE_CHECKS, *REPLY_CHECKS, *SECURE_CHECKS)
+    groups = (*STEP_CHECKS, *PEOPLE_CHECKS, *REPLY_CHECKS, *SECURE_CHECKS)
     every = [(check, partial(check, device)) for check in groups]
     every += [(check, check) for check in STATISTICS_CHECKS]
     every += [(check, partial(check, drawn, device)) for check in SETTING_CHECKS]
@@ -305,6 +292,26 @@ def steps_are_counted(device: str) -> Check:
 
 
 Samples = tuple[NDArray[np.bool_], int]
+
+
+STEP_CHECKS: Final[tuple[Callable[[str], Check], ...]] = (
+    noise_without_records,
+    noise_beside_records,
+    noise_of_many_steps,
+    noise_is_normal,
+    noise_is_fresh,
+    processes_differ,
+    a_record_is_bounded,
+    sums_are_exact,
+    samples_are_poisson,
+    draws_are_independent,
+    steps_are_counted,
+)
+"""Each takes the device."""
+TRAINER_CHECKS: Final = tuple(
+    check for check in STEP_CHECKS if check not in (processes_differ, draws_are_independent)
+)
+"""Those of the trainer on a device; the two others are of the host's draws."""
 
 
 def _drawn(rate: float, device: str, count: int = 1000, repeats: int = 8) -> Samples:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.audit import conformance
 from client.audit.audit import settings_of
+from client.audit.conformance import TRAINER_CHECKS
 from client.audit.setting_checks import SETTING_CHECKS
 from client.dpsgd import training
 from client.inference.predictor import predictor
@@ -146,21 +146,7 @@ def test_predictions_are_the_cpus(name: str) -> None:
     assert _apart(expected, there) < (1e-3 if name == "images" else 1e-5)
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
-        conformance.noise_without_records,
-        conformance.noise_beside_records,
-        conformance.noise_of_many_steps,
-        conformance.noise_is_normal,
-        conformance.noise_is_fresh,
-        conformance.a_record_is_bounded,
-        conformance.sums_are_exact,
-        conformance.samples_are_poisson,
-        conformance.steps_are_counted,
-    ],
-    ids=lambda check: check.__name__,
-)
+@pytest.mark.parametrize("check", TRAINER_CHECKS, ids=lambda check: check.__name__)
 def test_the_trainer_passes_its_audit(check: Any) -> None:
     done = check(GPU)
     assert done.passed, done.detail
