@@ -27,11 +27,11 @@ prepare()
 import torch
 import turns
 import workload
-from contenders.product import register
+from contenders.product import plan_of, register
 from table import quartiles, save, show, versions
 from torch.nn import functional
 
-from privacy.contract.plan import Plan, Simulation
+from privacy.contract.plan import Simulation
 from simulations.run import simulate
 
 
@@ -58,18 +58,9 @@ def main() -> None:
 
 def measure(name: str, rounds: int, *, profile: bool) -> tuple[list[float], list[float]]:
     """CPU seconds of each round, and of the plain steps after it; the first two are left out."""
-    plan = Plan(
-        task=register(f"cohort-{name}", partial(workload.model, name), workload.data),
-        rounds=rounds + 2,
-        rate=turns.RATE,
-        rows=turns.ROWS,
-        lr=turns.LR,
-        sites=turns.CLIENTS,
-        cohort=turns.COHORT,
-        steps=turns.STEPS,
-        clip=turns.CLIP,
-        sigma=turns.SIGMA,
-        delta=turns.DELTA,
+    plan = plan_of(
+        register(f"cohort-{name}", partial(workload.model, name), workload.data),
+        rounds + 2,
         simulation=Simulation("serial"),
     )
     epoch, ours, theirs = plain(name), list[float](), list[float]()

@@ -9,7 +9,8 @@ ledgers and writes no checkpoints; epsilon is not accounted here at all.
 import sys
 
 import torch
-from turns import CLIENTS, CLIP, COHORT, DELTA, LR, RATE, ROWS, SIGMA, STEPS, Turns
+from product import plan_of
+from turns import CLIENTS, COHORT, LR, RATE, SIGMA, STEPS, Turns
 from workload import accuracy, data, model
 
 
@@ -32,22 +33,10 @@ def main() -> None:
     from client.tasks.losses import cross_entropy
     from client.tasks.rows import Rows
     from privacy.accounting.events import Event
-    from privacy.contract.plan import Plan
 
     torch.set_num_threads(1)
     training, tested = data("train"), data("test")
-    plan = Plan(
-        "clothes",
-        sites=CLIENTS,
-        rounds=rounds,
-        rate=RATE,
-        rows=ROWS,
-        lr=LR,
-        steps=STEPS,
-        clip=CLIP,
-        sigma=SIGMA,
-        delta=DELTA,
-    )
+    plan = plan_of("clothes", rounds)
     event = Event("record", SIGMA, RATE, STEPS)
 
     class Loss:  # all that `train` asks of a task

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import turns
 from torch import nn
 from workload import Data
 
@@ -14,6 +15,7 @@ from client.tasks.losses import classification_metrics, cross_entropy, probabili
 from client.tasks.registry import provided
 from client.tasks.rows import Rows
 from client.tasks.task import Task
+from privacy.contract.plan import Plan
 
 _KNOWN = ExitStack()  # for as long as the process lasts
 
@@ -48,3 +50,21 @@ def register(
     )
     _KNOWN.enter_context(provided(task))
     return name
+
+
+def plan_of(task: str, rounds: int, **more: Any) -> Plan:
+    """What every contender is told, as a plan of a task."""
+    return Plan(
+        task=task,
+        rounds=rounds,
+        rate=turns.RATE,
+        rows=turns.ROWS,
+        lr=turns.LR,
+        sites=turns.CLIENTS,
+        cohort=turns.COHORT,
+        steps=turns.STEPS,
+        clip=turns.CLIP,
+        sigma=turns.SIGMA,
+        delta=turns.DELTA,
+        **more,
+    )

@@ -15,9 +15,9 @@ with loading():  # as the command does
     import torch
     import turns
     import workload as w
-    from product import register
+    from product import plan_of, register
 
-    from privacy.contract.plan import Plan, Simulation
+    from privacy.contract.plan import Simulation
     from simulations.run import simulate
 
 for known in w.MODELS:  # here, so that a process that imports this file anew knows them too
@@ -29,20 +29,7 @@ def main() -> None:
     name, engine, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
     talk = turns.Turns()
     torch.set_num_threads(1)
-    plan = Plan(
-        task=f"peers-{name}",
-        rounds=rounds,
-        rate=turns.RATE,
-        rows=turns.ROWS,
-        lr=turns.LR,
-        sites=turns.CLIENTS,
-        cohort=turns.COHORT,
-        steps=turns.STEPS,
-        clip=turns.CLIP,
-        sigma=turns.SIGMA,
-        delta=turns.DELTA,
-        simulation=Simulation(engine, workers=2),
-    )
+    plan = plan_of(f"peers-{name}", rounds, simulation=Simulation(engine, workers=2))
     with tempfile.TemporaryDirectory() as folder:
         simulate(
             plan,
